@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * What the kernel side and user space share: sizes, numbers and structs. dnsprobe/kernel/abi.py mirrors this file and a
+ * test compares the two. Integers are in host byte order and times in nanoseconds unless a field says otherwise.
+ */
+#ifndef DNSPROBE_ABI_H
+#define DNSPROBE_ABI_H
+
+/* RFC 1035, section 2.3.4: a name has at most 255 octets, so at most 127 labels and the root. */
+#define NAME_SIZE 256
+#define COMM_SIZE 16
+/* The asker and 39 ancestors. Deeper chains are cut off and say so. */
+#define CHAIN_SIZE 40
+
+/* What a name comes to, instead of a rule's id. */
+#define NO_RULE 0U
+#define CANARY 0xfffffffeU
+#define DECIDE 0xffffffffU
+/* Ids of rules are below this: each has a slot in the overflow array. */
+#define RULE_IDS 65536
+
+enum transport {
+	TRANSPORT_UDP = 0,
+};
+
+enum kind {
+	KIND_QUERY = 0,
+	KIND_UNDECIDED = 1, /* user space has to decide by the whole name whether a rule asks for it */
+	KIND_CANARY = 2,
+};
+
+/* Slots of the statistics array: so many times each, since the programs were loaded. */
+enum statistic {
+	STAT_EVENTS = 0, /* events handed to user space */
+	STAT_LOST_RING_FULL,
+	STAT_UNATTRIBUTED_COUNTERS_FULL,
+	STAT_UNATTRIBUTED_PROCESSES_FULL,
+	STAT_UNDECIDED_NAMES_FULL, /* queries that may be wanted, not counted: no room to remember their name */
+	STAT_UNPARSED_MALFORMED,
+	STAT_UNPARSED_NONLINEAR, /* the question lies beyond the linear part of the packet */
+	STAT_UNPARSED_SEGMENTED, /* one send carries several datagrams (UDP_SEGMENT); only the first is read */
+	STAT_COUNTERS_ADDED,	 /* entries made in the counter maps */
+	STAT_NAMES_ADDED,
+	STATISTICS,
+};
+
+struct settings {
+	u64 repeat_ns;	 /* how long a query like an earlier one causes no event; 0: each causes one */
+	u64 name_key[2]; /* SipHash key, random at each start */
+	u32 generation;	 /* of the rules, one more at each change */
+	u32 pad;
+};
+
+/* What the longest matching suffix says of a name: rule id, NO_RULE, CANARY or DECIDE. */
+struct outcome {
+	u32 at;	   /* the name is the suffix */
+	u32 below; /* the name is below it */
+	u8 length; /* of the suffix in wire format, root included */
+	u8 labels; /* of the suffix, root excluded */
+	u8 pad[2];
+};
+
+struct process_key {
+	u64 start_ns; /* since boot: task_struct.start_boottime of the group leader */
+	u32 tgid;
+	u32 pad;
+};
+
+struct count_key {
+	u64 start_ns;
+	u32 tgid;
+	u32 rule;
+	u16 qtype;
+	u8 transport;
+	u8 pad[5];
+};
+
+/* A count whose rule is open: see KIND_UNDECIDED. */
+struct pending_key {
+	u64 start_ns;
+	u64 name_hash;
+	u32 tgid;
+	u32 generation;
+	u16 qtype;
+	u8 transport;
+	u8 pad[5];
+};
+
+struct seen_key {
+	u64 start_ns;
+	u64 name_hash;
+	u32 tgid;
+	u16 qtype;
+	u8 transport;
+	u8 pad;
+};
+
+struct seen {
+	u64 last_ns;
+	u64 repeats;
+};
+
+struct name {
+	u32 verdict; /* rule id, NO_RULE or DECIDE */
+	u32 generation;
+	u32 length;		/* in wire format, root included */
+	u8 reversed[NAME_SIZE]; /* lower case, last octet first */
+	u32 pad;
+};
+
+struct process {
+	u64 start_ns;
+	u32 tgid;
+	u32 pad;
+	u8 comm[COMM_SIZE]; /* cut at the first NUL: older kernels leave bytes behind it */
+};
+
+struct chain {
+	u32 depth;
+	u32 cut; /* 1: the chain goes on beyond what is here */
+	struct process process[CHAIN_SIZE];
+};
+
+struct event {
+	u64 time_ns; /* CLOCK_MONOTONIC */
+	u64 name_hash;
+	u64 repeats; /* queries like it without an event since the last one */
+	u32 rule;
+	u32 generation;
+	u32 uid;
+	u32 gid;
+	u16 qtype;
+	u16 port;
+	u8 kind;
+	u8 transport;
+	u8 family;     /* 4 or 6 */
+	u8 length;     /* of the name in wire format, root included */
+	u8 server[16]; /* network byte order; IPv4 in the first four */
+	u8 reversed[NAME_SIZE];
+	struct chain chain; /* only the first chain.depth processes are handed over */
+};
+
+#endif

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * Who asks, and whose child that is, read at the moment of the send: a process that is gone a millisecond later still
+ * has its whole tree.
+ */
+#ifndef DNSPROBE_ANCESTRY_H
+#define DNSPROBE_ANCESTRY_H
+
+#include "maps.h"
+
+/* The thread group is the process: dig sends from a thread called isc-net-0000. */
+static __always_inline u64 current_process(struct process_key *key)
+{
+	u64 leader = read_u64(bpf_get_current_task() + TASK_GROUP_LEADER);
+
+	key->start_ns = read_u64(leader + TASK_START_BOOTTIME);
+	key->tgid = bpf_get_current_pid_tgid() >> 32;
+	key->pad = 0;
+	return leader;
+}
+
+static __always_inline void walk_ancestry(struct chain *chain, u64 leader)
+{
+	u32 depth = 0;
+
+	chain->cut = 1;
+	for (u32 i = 0; i < CHAIN_SIZE; i++) {
+		struct process *process = &chain->process[i];
+
+		process->tgid = read_u32(leader + TASK_TGID);
+		process->pad = 0;
+		process->start_ns = read_u64(leader + TASK_START_BOOTTIME);
+		bpf_probe_read_kernel(process->comm, COMM_SIZE, (void *)(leader + TASK_COMM));
+		depth = i + 1;
+
+		u64 parent = read_u64(read_u64(leader + TASK_REAL_PARENT) + TASK_GROUP_LEADER);
+
+		/* Pid 1 and kthreadd are children of the idle task, which has pid 0 and is its own parent. */
+		if (process->tgid <= 1 || !parent || !read_u32(parent + TASK_TGID)) {
+			chain->cut = 0;
+			break;
+		}
+		leader = parent;
+	}
+	chain->depth = depth;
+}
+
+#endif

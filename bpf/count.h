@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * Exact counters. An entry of a live process is never deleted, so an increment through a pointer to it cannot be lost.
+ */
+#ifndef DNSPROBE_COUNT_H
+#define DNSPROBE_COUNT_H
+
+#include "ancestry.h"
+#include "match.h"
+
+/* Counts one under `key`; false where the map has no room for a new key. */
+static __always_inline bool count_one(void *map, const void *key, bool *added)
+{
+	u64 one = 1;
+	u64 *count = bpf_map_lookup_elem(map, (void *)key);
+
+	*added = false;
+	if (!count) {
+		if (bpf_map_update_elem(map, (void *)key, &one, BPF_NOEXIST) == 0) {
+			count_statistic(STAT_COUNTERS_ADDED);
+			*added = true;
+			return true;
+		}
+		/* Another CPU was first, or the map is full. */
+		count = bpf_map_lookup_elem(map, (void *)key);
+		if (!count)
+			return false;
+	}
+	__sync_fetch_and_add(count, 1);
+	return true;
+}
+
+/* Keeps the tree of a process that counts for the first time: its events may get lost, its counts must not lose the
+ * tree. */
+static __always_inline void keep_process(struct scratch *s, const struct process_key *key, u64 leader, bool *walked)
+{
+	if (bpf_map_lookup_elem(MAP(PROCESSES), (void *)key))
+		return;
+	walk_ancestry(&s->event.chain, leader);
+	*walked = true;
+	if (bpf_map_update_elem(MAP(PROCESSES), (void *)key, &s->event.chain, BPF_ANY))
+		count_statistic(STAT_UNATTRIBUTED_PROCESSES_FULL);
+}
+
+static __always_inline void count_query(struct scratch *s, const struct question *question, u32 rule, u8 transport,
+					const struct process_key *process, u64 leader, bool *walked)
+{
+	struct count_key key = {
+		.start_ns = process->start_ns,
+		.tgid = process->tgid,
+		.rule = rule,
+		.qtype = question->qtype,
+		.transport = transport,
+	};
+	bool added;
+
+	if (!count_one(MAP(COUNTS), &key, &added)) {
+		u64 *overflow = bpf_map_lookup_elem(MAP(OVERFLOW), &rule);
+
+		count_statistic(STAT_UNATTRIBUTED_COUNTERS_FULL);
+		if (overflow)
+			__sync_fetch_and_add(overflow, 1);
+		return;
+	}
+	if (added)
+		keep_process(s, process, leader, walked);
+}
+
+/* Counts a query whose rule is open, and remembers its name; false where that is not possible. */
+static __always_inline bool count_pending(struct scratch *s, const struct question *question, u32 generation,
+					  bool known, u8 transport, const struct process_key *process, u64 leader,
+					  bool *walked)
+{
+	struct pending_key key = {
+		.start_ns = process->start_ns,
+		.name_hash = question->hash,
+		.tgid = process->tgid,
+		.generation = generation,
+		.qtype = question->qtype,
+		.transport = transport,
+	};
+	u64 hash = question->hash;
+	bool added;
+
+	if (!known) {
+		s->name.verdict = DECIDE;
+		s->name.generation = generation;
+		s->name.length = question->length;
+		__builtin_memcpy(s->name.reversed, s->key.reversed, NAME_SIZE);
+		/* That another CPU was first is as good. */
+		bpf_map_update_elem(MAP(NAMES), &hash, &s->name, BPF_NOEXIST);
+		if (!bpf_map_lookup_elem(MAP(NAMES), &hash))
+			return false;
+		count_statistic(STAT_NAMES_ADDED);
+	}
+	if (!count_one(MAP(PENDING), &key, &added))
+		return false;
+	if (added)
+		keep_process(s, process, leader, walked);
+	return true;
+}
+
+#endif

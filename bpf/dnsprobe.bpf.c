@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * The hooks. Which of them is compiled is said by HOOK_*; each leads into handle_packet().
+ */
+#include "submit.h"
+
+#ifdef HOOK_IP_SEND_SKB
+/* net/ipv4/ip_output.c: int ip_send_skb(struct net *net, struct sk_buff *skb) */
+int ip_send_skb_entry(struct pt_regs *ctx)
+{
+	return handle_packet(PT_REGS_PARM2(ctx), PORT_IN_HEADER, TRANSPORT_UDP, HOOK_FUNCTION);
+}
+
+/* net/ipv6/ip6_output.c: int ip6_send_skb(struct sk_buff *skb) */
+int ip6_send_skb_entry(struct pt_regs *ctx)
+{
+	return handle_packet(PT_REGS_PARM1(ctx), PORT_IN_HEADER, TRANSPORT_UDP, HOOK_FUNCTION);
+}
+#endif
+
+#ifdef HOOK_UDP_SEND_SKB
+/* Where a clone's port is: PORT_ARGUMENT is the register that holds the flow (struct flowi4 or flowi6) or the port
+ * itself. */
+static __always_inline u16 port_from(u64 argument, u32 flow_offset)
+{
+	u16 port = argument;
+
+	if (PORT_IN_FLOW && bpf_probe_read_kernel(&port, sizeof(port), (void *)(argument + flow_offset)))
+		return 0;
+	return __builtin_bswap16(port);
+}
+
+/* net/ipv4/udp.c: static int udp_send_skb(struct sk_buff *skb, struct flowi4 *fl4, struct inet_cork *cork) */
+int udp_send_skb_entry(struct pt_regs *ctx)
+{
+	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI4_DPORT);
+
+	return port ? handle_packet(PT_REGS_PARM1(ctx), port, TRANSPORT_UDP, HOOK_FUNCTION) : 0;
+}
+
+/* net/ipv6/udp.c: static int udp_v6_send_skb(struct sk_buff *skb, struct flowi6 *fl6, struct inet_cork *cork) */
+int udp_v6_send_skb_entry(struct pt_regs *ctx)
+{
+	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI6_DPORT);
+
+	return port ? handle_packet(PT_REGS_PARM1(ctx), port, TRANSPORT_UDP, HOOK_FUNCTION) : 0;
+}
+#endif
+
+#ifdef HOOK_NET_DEV_QUEUE
+/* include/trace/events/net.h: net_dev_queue(struct sk_buff *skb) */
+int net_dev_queue_entry(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_packet(ctx->args[0], PORT_IN_HEADER, TRANSPORT_UDP, HOOK_DEVICE);
+}
+#endif
+
+/* BCC makes the license section of it. */
+#define BPF_LICENSE Dual MIT / GPL

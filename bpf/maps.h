@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * The maps and what is read from the kernel's memory. User space makes the maps and gives their descriptors as MAP_*,
+ * so that they outlive a program and can be sized by configuration.
+ */
+#ifndef DNSPROBE_MAPS_H
+#define DNSPROBE_MAPS_H
+
+#include <linux/types.h>
+
+#include "abi.h"
+
+#define EEXIST 17
+
+#define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_##name))
+
+/* A label can hold any octet, so what stands in front of a name must be readable too: reversing goes by eight octets.
+ */
+#define PACKET_FRONT 16
+#define PACKET_SIZE 512
+
+struct lpm_key {
+	u32 bits;
+	u8 reversed[NAME_SIZE + 8];
+};
+
+/* Work space of one run: more than a BPF stack holds. One a CPU and kind of hook, since one kind can interrupt another.
+ */
+struct scratch {
+	u8 packet[PACKET_FRONT + PACKET_SIZE];
+	u8 label_offset[128];
+	struct lpm_key key;
+	u32 pad;
+	struct name name;
+	struct event event;
+	u64 last_skb;
+	u64 last_sock;
+	u64 last_device;
+	u64 last_ports_id;
+	u64 last_server[2];
+};
+
+static __always_inline struct scratch *scratch(u32 hook_kind)
+{
+	return bpf_map_lookup_elem(MAP(SCRATCH), &hook_kind);
+}
+
+static __always_inline struct settings *settings(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(MAP(SETTINGS), &zero);
+}
+
+static __always_inline void count_statistic(u32 which)
+{
+	u64 *value = bpf_map_lookup_elem(MAP(STATISTICS), &which);
+
+	if (value)
+		*value += 1;
+}
+
+#define READ(destination, address) bpf_probe_read_kernel(&(destination), sizeof(destination), (void *)(address))
+
+static __always_inline u64 read_u64(u64 address)
+{
+	u64 value = 0;
+
+	READ(value, address);
+	return value;
+}
+
+static __always_inline u32 read_u32(u64 address)
+{
+	u32 value = 0;
+
+	READ(value, address);
+	return value;
+}
+
+#endif

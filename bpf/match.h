@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * Which rule asks for a name.
+ */
+#ifndef DNSPROBE_MATCH_H
+#define DNSPROBE_MATCH_H
+
+#include "query.h"
+
+/* Returns a rule's id, NO_RULE, CANARY or DECIDE. */
+static __always_inline u32 match_name(const struct question *question, const struct scratch *s)
+{
+	u32 zero = 0;
+	void *rules = bpf_map_lookup_elem(MAP(RULES), &zero);
+	const struct outcome *outcome;
+
+	if (!rules)
+		return NO_RULE;
+	outcome = bpf_map_lookup_elem(rules, (void *)&s->key);
+	if (!outcome)
+		return NO_RULE;
+	if (outcome->length == question->length)
+		return outcome->at;
+
+	/*
+	 * An octet inside a label can have the value of a length octet: the label "\007example\003com" ends like the
+	 * name example.com. Where the suffix does not begin at a label, user space decides by the whole name.
+	 */
+	u64 index = question->labels - outcome->labels;
+
+	KEEP_BELOW_128(index);
+	if (outcome->labels && s->label_offset[index] != question->length - outcome->length)
+		return DECIDE;
+	return outcome->below;
+}
+
+#endif

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * The question of a DNS message: RFC 1035, sections 4.1.2 and 3.1.
+ */
+#ifndef DNSPROBE_QUERY_H
+#define DNSPROBE_QUERY_H
+
+#include "packet.h"
+
+struct question {
+	u64 hash;
+	u32 length; /* of the name in wire format, root included */
+	u32 labels; /* root excluded */
+	u16 qtype;
+};
+
+/* Without this the compiler proves the mask needless and drops it, and the verifier cannot follow the proof. */
+#define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
+#define KEEP_BELOW_128(value) asm volatile("%0 &= 127" : "+r"(value))
+
+/* RFC 4343, section 3: only A to Z have a case. Eight octets at once: bit 7 of each lane of `upper` says that it is
+ * one. */
+static __always_inline u64 lower_case(u64 octets)
+{
+	const u64 ones = 0x0101010101010101ULL;
+	u64 low = octets & (0x7f * ones);
+	u64 from_a = low + (0x80 - 'A') * ones;
+	u64 above_z = low + (0x80 - 'Z' - 1) * ones;
+	u64 upper = (from_a ^ above_z) & ~octets & (0x80 * ones);
+
+	return octets | (upper >> 2);
+}
+
+#define ROTATE(value, by) (((value) << (by)) | ((value) >> (64 - (by))))
+
+struct sip {
+	u64 v0, v1, v2, v3;
+};
+
+static __always_inline void sip_round(struct sip *s)
+{
+	s->v0 += s->v1;
+	s->v1 = ROTATE(s->v1, 13) ^ s->v0;
+	s->v0 = ROTATE(s->v0, 32);
+	s->v2 += s->v3;
+	s->v3 = ROTATE(s->v3, 16) ^ s->v2;
+	s->v0 += s->v3;
+	s->v3 = ROTATE(s->v3, 21) ^ s->v0;
+	s->v2 += s->v1;
+	s->v1 = ROTATE(s->v1, 17) ^ s->v2;
+	s->v2 = ROTATE(s->v2, 32);
+}
+
+/* Copies the message and walks its labels; false, and counted, if it has no whole question. */
+static __always_inline bool read_question(struct question *question, struct scratch *s, const struct packet *packet)
+{
+	u32 size = packet->length;
+	u32 end = 0;
+	u64 at = DNS_HEADER;
+
+	if (size > DNS_HEADER + QUESTION_SIZE)
+		size = DNS_HEADER + QUESTION_SIZE;
+	if (size < SHORTEST_QUERY)
+		goto unparsed;
+	KEEP_BELOW_512(size);
+	if (bpf_probe_read_kernel(s->packet + PACKET_FRONT, size, (void *)packet->payload))
+		goto unparsed;
+
+	for (u32 i = 0; i < 128; i++) {
+		KEEP_BELOW_512(at);
+		u8 length = s->packet[PACKET_FRONT + at];
+
+		if (length == 0) {
+			question->labels = i;
+			end = at + 1;
+			break;
+		}
+		/* Above 63 are compression pointers (section 4.1.4); a question has nothing to point back to. */
+		if (length > 63)
+			break;
+		s->label_offset[i] = at - DNS_HEADER;
+		at += length + 1;
+		if (at > DNS_HEADER + 254)
+			break;
+	}
+	if (end == 0 || end + 4 > size)
+		goto unparsed;
+
+	u64 type_at = end;
+
+	KEEP_BELOW_512(type_at);
+	question->length = end - DNS_HEADER;
+	question->qtype = (s->packet[PACKET_FRONT + type_at] << 8) | s->packet[PACKET_FRONT + type_at + 1];
+
+	/* A second message behind the first one is at least as long as the shortest. */
+	if (packet->length - end >= 4 + SHORTEST_QUERY) {
+		u32 shared_info = 0;
+		u16 segment = 0;
+
+		/* skb_shinfo(): at skb->end, an offset from skb->head on 64-bit kernels. */
+		READ(shared_info, packet->skb + SKB_END);
+		READ(segment, packet->buffer + shared_info + SHINFO_GSO_SIZE);
+		if (segment && segment < packet->length + packet->beyond)
+			count_statistic(STAT_UNPARSED_SEGMENTED);
+	}
+	return true;
+
+unparsed:
+	count_statistic(packet->beyond ? STAT_UNPARSED_NONLINEAR : STAT_UNPARSED_MALFORMED);
+	return false;
+}
+
+/*
+ * The name backwards and in lower case as the key of the prefix trie, and its hash. The octets that say how long a
+ * label is stay where they are, now behind their label: they are the boundaries.
+ *
+ * SipHash-1-3: names come from strangers, who must not be able to make two that look alike to us.
+ */
+static __always_inline void reverse_name(struct question *question, struct scratch *s, const struct settings *settings)
+{
+	u32 length = question->length;
+	struct sip sip = {
+		.v0 = settings->name_key[0] ^ 0x736f6d6570736575ULL,
+		.v1 = settings->name_key[1] ^ 0x646f72616e646f6dULL,
+		.v2 = settings->name_key[0] ^ 0x6c7967656e657261ULL,
+		.v3 = settings->name_key[1] ^ 0x7465646279746573ULL,
+	};
+
+	for (u32 i = 0; i < NAME_SIZE / 8; i++) {
+		u32 done = i * 8;
+
+		if (done >= length)
+			break;
+
+		u64 from = PACKET_FRONT + DNS_HEADER + length - done - 8;
+
+		KEEP_BELOW_512(from);
+		u64 octets = lower_case(__builtin_bswap64(*(u64 *)&s->packet[from]));
+
+		/* What stands before the name is not part of it. */
+		if (length - done < 8) {
+			u64 keep = (length - done) * 8;
+
+			octets &= (1ULL << keep) - 1;
+		}
+		*(u64 *)&s->key.reversed[done] = octets;
+		sip.v3 ^= octets;
+		sip_round(&sip);
+		sip.v0 ^= octets;
+	}
+	s->key.bits = length * 8;
+	sip.v3 ^= (u64)length << 56;
+	sip_round(&sip);
+	sip.v0 ^= (u64)length << 56;
+	sip.v2 ^= 0xff;
+	sip_round(&sip);
+	sip_round(&sip);
+	sip_round(&sip);
+	question->hash = sip.v0 ^ sip.v1 ^ sip.v2 ^ sip.v3;
+}
+
+#endif

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * What user space is told: only what is new.
+ */
+#ifndef DNSPROBE_SUBMIT_H
+#define DNSPROBE_SUBMIT_H
+
+#include "count.h"
+#include "device.h"
+
+/* A hook that both families pass may serve one of them alone. */
+#ifndef SERVED_FAMILY
+#define SERVED_FAMILY(family) true
+#endif
+
+static __always_inline bool submit_event(void *ring, struct scratch *s, const struct packet *packet,
+					 const struct question *question, u64 leader, bool walked)
+{
+	struct event *event = &s->event;
+	u64 uid_gid = bpf_get_current_uid_gid();
+
+	event->name_hash = question->hash;
+	event->uid = uid_gid;
+	event->gid = uid_gid >> 32;
+	event->qtype = question->qtype;
+	event->port = packet->port;
+	event->family = packet->family;
+	event->length = question->length;
+	__builtin_memcpy(event->server, packet->server, sizeof(event->server));
+	__builtin_memcpy(event->reversed, s->key.reversed, NAME_SIZE);
+	if (!walked)
+		walk_ancestry(&event->chain, leader);
+
+	u32 depth = event->chain.depth;
+
+	if (depth > CHAIN_SIZE)
+		return false;
+	return bpf_ringbuf_output(ring, event,
+				  __builtin_offsetof(struct event, chain.process) + depth * sizeof(struct process),
+				  0) == 0;
+}
+
+/* Submits the event unless one like it was submitted less than settings->repeat_ns ago. */
+static __always_inline void submit_new(struct scratch *s, const struct packet *packet, const struct question *question,
+				       const struct settings *settings, const struct process_key *process, u64 leader,
+				       bool walked)
+{
+	u64 now = bpf_ktime_get_ns();
+	struct seen_key key = {
+		.start_ns = process->start_ns,
+		.name_hash = question->hash,
+		.tgid = process->tgid,
+		.qtype = question->qtype,
+		.transport = s->event.transport,
+	};
+	struct seen first = { .last_ns = now };
+	struct seen *seen = NULL;
+
+	s->event.repeats = 0;
+	if (settings->repeat_ns) {
+		seen = bpf_map_lookup_elem(MAP(SEEN), &key);
+		if (seen) {
+			if (now - seen->last_ns < settings->repeat_ns) {
+				__sync_fetch_and_add(&seen->repeats, 1);
+				return;
+			}
+			s->event.repeats = seen->repeats;
+		} else if (bpf_map_update_elem(MAP(SEEN), &key, &first, BPF_NOEXIST) == -EEXIST) {
+			return; /* another thread of the process was first, a moment ago */
+		}
+	}
+	s->event.time_ns = now;
+	if (submit_event(MAP(EVENTS), s, packet, question, leader, walked)) {
+		count_statistic(STAT_EVENTS);
+		if (seen) {
+			seen->repeats = 0;
+			seen->last_ns = now;
+		}
+		return;
+	}
+	count_statistic(STAT_LOST_RING_FULL);
+	/* The next one like it gets another chance. */
+	if (settings->repeat_ns && !seen)
+		bpf_map_delete_elem(MAP(SEEN), &key);
+}
+
+/* One packet at one of the hooks, from reject to submit. */
+static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, u32 hook_kind)
+{
+	struct packet packet;
+	struct question question = {};
+	struct process_key process;
+	bool walked = false;
+
+	if (!read_packet(&packet, skb, known_port) || !SERVED_FAMILY(packet.family))
+		return 0;
+
+	struct scratch *s = scratch(hook_kind);
+	struct settings *now = settings();
+
+	if (!s || !now)
+		return 0;
+	if (hook_kind == HOOK_DEVICE && !is_first_device(s, &packet))
+		return 0;
+	if (!read_question(&question, s, &packet))
+		return 0;
+	reverse_name(&question, s, now);
+
+	u32 rule = match_name(&question, s);
+
+	if (rule == NO_RULE)
+		return 0;
+	/* Canaries have a port of their own, and nothing else that is sent there counts. */
+	if ((rule == CANARY) != (packet.port == CANARY_PORT))
+		return 0;
+
+	u64 leader = current_process(&process);
+	u32 generation = now->generation;
+
+	s->event.transport = transport;
+	s->event.generation = generation;
+	s->event.kind = KIND_QUERY;
+	if (rule == CANARY) {
+		s->event.kind = KIND_CANARY;
+		s->event.rule = rule;
+		s->event.repeats = 0;
+		s->event.time_ns = bpf_ktime_get_ns();
+		submit_event(MAP(CANARIES), s, &packet, &question, leader, walked);
+		return 0;
+	}
+	if (rule == DECIDE) {
+		struct name *name = bpf_map_lookup_elem(MAP(NAMES), &question.hash);
+
+		if (name && name->generation == generation)
+			rule = name->verdict;
+		if (rule == NO_RULE)
+			return 0;
+		if (rule == DECIDE) {
+			s->event.kind = KIND_UNDECIDED;
+			if (!count_pending(s, &question, generation, name != NULL, transport, &process, leader,
+					   &walked)) {
+				count_statistic(STAT_UNDECIDED_NAMES_FULL);
+				return 0;
+			}
+		}
+	}
+	s->event.rule = rule;
+	if (rule != DECIDE)
+		count_query(s, &question, rule, transport, &process, leader, &walked);
+	submit_new(s, &packet, &question, now, &process, leader, walked);
+	return 0;
+}
+
+#endif
