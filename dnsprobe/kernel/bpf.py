@@ -1,0 +1,241 @@
+"""BPF maps and ring buffers through libbpf, which libbpfcc depends on: no LLVM in this process.
+
+Every function raises OSError with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+
+from dnsprobe.errors import UserError
+
+# enum bpf_map_type, include/uapi/linux/bpf.h
+HASH = 1
+ARRAY = 2
+PERCPU_ARRAY = 6
+LRU_HASH = 9
+LPM_TRIE = 11
+ARRAY_OF_MAPS = 12
+RINGBUF = 27
+
+NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
+ANY, NOEXIST, EXIST = 0, 1, 2
+
+_BATCH = 4096
+
+
+class _CreateOptions(ctypes.Structure):
+    """``struct bpf_map_create_opts`` of libbpf 1.0, up to what is used."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("map_extra", ctypes.c_uint64),
+        ("numa_node", ctypes.c_uint32),
+        ("map_ifindex", ctypes.c_uint32),
+    )
+
+
+_SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise UserError(f"cannot load libbpf: {error}", "it comes with BCC: apt-get install python3-bpfcc") from error
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    library.bpf_map_create.argtypes = [
+        number,
+        ctypes.c_char_p,
+        ctypes.c_uint32,
+        ctypes.c_uint32,
+        ctypes.c_uint32,
+        pointer,
+    ]
+    library.bpf_map_lookup_elem.argtypes = [number, pointer, pointer]
+    library.bpf_map_update_elem.argtypes = [number, pointer, pointer, ctypes.c_uint64]
+    library.bpf_map_delete_elem.argtypes = [number, pointer]
+    library.bpf_map_lookup_batch.argtypes = [number, pointer, pointer, pointer, pointer, pointer, pointer]
+    library.bpf_obj_get_info_by_fd.argtypes = [number, pointer, pointer]
+    library.ring_buffer__new.argtypes = [number, _SAMPLE, pointer, pointer]
+    library.ring_buffer__new.restype = pointer
+    library.ring_buffer__consume.argtypes = [pointer]
+    library.ring_buffer__epoll_fd.argtypes = [pointer]
+    library.ring_buffer__free.argtypes = [pointer]
+    library.ring_buffer__free.restype = None
+    # What goes wrong is raised here with errno; libbpf's own lines on standard error would be a second message.
+    library.libbpf_set_print(None)
+    return library
+
+
+_lib: ctypes.CDLL | None = None
+
+
+def _libbpf() -> ctypes.CDLL:
+    global _lib  # noqa: PLW0603 - loaded once, and only where a map is touched
+    if _lib is None:
+        _lib = _load()
+    return _lib
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno() or -result
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+class Map:
+    """A BPF map: keys and values are bytes of fixed sizes. Closed with its descriptor."""
+
+    def __init__(
+        self,
+        kind: int,
+        name: str,
+        key_size: int,
+        value_size: int,
+        entries: int,
+        flags: int = 0,
+        inner: Map | None = None,
+    ) -> None:
+        options = _CreateOptions(sz=ctypes.sizeof(_CreateOptions), map_flags=flags)
+        if inner is not None:
+            options.inner_map_fd = inner.fd
+        self.name, self.key_size, self.value_size, self.entries = name, key_size, value_size, entries
+        # A slot a CPU, each rounded up to eight octets: kernel/bpf/syscall.c, bpf_map_value_size().
+        self._cpus = possible_cpus() if kind == PERCPU_ARRAY else 1
+        self._value = ctypes.create_string_buffer(
+            max(value_size, 8) * self._cpus if kind == PERCPU_ARRAY else value_size
+        )
+        self.fd: int = _check(
+            _libbpf().bpf_map_create(
+                kind, f"dnsprobe_{name}"[:15].encode(), key_size, value_size, entries, ctypes.byref(options)
+            )
+        )
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value, None where there is none; of a per-CPU map the values of all CPUs, one after the other."""
+        result = _libbpf().bpf_map_lookup_elem(self.fd, key, self._value)
+        if result < 0:
+            if ctypes.get_errno() == errno.ENOENT:
+                return None
+            _check(result)
+        return self._value.raw
+
+    def set(self, key: bytes, value: bytes, flags: int = ANY) -> None:
+        """Store a value."""
+        _check(_libbpf().bpf_map_update_elem(self.fd, key, value, flags))
+
+    def delete(self, key: bytes) -> bool:
+        """Delete an entry; False where there was none."""
+        result = _libbpf().bpf_map_delete_elem(self.fd, key)
+        if result < 0 and ctypes.get_errno() == errno.ENOENT:
+            return False
+        _check(result)
+        return True
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all entries of a hash map. Those that come or go meanwhile may be in it or not, no other is missed."""
+        size = min(_BATCH, self.entries)
+        cursor = ctypes.create_string_buffer(max(self.key_size, 8))
+        started = False
+        while True:
+            keys = ctypes.create_string_buffer(self.key_size * size)
+            values = ctypes.create_string_buffer(self.value_size * size)
+            count = ctypes.c_uint32(size)
+            result = _libbpf().bpf_map_lookup_batch(
+                self.fd, cursor if started else None, cursor, keys, values, ctypes.byref(count), None
+            )
+            code = ctypes.get_errno() if result < 0 else 0
+            if code == errno.ENOSPC:  # one bucket alone has more entries: kernel/bpf/hashtab.c
+                size *= 2
+                continue
+            if code not in (0, errno.ENOENT):
+                _check(result)
+            all_keys, all_values = keys.raw, values.raw
+            for index in range(count.value):
+                key_at, value_at = index * self.key_size, index * self.value_size
+                yield all_keys[key_at : key_at + self.key_size], all_values[value_at : value_at + self.value_size]
+            if code == errno.ENOENT:
+                return
+            started = True
+
+    def close(self) -> None:
+        """Give up the map; the kernel frees it when the last program that uses it is gone."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def possible_cpus() -> int:
+    """Return how many CPUs a per-CPU map has slots for."""
+    return _check(_libbpf().libbpf_num_possible_cpus())
+
+
+class Ring:
+    """Reads a ring buffer. ``consume()`` hands out at most ``batch`` records at a time, so that a flood starves nobody."""
+
+    def __init__(self, ring: Map, batch: int = 512) -> None:
+        self._records: list[bytes] = []
+        self._batch = batch
+        self._sample = _SAMPLE(self._keep)
+        self._ring = _libbpf().ring_buffer__new(ring.fd, self._sample, None, None)
+        if not self._ring:
+            _check(-1)
+
+    def _keep(self, _context: object, data: int, size: int) -> int:
+        self._records.append(ctypes.string_at(data, size))
+        # A negative answer ends this round; the record itself is consumed.
+        return -errno.EAGAIN if len(self._records) >= self._batch else 0
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while there are records."""
+        return int(_libbpf().ring_buffer__epoll_fd(self._ring))
+
+    def consume(self) -> list[bytes]:
+        """Return the next records, none if there are none."""
+        self._records = []
+        result = _libbpf().ring_buffer__consume(self._ring)
+        if result < 0 and not self._records:
+            _check(result)
+        return self._records
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._ring:
+            _libbpf().ring_buffer__free(self._ring)
+            self._ring = None
+
+
+class _ProgramInfo(ctypes.Structure):
+    """``struct bpf_prog_info``, include/uapi/linux/bpf.h; older kernels fill in the first part only."""
+
+    _fields_ = (
+        ("before_run_time", ctypes.c_uint8 * 192),
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
+        ("recursion_misses", ctypes.c_uint64),
+        ("verified_insns", ctypes.c_uint32),
+        ("after", ctypes.c_uint32 * 3),
+    )
+
+
+def program_misses(fd: int) -> int:
+    """Return how many runs the kernel left out because another BPF program was running on that CPU.
+
+    Always 0 before Linux 5.12, which does not count them.
+    """
+    info = _ProgramInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    _check(_libbpf().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
+    return int(info.recursion_misses)

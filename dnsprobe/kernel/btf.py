@@ -1,0 +1,121 @@
+"""The kernel's own description of its types: BTF (Documentation/bpf/btf.rst), read without a library.
+
+Only what dnsprobe asks for is decoded: where a member lies in a struct. A kernel that does not have a member is
+recognised by that, never by its version.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from dnsprobe.errors import UserError
+
+_MAGIC = 0xEB9F
+_HEADER = struct.Struct("=HBBIIIII")
+_TYPE = struct.Struct("=III")
+_MEMBER = struct.Struct("=III")
+
+_INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST = range(1, 11)
+_RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(11, 20)
+
+# Octets behind the common part of a type: fixed, and for each of its vlen elements.
+_FIXED = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
+_EACH = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM64: 12}
+
+
+class Btf:
+    """The structs named in ``names`` and whatever they are made of.
+
+    ``members()`` and ``offset()`` raise KeyError where the kernel has no such struct or member.
+    """
+
+    def __init__(self, data: bytes, names: frozenset[str]) -> None:
+        magic, _version, _flags, header_size, type_at, type_size, text_at, text_size = _HEADER.unpack_from(data)
+        if magic != _MAGIC:
+            raise ValueError(f"not BTF: it begins with {magic:#06x} instead of {_MAGIC:#06x}")
+        self._data = data
+        self._text = header_size + text_at
+        if self._text + text_size > len(data):
+            raise ValueError(f"BTF is cut off: {len(data)} octets, {self._text + text_size} announced")
+        self._starts: list[int] = [0]
+        self._structs: dict[str, int] = {}
+        self._index(header_size + type_at, header_size + type_at + type_size, self._name_offsets(names, text_size))
+
+    def _name_offsets(self, names: frozenset[str], text_size: int) -> dict[int, str]:
+        # Comparing offsets spares decoding a name for each of the kernel's 100,000 types.
+        wanted = {}
+        for name in names:
+            at = self._data.find(b"\0" + name.encode() + b"\0", self._text, self._text + text_size)
+            if at >= 0:
+                wanted[at + 1 - self._text] = name
+        return wanted
+
+    def _index(self, at: int, end: int, wanted: dict[int, str]) -> None:
+        data, unpack, starts = self._data, _TYPE.unpack_from, self._starts
+        fixed, each = _FIXED, _EACH
+        while at < end:
+            name, info, _size = unpack(data, at)
+            starts.append(at)
+            kind = (info >> 24) & 0x1F
+            if name in wanted and kind == _STRUCT:
+                self._structs[wanted[name]] = len(starts) - 1
+            at += 12 + fixed.get(kind, 0)
+            if kind in each:
+                at += each[kind] * (info & 0xFFFF)
+
+    def _name(self, offset: int) -> str:
+        start = self._text + offset
+        return self._data[start : self._data.index(0, start)].decode()
+
+    def offset(self, struct_name: str, *path: str) -> int:
+        """Return the offset in octets of a member, followed through embedded structs: ``offset("sock", "a", "b")``."""
+        type_id, at = self._structs[struct_name], 0
+        for member in path:
+            found = self._find(type_id, member)
+            if found is None:
+                raise KeyError(f"{struct_name}: {'.'.join(path)}")
+            type_id, offset = found
+            at += offset
+        return at
+
+    def _find(self, type_id: int, member: str) -> tuple[int, int] | None:
+        """Return the type and the offset of a member, also of one inside anonymous structs and unions."""
+        start = self._starts[self._resolve(type_id)]
+        _name, info, _size = _TYPE.unpack_from(self._data, start)
+        if (info >> 24) & 0x1F not in (_STRUCT, _UNION):
+            return None
+        bitfields = info >> 31
+        for index in range(info & 0xFFFF):
+            name, member_type, bits = _MEMBER.unpack_from(self._data, start + 12 + 12 * index)
+            offset = (bits & 0xFFFFFF if bitfields else bits) // 8
+            if name:
+                if self._name(name) == member:
+                    return member_type, offset
+            elif (inner := self._find(member_type, member)) is not None:
+                return inner[0], offset + inner[1]
+        return None
+
+    def _resolve(self, type_id: int) -> int:
+        """Follow typedefs and qualifiers."""
+        while True:
+            _name, info, target = _TYPE.unpack_from(self._data, self._starts[type_id])
+            if (info >> 24) & 0x1F not in (_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG):
+                return type_id
+            type_id = target
+
+
+def read_btf(path: str, names: frozenset[str]) -> Btf:
+    """Read the BTF at ``path``; UserError where there is none or it is no BTF."""
+    try:
+        return Btf(Path(path).read_bytes(), names)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the kernel's type information: {path}: {error.strerror}",
+            "dnsprobe needs a kernel built with CONFIG_DEBUG_INFO_BTF (Debian's are since 5.10); "
+            "BTF from elsewhere can be named with probe.btf",
+        ) from error
+    except (ValueError, struct.error, IndexError) as error:
+        raise UserError(
+            f"{path}: {error}", "probe.btf has to name a file in BTF format, such as /sys/kernel/btf/vmlinux"
+        ) from error

@@ -1,0 +1,411 @@
+"""The kernel side as one thing: its maps, its hooks, the proof that they work, what they counted.
+
+Data flows out of here as the structs of :mod:`dnsprobe.kernel.abi`; the words of the project are put to it further
+right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dnsprobe.errors import UserError
+from dnsprobe.kernel import abi, bpf
+from dnsprobe.kernel.canary import Canaries, CanaryPort, canary_suffix
+from dnsprobe.kernel.hooks import LADDER, PATHS, RUNGS, Hook, Rung
+from dnsprobe.kernel.loader import MESSAGE_SIZE
+
+#: Room for canaries on their way: they must come back even while the ring of events is full.
+_CANARY_RING_SIZE = 64 * 1024
+_SCRATCH_KINDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Entries of the maps, and octets of the ring."""
+
+    ring: int
+    processes: int
+    counters: int
+    names: int
+    recent: int
+
+
+@dataclass(slots=True)
+class PathState:
+    """How a path is served: the rung and symbol in use, whether proved, and what was tried before or went wrong."""
+
+    rung: str = ""
+    symbol: str = ""
+    verified: bool = False
+    tried: list[str] = field(default_factory=list)
+
+
+class LoaderChild:
+    """The child that compiles and attaches, started at once so that it works while we do."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel = ours
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        package_folder = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dnsprobe.kernel.loader", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self._errors,
+            stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        theirs.close()
+
+    def ask(self, request: Mapping[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        """Send a request and return the answer with the descriptors that came along."""
+        try:
+            socket.send_fds(self._channel, [json.dumps(request).encode()], list(fds))
+            data, received, _flags, _address = socket.recv_fds(self._channel, MESSAGE_SIZE, 64)
+        except OSError:
+            data, received = b"", []
+        if not data:
+            raise UserError(
+                f"the process that compiles the BPF program died: {self.complaints() or 'it left no message'}"
+            )
+        answer: dict[str, Any] = json.loads(data)
+        if "error" in answer:
+            raise UserError(answer["error"], answer["hint"])
+        return answer, received
+
+    def complaints(self) -> str:
+        """Return what compiler and verifier wrote, the last lines of it."""
+        self._errors.seek(0)
+        return "\n".join(self._errors.read().decode("utf-8", "replace").strip().splitlines()[-12:])
+
+    def close(self) -> None:
+        """Let it go, with LLVM's memory."""
+        self._channel.close()
+        self._process.wait()
+        self._errors.close()
+
+
+class Probe:
+    """The maps and hooks of one dnsprobe. Closed, nothing of it stays in the kernel.
+
+    ``ports`` are those whose packets are looked at; ``hook`` the name of a rung or ``auto``; ``repeat_ns`` how long a
+    query like an earlier one causes no event.
+    """
+
+    def __init__(self, ports: Sequence[int], sizes: Sizes, repeat_ns: int, hook: str = "auto", btf: str = "") -> None:
+        self._child: LoaderChild | None = LoaderChild()
+        self._ports, self._hook, self._btf = list(ports), hook, btf or "/sys/kernel/btf/vmlinux"
+        self._repeat_ns = repeat_ns
+        self._name_key = (secrets.randbits(64), secrets.randbits(64))
+        self._suffix = canary_suffix()
+        self.generation = 0
+        self.hooks: list[Hook] = []
+        self.paths: dict[str, PathState] = {path: PathState() for path in PATHS}
+        self._lost_misses = 0
+        try:
+            self._make_maps(sizes)
+            self._canary_port = CanaryPort()
+        except OSError as error:
+            self._child.close()
+            hint = "dnsprobe has to run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYSLOG"
+            raise UserError(f"cannot make BPF maps: {error.strerror or error}", hint) from error
+
+    def _make_maps(self, sizes: Sizes) -> None:
+        counter = abi.COUNTER.size
+        self._trie_size = 1024
+        self._settings = bpf.Map(bpf.ARRAY, "settings", 4, abi.SETTINGS.size, 1)
+        self._scratch = bpf.Map(bpf.PERCPU_ARRAY, "scratch", 4, abi.SCRATCH_SIZE, _SCRATCH_KINDS)
+        self._statistics = bpf.Map(bpf.PERCPU_ARRAY, "stats", 4, counter, len(abi.Statistic))
+        self._trie = self._make_trie(1)
+        self._rules = bpf.Map(bpf.ARRAY_OF_MAPS, "rules", 4, 4, 1, inner=self._trie)
+        self._counts = bpf.Map(bpf.HASH, "counts", abi.COUNT_KEY.size, counter, sizes.counters)
+        self._overflow = bpf.Map(bpf.ARRAY, "overflow", 4, counter, abi.RULE_IDS)
+        self._processes = bpf.Map(bpf.HASH, "procs", abi.PROCESS_KEY.size, abi.CHAIN_BYTES, sizes.processes)
+        self._names = bpf.Map(bpf.HASH, "names", 8, abi.NAME.size, sizes.names)
+        self._pending = bpf.Map(bpf.HASH, "pending", abi.PENDING_KEY.size, counter, sizes.names)
+        self._seen = bpf.Map(bpf.LRU_HASH, "seen", abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
+        self._events = bpf.Map(bpf.RINGBUF, "events", 0, 0, sizes.ring)
+        self._canaries = bpf.Map(bpf.RINGBUF, "canaries", 0, 0, _CANARY_RING_SIZE)
+        self._ring = bpf.Ring(self._events)
+        self._canary_ring = bpf.Ring(self._canaries, batch=1 << 16)
+
+    def _make_trie(self, entries: int) -> bpf.Map:
+        # The kernel wants inner maps to be alike in all but their size: kernel/bpf/map_in_map.c.
+        return bpf.Map(bpf.LPM_TRIE, "trie", abi.LPM_KEY_SIZE, abi.OUTCOME.size, max(entries, 1), bpf.NO_PREALLOC)
+
+    # Rules
+
+    def set_rules(self, entries: Sequence[abi.TrieEntry]) -> None:
+        """Put a set of rules in force, all at once: a query meets either the old ones or the new ones."""
+        trie = self._make_trie(len(entries) + 1)
+        canary = abi.TrieEntry(self._suffix, self._suffix_labels(), abi.CANARY, abi.CANARY)
+        for entry in (*entries, canary):
+            outcome = abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels)
+            trie.set(abi.lpm_key(entry.suffix), outcome)
+        # The update returns after a grace period: no run of a program still looks into the old trie
+        # (kernel/bpf/syscall.c, maybe_wait_bpf_programs).
+        self._rules.set(struct.pack("=I", 0), struct.pack("=I", trie.fd))
+        self._trie.close()
+        self._trie = trie
+        self.generation += 1
+        settings = abi.SETTINGS.pack(self._repeat_ns, *self._name_key, self.generation, 0)
+        self._settings.set(struct.pack("=I", 0), settings)
+
+    def _suffix_labels(self) -> int:
+        labels, at = 0, 0
+        while self._suffix[at]:
+            at += self._suffix[at] + 1
+            labels += 1
+        return labels
+
+    # Hooks
+
+    def start(self, log: Callable[[str], None] = lambda _: None) -> None:
+        """Attach, for each path, the first rung whose canaries come back right. UserError if a path is left without."""
+        assert self._child is not None
+        child = self._child
+        maps = {
+            "SETTINGS": self._settings,
+            "SCRATCH": self._scratch,
+            "STATISTICS": self._statistics,
+            "RULES": self._rules,
+            "COUNTS": self._counts,
+            "OVERFLOW": self._overflow,
+            "PROCESSES": self._processes,
+            "NAMES": self._names,
+            "PENDING": self._pending,
+            "SEEN": self._seen,
+            "EVENTS": self._events,
+            "CANARIES": self._canaries,
+        }
+        request = {"ports": self._ports, "canary_port": self._canary_port.port, "btf": self._btf, "maps": list(maps)}
+        canaries = Canaries(self._canary_port.paths, self._canary_port.port, self._suffix)
+        try:
+            child.ask(request, [entry.fd for entry in maps.values()])
+            open_paths = list(self._canary_port.paths)
+            for rung in LADDER if self._hook == "auto" else (RUNGS[self._hook],):
+                attempt = 0
+                while open_paths:
+                    answer, fds = child.ask({"rung": rung.name, "paths": open_paths, "attempt": attempt})
+                    self._keep_complaints(log, answer, child)
+                    if not answer["hooks"]:
+                        self._note_refusals(rung, answer["refused"], attempt)
+                        break
+                    self._note_refusals(rung, answer["refused"], attempt)
+                    hooks = self._take(rung, answer["hooks"], fds)
+                    verdicts = self._prove(canaries, [path for hook in hooks for path in hook.paths])
+                    canaries = Canaries(self._canary_port.paths, self._canary_port.port, self._suffix)
+                    self._keep_or_drop(hooks, verdicts)
+                    open_paths = [path for path in open_paths if not self.paths[path].verified]
+                    attempt += 1
+        finally:
+            canaries.release()
+            canaries.wait()
+            child.close()
+            self._child = None
+        if open_paths:
+            self.close()
+            raise UserError(self._failure(open_paths), "dnsprobe doctor shows what this kernel offers")
+
+    @staticmethod
+    def _keep_complaints(log: Callable[[str], None], answer: Mapping[str, Any], child: LoaderChild) -> None:
+        if answer["refused"] and (complaints := child.complaints()):
+            log(complaints)
+
+    def _note_refusals(self, rung: Rung, refused: Mapping[str, str], attempt: int) -> None:
+        for path, reason in refused.items():
+            if attempt == 0:
+                self.paths[path].tried.append(f"{rung.name}: {reason}")
+
+    @staticmethod
+    def _take(rung: Rung, answers: Sequence[Mapping[str, Any]], fds: list[int]) -> list[Hook]:
+        hooks, at = [], 0
+        for answer in answers:
+            program, *links = fds[at : at + answer["fds"]]
+            at += answer["fds"]
+            hooks.append(Hook(rung.name, tuple(answer["paths"]), answer["symbol"], program, links))
+        return hooks
+
+    def _prove(self, canaries: Canaries, paths: Sequence[str]) -> dict[str, str]:
+        canaries.release()
+        canaries.wait()
+        return self._verdicts(canaries, paths)
+
+    def _verdicts(self, canaries: Canaries, paths: Sequence[str]) -> dict[str, str]:
+        self._canary_port.drain()
+        events = [abi.decode_event(record) for record in self._canary_ring.consume()]
+        verdicts = canaries.judge(events)
+        return {path: verdicts[path] for path in paths}
+
+    def _keep_or_drop(self, hooks: Sequence[Hook], verdicts: Mapping[str, str]) -> None:
+        for hook in hooks:
+            problems = {path: verdicts[path] for path in hook.paths if verdicts[path]}
+            for path in hook.paths:
+                state = self.paths[path]
+                if problems:
+                    state.tried.append(
+                        f"{hook.rung} at {hook.symbol}: {verdicts[path] or 'shared with a path that failed'}"
+                    )
+                else:
+                    state.rung, state.symbol, state.verified = hook.rung, hook.symbol, True
+            if problems:
+                hook.close()
+            else:
+                self.hooks.append(hook)
+
+    def _failure(self, open_paths: Sequence[str]) -> str:
+        parts = [f"{path}: {'; '.join(self.paths[path].tried) or 'nothing to try'}" for path in open_paths]
+        return "no hook sees the queries of this host. " + " | ".join(parts)
+
+    @property
+    def active_paths(self) -> tuple[str, ...]:
+        """The paths that this host has (no udp6 without IPv6)."""
+        return tuple(self._canary_port.paths)
+
+    def canary_round(self) -> Canaries:
+        """Start a round of canaries for the running hooks; pass it to :meth:`finish_round` when its child has ended."""
+        canaries = Canaries(self._canary_port.paths, self._canary_port.port, self._suffix)
+        canaries.release()
+        return canaries
+
+    def finish_round(self, canaries: Canaries) -> dict[str, str]:
+        """Judge a round: a path whose canaries are missing or wrong is no longer verified. Return problems by path."""
+        verdicts = self._verdicts(canaries, self._canary_port.paths)
+        for path, problem in verdicts.items():
+            self.paths[path].verified = not problem
+        return {path: problem for path, problem in verdicts.items() if problem}
+
+    # Events
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while there are events."""
+        return self._ring.fileno()
+
+    def events(self) -> list[abi.Event]:
+        """Return the next events, a bounded number at a time."""
+        return [abi.decode_event(record) for record in self._ring.consume()]
+
+    # Counters
+
+    def statistics(self) -> dict[abi.Statistic, int]:
+        """Return the statistics of the programs, summed over the CPUs."""
+        totals = {}
+        for statistic in abi.Statistic:
+            raw = self._statistics.get(struct.pack("=I", statistic)) or b""
+            totals[statistic] = sum(value for (value,) in abi.COUNTER.iter_unpack(raw))
+        return totals
+
+    def missed_runs(self) -> int:
+        """Return how many packets the kernel did not show us because another BPF program ran on that CPU."""
+        return self._lost_misses + sum(bpf.program_misses(hook.program) for hook in self.hooks)
+
+    def counts(self) -> Iterator[tuple[tuple[int, int, int, int, int], int]]:
+        """Yield (start_ns, tgid, rule, qtype, transport) and the count, for each counter."""
+        unpack, number = abi.COUNT_KEY.unpack, abi.COUNTER.unpack
+        for key, value in self._counts.items():
+            start_ns, tgid, rule, qtype, transport = unpack(key)
+            yield (start_ns, tgid, rule, qtype, transport), number(value)[0]
+
+    def forget_count(self, key: tuple[int, int, int, int, int]) -> int:
+        """Delete the counter of a process that is gone and return its last value."""
+        packed = abi.COUNT_KEY.pack(*key)
+        value = self._counts.get(packed)
+        self._counts.delete(packed)
+        return int(abi.COUNTER.unpack(value)[0]) if value else 0
+
+    def pending(self) -> Iterator[tuple[tuple[int, int, int, int, int, int], int]]:
+        """Yield (start_ns, name_hash, tgid, generation, qtype, transport) and the count, of names then undecided."""
+        for key, value in self._pending.items():
+            yield abi.PENDING_KEY.unpack(key), abi.COUNTER.unpack(value)[0]
+
+    def forget_pending(self, key: tuple[int, int, int, int, int, int]) -> int:
+        """Delete a counter of a name that is decided since a while, and return its last value."""
+        packed = abi.PENDING_KEY.pack(*key)
+        value = self._pending.get(packed)
+        self._pending.delete(packed)
+        return int(abi.COUNTER.unpack(value)[0]) if value else 0
+
+    def overflow(self, rule: int) -> int:
+        """Return how many queries of a rule were counted without their process, because the counters were full."""
+        value = self._overflow.get(struct.pack("=I", rule))
+        return int(abi.COUNTER.unpack(value)[0]) if value else 0
+
+    def take_overflow(self, rule: int) -> int:
+        """Return the overflow of a rule that is not in force any more, and set it to zero."""
+        queries = self.overflow(rule)
+        if queries:
+            self._overflow.set(struct.pack("=I", rule), abi.COUNTER.pack(0))
+        return queries
+
+    # Processes and names
+
+    def chain(self, start_ns: int, tgid: int) -> tuple[tuple[abi.Process, ...], bool] | None:
+        """Return the ancestry that a process had when it first counted, and whether it is whole."""
+        value = self._processes.get(abi.PROCESS_KEY.pack(start_ns, tgid))
+        return abi.decode_chain(value) if value else None
+
+    def forget_process(self, start_ns: int, tgid: int) -> None:
+        """Forget the ancestry of a process that is gone."""
+        self._processes.delete(abi.PROCESS_KEY.pack(start_ns, tgid))
+
+    def names(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield hash, verdict, generation and name (wire format, lower case) of each name that is for us to decide."""
+        for key, value in self._names.items():
+            verdict, generation, length, reversed_name = abi.NAME.unpack(value)
+            yield int.from_bytes(key, sys.byteorder), verdict, generation, abi.unreverse(reversed_name, length)
+
+    def decide(self, name_hash: int, name: bytes, verdict: int) -> None:
+        """Say what a name comes to under the rules in force: a rule's id or NO_RULE."""
+        value = abi.NAME.pack(verdict, self.generation, len(name), name[::-1].ljust(abi.NAME_SIZE, b"\0"))
+        self._names.set(name_hash.to_bytes(8, sys.byteorder), value)
+
+    def forget_name(self, name_hash: int) -> None:
+        """Make room for another name."""
+        self._names.delete(name_hash.to_bytes(8, sys.byteorder))
+
+    def close(self) -> None:
+        """Detach everything and give up the maps."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+        with contextlib.suppress(OSError):
+            self._lost_misses = self.missed_runs()
+        for hook in self.hooks:
+            hook.close()
+        self.hooks = []
+        self._canary_port.close()
+
+    def release(self) -> None:
+        """Give up the maps; what they counted is gone then."""
+        self._ring.close()
+        self._canary_ring.close()
+        for entry in (
+            self._settings,
+            self._scratch,
+            self._statistics,
+            self._trie,
+            self._rules,
+            self._counts,
+            self._overflow,
+            self._processes,
+            self._names,
+            self._pending,
+            self._seen,
+            self._events,
+            self._canaries,
+        ):
+            entry.close()
