@@ -42,14 +42,14 @@ static __always_inline void keep_process(struct scratch *s, const struct process
 		count_statistic(STAT_UNATTRIBUTED_PROCESSES_FULL);
 }
 
-static __always_inline void count_query(struct scratch *s, const struct question *question, u32 rule, u8 transport,
-					const struct process_key *process, u64 leader, bool *walked)
+static __always_inline void count_query(struct scratch *s, u32 rule, u8 transport, const struct process_key *process,
+					u64 leader, bool *walked)
 {
 	struct count_key key = {
 		.start_ns = process->start_ns,
 		.tgid = process->tgid,
 		.rule = rule,
-		.qtype = question->qtype,
+		.qtype = s->question.qtype,
 		.transport = transport,
 	};
 	bool added;
@@ -67,25 +67,24 @@ static __always_inline void count_query(struct scratch *s, const struct question
 }
 
 /* Counts a query whose rule is open, and remembers its name; false where that is not possible. */
-static __always_inline bool count_pending(struct scratch *s, const struct question *question, u32 generation,
-					  bool known, u8 transport, const struct process_key *process, u64 leader,
-					  bool *walked)
+static __always_inline bool count_pending(struct scratch *s, u32 generation, bool known, u8 transport,
+					  const struct process_key *process, u64 leader, bool *walked)
 {
 	struct pending_key key = {
 		.start_ns = process->start_ns,
-		.name_hash = question->hash,
+		.name_hash = s->question.hash,
 		.tgid = process->tgid,
 		.generation = generation,
-		.qtype = question->qtype,
+		.qtype = s->question.qtype,
 		.transport = transport,
 	};
-	u64 hash = question->hash;
+	u64 hash = s->question.hash;
 	bool added;
 
 	if (!known) {
 		s->name.verdict = DECIDE;
 		s->name.generation = generation;
-		s->name.length = question->length;
+		s->name.length = s->question.length;
 		__builtin_memcpy(s->name.reversed, s->key.reversed, NAME_SIZE);
 		/* That another CPU was first is as good. */
 		bpf_map_update_elem(MAP(NAMES), &hash, &s->name, BPF_NOEXIST);

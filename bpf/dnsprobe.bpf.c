@@ -55,5 +55,7 @@ int net_dev_queue_entry(struct bpf_raw_tracepoint_args *ctx)
 }
 #endif
 
-/* BCC makes the license section of it. */
-#define BPF_LICENSE Dual MIT / GPL
+/* BCC makes the license section of it, letter by letter. */
+/* clang-format off */
+#define BPF_LICENSE Dual MIT/GPL
+/* clang-format on */

@@ -24,6 +24,14 @@ struct lpm_key {
 	u8 reversed[NAME_SIZE + 8];
 };
 
+struct question {
+	u64 hash;
+	u32 length; /* of the name in wire format, root included */
+	u32 labels; /* root excluded */
+	u16 qtype;
+	u8 pad[6];
+};
+
 /* Work space of one run: more than a BPF stack holds. One a CPU and kind of hook, since one kind can interrupt another.
  */
 struct scratch {
@@ -31,6 +39,7 @@ struct scratch {
 	u8 label_offset[128];
 	struct lpm_key key;
 	u32 pad;
+	struct question question;
 	struct name name;
 	struct event event;
 	u64 last_skb;

@@ -8,7 +8,7 @@
 #include "query.h"
 
 /* Returns a rule's id, NO_RULE, CANARY or DECIDE. */
-static __always_inline u32 match_name(const struct question *question, const struct scratch *s)
+static __always_inline u32 match_name(const struct scratch *s)
 {
 	u32 zero = 0;
 	void *rules = bpf_map_lookup_elem(MAP(RULES), &zero);
@@ -19,17 +19,17 @@ static __always_inline u32 match_name(const struct question *question, const str
 	outcome = bpf_map_lookup_elem(rules, (void *)&s->key);
 	if (!outcome)
 		return NO_RULE;
-	if (outcome->length == question->length)
+	if (outcome->length == s->question.length)
 		return outcome->at;
 
 	/*
 	 * An octet inside a label can have the value of a length octet: the label "\007example\003com" ends like the
 	 * name example.com. Where the suffix does not begin at a label, user space decides by the whole name.
 	 */
-	u64 index = question->labels - outcome->labels;
+	u64 index = s->question.labels - outcome->labels;
 
 	KEEP_BELOW_128(index);
-	if (outcome->labels && s->label_offset[index] != question->length - outcome->length)
+	if (outcome->labels && s->label_offset[index] != s->question.length - outcome->length)
 		return DECIDE;
 	return outcome->below;
 }

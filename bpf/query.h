@@ -7,12 +7,16 @@
 
 #include "packet.h"
 
-struct question {
-	u64 hash;
-	u32 length; /* of the name in wire format, root included */
-	u32 labels; /* root excluded */
-	u16 qtype;
-};
+/*
+ * What a loop finds out goes through the scratch space, and is read from there again. In a register the verifier would
+ * know it after each of the loop's exits (so many labels, so many octets), and would go through all that follows once
+ * for each; what is in a map it forgets.
+ */
+#define FORGET(value)                                                                                                  \
+	({                                                                                                             \
+		typeof(value) *where_ = &(value);                                                                      \
+		*(volatile typeof(value) *)where_;                                                                     \
+	})
 
 /* Without this the compiler proves the mask needless and drops it, and the verifier cannot follow the proof. */
 #define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
@@ -52,10 +56,9 @@ static __always_inline void sip_round(struct sip *s)
 }
 
 /* Copies the message and walks its labels; false, and counted, if it has no whole question. */
-static __always_inline bool read_question(struct question *question, struct scratch *s, const struct packet *packet)
+static __always_inline bool read_question(struct scratch *s, const struct packet *packet)
 {
 	u32 size = packet->length;
-	u32 end = 0;
 	u64 at = DNS_HEADER;
 
 	if (size > DNS_HEADER + QUESTION_SIZE)
@@ -66,13 +69,14 @@ static __always_inline bool read_question(struct question *question, struct scra
 	if (bpf_probe_read_kernel(s->packet + PACKET_FRONT, size, (void *)packet->payload))
 		goto unparsed;
 
+	s->question.length = 0;
 	for (u32 i = 0; i < 128; i++) {
 		KEEP_BELOW_512(at);
 		u8 length = s->packet[PACKET_FRONT + at];
 
 		if (length == 0) {
-			question->labels = i;
-			end = at + 1;
+			s->question.labels = i;
+			s->question.length = at + 1 - DNS_HEADER;
 			break;
 		}
 		/* Above 63 are compression pointers (section 4.1.4); a question has nothing to point back to. */
@@ -83,14 +87,13 @@ static __always_inline bool read_question(struct question *question, struct scra
 		if (at > DNS_HEADER + 254)
 			break;
 	}
-	if (end == 0 || end + 4 > size)
+	u64 end = FORGET(s->question.length);
+
+	if (end == 0 || end > 255 || DNS_HEADER + end + 4 > size)
 		goto unparsed;
-
-	u64 type_at = end;
-
-	KEEP_BELOW_512(type_at);
-	question->length = end - DNS_HEADER;
-	question->qtype = (s->packet[PACKET_FRONT + type_at] << 8) | s->packet[PACKET_FRONT + type_at + 1];
+	end += DNS_HEADER;
+	KEEP_BELOW_512(end);
+	s->question.qtype = (s->packet[PACKET_FRONT + end] << 8) | s->packet[PACKET_FRONT + end + 1];
 
 	/* A second message behind the first one is at least as long as the shortest. */
 	if (packet->length - end >= 4 + SHORTEST_QUERY) {
@@ -111,20 +114,15 @@ unparsed:
 }
 
 /*
- * The name backwards and in lower case as the key of the prefix trie, and its hash. The octets that say how long a
- * label is stay where they are, now behind their label: they are the boundaries.
- *
- * SipHash-1-3: names come from strangers, who must not be able to make two that look alike to us.
+ * The name backwards and in lower case, as the key of the prefix trie. The octets that say how long a label is stay
+ * where they are, now behind their label: they are the boundaries.
  */
-static __always_inline void reverse_name(struct question *question, struct scratch *s, const struct settings *settings)
+static __always_inline void reverse_name(struct scratch *s)
 {
-	u32 length = question->length;
-	struct sip sip = {
-		.v0 = settings->name_key[0] ^ 0x736f6d6570736575ULL,
-		.v1 = settings->name_key[1] ^ 0x646f72616e646f6dULL,
-		.v2 = settings->name_key[0] ^ 0x6c7967656e657261ULL,
-		.v3 = settings->name_key[1] ^ 0x7465646279746573ULL,
-	};
+	u32 length = FORGET(s->question.length);
+
+	if (length > 255)
+		return;
 
 	for (u32 i = 0; i < NAME_SIZE / 8; i++) {
 		u32 done = i * 8;
@@ -138,17 +136,37 @@ static __always_inline void reverse_name(struct question *question, struct scrat
 		u64 octets = lower_case(__builtin_bswap64(*(u64 *)&s->packet[from]));
 
 		/* What stands before the name is not part of it. */
-		if (length - done < 8) {
-			u64 keep = (length - done) * 8;
-
-			octets &= (1ULL << keep) - 1;
-		}
+		if (length - done < 8)
+			octets &= (1ULL << (length - done) * 8) - 1;
 		*(u64 *)&s->key.reversed[done] = octets;
+	}
+	s->key.bits = length * 8;
+}
+
+/*
+ * SipHash-1-3 of the reversed name: names come from strangers, who must not be able to make two that look alike to us.
+ * (The octets are taken in the order of the host, so the number is not that of other implementations.)
+ */
+static __always_inline void hash_name(struct scratch *s, const struct settings *settings)
+{
+	u32 length = FORGET(s->question.length);
+	struct sip sip = {
+		.v0 = settings->name_key[0] ^ 0x736f6d6570736575ULL,
+		.v1 = settings->name_key[1] ^ 0x646f72616e646f6dULL,
+		.v2 = settings->name_key[0] ^ 0x6c7967656e657261ULL,
+		.v3 = settings->name_key[1] ^ 0x7465646279746573ULL,
+	};
+
+	for (u32 i = 0; i < NAME_SIZE / 8; i++) {
+		if (i * 8 >= length)
+			break;
+
+		u64 octets = *(const u64 *)&s->key.reversed[i * 8];
+
 		sip.v3 ^= octets;
 		sip_round(&sip);
 		sip.v0 ^= octets;
 	}
-	s->key.bits = length * 8;
 	sip.v3 ^= (u64)length << 56;
 	sip_round(&sip);
 	sip.v0 ^= (u64)length << 56;
@@ -156,7 +174,7 @@ static __always_inline void reverse_name(struct question *question, struct scrat
 	sip_round(&sip);
 	sip_round(&sip);
 	sip_round(&sip);
-	question->hash = sip.v0 ^ sip.v1 ^ sip.v2 ^ sip.v3;
+	s->question.hash = sip.v0 ^ sip.v1 ^ sip.v2 ^ sip.v3;
 }
 
 #endif

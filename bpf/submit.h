@@ -13,19 +13,19 @@
 #define SERVED_FAMILY(family) true
 #endif
 
-static __always_inline bool submit_event(void *ring, struct scratch *s, const struct packet *packet,
-					 const struct question *question, u64 leader, bool walked)
+static __always_inline bool submit_event(void *ring, struct scratch *s, const struct packet *packet, u64 leader,
+					 bool walked)
 {
 	struct event *event = &s->event;
 	u64 uid_gid = bpf_get_current_uid_gid();
 
-	event->name_hash = question->hash;
+	event->name_hash = s->question.hash;
 	event->uid = uid_gid;
 	event->gid = uid_gid >> 32;
-	event->qtype = question->qtype;
+	event->qtype = s->question.qtype;
 	event->port = packet->port;
 	event->family = packet->family;
-	event->length = question->length;
+	event->length = s->question.length;
 	__builtin_memcpy(event->server, packet->server, sizeof(event->server));
 	__builtin_memcpy(event->reversed, s->key.reversed, NAME_SIZE);
 	if (!walked)
@@ -41,16 +41,15 @@ static __always_inline bool submit_event(void *ring, struct scratch *s, const st
 }
 
 /* Submits the event unless one like it was submitted less than settings->repeat_ns ago. */
-static __always_inline void submit_new(struct scratch *s, const struct packet *packet, const struct question *question,
-				       const struct settings *settings, const struct process_key *process, u64 leader,
-				       bool walked)
+static __always_inline void submit_new(struct scratch *s, const struct packet *packet, const struct settings *settings,
+				       const struct process_key *process, u64 leader, bool walked)
 {
 	u64 now = bpf_ktime_get_ns();
 	struct seen_key key = {
 		.start_ns = process->start_ns,
-		.name_hash = question->hash,
+		.name_hash = s->question.hash,
 		.tgid = process->tgid,
-		.qtype = question->qtype,
+		.qtype = s->question.qtype,
 		.transport = s->event.transport,
 	};
 	struct seen first = { .last_ns = now };
@@ -70,7 +69,7 @@ static __always_inline void submit_new(struct scratch *s, const struct packet *p
 		}
 	}
 	s->event.time_ns = now;
-	if (submit_event(MAP(EVENTS), s, packet, question, leader, walked)) {
+	if (submit_event(MAP(EVENTS), s, packet, leader, walked)) {
 		count_statistic(STAT_EVENTS);
 		if (seen) {
 			seen->repeats = 0;
@@ -88,7 +87,6 @@ static __always_inline void submit_new(struct scratch *s, const struct packet *p
 static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, u32 hook_kind)
 {
 	struct packet packet;
-	struct question question = {};
 	struct process_key process;
 	bool walked = false;
 
@@ -100,19 +98,20 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, 
 
 	if (!s || !now)
 		return 0;
-	if (hook_kind == HOOK_DEVICE && !is_first_device(s, &packet))
+	if (!read_question(s, &packet))
 		return 0;
-	if (!read_question(&question, s, &packet))
-		return 0;
-	reverse_name(&question, s, now);
+	reverse_name(s);
 
-	u32 rule = match_name(&question, s);
+	u32 rule = match_name(s);
 
 	if (rule == NO_RULE)
 		return 0;
 	/* Canaries have a port of their own, and nothing else that is sent there counts. */
 	if ((rule == CANARY) != (packet.port == CANARY_PORT))
 		return 0;
+	if (hook_kind == HOOK_DEVICE && !is_first_device(s, &packet))
+		return 0;
+	hash_name(s, now);
 
 	u64 leader = current_process(&process);
 	u32 generation = now->generation;
@@ -125,11 +124,11 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, 
 		s->event.rule = rule;
 		s->event.repeats = 0;
 		s->event.time_ns = bpf_ktime_get_ns();
-		submit_event(MAP(CANARIES), s, &packet, &question, leader, walked);
+		submit_event(MAP(CANARIES), s, &packet, leader, walked);
 		return 0;
 	}
 	if (rule == DECIDE) {
-		struct name *name = bpf_map_lookup_elem(MAP(NAMES), &question.hash);
+		struct name *name = bpf_map_lookup_elem(MAP(NAMES), &s->question.hash);
 
 		if (name && name->generation == generation)
 			rule = name->verdict;
@@ -137,8 +136,7 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, 
 			return 0;
 		if (rule == DECIDE) {
 			s->event.kind = KIND_UNDECIDED;
-			if (!count_pending(s, &question, generation, name != NULL, transport, &process, leader,
-					   &walked)) {
+			if (!count_pending(s, generation, name != NULL, transport, &process, leader, &walked)) {
 				count_statistic(STAT_UNDECIDED_NAMES_FULL);
 				return 0;
 			}
@@ -146,8 +144,8 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, 
 	}
 	s->event.rule = rule;
 	if (rule != DECIDE)
-		count_query(s, &question, rule, transport, &process, leader, &walked);
-	submit_new(s, &packet, &question, now, &process, leader, walked);
+		count_query(s, rule, transport, &process, leader, &walked);
+	submit_new(s, &packet, now, &process, leader, walked);
 	return 0;
 }
 

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from dnsprobe.errors import UserError
 
@@ -183,7 +184,7 @@ def possible_cpus() -> int:
 
 
 class Ring:
-    """Reads a ring buffer. ``consume()`` hands out at most ``batch`` records at a time, so that a flood starves nobody."""
+    """Reads a ring buffer, at most ``batch`` records at a time, so that a flood starves nobody."""
 
     def __init__(self, ring: Map, batch: int = 512) -> None:
         self._records: list[bytes] = []
@@ -230,12 +231,24 @@ class _ProgramInfo(ctypes.Structure):
     )
 
 
-def program_misses(fd: int) -> int:
-    """Return how many runs the kernel left out because another BPF program was running on that CPU.
+@dataclass(frozen=True, slots=True)
+class ProgramRuns:
+    """What the kernel measured of a program. Time and runs are 0 unless ``kernel.bpf_stats_enabled`` is 1.
 
-    Always 0 before Linux 5.12, which does not count them.
+    ``missed`` are runs that were left out because another BPF program was running on that CPU; always 0 before Linux
+    5.12, which does not count them. ``verified`` is how many instructions the verifier went through (since 5.16); its
+    limit is a million.
     """
+
+    time_ns: int
+    runs: int
+    missed: int
+    verified: int
+
+
+def program_runs(fd: int) -> ProgramRuns:
+    """Return how long and how often a loaded program ran."""
     info = _ProgramInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
     _check(_libbpf().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
-    return int(info.recursion_misses)
+    return ProgramRuns(info.run_time_ns, info.run_cnt, info.recursion_misses, info.verified_insns)

@@ -311,7 +311,7 @@ class Probe:
 
     def missed_runs(self) -> int:
         """Return how many packets the kernel did not show us because another BPF program ran on that CPU."""
-        return self._lost_misses + sum(bpf.program_misses(hook.program) for hook in self.hooks)
+        return self._lost_misses + sum(bpf.program_runs(hook.program).missed for hook in self.hooks)
 
     def counts(self) -> Iterator[tuple[tuple[int, int, int, int, int], int]]:
         """Yield (start_ns, tgid, rule, qtype, transport) and the count, for each counter."""
