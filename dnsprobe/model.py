@@ -1,0 +1,109 @@
+"""The words of the project: Process, Ancestry, Rule, Query, Count.
+
+Everything here is a value: made once where the data enters, never changed, passed to the right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from dnsprobe.kernel.abi import DECIDE, NO_RULE, Process
+from dnsprobe.text import printable
+
+__all__ = ["DECIDE", "NO_RULE", "OTHER", "UNKNOWN", "Ancestry", "Count", "Identity", "Process", "Query", "Rule"]
+
+#: Shown for a process, tree or qtype that is not told apart: above the series limit, or not counted by process.
+OTHER = "(other)"
+#: Shown for a tree that the kernel could not tell.
+UNKNOWN = "(unknown)"
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestry:
+    """The asking process, then its parents: nearest first, pid 1 or a kernel thread's root last.
+
+    ``complete`` is False where the chain was longer than the kernel side follows.
+    """
+
+    chain: tuple[Process, ...]
+    complete: bool = True
+
+    @property
+    def asker(self) -> Process:
+        """The process that sent the query."""
+        return self.chain[0]
+
+    @property
+    def tree(self) -> str:
+        """The comms from below pid 1 down to the asker, joined by ``;``, safe to show.
+
+        This is the folded-stack form that flame graph tools read. A cut-off chain begins with ``...``.
+        """
+        comms = [printable(process.comm, also=";") for process in reversed(self.chain) if process.tgid != 1]
+        if not comms:  # pid 1 itself asks
+            comms = [printable(self.asker.comm, also=";")]
+        return ";".join(comms if self.complete else ["...", *comms])
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A configured domain: what it matches and how it is shown.
+
+    ``id`` is what the kernel counts by: positive, the same across reloads for an unchanged rule. ``pattern`` is the
+    text from the configuration; ``priority`` a syslog level (0 to 7) for its journal entries.
+    """
+
+    id: int
+    name: str
+    pattern: str
+    priority: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One DNS query that a rule asks for.
+
+    ``qname`` is in wire format (RFC 1035, section 3.1), lower case, root byte included; ``uid`` and ``gid`` those of
+    the sender in the initial user namespace; ``time_ns`` the moment of the send (CLOCK_MONOTONIC); ``repeats`` how
+    many queries like it (process, name, type, transport) went without an event since the last one.
+    """
+
+    time_ns: int
+    rule: Rule
+    qname: bytes
+    qtype: int
+    transport: str
+    server: IPv4Address | IPv6Address
+    port: int
+    uid: int
+    gid: int
+    ancestry: Ancestry
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What ``/proc`` adds to a process that is still there; None where it is not known.
+
+    ``cmdline`` has its arguments separated by NUL, as ``/proc/PID/cmdline`` has them.
+    """
+
+    exe: str | None = None
+    cmdline: bytes | None = None
+    user: str | None = None
+    unit: str | None = None
+    cgroup: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """So many queries of one rule, type and transport by one process tree."""
+
+    rule: Rule
+    qtype: str
+    transport: str
+    process: str
+    tree: str
+    unit: str
+    queries: int

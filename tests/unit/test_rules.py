@@ -1,0 +1,536 @@
+"""Domain rules: what a pattern matches, which rule counts a name, the trie, and the ids."""
+
+from __future__ import annotations
+
+import fnmatch
+import random
+import re
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dnsprobe import qname
+from dnsprobe.errors import EXIT_USAGE, UserError
+from dnsprobe.kernel.abi import TrieEntry
+from dnsprobe.model import DECIDE, NO_RULE, Rule
+from dnsprobe.rules import MAX_RULE_ID, Name, RuleError, RuleSet, Scope, Wildcard, parse_pattern
+
+
+def rules(*patterns: str) -> RuleSet:
+    return RuleSet.build([(pattern, pattern, 6) for pattern in patterns])
+
+
+def counted_by(ruleset: RuleSet, name: str) -> str | None:
+    rule = ruleset.match(qname.from_text(name))
+    return rule.pattern if rule else None
+
+
+def walk(entries: Sequence[TrieEntry], wire: bytes) -> int:
+    """Look a name up in the trie as the kernel does: the longest suffix that ends on a label boundary."""
+    by_suffix = {entry.suffix: entry for entry in entries}
+    at = 0
+    while (entry := by_suffix.get(wire[at:])) is None:
+        if wire[at] == 0:
+            return NO_RULE
+        at += 1 + wire[at]
+    return entry.below if at else entry.at
+
+
+def suffix(pattern: str) -> str:
+    return qname.to_text(parse_pattern(pattern).suffix)
+
+
+MATCHES = [
+    ("example.com", "example.com www.example.com a.b.example.com", "com xexample.com example.com.org ."),
+    ("EXAMPLE.com.", "example.com", "example.org"),
+    ("=example.com", "example.com", "www.example.com com ."),
+    ("*.example.com", "www.example.com a.b.example.com", "example.com xexample.com"),
+    (".", ". com a.b.c", ""),
+    ("=.", ".", "com a.b"),
+    ("*.", "com a.b", "."),
+    ("*", "com a.b", "."),
+    ("=*", "com", ". a.b"),
+    (
+        "ads*.example.com",
+        "ads.example.com ads7.example.com x.ads7.example.com",
+        "example.com x.example.com bads.example.com",
+    ),
+    ("*tracker*.example", "tracker.example xtrackerx.example a.tracker.example", "example tracker.x.example tracker"),
+    ("a?c.example", "abc.example a-c.example x.abc.example", "ac.example abbc.example"),
+    ("a*b*c", "abc aXbXc abcbc x.abc", "ab acb"),
+    ("=ads*.example.com", "ads1.example.com", "x.ads1.example.com example.com"),
+    ("*.ads*.example.com", "x.ads1.example.com y.x.ads.example.com", "ads1.example.com x.example.com"),
+    ("=*.example.com", "www.example.com", "example.com a.b.example.com"),
+    ("www.*.example.com", "www.a.example.com x.www.a.example.com", "www.example.com www.a.b.example.com"),
+    ("*.*.example.com", "a.b.example.com a.b.c.example.com", "a.example.com example.com"),
+    ("**.example.com", "www.example.com", "example.com"),
+    ("ads*.*", "ads1.com ads.org x.ads.org", "ads1 com x.com"),
+    (r"\*.example.com", r"\*.example.com x.\*.example.com", "www.example.com example.com"),
+    (r"a\*b", r"a\*b", "axb ab"),
+    (r"a\?*", r"a?b a?", "axb"),
+    (r"\=example", r"=example", "example"),
+    (r"\/x/", r"/x/", "x"),
+    (r"a\.b.c", r"a\.b.c", "a.b.c b.c"),
+    (r"a\.*.c", r"a\.b.c a\..c", "a.b.c"),
+    ("_dns-sd._udp.*", "_dns-sd._udp.local", "_udp.local"),
+    ("bücher.example", "xn--bcher-kva.example", "bucher.example"),
+    ("*.bücher.example", "x.xn--bcher-kva.example", "xn--bcher-kva.example"),
+    ("/ads/", "ads.com bads.com x.ads", "a.ds com ."),
+    ("/ADS/", "ads.com", "com"),
+    ("/^ads[0-9]+\\./", "ads1.com ADS22.org", "ads.com xads1.com"),
+    (r"/^x[0-9]+\.example\.com$/", "x1.example.com", "x.example.com x1.example.com.org"),
+    (r"/(^|\.)example\.com$/", "example.com x.example.com", "xexample.com"),
+    (r"/^\.$/", ".", "com"),
+    (r"/\.com$/", "x.com", r"com x\.com"),
+    (r"/\\046com$/", r"x\.com", "x.com"),
+    (r"/a\/b/", "a/b", "ab"),
+    (r"/\\032/", r"a\032b", "ab"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "matching", "others"), MATCHES)
+def test_what_a_pattern_matches(pattern: str, matching: str, others: str) -> None:
+    ruleset = rules(pattern)
+    trie = ruleset.trie()
+    for name in matching.split():
+        assert counted_by(ruleset, name) == pattern, name
+        assert walk(trie, qname.from_text(name)) in (1, DECIDE), name
+    for name in others.split():
+        assert counted_by(ruleset, name) is None, name
+        assert walk(trie, qname.from_text(name)) in (NO_RULE, DECIDE), name
+
+
+def test_a_length_byte_is_no_character_of_a_name() -> None:
+    ruleset = rules("example.com")
+    # 45 is the length of the first label, and a hyphen.
+    assert ruleset.match(b"\x2d" + 33 * b"x" + b"\x07example\x03com" + b"\0") is None
+
+
+@pytest.mark.parametrize("wire", [b"", b"\3com", b"\xc0\x0c", b"\0\0"])
+def test_match_refuses_what_is_no_name(wire: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        rules(".").match(wire)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message", "hint"),
+    [
+        ("", "an empty name ()", "for all names"),
+        ("=", "an empty name (=)", "for all names"),
+        ("..", "an empty label", "for all names"),
+        ("*..", "an empty label", "for all names"),
+        (".example.com", "an empty label", "write example.com"),
+        ("=.example.com", "an empty label", "write example.com"),
+        ("a..b", "an empty label: two dots in a row, or a dot at the start (a..b)", "=example.com"),
+        ("a b", "' ' in a label", "example.com"),
+        ("https://example.com/", "an address of a page", "host's name alone"),
+        ("\\300", "a bad escape", "example.com"),
+        (64 * "x", "a label of 64 bytes", "example.com"),
+        ("*" + 64 * "x", "a label of 64 bytes or more", "example.com"),
+        (64 * "?", "a label of 64 bytes or more", "example.com"),
+        (".".join(128 * ["*x"]), "a name of 257 bytes", "example.com"),
+        ("bü*.example", "a wildcard in a label that is not ASCII (bü*)", "xn--"),
+        ("_ü.example", "not a valid international label", "example.com"),
+        ("a *", "' ' in a label", "example.com"),
+        ("=/x/", "a regular expression cannot have = before it", ""),
+        ("/", "a regular expression without / at its end (/)", r"\/"),
+        ("/x", "a regular expression without / at its end (/x)", r"\/"),
+        ("//", "an empty regular expression (//)", "for all names"),
+        ("/(/", "not a regular expression: missing )", "Python's re"),
+        ("/[/", "not a regular expression: unterminated character set", "Python's re"),
+        ("/x(?i)/", "not a regular expression: global flags", "Python's re"),
+        ("/a{99999999999}/", "not a regular expression", "Python's re"),
+        ("/[[:alpha:]]/", "not a regular expression: Possible nested set", "Python's re"),
+        ("/" + 5000 * "(" + 5000 * ")" + "/", "not a regular expression", "Python's re"),
+    ],
+)
+def test_bad_patterns(pattern: str, message: str, hint: str) -> None:
+    with pytest.raises(RuleError) as caught:
+        parse_pattern(pattern)
+    error = caught.value
+    assert isinstance(error, ValueError)
+    assert isinstance(error, UserError)
+    assert message in error.message
+    assert hint in error.hint
+    assert error.status == EXIT_USAGE
+    assert error.message.isprintable()
+    assert len(error.message) < 400
+
+
+@given(st.text(max_size=40) | st.text("a.*?=/\\0129 [](){}^$|ü", max_size=20))
+def test_parse_pattern_takes_a_pattern_or_raises_rule_error(text: str) -> None:
+    try:
+        pattern = parse_pattern(text)
+    except RuleError as error:
+        message, hint = error.message, error.hint
+    else:
+        message = hint = "none"
+        assert pattern.depth == len(qname.wire_labels(pattern.suffix))
+        assert pattern.suffix == qname.fold(pattern.suffix)
+    assert message.isprintable()
+    assert hint
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("example.com", "example.com"),
+        ("*.Example.com", "example.com"),
+        ("ads*.example.com", "example.com"),
+        ("www.*.example.com", "example.com"),
+        ("ads*.*", "."),
+        ("*", "."),
+        (".", "."),
+        (r"/^x[0-9]+\.example\.com$/", "example.com"),
+        (r"/\.example\.com$/", "example.com"),
+        (r"/\.EXAMPLE\.com$/", "example.com"),
+        (r"/\.example\.com\Z/", "example.com"),
+        (r"/example\.com$/", "com"),
+        (r"/^example\.com$/", "example.com"),
+        (r"/\Aexample\.com$/", "example.com"),
+        (r"/(^|\.)example\.com$/", "example.com"),
+        (r"/(?:^|\.)example\.com$/", "example.com"),
+        (r"/^(.*\.)?example\.com$/", "example.com"),
+        (r"/^(.+\.)*example\.com$/", "example.com"),
+        (r"/(.*\.)?example\.com$/", "com"),
+        (r"/([a-z]+\.)+example\.com$/", "example.com"),
+        (r"/(a\.|b\.)(example\.com)$/", "example.com"),
+        (r"/(?:\.example\.com$)/", "example.com"),
+        (r"/(a|b)example\.com$/", "com"),
+        (r"/\.example\.com$$/", "example.com"),
+        (r"/(?i)\.example\.com$/", "example.com"),
+        (r"/\._tcp\.example$/", "_tcp.example"),
+        (r"/com$/", "."),
+        (r"/\.com/", "."),
+        (r"/\.com$|\.org$/", "."),
+        (r"/\.(com|org)$/", "."),
+        (r"/\.example\.(?:com)?$/", "."),
+        (r"/\.example\.com?$/", "."),
+        (r"/\.examplex*\.com$/", "com"),
+        (r"/(?m)\.example\.com$/", "."),
+        (r"/(?x)\.example\. com$/", "."),
+        (r"/(?s)\.example\.com$/", "."),
+        (r"/(?-i:\.example)\.com$/", "com"),
+        (r"/(?i:\.example\.com)$/", "."),
+        (r"/\.example.com$/", "."),
+        (r"/\.(?=x)example\.com$/", "com"),
+        (r"/(?<=\.)example\.com$/", "com"),
+        (r"/\.example\.com(?=x|$)/", "."),
+        ("/\\.\u017fhop\\.com$/", "com"),
+        ("/\\.example\\.\u017f$/", "."),
+        (r"/\.$/", "."),
+        (r"/\.\.com$/", "."),
+        (r"/\.com\.$/", "com"),
+        (r"/\\\.com$/", "com"),
+        (r"/$/", "."),
+        (r"/^$/", "."),
+        (r"/\.a b\.com$/", "."),
+        (r"/\.a\\032b\.com$/", r"a\032b.com"),
+    ],
+)
+def test_literal_suffix(pattern: str, expected: str) -> None:
+    assert suffix(pattern) == expected
+
+
+label_bytes = st.sampled_from(
+    [b"a", b"b", b"ab", b"x1", b"s", b"k", b".", b"a.b", b"\\", b"a\\", b"\\.", b'"', b" ", b"046"]
+)
+odd_names = st.lists(label_bytes, max_size=5)
+pieces = st.sampled_from(
+    [
+        "a",
+        "b",
+        "s",
+        "1",
+        ".",
+        r"\.",
+        r"\\",
+        r"\\.",
+        "^",
+        "$",
+        r"\Z",
+        r"\A",
+        r"\b",
+        "[ab]",
+        "[^.]",
+        ".*",
+        "",
+        r"\\046",
+        "\u017f",
+    ]
+)
+bounded = st.sampled_from(["?", "{2}", "{0,1}", "{1,2}?", "?+"])
+# Unbounded repeats of what is itself repeated would take exponential time to search for.
+simple = st.lists(st.sampled_from(["a", "b", ".", r"\.", "[^.]", "^", r"\\"]), min_size=1, max_size=2).map("".join)
+unbounded = st.tuples(simple, st.sampled_from(["*", "+", "*?", "++"])).map(lambda two: f"(?:{two[0]}){two[1]}")
+expressions = st.recursive(
+    pieces | unbounded,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=4).map("".join),
+        st.tuples(inner, inner).map(lambda two: f"({two[0]}|{two[1]})"),
+        st.tuples(inner, bounded).map(lambda two: f"(?:{two[0]}){two[1]}"),
+        inner.map(lambda one: f"(?={one})"),
+        inner.map(lambda one: f"(?!{one})"),
+        inner.map(lambda one: f"(?i:{one})"),
+    ),
+    max_leaves=6,
+)
+endings = st.sampled_from(["", "$", r"a\.b$", r"\.a$", r"\.x1\.ab$", r"\\\.a$", r"\\a$", r"\.\\$"])
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.tuples(expressions, endings).map("".join), st.lists(odd_names, min_size=1, max_size=5))
+@example(r"\.a\.b$", [[b"x.a", b"b"], [b"x\\.a", b"b"]])
+@example(r"(^|\.)a$", [[b"a"], [b"b.a"], [b"b\\", b"a"]])
+def test_the_literal_suffix_never_leaves_out_a_name(body: str, names: list[list[bytes]]) -> None:
+    try:
+        pattern = parse_pattern(f"/{body}/")
+    except RuleError:
+        return
+    suffix_labels = list(qname.wire_labels(pattern.suffix))
+    for labels in names:
+        # Names that the expression is likely to be found in, too.
+        for name in (labels, labels + suffix_labels, labels + suffix_labels[1:]):
+            if re.search(body, Name(name).text, re.IGNORECASE):
+                assert name[len(name) - len(suffix_labels) :] == suffix_labels
+
+
+@given(st.lists(label_bytes, max_size=4))
+def test_each_dot_that_an_expression_sees_is_between_labels(labels: list[bytes]) -> None:
+    text = Name(labels).text
+    assert text == "." if not labels else text.count(".") == len(labels) - 1
+    assert qname.from_text(text) == qname.join(labels)
+
+
+@given(st.text("ab*?", max_size=8), st.text("ab", min_size=1, max_size=8))
+@example("*a*a*a*b", 63 * "a")
+def test_wildcards_match_as_in_file_names(glob: str, label: str) -> None:
+    collapsed = re.sub(r"\*+", "*", glob)
+    chars = tuple({"*": -1, "?": -2}.get(char, ord(char)) for char in collapsed)
+    assert Wildcard(chars).matches(label.encode()) == fnmatch.fnmatchcase(label, collapsed)
+
+
+def test_wildcards_take_no_exponential_time() -> None:
+    label = parse_pattern("=" + 31 * "*a" + "b").front[0]
+    assert isinstance(label, Wildcard)
+    started = time.process_time()
+    assert not label.matches(63 * b"a")
+    assert time.process_time() - started < 0.1
+
+
+PRECEDENCE = [
+    (["com", "example.com"], "www.example.com", "example.com"),
+    (["example.com", "com"], "www.example.com", "example.com"),
+    (["example.com", "*.example.com", "=example.com"], "example.com", "=example.com"),
+    (["example.com", "*.example.com", "=example.com"], "x.example.com", "*.example.com"),
+    (["example.com", "a*.example.com", "*.example.com"], "ab.example.com", "a*.example.com"),
+    (["*b.example.com", "a*.example.com"], "ab.example.com", "*b.example.com"),
+    (["a*.example.com", "*b.example.com"], "ab.example.com", "a*.example.com"),
+    ([r"/^a.*\.example\.com$/", "a*.example.com"], "ab.example.com", r"/^a.*\.example\.com$/"),
+    (["a*.example.com", r"/^a.*\.example\.com$/"], "ab.example.com", "a*.example.com"),
+    (["/ab/", "ab.example.com"], "ab.example.com", "ab.example.com"),
+    (["ab*.com", "example.com"], "x.example.com", "example.com"),
+    (["*.com", "ab*.com"], "abc.com", "ab*.com"),
+    (["=*.example.com", "x.example.com"], "x.example.com", "x.example.com"),
+    ([r"/^example\.com$/", "=example.com"], "example.com", "=example.com"),
+    ([".", "/a/"], "a.com", "/a/"),
+    ([".", "/a/"], "b.net", "."),
+    (["=.", "/^.$/", "."], ".", "=."),
+]
+
+
+@pytest.mark.parametrize(("patterns", "name", "winner"), PRECEDENCE)
+def test_precedence(patterns: list[str], name: str, winner: str) -> None:
+    assert counted_by(rules(*patterns), name) == winner
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["example.com"], {"example.com": (1, 1)}),
+        (["=example.com"], {"example.com": (1, NO_RULE)}),
+        (["*.example.com"], {"example.com": (NO_RULE, 1)}),
+        (["."], {".": (1, 1)}),
+        (["=a.b", "b"], {"a.b": (1, 2), "b": (2, 2)}),
+        (["a*.b"], {"b": (NO_RULE, DECIDE)}),
+        (["a*.b", "b"], {"b": (2, DECIDE)}),
+        # x.b and what is below it cannot be a*.b.
+        (["a*.b", "=x.b"], {"b": (NO_RULE, DECIDE), "x.b": (2, NO_RULE)}),
+        # All below ab.b is below a*.b, and ab.b itself is a*.b.
+        (["a*.b", "=ab.b"], {"b": (NO_RULE, DECIDE), "ab.b": (2, 1)}),
+        (["a*.b", "*.ab.b"], {"b": (NO_RULE, DECIDE), "ab.b": (1, 2)}),
+        (["=a*.b", "*.ab.b"], {"b": (NO_RULE, DECIDE), "ab.b": (1, 2)}),
+        (["=a*.b", "=ab.b"], {"b": (NO_RULE, DECIDE), "ab.b": (2, NO_RULE)}),
+        (["*.a*.b", "=ab.b"], {"b": (NO_RULE, DECIDE), "ab.b": (2, 1)}),
+        (["x.a*.b", "=ab.b"], {"b": (NO_RULE, DECIDE), "ab.b": (2, DECIDE)}),
+        # The rule with the longer suffix decides before the expression does.
+        (["/x/", "b"], {".": (NO_RULE, DECIDE), "b": (2, 2)}),
+        (["/x/", "=b"], {".": (NO_RULE, DECIDE), "b": (2, DECIDE)}),
+        (["/x/", "*.x.b", "*.b"], {".": (NO_RULE, DECIDE), "x.b": (3, 2), "b": (NO_RULE, 3)}),
+        ([r"/\.b$/", "b"], {"b": (2, DECIDE)}),
+        # What the name itself is counted by is known, even of an expression.
+        ([r"/^b$/", "b"], {"b": (1, DECIDE)}),
+        (["/^x/", "/c/", "*.b"], {".": (NO_RULE, DECIDE), "b": (NO_RULE, 3)}),
+        (["/^x/", "/b/", "*.b"], {".": (NO_RULE, DECIDE), "b": (2, 3)}),
+    ],
+)
+def test_trie(patterns: list[str], expected: dict[str, tuple[int, int]]) -> None:
+    entries = rules(*patterns).trie()
+    assert {qname.to_text(entry.suffix): (entry.at, entry.below) for entry in entries} == expected
+    for entry in entries:
+        assert entry.labels == len(qname.wire_labels(entry.suffix))
+        assert entry.suffix.endswith(b"\0")
+
+
+ALPHABET = ["a", "b", "ab", "ba"]
+wild = st.sampled_from([*ALPHABET, "*", "a*", "*b", "?", "a?"])
+bodies = st.one_of(
+    st.lists(st.sampled_from(ALPHABET), max_size=3),
+    st.lists(wild, min_size=1, max_size=4),
+)
+name_specs = st.tuples(st.sampled_from(list(Scope)), bodies)
+EXPRESSIONS = {
+    "/b/": [],
+    r"/^a/": [],
+    r"/ab$/": [],
+    r"/\.b$/": ["b"],
+    r"/a\.b$/": ["b"],
+    r"/(^|\.)a\.b$/": ["a", "b"],
+    r"/^ab\.b$/": ["ab", "b"],
+    r"/^[^.]+\.[^.]+$/": [],
+}
+specs = st.lists(st.one_of(name_specs, name_specs, st.sampled_from(sorted(EXPRESSIONS))), min_size=1, max_size=12)
+Spec = tuple[Scope, list[str]] | str
+
+
+def spelled(spec: Spec) -> str:
+    return (
+        spec
+        if isinstance(spec, str)
+        else spec[0].value + (".".join(spec[1]) or ("" if spec[0] is Scope.BELOW else "."))
+    )
+
+
+def usable(spec: Spec) -> bool:
+    """Leave out what is spelled like another form: a leading ``*`` that means below, ``*.`` with nothing behind it."""
+    if isinstance(spec, str):
+        return True
+    scope, body = spec
+    return (scope is Scope.ALONE or body[:1] != ["*"]) and (scope is not Scope.BELOW or bool(body))
+
+
+def reference(spec: Spec, name: list[str]) -> tuple[bool, int, int]:
+    """Return whether a spec matches, the length of its literal suffix, and its rank, as the documentation has them."""
+    if isinstance(spec, str):
+        return re.search(spec[1:-1], ".".join(name) or ".") is not None, len(EXPRESSIONS[spec]), 1
+    scope, body = spec
+    wildcards = [at for at, label in enumerate(body, 1) if "*" in label or "?" in label]
+    literal = len(body) - max(wildcards, default=0)
+    rank = 1 if wildcards else [Scope.ALONE, None, Scope.BELOW, Scope.TREE].index(scope)
+    tail = name[len(name) - len(body) :] if body else []
+    fits = len(tail) == len(body) and all(map(fnmatch.fnmatchcase, tail, body))
+    extra = len(name) - len(body)
+    return fits and {Scope.ALONE: extra == 0, Scope.BELOW: extra > 0, Scope.TREE: True}[scope], literal, rank
+
+
+@settings(max_examples=500, deadline=None)
+@given(specs, st.lists(st.lists(st.sampled_from(ALPHABET), max_size=5), min_size=1, max_size=30))
+def test_match_and_trie_agree_with_the_documentation(drawn: list[Spec], names: list[list[str]]) -> None:
+    chosen = list({spelled(spec): spec for spec in drawn if usable(spec)}.items()) or [(".", (Scope.TREE, []))]
+    ruleset = rules(*(text for text, _ in chosen))
+    entries = ruleset.trie()
+    for name in names:
+        wire = qname.from_text(".".join(name) or ".")
+        candidates = []
+        for order, (text, spec) in enumerate(chosen):
+            matches, literal, rank = reference(spec, name)
+            if matches:
+                candidates.append((-literal, rank, order, text))
+        rule = ruleset.match(wire)
+        assert (rule and rule.pattern) == (min(candidates)[-1] if candidates else None)
+        assert walk(entries, wire) in (rule.id if rule else NO_RULE, DECIDE)
+
+
+def test_without_wildcards_and_expressions_the_kernel_decides_all() -> None:
+    ruleset = rules("a.b", "=b", "*.c.b", "*.a.c", ".")
+    outcomes = {outcome for entry in ruleset.trie() for outcome in (entry.at, entry.below)}
+    assert DECIDE not in outcomes
+
+
+def test_ten_thousand_rules_build_in_well_under_a_second() -> None:
+    pick = random.Random(1)
+    forms = ["a{0}.x.example", "=b{0}.example", "*.c{0}.org", "ads{0}*.x{0}.com", "*tr{0}*.example", "*tr{0}*"]
+    patterns = [pick.choice(forms).format(number) for number in range(9900)]
+    patterns += [rf"/^ads{number}[a-z]/" for number in range(100)]
+    started = time.process_time()
+    entries = rules(*patterns).trie()
+    assert time.process_time() - started < 1
+    assert len(entries) > 5000
+
+
+def test_no_specs_mean_all_names() -> None:
+    ruleset = RuleSet.build([])
+    assert ruleset.rules == (Rule(1, ".", ".", 6),)
+    assert ruleset.trie() == [TrieEntry(b"\0", 0, 1, 1)]
+    assert RuleSet.build([], ruleset).rules == ruleset.rules
+
+
+def test_rules_carry_what_was_configured() -> None:
+    ruleset = RuleSet.build([("one", "Example.COM.", 3), ("two", "/x/", 7)])
+    assert ruleset.rules == (Rule(1, "one", "Example.COM.", 3), Rule(2, "two", "/x/", 7))
+    assert ruleset.by_id == {1: ruleset.rules[0], 2: ruleset.rules[1]}
+
+
+def test_unchanged_rules_keep_their_ids() -> None:
+    first = RuleSet.build([("a", "a.example", 6), ("b", "b.example", 6), ("c", "c.example", 6)])
+    second = RuleSet.build([("c", "C.example.", 2), ("b", "=b.example", 6), ("x", "a.example", 6)], first)
+    assert second.rules == (
+        Rule(3, "c", "C.example.", 2),
+        Rule(4, "b", "=b.example", 6),
+        Rule(5, "x", "a.example", 6),
+    )
+    third = RuleSet.build([("a", "a.example", 6)], second)
+    assert third.rules[0].id == 6
+
+
+def test_reserved_ids_are_passed_over() -> None:
+    ruleset = RuleSet.build([("a", "a", 6), ("b", "b", 6)], reserved={1, 3})
+    assert [rule.id for rule in ruleset.rules] == [2, 4]
+    kept = RuleSet.build([("a", "a", 6), ("c", "c", 6)], ruleset, reserved={2, 5})
+    assert [rule.id for rule in kept.rules] == [2, 6]
+
+
+def test_ids_wrap_around_and_run_out() -> None:
+    most = [(str(number), str(number), 6) for number in range(MAX_RULE_ID)]
+    full = RuleSet.build(most)
+    assert set(full.by_id) == set(range(1, MAX_RULE_ID + 1))
+    assert RuleSet.build(most, full).rules == full.rules
+    with pytest.raises(RuleError, match="too many rules"):
+        RuleSet.build([("x", "x", 6)], full)
+    last = RuleSet([(Rule(MAX_RULE_ID, "a", "a"), parse_pattern("a"))], MAX_RULE_ID)
+    assert [rule.id for rule in RuleSet.build([("a", "a", 6), ("b", "b", 6)], last).rules] == [MAX_RULE_ID, 1]
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ([("a", "example.com", 6), ("b", "EXAMPLE.com.", 6)], "two rules of the same pattern (EXAMPLE.com.)"),
+        ([("a", "a*.com", 6), ("b", "A**.com", 6)], "two rules of the same pattern (A**.com)"),
+        ([("a", "bücher.com", 6), ("b", "xn--bcher-kva.com", 6)], "two rules of the same pattern (xn--bcher-kva.com)"),
+        ([("a", "*", 6), ("b", "*.", 6)], "two rules of the same pattern (*.)"),
+        ([("a", "/x/", 6), ("b", "/x/", 6)], "two rules of the same pattern (/x/)"),
+        ([("a", "a.com", 6), ("a", "b.com", 6)], "two rules of the same name (a)"),
+        ([("a", "a..com", 6)], "an empty label"),
+    ],
+)
+def test_bad_rules(specs: list[tuple[str, str, int]], message: str) -> None:
+    with pytest.raises(RuleError) as caught:
+        RuleSet.build(specs)
+    assert message in caught.value.message
+
+
+def test_the_same_name_in_another_form_is_another_pattern() -> None:
+    assert len(rules("a.com", "=a.com", "*.a.com", r"\*.a.com", "=*.a.com", r"/^a\.com$/", r"/^A\.com$/").rules) == 7
