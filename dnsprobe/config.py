@@ -1,0 +1,511 @@
+"""The configuration file: YAML to frozen dataclasses, all errors at once, each with its line, key, value and a hint."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import yaml
+
+from dnsprobe.errors import EXIT_USAGE, UserError
+from dnsprobe.rules import MAX_RULE_ID, Pattern, RuleError, parse_pattern, shorten
+from dnsprobe.text import printable
+
+HOOKS = ("auto", "ip_send_skb", "udp_send_skb", "net_dev_queue")
+
+#: Syslog's names for the levels 0 to 7 (RFC 5424, section 6.2.1; sd-daemon(3)).
+PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+
+_NS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
+_BYTES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+
+_YEAR_NS = 365 * _NS["d"]
+_PAGE = 4096
+_MAX_PORTS = 16
+_MAX_ENTRIES = 1 << 20
+
+#: libyaml's binding builds nested nodes by recursion in C, without a limit: far deeper than this ends the process.
+_MAX_DEPTH = 32
+
+#: libyaml's loader reads 10,000 domains eight times as fast; not every build of PyYAML has it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+#: What may not be in a YAML stream (YAML 1.1, section 5.1), or only at its start: the byte order mark.
+_NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+
+class DomainSpec(NamedTuple):
+    """A rule as it is configured: ``pattern`` as in :mod:`dnsprobe.rules`, ``priority`` a syslog level, 0 to 7."""
+
+    name: str
+    pattern: str
+    priority: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeConfig:
+    """The kernel side.
+
+    ``hook`` is one of HOOKS; ``ports`` are UDP and TCP destination ports; ``btf`` the path of the kernel's BTF;
+    ``verify_interval_ns`` nanoseconds, 0 for only at start; ``ring_size`` bytes; the others are numbers of map entries.
+    """
+
+    hook: str = "auto"
+    ports: tuple[int, ...] = (53,)
+    btf: str = "/sys/kernel/btf/vmlinux"
+    verify_interval_ns: int = 5 * _NS["m"]
+    ring_size: int = 1 << 20
+    processes: int = 8192
+    counters: int = 65536
+    names: int = 16384
+    recent: int = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class JournalConfig:
+    """The journal: ``repeat_ns`` nanoseconds, 0 for an entry for each query; ``queue`` a number of entries."""
+
+    repeat_ns: int = 60 * _NS["s"]
+    queue: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """The HTTP side: ``listen`` is an IP address without brackets and a port, 0 for any free one."""
+
+    listen: tuple[str, int] = ("127.0.0.1", 10059)
+    max_series: int = 10000
+    connections: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration; no ``domains`` means all names."""
+
+    domains: tuple[DomainSpec, ...] = ()
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One error: ``line`` from 1 up, 0 for the file as a whole; ``key`` a path such as ``domains[2].pattern``."""
+
+    file: str
+    line: int
+    key: str
+    message: str
+    hint: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        what = f"{self.key}: {self.message}" if self.key else self.message
+        return f"{where}: {what}; {self.hint}" if self.hint else f"{where}: {what}"
+
+
+class ConfigError(UserError):
+    """All that is wrong with a configuration file, one line for each error, in the order of the file."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
+        super().__init__("\n".join(map(str, self.problems)), status=EXIT_USAGE)
+
+
+def default() -> Config:
+    """Return what an empty file means."""
+    return Config()
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Return the configuration in a file; raise ConfigError with all that is wrong with it."""
+    file = printable(os.fspath(path))
+    root = _compose(_read(path, file), file)
+    if root is None:
+        return default()
+    problems: list[Problem] = []
+    config = _config(_Place(root, "", file, problems))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return address and port of ``ADDR:PORT``; an IPv6 address has brackets in ``text`` and none in what is returned.
+
+    Port 0 is any free one. Raises UserError, with a hint, for anything else. An address left out is refused: who means
+    all of them has to say so.
+    """
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+    def bad(message: str, hint: str = "write ADDR:PORT, such as 127.0.0.1:10059 or [::1]:10059") -> UserError:
+        return UserError(f"{message} ({shorten(text)})", hint, EXIT_USAGE)
+
+    if _ip_version(text) or (text.endswith("]") and _ip_version(text[1:-1])):
+        raise bad("an address without a port, or without brackets")
+    if not colon:
+        raise bad("not an address and a port")
+    if bare in ("", "*"):
+        shown = shorten(port) or "10059"
+        raise bad("no address", f"for all addresses write 0.0.0.0:{shown} or [::]:{shown}")
+    version = _ip_version(bare)
+    if not version:
+        raise bad("not an IP address and a port")
+    if (version == 6) != (bare != host):
+        raise bad("an IPv6 address without brackets" if version == 6 else "an IPv4 address in brackets")
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise bad("not a port", "give a number from 0 to 65535; 0 is any free port")
+    return bare, int(port)
+
+
+def _ip_version(text: str) -> int | None:
+    try:
+        return ipaddress.ip_address(text).version
+    except ValueError:
+        return None
+
+
+def _read(path: str | os.PathLike[str], file: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read()
+    except OSError as error:
+        hints = {
+            FileNotFoundError: "give the path of a configuration file with --config",
+            IsADirectoryError: "give the path of a file in it",
+            PermissionError: "make it readable for the user that runs dnsprobe",
+        }
+        hint = hints.get(type(error), "check the path")
+        raise ConfigError([Problem(file, 0, "", f"cannot be read: {error.strerror}", hint)]) from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The marker at the start, if there is one, is not in the bytes that the error counts in.
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8 (byte 0x{error.object[error.start]:02x})"
+        raise ConfigError([Problem(file, line, "", message, "save the file as UTF-8")]) from error
+    stray = _NOT_YAML.search(text)
+    if stray:
+        line = text.count("\n", 0, stray.start()) + 1
+        message = f"a character that YAML does not allow (U+{ord(stray[0]):04X})"
+        raise ConfigError([Problem(file, line, "", message, "remove it")])
+    return text
+
+
+def _compose(text: str, file: str) -> yaml.Node | None:
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                line = event.start_mark.line + 1 if event.start_mark else 0
+                raise ConfigError([Problem(file, line, "", "nested too deeply", "no key takes lists in lists")])
+        node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+        message = f"not valid YAML: {error.problem or error.context}"
+        raise ConfigError([Problem(file, line, "", message, _yaml_hint(text, mark))]) from error
+    return node
+
+
+def _yaml_hint(text: str, mark: yaml.Mark | None) -> str:
+    lines = text.splitlines()
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
+    if re.search(r"(^|[-:\[,])\s*\*", line):
+        return 'a pattern that begins with * needs quotes: "*.example.com"'
+    if re.search(r'"[^"]*\\', line):
+        return "put a value with backslashes in single quotes"
+    if re.search(r":\s+\[[0-9A-Fa-f.]*:", line):
+        return 'an address in brackets needs quotes: "[::1]:10059"'
+    if "\t" in line:
+        return "indent with spaces, not with tabs"
+    return "check quotes, colons and indentation here and in the line before"
+
+
+class _Place:
+    """A node of the file, the key path that leads to it, and where to report what is wrong with it."""
+
+    __slots__ = ("file", "key", "node", "problems")
+
+    def __init__(self, node: yaml.Node, key: str, file: str, problems: list[Problem]) -> None:
+        self.node = node
+        self.key = key
+        self.file = file
+        self.problems = problems
+
+    @property
+    def line(self) -> int:
+        return int(self.node.start_mark.line) + 1
+
+    @property
+    def empty(self) -> bool:
+        return self.scalar("null") is not None
+
+    def scalar(self, *types: str) -> str | None:
+        """Return the text of a scalar whose YAML type is one of ``types``, or of any without; None for all else."""
+        if not isinstance(self.node, yaml.ScalarNode):
+            return None
+        return str(self.node.value) if not types or self.node.tag.rpartition(":")[2] in types else None
+
+    def report(self, message: str, hint: str) -> None:
+        self.problems.append(Problem(self.file, self.line, self.key, message, hint))
+
+    def wrong(self, what: str, hint: str) -> None:
+        """Report the value of this node as ``what``."""
+        if isinstance(self.node, yaml.ScalarNode):
+            shown = "no value" if self.empty else shorten(self.node.value)
+        else:
+            shown = "a list" if isinstance(self.node, yaml.SequenceNode) else "a mapping"
+        self.report(f"{what} ({shown})", hint)
+
+    def items(self) -> Iterator[_Place]:
+        for index, node in enumerate(self.node.value):
+            yield _Place(node, f"{self.key}[{index}]", self.file, self.problems)
+
+    def entries(self, known: Sequence[str]) -> dict[str, _Place]:
+        """Return the values of a mapping by key; report what is not a mapping, unknown keys and duplicate ones."""
+        found: dict[str, _Place] = {}
+        if not isinstance(self.node, yaml.MappingNode):
+            self.wrong("not a mapping of keys to values", f"known keys: {', '.join(known)}")
+            return found
+        for key_node, value_node in self.node.value:
+            place = _Place(key_node, self.key, self.file, self.problems)
+            key = place.scalar()
+            if key is None:
+                place.wrong("not a key", f"known keys: {', '.join(known)}")
+                continue
+            place.key = f"{self.key}.{shorten(key)}" if self.key else shorten(key)
+            if key in found:
+                place.report(f"a duplicate of the key in line {found[key].line}", "remove one of them")
+            elif key in known:
+                found[key] = _Place(value_node, place.key, self.file, self.problems)
+            else:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+                place.report(f"an unknown key ({shorten(key)})", hint)
+        return found
+
+
+#: Takes a value from its place; what it returns after it has reported a problem is never used.
+_Reader = Callable[[_Place], Any]
+
+
+def _number(low: int, high: int) -> _Reader:
+    def read(place: _Place) -> int:
+        text = place.scalar("int") or ""
+        # Neither 010 (8 to YAML 1.1) nor 1:30 (90).
+        if not re.fullmatch("-?(0|[1-9][0-9]*)", text):
+            place.wrong("not a whole number", f"give a number from {low} to {high} in plain digits, without quotes")
+        elif len(text) > 18 or not low <= int(text) <= high:
+            place.wrong("out of range", f"give a number from {low} to {high}")
+        else:
+            return int(text)
+        return low
+
+    return read
+
+
+def _duration(low_ns: int, low: str) -> _Reader:
+    """Return a reader of 0, or ``low`` to a year, as nanoseconds."""
+
+    def read(place: _Place) -> int:
+        text = place.scalar("str", "int") or ""
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", text)
+        if text != "0" and not match:
+            example = text if re.fullmatch("[0-9]{1,15}", text) else "60"
+            place.wrong("not a duration", f"give 0, or a number with a unit ({', '.join(_NS)}), such as {example}s")
+            return 0
+        nanoseconds = Fraction(match[1]) * _NS[match[2]] if match else Fraction(0)
+        if nanoseconds and not low_ns <= nanoseconds <= _YEAR_NS:
+            place.wrong("out of range", f"give 0, or from {low} to 365d")
+        return int(nanoseconds)
+
+    return read
+
+
+def _size(low: int, high: int) -> _Reader:
+    def read(place: _Place) -> int:
+        match = re.fullmatch("([0-9]{1,15})(|KiB|MiB)", place.scalar("str", "int") or "")
+        if not match:
+            place.wrong("not a size", "give a number of bytes, or one with KiB or MiB, such as 1MiB")
+            return low
+        size = int(match[1]) * _BYTES[match[2]]
+        if not low <= size <= high or size & (size - 1):
+            place.wrong("not a size that the kernel takes", "give a power of two from 4096 (4KiB) to 64MiB")
+        return size
+
+    return read
+
+
+def _choice(*choices: str) -> _Reader:
+    def read(place: _Place) -> str:
+        text = place.scalar("str") or ""
+        if text not in choices:
+            place.wrong("not a choice", f"one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def _ports(place: _Place) -> tuple[int, ...]:
+    hint = f"give a list of 1 to {_MAX_PORTS}, such as [53]"
+    if not isinstance(place.node, yaml.SequenceNode):
+        place.wrong("not a list of ports", hint)
+        return ()
+    if not 1 <= len(place.node.value) <= _MAX_PORTS:
+        place.report(f"{len(place.node.value)} ports", hint)
+    read = _number(1, 65535)
+    ports: list[int] = []
+    for item in place.items():
+        before = len(place.problems)
+        port = read(item)
+        if port in ports and len(place.problems) == before:
+            item.wrong("a duplicate port", "remove it")
+        ports.append(port)
+    return tuple(ports)
+
+
+def _path(place: _Place) -> str:
+    text = place.scalar("str") or ""
+    if not text.startswith("/") or not text.isprintable():
+        place.wrong("not an absolute path", "give a path from / on")
+    return text
+
+
+def _listen(place: _Place) -> tuple[str, int]:
+    text = place.scalar("str", "int")
+    if not text:
+        place.wrong("not an address and a port", 'give ADDR:PORT, such as 127.0.0.1:10059 or "[::1]:10059"')
+        return "", 0
+    try:
+        return parse_listen(text)
+    except UserError as error:
+        place.report(error.message, error.hint)
+        return "", 0
+
+
+def _priority(place: _Place) -> int:
+    text = place.scalar("str", "int") or ""
+    if text in PRIORITIES:
+        return PRIORITIES.index(text)
+    if not re.fullmatch("[0-7]", text):
+        place.wrong("not a priority", f"give 0 to 7, or {', '.join(PRIORITIES)}")
+        return 0
+    return int(text)
+
+
+def _text(place: _Place) -> str:
+    # Any scalar as it is written: to YAML 1.1, "no" is a truth value, but it is Norway's domain, too.
+    text = place.scalar()
+    if not text or place.empty or not text.isprintable():
+        place.wrong("not a printable text", "give a text in one line")
+        return ""
+    return text
+
+
+def _domain(place: _Place) -> tuple[DomainSpec, Pattern] | None:
+    if isinstance(place.node, yaml.MappingNode):
+        entries = place.entries(("name", "pattern", "priority"))
+        if "pattern" not in entries:
+            place.report("no pattern", "add the key pattern, such as pattern: example.com")
+            return None
+    else:
+        entries = {"pattern": place}
+    text = _text(entries["pattern"])
+    name = _text(entries["name"]) if "name" in entries else text
+    priority = _priority(entries["priority"]) if "priority" in entries else 6
+    if not text:
+        return None
+    try:
+        return DomainSpec(name, text, priority), parse_pattern(text)
+    except RuleError as error:
+        entries["pattern"].report(error.message, error.hint)
+        return None
+
+
+def _domains(place: _Place) -> tuple[DomainSpec, ...]:
+    if place.empty:
+        return ()
+    if not isinstance(place.node, yaml.SequenceNode):
+        place.wrong("not a list of domains", "begin each domain with a hyphen, such as - example.com")
+        return ()
+    if len(place.node.value) > MAX_RULE_ID:
+        place.report(f"too many rules ({len(place.node.value)})", f"give at most {MAX_RULE_ID}")
+        return ()
+    specs = []
+    names: dict[str, _Place] = {}
+    patterns: dict[Pattern, _Place] = {}
+    for item in place.items():
+        domain = _domain(item)
+        if domain is None:
+            continue
+        spec, pattern = domain
+        specs.append(spec)
+        if pattern in patterns:
+            _duplicate(item, "pattern", spec.pattern, patterns[pattern])
+        elif spec.name in names:
+            _duplicate(item, "name", spec.name, names[spec.name])
+        patterns.setdefault(pattern, item)
+        names.setdefault(spec.name, item)
+    return tuple(specs)
+
+
+def _duplicate(place: _Place, what: str, value: str, other: _Place) -> None:
+    message = f"the same {what} as {other.key} in line {other.line} ({shorten(value)})"
+    place.report(message, "remove one of the two rules" if what == "pattern" else "give one of the two another name")
+
+
+#: Key: field of the dataclass, reader.
+_Fields = Mapping[str, tuple[str, _Reader]]
+
+_PROBE: _Fields = {
+    "hook": ("hook", _choice(*HOOKS)),
+    "ports": ("ports", _ports),
+    "btf": ("btf", _path),
+    "verify_interval": ("verify_interval_ns", _duration(_NS["s"], "1s")),
+    "ring_size": ("ring_size", _size(_PAGE, 64 << 20)),
+    "processes": ("processes", _number(1, _MAX_ENTRIES)),
+    "counters": ("counters", _number(1, _MAX_ENTRIES)),
+    "names": ("names", _number(1, _MAX_ENTRIES)),
+    "recent": ("recent", _number(1, _MAX_ENTRIES)),
+}
+
+_JOURNAL: _Fields = {
+    "repeat": ("repeat_ns", _duration(_NS["ms"], "1ms")),
+    "queue": ("queue", _number(1, _MAX_ENTRIES)),
+}
+
+_METRICS: _Fields = {
+    "listen": ("listen", _listen),
+    "max_series": ("max_series", _number(1, 1_000_000)),
+    "connections": ("connections", _number(1, 65535)),
+}
+
+
+_SECTIONS: Mapping[str, tuple[Callable[..., Any], _Fields]] = {
+    "probe": (ProbeConfig, _PROBE),
+    "journal": (JournalConfig, _JOURNAL),
+    "metrics": (MetricsConfig, _METRICS),
+}
+
+
+def _config(root: _Place) -> Config:
+    if root.empty:
+        return default()
+    entries = root.entries(("domains", *_SECTIONS))
+    values: dict[str, Any] = {}
+    if "domains" in entries:
+        values["domains"] = _domains(entries["domains"])
+    for key, (section, fields) in _SECTIONS.items():
+        if key in entries and not entries[key].empty:
+            places = entries[key].entries(tuple(fields))
+            values[key] = section(**{fields[name][0]: fields[name][1](place) for name, place in places.items()})
+    return Config(**values)

@@ -1,0 +1,513 @@
+"""The configuration file: what it means, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dnsprobe import config
+from dnsprobe.config import (
+    Config,
+    ConfigError,
+    DomainSpec,
+    JournalConfig,
+    MetricsConfig,
+    ProbeConfig,
+    load,
+    parse_listen,
+)
+from dnsprobe.errors import EXIT_USAGE, UserError
+from dnsprobe.rules import RuleSet
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHIPPED = REPOSITORY / "config" / "dnsprobe.yaml"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "dnsprobe.yaml"
+
+
+def errors(file: Path, text: str | bytes) -> list[str]:
+    """Return the lines of the message, without the folder of the file."""
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert caught.value.status == EXIT_USAGE
+    lines = caught.value.message.split("\n")
+    assert len(lines) == len(caught.value.problems)
+    assert all(line.isprintable() and line.startswith(f"{file}:") for line in lines)
+    assert all(problem.hint for problem in caught.value.problems)
+    return [line.removeprefix(f"{file.parent}/") for line in lines]
+
+
+def loaded(file: Path, text: str) -> Config:
+    file.write_text(text)
+    return load(file)
+
+
+def test_the_shipped_file_is_the_default() -> None:
+    assert load(SHIPPED) == config.default() == Config()
+
+
+def test_the_shipped_file_and_the_page_have_every_key() -> None:
+    page = (REPOSITORY / "docs" / "configuration.md").read_text()
+    shipped = yaml.safe_load(SHIPPED.read_text())
+    assert list(shipped) == [field.name for field in fields(Config)]
+    for section, kind in {"probe": ProbeConfig, "journal": JournalConfig, "metrics": MetricsConfig}.items():
+        assert list(shipped[section]) == [field.name.removesuffix("_ns") for field in fields(kind)]
+        for key, value in shipped[section].items():
+            row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` "))
+            assert f"| `{value}`" in row
+
+
+def test_a_full_file(file: Path) -> None:
+    assert loaded(
+        file,
+        """
+domains:
+  - example.com
+  - '*.ads.example'
+  - pattern: '/^cdn[0-9]+\\./'
+    name: numbered CDNs
+    priority: notice
+  - {pattern: =x.example, priority: 0}
+probe:
+  hook: net_dev_queue
+  ports: [53, 5353]
+  btf: /boot/vmlinux
+  verify_interval: 1.5h
+  ring_size: 64KiB
+  processes: 1
+  counters: 2
+  names: 3
+  recent: 1048576
+journal:
+  repeat: 1500ms
+  queue: 1
+metrics:
+  listen: '[::1]:0'
+  max_series: 5
+  connections: 6
+""",
+    ) == Config(
+        domains=(
+            DomainSpec("example.com", "example.com", 6),
+            DomainSpec("*.ads.example", "*.ads.example", 6),
+            DomainSpec("numbered CDNs", "/^cdn[0-9]+\\./", 5),
+            DomainSpec("=x.example", "=x.example", 0),
+        ),
+        probe=ProbeConfig(
+            hook="net_dev_queue",
+            ports=(53, 5353),
+            btf="/boot/vmlinux",
+            verify_interval_ns=5400 * 10**9,
+            ring_size=65536,
+            processes=1,
+            counters=2,
+            names=3,
+            recent=1048576,
+        ),
+        journal=JournalConfig(repeat_ns=1_500_000_000, queue=1),
+        metrics=MetricsConfig(listen=("::1", 0), max_series=5, connections=6),
+    )
+
+
+def test_domains_are_what_a_rule_set_is_built_from(file: Path) -> None:
+    ruleset = RuleSet.build(loaded(file, "domains: [a.example, {pattern: b.example, priority: err}]").domains)
+    assert [(rule.name, rule.priority) for rule in ruleset.rules] == [("a.example", 6), ("b.example", 3)]
+
+
+def test_a_configuration_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        config.default().probe = ProbeConfig()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "# nothing but a comment\n",
+        "---\n",
+        "~",
+        "\ufeff",
+        "{}",
+        "domains:\nprobe:\njournal: ~\nmetrics: null\n",
+        "domains: []\nprobe: {}\n",
+        "\ufeffprobe: {ports: [53]}\r\n",
+    ],
+)
+def test_nothing_means_the_defaults(file: Path, text: str) -> None:
+    assert loaded(file, text) == config.default()
+
+
+@pytest.mark.parametrize(
+    ("item", "pattern"),
+    [
+        ("no", "no"),
+        ("1.10", "1.10"),
+        ("2001-01-01", "2001-01-01"),
+        (".", "."),
+        ("'*.example'", "*.example"),
+        ("ads*.example", "ads*.example"),
+        ("?x.example", "?x.example"),
+        ("/a\\.b$/", "/a\\.b$/"),
+        ("bücher.example", "bücher.example"),
+    ],
+)
+def test_patterns_are_taken_as_they_are_written(file: Path, item: str, pattern: str) -> None:
+    assert loaded(file, f"domains:\n  - {item}\n").domains == (DomainSpec(pattern, pattern),)
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        ("0", 0),
+        ("0s", 0),
+        ("'0'", 0),
+        ("1ms", 1_000_000),
+        ("1.5ms", 1_500_000),
+        ("1500ms", 1_500_000_000),
+        ("60s", 60_000_000_000),
+        ("0.1s", 100_000_000),
+        ("5m", 300_000_000_000),
+        ("2h", 7_200_000_000_000),
+        ("365d", 31_536_000_000_000_000),
+        ("'60s'", 60_000_000_000),
+    ],
+)
+def test_durations(file: Path, text: str, nanoseconds: int) -> None:
+    assert loaded(file, f"journal: {{repeat: {text}}}").journal.repeat_ns == nanoseconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["60", "-1s", "1.5", "1", "s", "1 s", "60sec", "1S", "1e3s", ".5s", "5.s", "1_0s", "1:30", "true", "[1s]", "''"],
+)
+def test_bad_durations(file: Path, text: str) -> None:
+    (line,) = errors(file, f"journal: {{repeat: {text}}}")
+    assert line.startswith("dnsprobe.yaml:1: journal.repeat: not a duration (")
+    assert "(ms, s, m, h, d), such as" in line
+
+
+@pytest.mark.parametrize("text", ["0.5ms", "366d", "0.000000001ms", "999999999999999d"])
+def test_durations_out_of_range(file: Path, text: str) -> None:
+    assert errors(file, f"journal: {{repeat: {text}}}") == [
+        f"dnsprobe.yaml:1: journal.repeat: out of range ({text}); give 0, or from 1ms to 365d"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("4KiB", 4096), ("1MiB", 1 << 20), ("64MiB", 64 << 20), ("1024KiB", 1 << 20), ("'8192'", 8192)],
+)
+def test_sizes(file: Path, text: str, size: int) -> None:
+    assert loaded(file, f"probe: {{ring_size: {text}}}").probe.ring_size == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0", "1", "2048", "4097", "12KiB", "128MiB", "1MB", "1M", "1 MiB", "-4096", "0x1000", "4kib", "1.5MiB", "~", "[]"],
+)
+def test_bad_sizes(file: Path, text: str) -> None:
+    (line,) = errors(file, f"probe: {{ring_size: {text}}}")
+    assert line.startswith("dnsprobe.yaml:1: probe.ring_size: not a size")
+
+
+SCALARS = [
+    ("journal", "queue", "0", "out of range (0); give a number from 1 to 1048576"),
+    ("journal", "queue", "-1", "out of range (-1); give a number from 1 to 1048576"),
+    ("journal", "queue", "1048577", "out of range (1048577); give"),
+    ("journal", "queue", 5000 * "9", "out of range (999"),
+    ("journal", "queue", "'5'", "not a whole number (5); give a number from 1 to 1048576 in plain digits, without"),
+    ("journal", "queue", "1.0", "not a whole number (1.0)"),
+    ("journal", "queue", "010", "not a whole number (010)"),
+    ("journal", "queue", "0x10", "not a whole number (0x10)"),
+    ("journal", "queue", "1:30", "not a whole number (1:30)"),
+    ("journal", "queue", "many", "not a whole number (many)"),
+    ("journal", "queue", "true", "not a whole number (true)"),
+    ("journal", "queue", "", "not a whole number (no value)"),
+    ("journal", "queue", "[1]", "not a whole number (a list)"),
+    ("journal", "queue", "{a: 1}", "not a whole number (a mapping)"),
+    ("journal", "queue", "!!python/name:os.system 1", "not a whole number (1)"),
+    ("metrics", "max_series", "1000001", "out of range (1000001); give a number from 1 to 1000000"),
+    ("metrics", "connections", "65536", "out of range (65536); give a number from 1 to 65535"),
+    ("metrics", "listen", ":10059", "no address (:10059); for all addresses write 0.0.0.0:10059 or [::]:10059"),
+    ("metrics", "listen", "10059", "not an address and a port (10059); write ADDR:PORT"),
+    ("metrics", "listen", "", "not an address and a port (no value); give ADDR:PORT"),
+    ("metrics", "listen", "127.0.0.1:65536", "not a port (127.0.0.1:65536); give a number from 0 to 65535"),
+    ("metrics", "listen", "[a]", "not an address and a port (a list)"),
+    ("probe", "hook", "kprobe", "not a choice (kprobe); one of auto, ip_send_skb, udp_send_skb, net_dev_queue"),
+    ("probe", "hook", "", "not a choice (no value); one of auto"),
+    ("probe", "btf", "vmlinux", "not an absolute path (vmlinux); give a path from / on"),
+    ("probe", "btf", "5", "not an absolute path (5)"),
+    ("probe", "btf", '"/a\\0b"', "not an absolute path (/a\\x00b)"),
+    ("probe", "ports", "53", "not a list of ports (53); give a list of 1 to 16, such as [53]"),
+    ("probe", "ports", "[]", "0 ports; give a list of 1 to 16, such as [53]"),
+    ("probe", "ports", str(list(range(1, 18))), "17 ports; give a list of 1 to 16"),
+    ("probe", "verify_interval", "999ms", "out of range (999ms); give 0, or from 1s to 365d"),
+    ("probe", "processes", "0", "out of range (0)"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value", "message"), SCALARS)
+def test_bad_values(file: Path, section: str, key: str, value: str, message: str) -> None:
+    (line,) = errors(file, f"{section}:\n  # why\n  {key}: {value}\n")
+    assert line.startswith(f"dnsprobe.yaml:3: {section}.{key}: {message}")
+    assert len(line) < 300
+
+
+STRUCTURE = [
+    ("probes: {}", "1: probes: an unknown key (probes); did you mean probe?"),
+    ("xyz: 1", "1: xyz: an unknown key (xyz); known keys: domains, probe, journal, metrics"),
+    ("metrics:\n  lisen: x", "2: metrics.lisen: an unknown key (lisen); did you mean listen?"),
+    ("<<: {domains: []}", "1: <<: an unknown key (<<); known keys"),
+    ("1: 2", "1: 1: an unknown key (1); known keys"),
+    ('"a\\nb": 2', "1: a\\x0ab: an unknown key (a\\x0ab); known keys"),
+    ("[a]: 2", "1: not a key (a list); known keys"),
+    ("probe:\n  hook: auto\n\n  hook: auto", "4: probe.hook: a duplicate of the key in line 2; remove one of them"),
+    ("domains: [a]\ndomains: [b]", "2: domains: a duplicate of the key in line 1; remove one of them"),
+    ("- a", "1: not a mapping of keys to values (a list); known keys: domains, probe, journal, metrics"),
+    ("example.com", "1: not a mapping of keys to values (example.com); known keys"),
+    ("probe: auto", "1: probe: not a mapping of keys to values (auto); known keys: hook, ports"),
+    ("journal: []", "1: journal: not a mapping of keys to values (a list); known keys: repeat, queue"),
+    ("domains: example.com", "1: domains: not a list of domains (example.com); begin each domain with a hyphen"),
+    ("domains: {a: b}", "1: domains: not a list of domains (a mapping); begin each domain with a hyphen"),
+    ("domains:\n- [a]", "2: domains[0]: not a printable text (a list); give a text in one line"),
+    ("domains:\n- a\n-", "3: domains[1]: not a printable text (no value); give a text in one line"),
+    ("domains:\n- ''", "2: domains[0]: not a printable text (); give a text in one line"),
+    ("domains:\n- pattern: a\n  name: ''", "3: domains[0].name: not a printable text (); give a text in one line"),
+    ('domains:\n- pattern: a\n  name: "\\e[m"', "3: domains[0].name: not a printable text (\\x1b[m); give a text"),
+    ("domains:\n- name: a", "2: domains[0]: no pattern; add the key pattern, such as pattern: example.com"),
+    ("domains: [{}]", "1: domains[0]: no pattern; add the key pattern"),
+    ("domains:\n- name: a\n  pattern: a..b", "3: domains[0].pattern: an empty label: two dots in a row"),
+    ("domains:\n- patern: a", "2: domains[0].patern: an unknown key (patern); did you mean pattern?"),
+    (
+        "domains:\n- {pattern: a, priority: 8}",
+        "2: domains[0].priority: not a priority (8); give 0 to 7, or emerg, alert",
+    ),
+    ("domains:\n- {pattern: a, priority: high}", "2: domains[0].priority: not a priority (high); give 0 to 7"),
+    ("domains:\n- {pattern: a, priority: }", "2: domains[0].priority: not a priority (no value); give 0 to 7"),
+    (
+        "domains:\n- a.b\n\n- A.b.",
+        "4: domains[1]: the same pattern as domains[0] in line 2 (A.b.); remove one of the two",
+    ),
+    ("domains:\n- a\n- {name: a, pattern: b}", "3: domains[1]: the same name as domains[0] in line 2 (a); give one of"),
+    (
+        "domains:\n- /(/",
+        "2: domains[0]: not a regular expression: missing ), unterminated subpattern at position 0 (/(/);",
+    ),
+    ("domains: &a\n- *a", "1: domains[0]: not a printable text (a list)"),
+    ("probe:\n  ports: [53, 0]", "2: probe.ports[1]: out of range (0); give a number from 1 to 65535"),
+    ("probe:\n  ports:\n  - 53\n  - dns", "4: probe.ports[1]: not a whole number (dns); give a number from 1 to 65535"),
+    ("probe:\n  ports:\n  - 53\n  - 53", "4: probe.ports[1]: a duplicate port (53); remove it"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), STRUCTURE)
+def test_bad_structure(file: Path, text: str, message: str) -> None:
+    lines = errors(file, text)
+    assert lines[0].startswith(f"dnsprobe.yaml:{message}")
+
+
+def test_too_many_rules(file: Path) -> None:
+    text = "domains:\n" + "".join(f"- d{number}\n" for number in range(65536))
+    assert errors(file, text) == ["dnsprobe.yaml:2: domains: too many rules (65536); give at most 65535"]
+
+
+SYNTAX = [
+    (
+        "domains:\n  - *.example.com\n",
+        "2: not valid YAML: ",
+        'a pattern that begins with * needs quotes: "*.example.com"',
+    ),
+    ("domains:\n  - *tracker*.example\n", "2: not valid YAML: ", "a pattern that begins with * needs quotes"),
+    ("domains: [a, *b]\n", "1: not valid YAML: ", "a pattern that begins with * needs quotes"),
+    ('domains:\n  - "/\\.com$/"\n', "2: not valid YAML: ", "put a value with backslashes in single quotes"),
+    ("metrics:\n  listen: [::1]:10059\n", "2: not valid YAML: ", "an address in brackets needs quotes"),
+    ("probe:\n\thook: auto\n", "2: not valid YAML: ", "indent with spaces, not with tabs"),
+    ("probe: {hook: auto\n", "2: not valid YAML: ", "check quotes, colons and indentation"),
+    ("probe: hook: auto\n", "1: not valid YAML: ", "check quotes, colons and indentation"),
+    ("a: 1\n---\nb: 2\n", "2: not valid YAML: ", "check quotes, colons and indentation"),
+    ("a: b\n\x00", "2: a character that YAML does not allow (U+0000)", "remove it"),
+    ("a: b\n\n\ufeff", "3: a character that YAML does not allow (U+FEFF)", "remove it"),
+    (100000 * "[", "1: ", ""),
+    ("probe: " + 40 * "[" + 40 * "]", "1: nested too deeply", "no key takes lists in lists"),
+]
+
+
+@pytest.mark.parametrize(("text", "message", "hint"), SYNTAX)
+@pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
+def test_bad_syntax(
+    file: Path, monkeypatch: pytest.MonkeyPatch, loader: str, text: str, message: str, hint: str
+) -> None:
+    monkeypatch.setattr(config, "_LOADER", getattr(yaml, loader))
+    (line,) = errors(file, text)
+    assert line.startswith(f"dnsprobe.yaml:{message}")
+    assert f"; {hint}" in line
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"a: b\n# caf\xe9\n", "2: not UTF-8 (byte 0xe9); save the file as UTF-8"),
+        (b"\xff\xfea\x00", "1: not UTF-8 (byte 0xff); save the file as UTF-8"),
+        (b"\xef\xbb\xbf\n\n\x80", "3: not UTF-8 (byte 0x80); save the file as UTF-8"),
+        (b"\xed\xa0\x80", "1: not UTF-8 (byte 0xed); save the file as UTF-8"),
+    ],
+)
+def test_not_utf_8(file: Path, raw: bytes, message: str) -> None:
+    assert errors(file, raw) == [f"dnsprobe.yaml:{message}"]
+
+
+def test_all_errors_come_at_once_in_the_order_of_the_file(file: Path) -> None:
+    text = "metrics:\n  listen: x\n  foo: 1\njournal:\n  repeat: 5\n  queue: 0\ndomains:\n- a..b\n- c\n- C\n"
+    lines = errors(file, text)
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["dnsprobe.yaml:2", "metrics.listen"],
+        ["dnsprobe.yaml:3", "metrics.foo"],
+        ["dnsprobe.yaml:5", "journal.repeat"],
+        ["dnsprobe.yaml:6", "journal.queue"],
+        ["dnsprobe.yaml:8", "domains[0]"],
+        ["dnsprobe.yaml:10", "domains[2]"],
+    ]
+    assert lines[2].endswith("not a duration (5); give 0, or a number with a unit (ms, s, m, h, d), such as 5s")
+
+
+def unreadable(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert caught.value.status == EXIT_USAGE
+    return caught.value.message
+
+
+def test_a_missing_file(file: Path) -> None:
+    assert (
+        unreadable(file)
+        == f"{file}: cannot be read: No such file or directory; give the path of a configuration file with --config"
+    )
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    assert unreadable(tmp_path) == f"{tmp_path}: cannot be read: Is a directory; give the path of a file in it"
+
+
+def test_a_file_below_a_file(file: Path) -> None:
+    file.touch()
+    assert unreadable(file / "x") == f"{file}/x: cannot be read: Not a directory; check the path"
+
+
+def test_a_file_that_may_not_be_opened(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert (
+        unreadable(file)
+        == f"{file}: cannot be read: Permission denied; make it readable for the user that runs dnsprobe"
+    )
+
+
+def test_a_name_of_a_file_is_safe_to_show(tmp_path: Path) -> None:
+    assert unreadable(tmp_path / "a\x1b\nb").startswith(f"{tmp_path}/a\\x1b\\x0ab: cannot be read")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
+@example(b"domains: &a [*a]")
+@example(b"? [a]\n: b")
+def test_any_file_is_a_configuration_or_an_error(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_bytes(raw)
+    try:
+        assert isinstance(load(file), Config)
+    except ConfigError as error:
+        problems = error.problems
+    else:
+        problems = ()
+    assert all(str(problem).isprintable() for problem in problems)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "pattern", "a"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+KEYS = [
+    field.name.removesuffix("_ns") for kind in (ProbeConfig, JournalConfig, MetricsConfig) for field in fields(kind)
+]
+sections = st.dictionaries(st.sampled_from(KEYS), values, max_size=4) | values
+documents = st.dictionaries(st.sampled_from(["domains", "probe", "journal", "metrics"]), sections)
+
+
+@settings(max_examples=300, deadline=None)
+@given(documents)
+def test_any_values_are_a_configuration_or_errors_with_a_line(
+    tmp_path_factory: pytest.TempPathFactory, document: object
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(yaml.safe_dump(document))
+    try:
+        assert isinstance(load(file), Config)
+    except ConfigError as error:
+        problems = error.problems
+    else:
+        problems = ()
+    assert all(problem.line for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:10059", ("127.0.0.1", 10059)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("0.0.0.0:65535", ("0.0.0.0", 65535)),
+        ("[::1]:10059", ("::1", 10059)),
+        ("[::]:0", ("::", 0)),
+        ("[fe80::1%eth0]:80", ("fe80::1%eth0", 80)),
+    ],
+)
+def test_parse_listen(text: str, expected: tuple[str, int]) -> None:
+    assert parse_listen(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (":10059", "no address", "0.0.0.0:10059 or [::]:10059"),
+        ("*:80", "no address", "0.0.0.0:80 or [::]:80"),
+        ("[]:80", "no address", "0.0.0.0:80 or [::]:80"),
+        (":", "no address", "0.0.0.0:10059 or [::]:10059"),
+        ("", "not an address and a port", "127.0.0.1:10059"),
+        ("10059", "not an address and a port", "127.0.0.1:10059"),
+        ("127.0.0.1", "an address without a port, or without brackets", "127.0.0.1:10059"),
+        ("[::1]", "an address without a port, or without brackets", "[::1]:10059"),
+        ("::1:80", "an address without a port, or without brackets", "[::1]:10059"),
+        ("::1:10059", "an IPv6 address without brackets", "[::1]:10059"),
+        ("[127.0.0.1]:80", "an IPv4 address in brackets", "127.0.0.1:10059"),
+        ("localhost:80", "not an IP address and a port", "127.0.0.1:10059"),
+        ("127.0.0.256:80", "not an IP address and a port", "127.0.0.1:10059"),
+        ("127.0.0.1:", "not a port", "0 to 65535"),
+        ("127.0.0.1:65536", "not a port", "0 to 65535"),
+        ("127.0.0.1:-1", "not a port", "0 to 65535"),
+        ("127.0.0.1:+1", "not a port", "0 to 65535"),
+        ("127.0.0.1: 1", "not a port", "0 to 65535"),
+        ("127.0.0.1:\u0661", "not a port", "0 to 65535"),
+        ("127.0.0.1:http", "not a port", "0 to 65535"),
+        ("http://127.0.0.1:80", "not an IP address and a port", "127.0.0.1:10059"),
+    ],
+)
+def test_parse_listen_refuses(text: str, message: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_listen(text)
+    assert caught.value.message == f"{message} ({text})"
+    assert hint in caught.value.hint
+    assert caught.value.status == EXIT_USAGE
