@@ -1,0 +1,172 @@
+"""From a process to its executable, command line, user, unit and cgroup.
+
+Everything is read from ``/proc`` (proc(5)) and checked against the start time that the kernel side told, so that a
+reused pid never lends its name to a process that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import time
+from collections.abc import Callable
+
+from dnsprobe.model import Identity, Process
+
+#: ``/proc/PID/stat`` counts in these; the kernel rounds down (nsec_to_clock_t(), kernel/time/time.c).
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+_CMDLINE_BYTES = 4096
+#: Paths of cgroups have no limit of their own; hierarchies of version 1 have a line each.
+_CGROUP_BYTES = 65536
+#: One line of 52 numbers and a comm of at most 64 bytes.
+_STAT_BYTES = 1024
+
+#: The ids of systemd's DynamicUser= are handed to another service soon after they are free: a name is not kept long.
+_USER_SECONDS = 60.0
+_USERS = 256
+
+#: A unit's name, neither too long nor a template (unit_name_is_valid(), systemd's src/basic/unit-name.c).
+_UNIT = re.compile(
+    r"(?=.{1,255}\Z)[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?"
+    r"\.(service|scope|slice|socket|target|device|mount|automount|swap|timer|path)"
+)
+
+
+def _read(path: str, limit: int) -> bytes:
+    # seq_file hands out what fits its buffer, so one read is not always the whole file.
+    content = b""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while len(content) < limit and (more := os.read(fd, limit - len(content))):
+            content += more
+    finally:
+        os.close(fd)
+    return content
+
+
+def _started(stat: bytes) -> int | None:
+    """Return the start time in ``/proc/PID/stat``, in clock ticks since boot; None where only a zombie is left."""
+    # The comm is in parentheses and may have some itself, and spaces; behind the last one there are only numbers.
+    fields = stat[stat.rfind(b")") + 2 :].split(b" ", 20)
+    try:
+        state, threads, start = fields[0], int(fields[17]), int(fields[19])
+    except (IndexError, ValueError):
+        return None
+    # A leader that is gone before its threads is a zombie, too, but its threads may still ask.
+    if state in {b"Z", b"X"} and threads <= 1:
+        return None
+    return start
+
+
+def cgroup_path(cgroup: bytes) -> str | None:
+    """Return the path in the unified hierarchy, or in systemd's own one, from ``/proc/PID/cgroup`` (cgroups(7))."""
+    unified = named = None
+    for line in cgroup.split(b"\n"):
+        hierarchy, _, rest = line.partition(b":")
+        controllers, _, path = rest.partition(b":")
+        if hierarchy == b"0" and not controllers:
+            unified = path
+        elif controllers == b"name=systemd":
+            named = path
+    # Where systemd keeps to version 1, version 2 may be mounted all the same, with every process in its root.
+    path = named if named and unified in {None, b"/"} else unified or b""
+    return os.fsdecode(path.removesuffix(b" (deleted)")) or None
+
+
+def unit_of(cgroup: str) -> str | None:
+    """Return the systemd unit that a cgroup belongs to, as sd_pid_get_unit(3) does: the first component below slices.
+
+    What is further down was delegated to that unit, which may name it as it likes.
+    """
+    for component in cgroup.split("/"):
+        name = component.removeprefix("_")  # systemd's escape where the kernel has a file of that name
+        unit = name if _UNIT.fullmatch(name) else None
+        if component and not (unit and unit.endswith(".slice")):
+            return unit
+    return None
+
+
+def _user_name(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return None
+
+
+class ProcFS:
+    """What ``/proc`` tells about processes.
+
+    ``root`` is where it is mounted; it has to be that of the initial pid and time namespace. ``user_name`` gives a
+    user id its name or None, and is asked again after a minute of ``clock`` (seconds).
+    """
+
+    def __init__(
+        self,
+        root: str = "/proc",
+        user_name: Callable[[int], str | None] = _user_name,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._root = root
+        self._user_name = user_name
+        self._clock = clock
+        self._users: dict[int, tuple[float, str | None]] = {}
+
+    def alive(self, process: Process) -> bool:
+        """Tell whether the process can still ask: its pid is not gone, not reused, and not a zombie's.
+
+        Where that cannot be told (no permission, no descriptor left), it counts as alive.
+        """
+        try:
+            fd = os.open(f"{self._root}/{process.tgid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                stat = os.read(fd, _STAT_BYTES)
+            finally:
+                os.close(fd)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except OSError:
+            return True
+        return _started(stat) == process.start_ns // _TICK_NS
+
+    def identify(self, process: Process, uid: int | None) -> Identity:
+        """Return what is known about a process, and the name of the user with the id ``uid``.
+
+        The facts are those of the moment of reading: a process that has called execve(2) since its query shows its new
+        executable. Of one that is gone, only the user is known.
+        """
+        user = None if uid is None else self._user(uid)
+        folder = f"{self._root}/{process.tgid}"
+        try:
+            cgroup = cgroup_path(_read(f"{folder}/cgroup", _CGROUP_BYTES))
+        except (FileNotFoundError, ProcessLookupError):
+            return Identity(user=user)
+        except OSError:
+            cgroup = None
+        exe = self._exe(folder)
+        try:
+            cmdline = _read(f"{folder}/cmdline", _CMDLINE_BYTES) or None
+        except OSError:
+            cmdline = None
+        # Last, for it vouches for all that was read before: who holds the pid now has held it since its start.
+        if not self.alive(process):
+            return Identity(user=user)
+        return Identity(exe=exe, cmdline=cmdline, user=user, unit=cgroup and unit_of(cgroup), cgroup=cgroup)
+
+    @staticmethod
+    def _exe(folder: str) -> str | None:
+        try:
+            return os.readlink(f"{folder}/exe")
+        except OSError:  # a kernel thread, or no permission
+            return None
+
+    def _user(self, uid: int) -> str | None:
+        now = self._clock()
+        until, name = self._users.get(uid, (now, None))
+        if until <= now:
+            if len(self._users) >= _USERS:
+                self._users.clear()
+            name = self._user_name(uid)
+            self._users[uid] = now + _USER_SECONDS, name
+        return name

@@ -1,0 +1,73 @@
+"""Made-up values for tests of what shows them."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+from dnsprobe.model import Ancestry, Identity, Process, Query, Rule
+
+RULE = Rule(id=1, name="example.test", pattern="example.test")
+
+ANCESTRY = Ancestry(
+    (
+        Process(4242, 9_000_000_000, b"dig"),
+        Process(4210, 8_000_000_000, b"make"),
+        Process(4200, 7_000_000_000, b"bash"),
+        Process(1, 10_000_000, b"systemd"),
+    )
+)
+
+QUERY = Query(
+    time_ns=12_345_678_901,
+    rule=RULE,
+    qname=b"\3www\7example\4test\0",
+    qtype=1,
+    transport="udp",
+    server=IPv4Address("127.0.0.53"),
+    port=53,
+    uid=1000,
+    gid=1001,
+    ancestry=ANCESTRY,
+    repeats=0,
+)
+
+IDENTITY = Identity(
+    exe="/usr/bin/dig",
+    cmdline=b"dig\0+short\0www.example.test\0",
+    user="ada",
+    unit="session-3.scope",
+    cgroup="/user.slice/user-1000.slice/session-3.scope",
+)
+
+#: Bytes as hostile as a comm can have, and with arguments, as long as you like.
+HOSTILE = [
+    b"a\nMESSAGE=b",
+    b"\x1b[2J\x1b[31m",
+    b"\xff\xfe\x80",
+    b"'\"`$(x)\\",
+    b"\x00",
+    b"\r\x08\x7f",
+    "\u202egnp.exe\u2066\u200b".encode(),
+    "\u2028\u2029\x85".encode(),
+    "\ud800".encode("utf-8", "surrogatepass"),
+    b"a;b a\tb",
+    "\U000e0001\U0001f600é".encode(),
+    b"",
+]
+
+
+def query(**changes: Any) -> Query:
+    """Return QUERY with other values."""
+    return replace(QUERY, **changes)
+
+
+def hostile(raw: bytes) -> tuple[Query, Identity]:
+    """Return a query and an identity with ``raw`` wherever a stranger has a say."""
+    label = raw[:63]
+    name = bytes([len(label)]) + label + b"\0" if label else b"\0"
+    chain = (Process(4242, 9, raw[:15]), Process(4210, 8, raw[:15]), Process(1, 1, b"systemd"))
+    text = raw.decode("utf-8", "surrogateescape")
+    return (
+        query(qname=name, ancestry=Ancestry(chain, complete=False), repeats=3),
+        Identity(exe=text, cmdline=b"a\0" + raw + b"\0b", user=text, unit=text, cgroup=text),
+    )
