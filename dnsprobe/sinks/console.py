@@ -1,0 +1,160 @@
+"""Queries for people at a terminal, and for their programs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from dnsprobe.model import Identity, Process, Query
+from dnsprobe.qname import qtype_name, to_text
+from dnsprobe.sinks.facts import arguments, command, endpoint, name, shown, summary
+from dnsprobe.sinks.writer import Writer
+from dnsprobe.text import printable
+
+#: The rule that watches all names: naming it tells nothing.
+_ALL_NAMES = "."
+
+#: Select Graphic Rendition codes (ECMA-48, section 8.3.117).
+_BOLD, _DIM, _GREEN, _CYAN = "1", "2", "32", "36"
+
+#: A command line is not cut shorter than this, however narrow the terminal is.
+_LEAST = 20
+
+
+def line(query: Query, identity: Identity) -> str:
+    """Return one readable line for a log."""
+    facts = [summary(query), f"server {endpoint(query)}", f"uid {query.uid}"]
+    if identity.user:
+        facts[-1] = f"user {printable(identity.user)}"
+    if identity.unit:
+        facts.append(f"unit {printable(identity.unit)}")
+    if identity.exe:
+        facts.append(f"exe {printable(identity.exe)}")
+    if identity.cmdline:
+        facts.append(f"command {command(identity.cmdline)}")
+    return ", ".join(facts)
+
+
+def _moment(query: Query, offset_ns: int) -> datetime:
+    seconds, nanoseconds = divmod(query.time_ns + offset_ns, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
+
+
+def _shorten(text: str, width: int, ellipsis_mark: str) -> str:
+    return text if len(text) <= width else text[: width - len(ellipsis_mark)] + ellipsis_mark
+
+
+def _plain(text: str, *_codes: str) -> str:
+    return text
+
+
+def _painted(text: str, *codes: str) -> str:
+    return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
+
+
+def tree(
+    query: Query,
+    identity: Identity,
+    offset_ns: int,
+    *,
+    colour: bool = False,
+    width: int | None = None,
+    unicode: bool = True,
+) -> str:
+    """Return a query's headline and, below it, its process tree: the oldest ancestor first, the asker last.
+
+    ``offset_ns`` is what to add to the query's time for nanoseconds since the epoch; the time shown is local.
+    ``colour`` allows ANSI escape sequences; ``width`` is that of the terminal in columns (None: no limit): the asker's
+    command line is cut to it; without ``unicode`` all is ASCII. No newline at the end.
+    """
+    paint = _painted if colour else _plain
+    corner, ellipsis_mark = ("└─ ", "…") if unicode else ("`- ", "...")
+
+    headline = [
+        paint(_moment(query, offset_ns).astimezone().strftime("%H:%M:%S.%f")[:-3], _DIM),
+        paint(to_text(query.qname), _BOLD),
+        paint(qtype_name(query.qtype), _CYAN),
+        shown(query.transport),
+        endpoint(query),
+    ]
+    if query.rule.name != _ALL_NAMES:
+        headline.append(paint(f"({shown(query.rule.name)})", _DIM))
+    if query.repeats:
+        headline.append(f"and {query.repeats} more")
+    lines = [" ".join(headline)]
+
+    steps: list[Process | None] = list(reversed(query.ancestry.chain))
+    if not query.ancestry.complete:
+        steps.insert(0, None)
+    for depth, step in enumerate(steps):
+        lead = "   " * (depth - 1) + corner if depth else ""
+        label = ellipsis_mark if step is None else name(step)
+        if depth < len(steps) - 1:
+            lines.append(paint(lead, _DIM) + label if lead else label)
+            continue
+        asker = (paint(lead, _DIM) if lead else "") + paint(label, _BOLD, _GREEN)
+        owner = printable(identity.user) if identity.user else f"uid {query.uid}"
+        asker += f" {owner}"
+        if identity.cmdline:
+            room = len(lead) + len(label) + len(owner) + 2
+            text = command(identity.cmdline)
+            asker += " " + (_shorten(text, max(width - room, _LEAST), ellipsis_mark) if width else text)
+        lines.append(asker)
+    text = "\n".join(lines)
+    return text if unicode else text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
+    """Return a query as one JSON object on one line of ASCII; what is not known is null.
+
+    ``time`` is in UTC (RFC 3339, microseconds), ``start_ns`` in nanoseconds since boot. Texts have the same escapes as
+    everywhere (:func:`dnsprobe.text.printable`), for JSON has no way to carry bytes that are not UTF-8.
+    """
+    ancestry = query.ancestry
+    return json.dumps(
+        {
+            "time": _moment(query, offset_ns).isoformat(timespec="microseconds"),
+            "domain": shown(query.rule.name),
+            "qname": to_text(query.qname),
+            "qtype": qtype_name(query.qtype),
+            "transport": shown(query.transport),
+            "server": str(query.server),
+            "port": query.port,
+            "pid": ancestry.asker.tgid,
+            "comm": printable(ancestry.asker.comm),
+            "start_ns": ancestry.asker.start_ns,
+            "exe": identity.exe and printable(identity.exe),
+            "cmdline": identity.cmdline and arguments(identity.cmdline),
+            "uid": query.uid,
+            "gid": query.gid,
+            "user": identity.user and printable(identity.user),
+            "unit": identity.unit and printable(identity.unit),
+            "cgroup": identity.cgroup and printable(identity.cgroup),
+            "tree": ancestry.tree,
+            "repeats": query.repeats,
+            "ancestors": [
+                {"pid": parent.tgid, "comm": printable(parent.comm), "start_ns": parent.start_ns}
+                for parent in ancestry.chain[1:]
+            ],
+            "complete": ancestry.complete,
+        }
+    )
+
+
+class ConsoleSink(Writer):
+    """Writes each query as one line to the descriptor ``fd``; at most ``size`` wait.
+
+    To a descriptor, not a stream: a thread that is stuck inside a stream's lock makes Python abort when it ends.
+    """
+
+    def __init__(
+        self, size: int, fd: int, render: Callable[[Query, Identity], str] = line, encoding: str = "utf-8"
+    ) -> None:
+        def write(query: Query, identity: Identity) -> None:
+            rest = f"{render(query, identity)}\n".encode(encoding, "backslashreplace")
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+
+        super().__init__(write, size, "console")

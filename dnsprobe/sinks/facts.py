@@ -1,0 +1,56 @@
+"""How facts about a query are worded, the same in every sink."""
+
+from __future__ import annotations
+
+import shlex
+import time
+
+from dnsprobe.model import Process, Query
+from dnsprobe.qname import qtype_name, to_text
+from dnsprobe.text import printable
+
+
+def wall_offset_ns() -> int:
+    """Return what to add to a query's ``time_ns`` (CLOCK_MONOTONIC) for nanoseconds since the epoch."""
+    return time.time_ns() - time.monotonic_ns()
+
+
+def shown(text: str) -> str:
+    """Return text that was made to be shown as it is; where it was not, as ``printable`` has it.
+
+    A backslash stays single here: such a text may have its escapes already.
+    """
+    return text if text.isprintable() else printable(text)
+
+
+def arguments(cmdline: bytes) -> list[str]:
+    """Return the arguments of a NUL-separated command line, each safe to show.
+
+    Empty ones at the end are left out: setproctitle(3) fills its space with NULs.
+    """
+    return [printable(argument) for argument in cmdline.rstrip(b"\0").split(b"\0")]
+
+
+def command(cmdline: bytes) -> str:
+    """Return a NUL-separated command line as one line, safe to show, its arguments quoted as for a shell."""
+    return shlex.join(arguments(cmdline))
+
+
+def name(process: Process) -> str:
+    """Return a process as ``comm[pid]``."""
+    return f"{printable(process.comm)}[{process.tgid}]"
+
+
+def endpoint(query: Query) -> str:
+    """Return the server as ``address#port``, the form that dig(1) uses for both address families."""
+    return f"{query.server}#{query.port}"
+
+
+def summary(query: Query) -> str:
+    """Return who asked for what, in one line."""
+    ancestry = query.ancestry
+    text = (
+        f"{name(ancestry.asker)} asked for {to_text(query.qname)} ({qtype_name(query.qtype)}, {shown(query.transport)})"
+        f" by {ancestry.tree}"
+    )
+    return f"{text}, and {query.repeats} more like it" if query.repeats else text

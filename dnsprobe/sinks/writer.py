@@ -1,0 +1,81 @@
+"""A bounded queue and the thread that empties it, so that no slow sink holds up the rest."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from dnsprobe.model import Identity, Query
+
+_log = logging.getLogger(__name__)
+
+
+class Writer:
+    """Hands queries to ``write`` in a daemon thread; at most ``size`` wait for it.
+
+    What ``write`` raises loses that query only; the first error after a success is logged. Of all queries put, each is
+    in the end in ``entries`` or in ``dropped``.
+    """
+
+    def __init__(self, write: Callable[[Query, Identity], object], size: int, name: str) -> None:
+        self._write = write
+        self._size = size
+        self._name = name
+        self._queue: deque[tuple[Query, Identity]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        #: How many were written.
+        self.entries = 0
+        # Each is changed by one side only: the caller's, under the lock, or the thread.
+        self._refused = 0
+        self._failed = 0
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """How many were lost: the queue was full or closed, or ``write`` failed."""
+        return self._refused + self._failed
+
+    def put(self, query: Query, identity: Identity) -> bool:
+        """Queue a query, without ever waiting; False if it is dropped."""
+        with self._changed:
+            if self._closing or len(self._queue) >= self._size:
+                self._refused += 1
+                return False
+            self._queue.append((query, identity))
+            self._changed.notify()
+            return True
+
+    def close(self, timeout: float) -> bool:
+        """Write what is queued within ``timeout`` seconds and end; drop the rest. True if all was written."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        with self._changed:
+            self._refused += len(self._queue)
+            self._queue.clear()
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        failing = False
+        while True:
+            with self._changed:
+                while not self._queue:
+                    if self._closing:
+                        return
+                    self._changed.wait()
+                query, identity = self._queue.popleft()
+            try:
+                self._write(query, identity)
+            except Exception as error:  # whatever it is, the next query deserves its try
+                self._failed += 1
+                if not failing:
+                    _log.warning("%s: entries are being lost: %s: %s", self._name, type(error).__name__, error)
+                failing = True
+            else:
+                self.entries += 1
+                failing = False

@@ -1,0 +1,219 @@
+"""What a terminal, a log and a program get to see."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from ipaddress import IPv6Address
+from typing import Any
+
+import pytest
+from made_up import ANCESTRY, HOSTILE, IDENTITY, QUERY, hostile, query
+
+from dnsprobe.model import Ancestry, Identity, Process, Rule
+from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree
+from dnsprobe.sinks.facts import wall_offset_ns
+
+#: 2026-01-02 03:04:05 UTC, less the query's own time.
+OFFSET = 1_767_323_045_000_000_000 - 12_345_678_901 + 678_901_234
+
+ESC = "\x1b"
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC0")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_line() -> None:
+    assert line(QUERY, IDENTITY) == (
+        "dig[4242] asked for www.example.test (A, udp) by bash;make;dig, server 127.0.0.53#53, user ada,"
+        " unit session-3.scope, exe /usr/bin/dig, command dig +short www.example.test"
+    )
+    assert line(QUERY, Identity()) == (
+        "dig[4242] asked for www.example.test (A, udp) by bash;make;dig, server 127.0.0.53#53, uid 1000"
+    )
+
+
+def test_tree() -> None:
+    assert tree(QUERY, IDENTITY, OFFSET).split("\n") == [
+        "03:04:05.678 www.example.test A udp 127.0.0.53#53 (example.test)",
+        "systemd[1]",
+        "└─ bash[4200]",
+        "   └─ make[4210]",
+        "      └─ dig[4242] ada dig +short www.example.test",
+    ]
+
+
+def test_tree_in_ascii() -> None:
+    chain = (Process(4242, 9, "dég".encode()), Process(1, 1, b"systemd"))
+    changed = query(ancestry=Ancestry(chain, complete=False), server=IPv6Address("::1"), repeats=2)
+    assert tree(changed, Identity(), OFFSET, unicode=False).split("\n") == [
+        "03:04:05.678 www.example.test A udp ::1#53 (example.test) and 2 more",
+        "...",
+        "`- systemd[1]",
+        r"   `- d\xe9g[4242] uid 1000",
+    ]
+
+
+def test_tree_of_all_names_does_not_name_the_rule() -> None:
+    text = tree(query(rule=Rule(1, ".", ".")), IDENTITY, OFFSET)
+    assert text.split("\n")[0] == "03:04:05.678 www.example.test A udp 127.0.0.53#53"
+
+
+def test_tree_of_pid_1() -> None:
+    text = tree(query(ancestry=Ancestry((Process(1, 0, b"systemd"),))), Identity(), OFFSET)
+    assert text.split("\n")[1:] == ["systemd[1] uid 1000"]
+
+
+@pytest.mark.parametrize(
+    ("width", "last"),
+    [
+        (None, "      └─ dig[4242] ada dig +short www.example.test"),
+        (80, "      └─ dig[4242] ada dig +short www.example.test"),
+        (50, "      └─ dig[4242] ada dig +short www.example.test"),
+        (49, "      └─ dig[4242] ada dig +short www.example.te…"),
+        (10, "      └─ dig[4242] ada dig +short www.exam…"),
+    ],
+)
+def test_tree_width(width: int | None, last: str) -> None:
+    assert tree(QUERY, IDENTITY, OFFSET, width=width).split("\n")[-1] == last
+
+
+def test_tree_in_colour_says_the_same() -> None:
+    coloured = tree(QUERY, IDENTITY, OFFSET, colour=True, width=49)
+    assert ESC in coloured
+    plain = coloured
+    for code in ("0", "1", "2", "36", "1;32"):
+        plain = plain.replace(f"{ESC}[{code}m", "")
+    assert plain == tree(QUERY, IDENTITY, OFFSET, width=49)
+    assert coloured.count(f"{ESC}[0m") == coloured.count(ESC) / 2
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+def test_hostile(raw: bytes) -> None:
+    for shown in (line(*hostile(raw)), *tree(*hostile(raw), OFFSET).split("\n")):
+        assert shown.isprintable()
+        shown.encode()
+    assert tree(*hostile(raw), OFFSET).count("\n") == 4
+    ascii_only = tree(*hostile(raw), OFFSET, unicode=False)
+    assert ascii_only.isascii()
+    assert ascii_only.count("\n") == 4
+
+
+def test_json() -> None:
+    text = json_line(QUERY, IDENTITY, OFFSET)
+    assert "\n" not in text
+    assert json.loads(text) == {
+        "time": "2026-01-02T03:04:05.678901+00:00",
+        "domain": "example.test",
+        "qname": "www.example.test",
+        "qtype": "A",
+        "transport": "udp",
+        "server": "127.0.0.53",
+        "port": 53,
+        "pid": 4242,
+        "comm": "dig",
+        "start_ns": 9_000_000_000,
+        "exe": "/usr/bin/dig",
+        "cmdline": ["dig", "+short", "www.example.test"],
+        "uid": 1000,
+        "gid": 1001,
+        "user": "ada",
+        "unit": "session-3.scope",
+        "cgroup": "/user.slice/user-1000.slice/session-3.scope",
+        "tree": "bash;make;dig",
+        "repeats": 0,
+        "ancestors": [
+            {"pid": 4210, "comm": "make", "start_ns": 8_000_000_000},
+            {"pid": 4200, "comm": "bash", "start_ns": 7_000_000_000},
+            {"pid": 1, "comm": "systemd", "start_ns": 10_000_000},
+        ],
+        "complete": True,
+    }
+
+
+def test_json_time_on_a_whole_second() -> None:
+    told = json.loads(json_line(query(time_ns=0), IDENTITY, 1_767_323_045_000_000_000))
+    assert told["time"] == "2026-01-02T03:04:05.000000+00:00"
+
+
+def test_json_of_the_unknown() -> None:
+    told = json.loads(json_line(query(ancestry=Ancestry(ANCESTRY.chain, complete=False)), Identity(), OFFSET))
+    assert [told[key] for key in ("exe", "cmdline", "user", "unit", "cgroup")] == [None] * 5
+    assert told["complete"] is False
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+def test_hostile_json(raw: bytes) -> None:
+    text = json_line(*hostile(raw), OFFSET)
+    assert text.isascii()
+    assert text.isprintable()
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            for part in value.values():
+                yield from texts(part)
+        elif isinstance(value, list):
+            for part in value:
+                yield from texts(part)
+
+    assert all(found.isprintable() for found in texts(json.loads(text)))
+
+
+def test_wall_offset() -> None:
+    before = time.time_ns()
+    shown = time.monotonic_ns() + wall_offset_ns()
+    # The two clocks are read one after the other; a step of the wall clock in between is not this test's matter.
+    assert abs(shown - before) < 60_000_000_000
+
+
+def test_sink_writes_lines() -> None:
+    reader, writer = os.pipe()
+    sink = ConsoleSink(10, writer)
+    sink.put(QUERY, IDENTITY)
+    sink.put(*hostile(b"\xff\n"))
+    assert sink.close(60.0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as lines:
+        assert lines.read().split("\n") == [line(QUERY, IDENTITY), line(*hostile(b"\xff\n")), ""]
+    assert (sink.entries, sink.dropped) == (2, 0)
+
+
+def test_sink_in_another_encoding() -> None:
+    reader, writer = os.pipe()
+    sink = ConsoleSink(10, writer, render=lambda _query, _identity: "é└", encoding="ascii")
+    sink.put(QUERY, IDENTITY)
+    assert sink.close(60.0)
+    os.close(writer)
+    with open(reader, "rb") as lines:
+        assert lines.read() == b"\\xe9\\u2514\n"
+
+
+def test_reader_that_is_stuck_holds_up_nobody() -> None:
+    reader, writer = os.pipe()
+    sink = ConsoleSink(2, writer, render=lambda _query, _identity: "x" * 100_000)
+    dropped = 0
+    while dropped < 3:  # the pipe takes 64 KiB, then the queue fills
+        dropped += not sink.put(QUERY, IDENTITY)
+    assert sink.close(0.01) is False
+    os.close(reader)  # the write fails now, and the thread ends
+    assert sink.close(60.0) is True
+    assert sink.dropped >= 4
+    os.close(writer)
+
+
+def test_closed_reader_is_an_error_that_is_counted() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    sink = ConsoleSink(2, writer)
+    sink.put(QUERY, IDENTITY)
+    assert sink.close(60.0)
+    assert (sink.entries, sink.dropped) == (0, 1)
+    os.close(writer)

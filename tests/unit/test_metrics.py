@@ -1,0 +1,153 @@
+"""A scrape, byte for byte, and what promtool says of it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up import HOSTILE
+from prometheus_client import parser
+from prometheus_client.exposition import choose_encoder, generate_latest
+from prometheus_client.registry import CollectorRegistry
+
+from dnsprobe import __version__
+from dnsprobe.counts import Series
+from dnsprobe.sinks.metrics import DaemonCollector, Snapshot, build_registry
+
+GOLDEN = Path(__file__).with_name("scrape.txt")
+
+NASTY = 'a"b\\x0a\\\\c{d="e"} 7 # é'
+
+FULL = Snapshot(
+    counts={
+        Series("example.test", "A", "udp", "dig", "bash;make;dig", "session-3.scope"): 1_000_003,
+        Series("example.test", "AAAA", "tcp", "dig", "bash;make;dig", ""): 7,
+        Series("example.test", "(other)", "udp", "(other)", "(other)", ""): 5,
+        Series(".", "HTTPS", "udp", NASTY, f"x;{NASTY}", "user@1000.service"): 11,
+    },
+    series_folded=2,
+    hooks=[("udp", "kprobe", "ip_send_skb"), ("udp6", "kprobe", "ip6_send_skb"), ("tcp", "raw_tp", "x.isra.51")],
+    verified={"udp": True, "udp6": True, "tcp": False},
+    events=42,
+    events_lost={"ring_full": 3, "parse": 0},
+    queries_unattributed={"map_full": 5},
+    packets_unparsed={"truncated": 1, "fragmented": 0},
+    journal_entries=40,
+    journal_dropped=2,
+    rules=2,
+    reload_successful=False,
+    reload_time=1_767_323_045.25,
+)
+
+
+#: Without type information in some versions of prometheus_client.
+parse: Any = parser.text_string_to_metric_families
+
+
+def scrape(snapshot: Snapshot) -> bytes:
+    registry = CollectorRegistry()
+    registry.register(DaemonCollector(lambda: snapshot))
+    return generate_latest(registry)
+
+
+def promtool(text: bytes) -> None:
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not installed: apt install prometheus")
+    result = subprocess.run([tool, "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_golden_scrape() -> None:
+    text = scrape(FULL).replace(f'version="{__version__}"'.encode(), b'version="VERSION"')
+    assert text.decode() == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_promtool_on_a_full_scrape() -> None:
+    promtool(generate_latest(build_registry(lambda: FULL)))
+
+
+def test_promtool_on_an_empty_scrape() -> None:
+    promtool(generate_latest(build_registry(Snapshot)))
+
+
+def test_everything_is_there_from_the_start() -> None:
+    reasons = Snapshot(events_lost={"a": 0}, queries_unattributed={"b": 0}, packets_unparsed={"c": 0})
+    text = generate_latest(build_registry(lambda: reasons)).decode()
+    for name in (
+        "dnsprobe_queries_total",
+        "dnsprobe_build_info",
+        "dnsprobe_hook_info",
+        "dnsprobe_path_verified",
+        "dnsprobe_events_total",
+        "dnsprobe_events_lost_total",
+        "dnsprobe_queries_unattributed_total",
+        "dnsprobe_packets_unparsed_total",
+        "dnsprobe_journal_entries_total",
+        "dnsprobe_journal_dropped_total",
+        "dnsprobe_series_folded_total",
+        "dnsprobe_config_last_reload_successful",
+        "dnsprobe_config_last_reload_success_timestamp_seconds",
+        "dnsprobe_rules",
+        "process_resident_memory_bytes",
+        "process_cpu_seconds_total",
+        "process_open_fds",
+    ):
+        assert f"# HELP {name} " in text
+        assert f"# TYPE {name} " in text
+    for sample in (
+        "dnsprobe_events_total 0.0",
+        'dnsprobe_events_lost_total{reason="a"} 0.0',
+        'dnsprobe_queries_unattributed_total{reason="b"} 0.0',
+        'dnsprobe_packets_unparsed_total{reason="c"} 0.0',
+        "dnsprobe_journal_entries_total 0.0",
+        "dnsprobe_journal_dropped_total 0.0",
+        "dnsprobe_series_folded_total 0.0",
+        f'dnsprobe_build_info{{version="{__version__}"}} 1.0',
+    ):
+        assert f"{sample}\n" in text
+    assert "dnsprobe_queries_total{" not in text
+
+
+def test_each_scrape_asks_anew() -> None:
+    numbers = iter(range(1, 10))
+    registry = CollectorRegistry()
+    registry.register(DaemonCollector(lambda: Snapshot(events=next(numbers))))
+    assert b"dnsprobe_events_total 1.0\n" in generate_latest(registry)
+    assert b"dnsprobe_events_total 2.0\n" in generate_latest(registry)
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+@pytest.mark.parametrize("form", ["text", "openmetrics"])
+def test_hostile_labels(raw: bytes, form: str) -> None:
+    # Even a label that no one has made safe must not break the scrape of all others.
+    label = raw.decode("utf-8", "surrogateescape") * 20
+    snapshot = Snapshot(
+        counts={Series(label, label, label, label, label, label): 3},
+        hooks=[(label, label, label)],
+        verified={label: True},
+        events_lost={label: 1},
+    )
+    registry = build_registry(lambda: snapshot)
+    if form == "openmetrics":
+        generate_openmetrics, _ = choose_encoder("application/openmetrics-text")
+        text = generate_openmetrics(registry).decode()
+        assert text.endswith("\n# EOF\n")
+        assert all(line.isprintable() for line in text.split("\n"))
+        return
+    text = generate_latest(registry).decode()
+    assert all(line.isprintable() for line in text.split("\n"))
+    promtool(text.encode())
+    (queries,) = [found for found in parse(text) if found.name == "dnsprobe_queries"]
+    (sample,) = queries.samples
+    assert sample.value == 3
+    assert len(set(sample.labels.values())) == 1
+
+
+def test_labels_that_are_safe_stay_as_they_are() -> None:
+    text = scrape(FULL).decode()
+    (queries,) = [found for found in parse(text) if found.name == "dnsprobe_queries"]
+    assert {tuple(sample.labels[name] for name in Series._fields) for sample in queries.samples} == {
+        tuple(series) for series in FULL.counts
+    }
