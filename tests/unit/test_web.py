@@ -1,0 +1,611 @@
+"""The HTTP side, with real sockets on the loopback, and clients as bad as they come."""
+
+import asyncio
+import gzip
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from prometheus_client.registry import CollectorRegistry
+
+from dnsprobe import __version__
+from dnsprobe.counts import Series
+from dnsprobe.errors import EXIT_FAILED, UserError
+from dnsprobe.sinks.metrics import Snapshot, build_registry
+from dnsprobe.web import server as web
+from dnsprobe.web.server import Server
+
+#: More than any test needs; a test that gets here has failed.
+PATIENCE = 60.0
+
+SNAPSHOT = Snapshot(counts={Series(".", "A", "udp", "dig", "bash;dig", ""): 42}, events=7)
+
+
+def big_registry(megabytes: int = 8) -> CollectorRegistry:
+    """More than the kernel buffers of a connection that nobody reads from."""
+    tree = "x" * 1_000_000
+    counts = {Series(".", f"TYPE{number}", "udp", "x", tree, ""): 1 for number in range(megabytes)}
+    return build_registry(lambda: Snapshot(counts=counts))
+
+
+@asynccontextmanager
+async def serving(
+    registry: CollectorRegistry | None = None, ready: Callable[[], bool] = lambda: True, connections: int = 128
+) -> AsyncIterator[Server]:
+    server = Server(registry or build_registry(lambda: SNAPSHOT), ready, connections)
+    server.bind("127.0.0.1", 0)
+    server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await test()
+
+    asyncio.run(bounded())
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Client:
+    """One connection to the server."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    async def __aenter__(self) -> "Client":
+        self.reader, self.writer = await asyncio.open_connection(*self.server.address, limit=64 * 1024 * 1024)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.transport.abort()
+
+    async def answer(self, head: bool = False) -> Answer:
+        top = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        status, *lines = top.strip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        size = 0 if head else int(headers["content-length"])
+        return Answer(int(status.split(" ")[1]), headers, await self.reader.readexactly(size))
+
+    async def ask(self, path: str = "/metrics", method: str = "GET", more: str = "", body: bytes = b"") -> Answer:
+        self.writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode() + body)
+        return await self.answer(head=method == "HEAD")
+
+    async def closed(self) -> bool:
+        """Wait for the end of the connection; True if there was not one byte more."""
+        try:
+            return await self.reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+
+async def ask(server: Server, path: str = "/metrics", method: str = "GET", more: str = "", body: bytes = b"") -> Answer:
+    async with Client(server) as client:
+        return await client.ask(path, method, more, body)
+
+
+def test_metrics() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            answer = await ask(server)
+            assert answer.status == 200
+            assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+            assert b"\ndnsprobe_events_total 7.0\n" in answer.body
+            assert b"\nprocess_resident_memory_bytes " in answer.body
+            assert "content-encoding" not in answer.headers
+            assert (await ask(server, "/metrics?x=y")).status == 200
+
+    run(test)
+
+
+def test_openmetrics() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5\r\n"
+            answer = await ask(server, more=accept)
+            assert answer.headers["content-type"].startswith("application/openmetrics-text; version=")
+            assert answer.body.endswith(b"\n# EOF\n")
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "zipped"),
+    [
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5", True),
+        ("gzip; q=1.0", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("gzip;q=0.001", True),
+        ("br", False),
+        ("gzippy", False),
+        ("", False),
+    ],
+)
+def test_gzip(accepted: str, zipped: bool) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            answer = await ask(server, more=f"Accept-Encoding: {accepted}\r\n")
+            assert ("content-encoding" in answer.headers) is zipped
+            assert "Accept-Encoding" in answer.headers["vary"]
+            body = gzip.decompress(answer.body) if zipped else answer.body
+            assert b"\ndnsprobe_events_total 7.0\n" in body
+
+    run(test)
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/-/ready", "/nothing"])
+def test_head_is_get_without_the_body(path: str) -> None:
+    async def test() -> None:
+        async with serving() as server, Client(server) as client:
+            got = await client.ask(path)
+            head = await client.ask(path, method="HEAD")
+            assert head.status == got.status
+            assert head.body == b""
+            assert head.headers.keys() == got.headers.keys()
+            assert int(head.headers["content-length"]) > 0
+            assert (await client.ask(path)).status == got.status  # nothing of a body is in the way
+
+    run(test)
+
+
+def test_checks() -> None:
+    async def test() -> None:
+        ready = False
+        async with serving(ready=lambda: ready) as server:
+            assert (await ask(server, "/-/healthy")).status == 200
+            answer = await ask(server, "/-/ready")
+            assert (answer.status, answer.body) == (503, b"not ready\n")
+            ready = True
+            answer = await ask(server, "/-/ready")
+            assert (answer.status, answer.body) == (200, b"ready\n")
+
+    run(test)
+
+
+def test_page() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            answer = await ask(server, "/")
+            assert answer.status == 200
+            assert answer.headers["content-type"] == "text/html; charset=utf-8"
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            page = answer.body.decode()
+            assert f"dnsprobe {__version__}" in page
+            assert "script" not in page
+            links = re.findall('href="([^"]*)"', page)
+            assert links == ["/metrics", "/-/ready", "/-/healthy"]
+            for link in links:
+                assert (await ask(server, link)).status == 200
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "path", ["/metrics/", "/Metrics", "//", "/-/", "/favicon.ico", "/..%2f", "*", "http://x/metrics", "/<script>", "x"]
+)
+def test_anything_else_is_not_found(path: str) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            answer = await ask(server, path)
+            assert (answer.status, answer.body) == (404, b"not found\n")
+
+    run(test)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "get", "X"])
+def test_other_methods(method: str) -> None:
+    async def test() -> None:
+        async with serving() as server, Client(server) as client:
+            for body in (b"", b"x" * 4096):
+                answer = await client.ask("/metrics", method, f"Content-Length: {len(body)}\r\n", body)
+                assert answer.status == 405
+                assert answer.headers["allow"] == "GET, HEAD"
+            assert (await client.ask()).status == 200  # the connection goes on
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nContent-Length: 4097\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 411),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n", 411),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: x\r\nContent-Length: 3\r\n\r\nabc", 411),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+        (b"GET\r\n\r\n", 400),
+        (b"GET / HTTP/9\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET /" + b"a" * 20000, None),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 5000, None),
+    ],
+)
+def test_bad_requests_are_closed_and_not_logged(
+    raw: bytes, status: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            async with Client(server) as client:
+                client.writer.write(raw)
+                try:
+                    told = await client.reader.read()
+                except ConnectionResetError:
+                    told = b""
+                assert told.startswith(b"" if status is None else b"HTTP/1.1 %d " % status)
+                assert told.count(b"HTTP/1.1") <= 1
+            assert (await ask(server)).status == 200
+
+    run(test)
+    assert not caplog.records
+
+
+def test_keep_alive_and_pipelining() -> None:
+    async def test() -> None:
+        async with serving() as server, Client(server) as client:
+            client.writer.write(b"GET /-/healthy HTTP/1.1\r\n\r\n" * 50)
+            for _ in range(50):
+                assert (await client.answer()).status == 200
+            answer = await client.ask(more="Connection: close\r\n")
+            assert answer.headers["connection"] == "close"
+            assert await client.closed()
+
+    run(test)
+
+
+def test_http_1_0() -> None:
+    async def test() -> None:
+        async with serving() as server, Client(server) as client:
+            client.writer.write(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+            assert (await client.answer()).body == b"healthy\n"
+            assert await client.closed()
+
+    run(test)
+
+
+def test_a_bad_collector_ends_neither_daemon_nor_connection(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Snapshot:
+        raise RuntimeError("broken")
+
+    async def test() -> None:
+        async with serving(build_registry(broken)) as server, Client(server) as client:
+            answer = await client.ask()
+            assert answer.status == 500
+            assert b"broken" not in answer.body
+            assert (await client.ask("/-/healthy")).status == 200
+
+    run(test)
+    assert "cannot collect the metrics" in caplog.text
+
+
+def test_idle_flood_and_many_scrapers() -> None:
+    async def test() -> None:
+        async with serving() as server, AsyncExitStack() as idle:
+            for _ in range(300):
+                await idle.enter_async_context(Client(server))
+            answers = await asyncio.gather(*(ask(server) for _ in range(100)))
+            assert [answer.status for answer in answers] == [200] * 100
+            assert len(server._idle) + len(server._busy) <= 128
+
+    run(test)
+
+
+def test_flood_that_goes_on_while_others_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_IDLE_GRACE", 0.1)
+
+    async def test() -> None:
+        async with serving(connections=16) as server:
+
+            async def flood() -> None:
+                async with AsyncExitStack() as kept:
+                    for _ in range(100):
+                        client = await kept.enter_async_context(Client(server))
+                        client.writer.write(b"GET /metrics HTT")
+                    await asyncio.Event().wait()
+
+            flooders = [asyncio.create_task(flood()) for _ in range(3)]
+            for _ in range(5):
+                answers = await asyncio.gather(*(ask(server) for _ in range(5)))
+                assert [answer.status for answer in answers] == [200] * 5
+            for flooder in flooders:
+                flooder.cancel()
+            await asyncio.gather(*flooders, return_exceptions=True)
+
+    run(test)
+
+
+@pytest.mark.parametrize("connections", [1, 2, 128])
+def test_more_scrapers_than_connections(connections: int) -> None:
+    async def test() -> None:
+        async with serving(connections=connections) as server:
+            many = 12 if connections < 128 else 300
+            answers = await asyncio.gather(*(ask(server, more="Connection: close\r\n") for _ in range(many)))
+            assert [answer.status for answer in answers] == [200] * many
+
+    run(test)
+
+
+def test_longest_idle_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_IDLE_GRACE", 0.0)
+
+    async def test() -> None:
+        async with (
+            serving(connections=3) as server,
+            Client(server) as first,
+            Client(server) as second,
+            Client(server) as third,
+        ):
+            for client in (first, second, third, first):
+                await client.ask("/-/healthy")
+            async with Client(server) as fourth:
+                assert (await fourth.ask()).status == 200
+                assert await second.closed()
+                for client in (first, third, fourth):
+                    assert (await client.ask()).status == 200
+
+    run(test)
+
+
+def test_slow_header_sender_is_as_idle_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_IDLE_GRACE", 0.0)
+
+    async def test() -> None:
+        async with serving(connections=1) as server, Client(server) as slow:
+            slow.writer.write(b"GET /metrics HTTP/1.1\r\nHost:")
+            assert (await ask(server)).status == 200
+            assert await slow.closed()
+
+    run(test)
+
+
+def test_slow_header_sender_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_REQUEST_TIMEOUT", 0.05)
+
+    async def test() -> None:
+        async with serving() as server, Client(server) as slow, Client(server) as idle:
+            slow.writer.write(b"GET /metrics HTTP/1.1\r\nHost:")
+            assert await slow.closed()
+            assert await idle.closed()
+
+    run(test)
+
+
+def stuck(server: Server) -> socket.socket:
+    """Ask for metrics and read nothing of them."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(server.address)
+    connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+    return connection
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_slow_reader_blocks_nobody_and_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving(big_registry()) as server:
+            monkeypatch.setattr(web, "_RESPONSE_TIMEOUT", 0.2)
+            with stuck(server):
+                await until(lambda: len(server._unread) == 1)
+                monkeypatch.setattr(web, "_RESPONSE_TIMEOUT", PATIENCE)
+                answer = await ask(server)
+                assert (answer.status, len(answer.body) > 8_000_000) == (200, True)
+                assert (await ask(server, "/-/healthy")).status == 200
+                await until(lambda: not server._unread)
+                assert server._unread_bytes == 0
+
+    run(test)
+
+
+def test_slow_readers_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_BUSY_GRACE", 0.05)
+
+    async def test() -> None:
+        async with serving(big_registry()) as server:
+            slow = [stuck(server) for _ in range(8)]
+            answer = await ask(server)
+            assert (answer.status, len(answer.body) > 8_000_000) == (200, True)
+            assert server._unread_bytes < web._MAX_UNREAD + 9_000_000
+            assert (await ask(server, "/-/healthy")).status == 200
+            for connection in slow:
+                connection.close()
+            await until(lambda: not server._unread and not server._put_off)
+            assert server._unread_bytes == 0
+
+    run(test)
+
+
+def test_slow_readers_cannot_take_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_BUSY_GRACE", 0.05)
+
+    async def test() -> None:
+        async with serving(big_registry(4), connections=2) as server:
+            slow = [stuck(server) for _ in range(2)]
+            await until(lambda: len(server._busy) == 2)
+            assert (await ask(server)).status == 200
+            for connection in slow:
+                connection.close()
+
+    run(test)
+
+
+def test_clients_that_leave_are_forgotten() -> None:
+    async def test() -> None:
+        async with serving(big_registry(4), connections=8) as server:
+            for _ in range(3):
+                for connection in [stuck(server) for _ in range(4)]:
+                    connection.close()
+                async with Client(server), Client(server) as asking:
+                    asking.writer.write(b"GET /metr")
+            await until(lambda: not server._clients)
+            assert not server._idle
+            assert not server._busy
+            assert not server._unread
+            assert server._unread_bytes == 0
+
+    run(test)
+
+
+def test_no_descriptor_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted(socket.socket):
+        refusals = 3
+
+        def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+            if Exhausted.refusals:
+                Exhausted.refusals -= 1
+                raise OSError(24, "Too many open files")
+            return super().accept()
+
+    monkeypatch.setattr(web, "_IDLE_GRACE", 0.01)
+    monkeypatch.setattr(socket, "socket", Exhausted)
+
+    async def test() -> None:
+        async with serving() as server:
+            assert (await ask(server)).status == 200
+            assert Exhausted.refusals == 0
+
+    run(test)
+
+
+def test_stop_closes_everything() -> None:
+    async def test() -> None:
+        async with serving() as server, Client(server) as client:
+            await client.ask()
+            address = server.address
+            await server.stop()
+            assert await client.closed()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(*address)
+            await server.stop()
+
+    run(test)
+
+
+def test_stop_before_start() -> None:
+    async def test() -> None:
+        server = Server(CollectorRegistry(), lambda: True, 1)
+        await server.stop()
+        server.bind("127.0.0.1", 0)
+        await server.stop()
+
+    run(test)
+
+
+def new_server() -> Server:
+    return Server(CollectorRegistry(), lambda: True, 1)
+
+
+def test_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"^cannot listen on 127.0.0.1:{port}: Address already in use$") as raised:
+            new_server().bind("127.0.0.1", port)
+        assert raised.value.hint == f"see who has the port: ss -ltnp 'sport = :{port}'"
+        assert raised.value.status == EXIT_FAILED
+
+
+def test_port_in_use_by_one_that_is_not_started() -> None:
+    async def test() -> None:
+        first = new_server()
+        first.bind("127.0.0.1", 0)
+        with pytest.raises(UserError, match="Address already in use"):
+            new_server().bind(*first.address)
+        await first.stop()
+        second = new_server()
+        second.bind("127.0.0.1", 0)
+        await second.stop()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("192.0.2.1", r"^cannot listen on 192\.0\.2\.1:10059: Cannot assign requested address$"),
+        ("2001:db8::1", r"^cannot listen on \[2001:db8::1\]:10059: "),
+        ("a" * 70, r"^cannot listen on a+:10059: "),
+    ],
+)
+def test_address_not_available(host: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        new_server().bind(host, 10059)
+    assert raised.value.hint
+    assert raised.value.status == EXIT_FAILED
+
+
+def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(UserError, match=r"^cannot listen on nowhere\.invalid:80: .*Name or service not known$"):
+        new_server().bind("nowhere.invalid", 80)
+
+
+def test_permission_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forbidden(socket.socket):
+        def bind(self, address: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Forbidden)
+    with pytest.raises(UserError, match=r"^cannot listen on 127\.0\.0\.1:80: Permission denied$") as raised:
+        new_server().bind("127.0.0.1", 80)
+    assert "1023" in raised.value.hint
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on the loopback: sysctl net.ipv6.conf.lo.disable_ipv6=0")
+@pytest.mark.parametrize(("host", "reached_by"), [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"])])
+def test_ipv6(host: str, reached_by: list[str]) -> None:
+    async def test() -> None:
+        server = new_server()
+        server.bind(host, 0)
+        server.start()
+        assert server.address[0] == host
+        for address in reached_by:
+            reader, writer = await asyncio.open_connection(address, server.address[1])
+            writer.write(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+            assert (await reader.read()).endswith(b"healthy\n")
+            writer.close()
+        await server.stop()
+
+    run(test)
+
+
+def test_connections_survive_the_restart_of_the_listener() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            async with Client(server) as client:
+                await client.ask()
+            port = server.address[1]
+        again = new_server()
+        again.bind("127.0.0.1", port)  # SO_REUSEADDR: what is left in TIME_WAIT is no obstacle
+        await again.stop()
+
+    run(test)
