@@ -1,0 +1,5 @@
+"""``python -m dnsprobe``."""
+
+from dnsprobe.cli import entry
+
+entry()

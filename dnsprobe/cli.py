@@ -1,0 +1,175 @@
+"""The command line: arguments to calls, errors to message, hint and exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from dnsprobe import __version__
+from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE, UserError
+
+if TYPE_CHECKING:
+    from dnsprobe.config import Config
+
+#: Read where no --config says otherwise, if it is there.
+DEFAULT_CONFIG = "/etc/dnsprobe/dnsprobe.yaml"
+
+_EXAMPLES = """\
+examples:
+  dnsprobe watch                          print every DNS query of this host with its process tree
+  dnsprobe watch example.com '*.test'     only these names
+  dnsprobe check --config my.yaml         say what is wrong with a configuration
+  dnsprobe run --config my.yaml           the service, in the foreground
+  curl http://127.0.0.1:10059/metrics     its counters
+  journalctl -t dnsprobe -f               its journal entries
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, f"see {self.prog} --help", EXIT_USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dnsprobe",
+        description="Tells which process, with which ancestors, asks for which DNS name.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dnsprobe {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True, parser_class=_Parser)
+
+    def command(name: str, text: str, call: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.add_argument("--config", metavar="FILE", help=f"configuration (default: {DEFAULT_CONFIG} if it is there)")
+        added.set_defaults(call=call)
+        return added
+
+    run = command("run", "run the service in the foreground", _run)
+    run.add_argument("--listen", metavar="ADDR:PORT", help="where to serve /metrics, instead of metrics.listen")
+    run.add_argument(
+        "--log-target",
+        choices=("auto", "journal", "console"),
+        default="auto",
+        help="where queries are logged; auto: the journal where there is one, else standard error",
+    )
+    watch = command("watch", "print queries with their process trees as they are sent", _watch)
+    watch.add_argument(
+        "domains", nargs="*", metavar="DOMAIN", help="patterns to watch (default: those of --config, or all names)"
+    )
+    watch.add_argument("--json", action="store_true", help="one JSON object a line")
+    command("check", "check a configuration and say all that is wrong with it", _check)
+    doctor = command("doctor", "show what this kernel offers and prove each path", _doctor)
+    doctor.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    from dnsprobe.config import default, load  # noqa: PLC0415 - --help and --version need no YAML
+
+    if arguments.config is not None:
+        return load(arguments.config)
+    return load(DEFAULT_CONFIG) if Path(DEFAULT_CONFIG).exists() else default()
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0 and not _has_capabilities():
+        raise UserError(
+            "dnsprobe needs to load BPF programs, which an ordinary user may not",
+            "run it as root, for example with sudo",
+        )
+
+
+def _has_capabilities() -> bool:
+    """True with CAP_BPF (39) and CAP_PERFMON (38), or CAP_SYS_ADMIN (21): capabilities(7)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        effective = int(status.split("CapEff:", 1)[1].split(maxsplit=1)[0], 16)
+        return bool(effective >> 21 & 1 or (effective >> 38 & 1 and effective >> 39 & 1))
+    return False
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dnsprobe.config import parse_listen  # noqa: PLC0415
+    from dnsprobe.daemon import Daemon  # noqa: PLC0415
+
+    config = _load(arguments)
+    if arguments.listen is not None:
+        config = dataclasses.replace(
+            config, metrics=dataclasses.replace(config.metrics, listen=parse_listen(arguments.listen))
+        )
+    _need_root()
+    Daemon(config, arguments.log_target, lambda: _load(arguments)).run()
+    return EXIT_GOOD
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from dnsprobe.watch import watch  # noqa: PLC0415
+
+    config = _load(arguments)
+    return watch(config, arguments.domains, as_json=arguments.json, check_privileges=_need_root)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    print(f"good: {len(config.domains) or 'no'} rules{'' if config.domains else ', so all names are watched'}")
+    return EXIT_GOOD
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dnsprobe.doctor import examine  # noqa: PLC0415
+
+    return examine(_load(arguments), as_json=arguments.json)
+
+
+class _JournalFormatter(logging.Formatter):
+    """Levels as systemd reads them from a service's standard error (sd-daemon(3))."""
+
+    _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next(number for level, number in self._PRIORITIES if record.levelno >= level)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler()
+    if "JOURNAL_STREAM" in os.environ:
+        handler.setFormatter(_JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("dnsprobe: %(message)s"))
+    level = logging.DEBUG if os.environ.get("DNSPROBE_DEBUG") else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 good, 1 failed at run time, 2 bad usage or configuration."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        _set_up_logging()
+        return int(parsed.call(parsed))
+    except UserError as error:
+        print(f"dnsprobe: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  hint: {error.hint}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return EXIT_FAILED
+    except BrokenPipeError:
+        # The reader of our output is gone: head(1), a closed pager. Python must not complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILED
+
+
+def entry() -> NoReturn:
+    """Be the program ``dnsprobe``."""
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The life of the service: start order, signals, reload, drain.
+
+One event loop does all the work; writing to the journal alone has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from dnsprobe.config import Config
+from dnsprobe.engine import Engine
+from dnsprobe.errors import UserError
+from dnsprobe.kernel.abi import Statistic
+from dnsprobe.rules import RuleSet
+from dnsprobe.sinks.console import ConsoleSink
+from dnsprobe.sinks.journal import JournalSink, journald_available
+from dnsprobe.sinks.metrics import Snapshot, build_registry
+from dnsprobe.sinks.writer import Writer
+from dnsprobe.web.server import Server
+
+_log = logging.getLogger(__name__)
+
+#: How often the loop looks whether there is something to carry over; cheap when there is not.
+_TICK_SECONDS = 1.0
+_SWEEP_SECONDS = 10.0
+#: A sweep is due earlier when this share of a map was filled since the last one.
+_SWEEP_FILL = 1 / 8
+_DRAIN_SECONDS = 5.0
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it started us (sd_notify(3))."""
+    if "NOTIFY_SOCKET" in os.environ:
+        from systemd import daemon  # noqa: PLC0415 - only a service needs it
+
+        daemon.notify(state)
+
+
+def make_sink(target: str, queue: int) -> Writer:
+    """Return the sink for ``--log-target``; ``auto`` is the journal where there is one, else standard error."""
+    if target == "journal" and not journald_available():
+        raise UserError(
+            "no journal here: /run/systemd/journal/socket is missing",
+            "use --log-target console, or auto, which takes the journal where there is one",
+        )
+    if target == "journal" or (target == "auto" and journald_available()):
+        return JournalSink(queue)
+    return ConsoleSink(queue, 2)
+
+
+class Daemon:
+    """dnsprobe as a service. ``reread`` gives the configuration anew."""
+
+    def __init__(self, config: Config, log_target: str, reread: Callable[[], Config]) -> None:
+        self._config, self._reread = config, reread
+        self._ready = False
+        self._reload_successful, self._reload_time = True, time.time()
+        self._last_sweep, self._swept_at = 0.0, (0, 0)
+        # The listener first: that its port is taken is known before anything is attached.
+        self._server = Server(build_registry(self._snapshot), lambda: self._ready, config.metrics.connections)
+        self._server.bind(*config.metrics.listen)
+        self._engine = Engine(config, RuleSet.build(config.domains))
+        self._sink = make_sink(log_target, config.journal.queue)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        started = time.monotonic()
+        try:
+            self._engine.start()
+            _log.info("%s", self._describe_hooks())
+            self._attach_to_loop()
+            self._server.start()
+            self._ready = True
+            notify(f"READY=1\nSTATUS={self._status()}")
+            host, port = self._server.address
+            _log.info(
+                "ready after %.2f s: http://%s:%d/metrics, %d rules",
+                time.monotonic() - started,
+                f"[{host}]" if ":" in host else host,
+                port,
+                len(self._engine.ledger.rules.rules),
+            )
+            await self._stopped.wait()
+            notify("STOPPING=1")
+            self._ready = False
+            await self._server.stop()
+        finally:
+            self._drain()
+
+    def _attach_to_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopped.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_reader(self._engine.probe.fileno(), self._take_events)
+        self._tasks = [loop.create_task(self._tick())]
+        if self._config.probe.verify_interval_ns:
+            self._tasks.append(loop.create_task(self._verify()))
+
+    def _take_events(self) -> None:
+        for query, identity in self._engine.queries():
+            self._sink.put(query, identity)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            statistics = self._engine.probe.statistics()
+            added = (statistics[Statistic.COUNTERS_ADDED], statistics[Statistic.NAMES_ADDED])
+            room = (self._config.probe.counters, self._config.probe.names)
+            filling = any(
+                now - before > size * _SWEEP_FILL for now, before, size in zip(added, self._swept_at, room, strict=True)
+            )
+            if filling or time.monotonic() - self._last_sweep > _SWEEP_SECONDS:
+                self._engine.ledger.sweep()
+                self._last_sweep, self._swept_at = time.monotonic(), added
+
+    async def _verify(self) -> None:
+        """Prove again, now and then, that queries are still seen."""
+        probe = self._engine.probe
+        while True:
+            await asyncio.sleep(self._config.probe.verify_interval_ns / 1e9)
+            was = {path: probe.paths[path].verified for path in probe.active_paths}
+            canaries = probe.canary_round()
+            await asyncio.to_thread(canaries.wait)
+            problems = probe.finish_round(canaries)
+            for path, problem in problems.items():
+                _log.error("%s is not proved any more: %s", path, problem)
+            for path in was.keys() - problems.keys():
+                if not was[path]:
+                    _log.info("%s is proved again", path)
+
+    def _reload(self) -> None:
+        """Re-read the rules; a bad file leaves the old ones in force."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        ledger = self._engine.ledger
+        try:
+            config = self._reread()
+            rules = RuleSet.build(config.domains, ledger.rules, ledger.ids_in_use)
+            ledger.replace_rules(rules)
+        except (UserError, OSError) as error:
+            self._reload_successful = False
+            _log.error("reload failed, the old rules stay in force: %s", error)
+        else:
+            self._reload_successful, self._reload_time = True, time.time()
+            _log.info("reloaded: %d rules", len(rules.rules))
+            if (config.probe, config.journal, config.metrics) != (
+                self._config.probe,
+                self._config.journal,
+                self._config.metrics,
+            ):
+                _log.warning("only the rules were reloaded: other changes take a restart")
+        notify(f"READY=1\nSTATUS={self._status()}")
+
+    def _status(self) -> str:
+        return f"{self._describe_hooks()}; {len(self._engine.ledger.rules.rules)} rules"
+
+    def _describe_hooks(self) -> str:
+        probe = self._engine.probe
+        return ", ".join(
+            f"{path} at {probe.paths[path].symbol}{'' if probe.paths[path].verified else ' (not proved)'}"
+            for path in probe.active_paths
+        )
+
+    def _snapshot(self) -> Snapshot:
+        probe = self._engine.probe
+        counts = self._engine.ledger.collect()
+        statistics = probe.statistics()
+        return Snapshot(
+            counts=counts,
+            series_folded=self._engine.totals.series_folded,
+            hooks=[(path, probe.paths[path].rung, probe.paths[path].symbol) for path in probe.active_paths],
+            verified={path: probe.paths[path].verified for path in probe.active_paths},
+            events=statistics[Statistic.EVENTS],
+            events_lost={
+                "ring_full": statistics[Statistic.LOST_RING_FULL],
+                "names_full": statistics[Statistic.UNDECIDED_NAMES_FULL],
+                "run_missed": probe.missed_runs(),
+            },
+            queries_unattributed={
+                "counters_full": statistics[Statistic.UNATTRIBUTED_COUNTERS_FULL],
+                "processes_full": statistics[Statistic.UNATTRIBUTED_PROCESSES_FULL],
+            },
+            packets_unparsed={
+                "malformed": statistics[Statistic.UNPARSED_MALFORMED],
+                "nonlinear": statistics[Statistic.UNPARSED_NONLINEAR],
+                "segmented": statistics[Statistic.UNPARSED_SEGMENTED],
+            },
+            journal_entries=self._sink.entries,
+            journal_dropped=self._sink.dropped,
+            rules=len(self._engine.ledger.rules.rules),
+            reload_successful=self._reload_successful,
+            reload_time=self._reload_time,
+        )
+
+    def _drain(self) -> None:
+        """Detach, then hand over what is still in the ring."""
+        for task in getattr(self, "_tasks", ()):
+            task.cancel()
+        self._engine.close()
+        # Detached, the ring fills no more; a query that no rule wants ends nothing, so count empty reads, not queries.
+        while events := self._engine.probe.events():
+            for event in events:
+                if told := self._engine.ledger.query(event):
+                    self._sink.put(*told)
+        if not self._sink.close(_DRAIN_SECONDS):
+            _log.warning("the log did not take all entries in %.0f s", _DRAIN_SECONDS)
+        if self._ready or hasattr(self, "_tasks"):
+            statistics = self._engine.probe.statistics()
+            _log.info(
+                "stopped: %d queries counted, %d events, %d lost",
+                sum(self._engine.ledger.collect().values()),
+                statistics[Statistic.EVENTS],
+                statistics[Statistic.LOST_RING_FULL],
+            )
+        self._engine.release()

@@ -1,0 +1,141 @@
+"""``dnsprobe doctor``: what this kernel offers, which hook serves each path, and whether it is proved."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dnsprobe import __version__
+from dnsprobe.config import Config
+from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
+from dnsprobe.kernel import bpf
+from dnsprobe.kernel.hooks import LADDER, kprobes_available
+from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.kernel.symbols import find_functions, read_kallsyms
+
+#: include/uapi/linux/capability.h
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_SYSLOG": 34, "CAP_PERFMON": 38, "CAP_BPF": 39}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; ``good`` is None where it is neither good nor bad."""
+
+    check: str
+    good: bool | None
+    detail: str
+
+
+def examine(config: Config, *, as_json: bool) -> int:
+    """Print the findings and the paths, and return the exit status: 1 if a path is not proved."""
+    for finding in _findings(config):
+        if as_json:
+            print(json.dumps({"check": finding.check, "good": finding.good, "detail": finding.detail}), flush=True)
+        else:
+            mark = {True: "ok", False: "NO", None: "--"}[finding.good]
+            print(f"{mark}  {finding.check:<14} {finding.detail}", flush=True)
+    return _examine_paths(config, as_json=as_json)
+
+
+def _findings(config: Config) -> Iterator[Finding]:
+    yield Finding("dnsprobe", None, f"{__version__}, Python {platform.python_version()}")
+    yield Finding("kernel", None, f"{os.uname().release} {os.uname().machine}")
+    yield _btf(config.probe.btf)
+    yield Finding("bcc", *_bcc())
+    yield _ring_buffer()
+    kprobes = kprobes_available()
+    yield Finding("kprobes", kprobes, "available" if kprobes else "this kernel has none; tracepoints serve instead")
+    yield from _symbols()
+    yield _capabilities()
+
+
+def _btf(path: str) -> Finding:
+    try:
+        size = Path(path).stat().st_size
+    except OSError as error:
+        return Finding("BTF", False, f"{path}: {error.strerror}")
+    return Finding("BTF", True, f"{path}, {size // 1024} KiB")
+
+
+def _bcc() -> tuple[bool, str]:
+    found = importlib.util.find_spec("bcc")
+    if found is None or found.origin is None:
+        return False, "no module named bcc for this Python; apt-get install python3-bpfcc"
+    return True, found.origin
+
+
+def _ring_buffer() -> Finding:
+    try:
+        bpf.Map(bpf.RINGBUF, "doctor", 0, 0, 4096).close()
+    except OSError as error:
+        return Finding("ring buffer", False, f"cannot make one: {error.strerror} (needs Linux 5.8, and root)")
+    except UserError as error:
+        return Finding("ring buffer", False, error.message)
+    return Finding("ring buffer", True, "available")
+
+
+def _symbols() -> Iterator[Finding]:
+    kallsyms = read_kallsyms()
+    for rung in LADDER:
+        if rung.kind != "kprobe":
+            continue
+        for function in rung.functions.values():
+            found = find_functions(kallsyms, function)
+            hidden = bool(found) and not any(symbol.address for symbol in found)
+            names = ", ".join(symbol.name for symbol in found)
+            detail = names + (" (addresses hidden: kernel.kptr_restrict)" if hidden else "")
+            yield Finding("symbol", bool(found), detail or f"{function} is not in /proc/kallsyms")
+
+
+def _capabilities() -> Finding:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    effective = int(status.split("CapEff:", 1)[1].split(maxsplit=1)[0], 16)
+    held = [name for name, bit in _CAPABILITIES.items() if effective >> bit & 1]
+    enough = "CAP_SYS_ADMIN" in held or {"CAP_BPF", "CAP_PERFMON"} <= set(held)
+    return Finding("capabilities", enough, ", ".join(held) or "none of those that BPF takes; run as root")
+
+
+def _examine_paths(config: Config, *, as_json: bool) -> int:
+    problem = ""
+    sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16)
+    try:
+        probe = Probe(config.probe.ports, sizes, 0, config.probe.hook, config.probe.btf)
+    except UserError as error:
+        _print_problem(error, as_json=as_json)
+        return EXIT_FAILED
+    try:
+        probe.set_rules([])
+        probe.start()
+    except UserError as error:
+        problem = error.message
+        if not any(state.tried for state in probe.paths.values()):
+            _print_problem(error, as_json=as_json)
+    proved = not problem
+    for path, state in probe.paths.items():
+        present = path in probe.active_paths
+        if as_json:
+            facts = {"path": path, "present": present, "hook": state.rung, "symbol": state.symbol}
+            print(json.dumps({**facts, "proved": state.verified, "tried": state.tried}))
+            continue
+        if not present:
+            print(f"--  {path:<14} not on this host")
+            continue
+        what = f"{state.rung} at {state.symbol}, proved" if state.verified else "NOT PROVED: no hook sees it"
+        print(f"{'ok' if state.verified else 'NO'}  {path:<14} {what}")
+        for tried in state.tried:
+            print(f"      not {tried}")
+    probe.close()
+    probe.release()
+    return EXIT_GOOD if proved else EXIT_FAILED
+
+
+def _print_problem(error: UserError, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"check": "attach", "good": False, "detail": error.message}))
+    else:
+        print(f"NO  attach         {error.message}\n      {error.hint}")

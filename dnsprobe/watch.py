@@ -1,0 +1,127 @@
+"""``dnsprobe watch``: queries with their process trees, as they are sent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
+
+from dnsprobe.config import Config
+from dnsprobe.engine import Engine
+from dnsprobe.errors import EXIT_GOOD
+from dnsprobe.kernel.abi import Statistic
+from dnsprobe.model import Identity, Query
+from dnsprobe.rules import RuleSet
+from dnsprobe.sinks.console import json_line, tree
+from dnsprobe.sinks.facts import wall_offset_ns
+
+_SWEEP_SECONDS = 5.0
+
+
+def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_privileges: Callable[[], None]) -> int:
+    """Print queries until SIGINT or SIGTERM, then a summary on standard error; the exit status.
+
+    ``domains`` are patterns; without any, those of the configuration are watched, and without those all names.
+    """
+    rules = RuleSet.build([(text, text, 6) for text in domains] or config.domains)
+    check_privileges()
+    engine = Engine(config, rules)
+    try:
+        engine.start()
+        render = _json_renderer() if as_json else _tree_renderer(sys.stdout)
+        if not as_json:
+            _say(_introduction(engine, rules))
+        with _stop_signals() as stop, contextlib.suppress(BrokenPipeError):
+            _follow(engine, stop, render, sys.stdout)
+        engine.close()
+        _say(_summary(engine))
+    finally:
+        engine.close()
+        engine.release()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        return EXIT_GOOD
+    # The reader is gone (head(1), a closed pager): Python must not complain of it at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_GOOD
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[int]:
+    """Give a descriptor that becomes readable when the process is told to end."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup = signal.set_wakeup_fd(writer)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+def _follow(engine: Engine, stop: int, render: Callable[[Query, Identity], str], output: TextIO) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(stop, selectors.EVENT_READ)
+        selector.register(engine.probe.fileno(), selectors.EVENT_READ)
+        swept = time.monotonic()
+        while True:
+            ready = {key.fd for key, _ in selector.select(_SWEEP_SECONDS)}
+            for query, identity in engine.queries():
+                output.write(render(query, identity) + "\n")
+            output.flush()
+            if stop in ready:
+                return
+            if time.monotonic() - swept > _SWEEP_SECONDS:
+                engine.ledger.sweep()
+                swept = time.monotonic()
+
+
+def _json_renderer() -> Callable[[Query, Identity], str]:
+    offset = wall_offset_ns()
+    return lambda query, identity: json_line(query, identity, offset)
+
+
+def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
+    offset = wall_offset_ns()
+    terminal = output.isatty()
+    # https://no-color.org: set and not empty
+    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    unicode = (output.encoding or "").lower().replace("-", "") == "utf8"
+
+    def render(query: Query, identity: Identity) -> str:
+        width = shutil.get_terminal_size().columns if terminal else None
+        return tree(query, identity, offset, colour=colour, width=width, unicode=unicode) + "\n"
+
+    return render
+
+
+def _introduction(engine: Engine, rules: RuleSet) -> str:
+    names = ", ".join(rule.name for rule in rules.rules[:5]) + (" …" if len(rules.rules) > 5 else "")
+    hooks = ", ".join(f"{path} at {engine.probe.paths[path].symbol}" for path in engine.probe.active_paths)
+    watched = "all names" if [rule.pattern for rule in rules.rules] == ["."] else names
+    return f"watching {watched} ({hooks}); Ctrl-C ends\n"
+
+
+def _summary(engine: Engine) -> str:
+    counts = engine.ledger.collect()
+    statistics = engine.probe.statistics()
+    trees = {series.tree for series in counts}
+    lost = statistics[Statistic.LOST_RING_FULL]
+    return (
+        f"{sum(counts.values())} queries from {len(trees)} process trees, "
+        f"{statistics[Statistic.EVENTS]} shown, {lost} lost{' (counted all the same)' if lost else ''}"
+    )
