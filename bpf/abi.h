@@ -108,6 +108,12 @@ struct name {
 	u32 pad;
 };
 
+/* A packet that was counted while it waits for its neighbour's address. */
+struct deferred {
+	u64 ports_id;
+	u64 since_ns; /* CLOCK_MONOTONIC */
+};
+
 struct process {
 	u64 start_ns;
 	u32 tgid;

@@ -53,6 +53,24 @@ int net_dev_queue_entry(struct bpf_raw_tracepoint_args *ctx)
 {
 	return handle_packet(ctx->args[0], PORT_IN_HEADER, TRANSPORT_UDP, HOOK_DEVICE);
 }
+
+/*
+ * include/trace/events/neigh.h: neigh_event_send_done(struct neighbour *n, int rc)
+ *
+ * While the address of the next hop is not known, a packet waits in its queue, and passes net_dev_queue later in the
+ * context of whoever runs then. This tracepoint is hit by the sender, right after it has put the packet at the end of
+ * the queue.
+ */
+int neigh_event_send_done_entry(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 queue = ctx->args[0] + NEIGHBOUR_ARP_QUEUE;
+	u64 last;
+
+	if ((u32)ctx->args[1] == 0)
+		return 0;
+	last = read_u64(queue + SKB_HEAD_PREV);
+	return last && last != queue ? handle_packet(last, PORT_IN_HEADER, TRANSPORT_UDP, HOOK_NEIGHBOUR) : 0;
+}
 #endif
 
 /* BCC makes the license section of it, letter by letter. */

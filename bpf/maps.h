@@ -44,7 +44,7 @@ struct scratch {
 	struct event event;
 	u64 last_skb;
 	u64 last_sock;
-	u64 last_device;
+	u64 first_device;
 	u64 last_ports_id;
 	u64 last_server[2];
 };

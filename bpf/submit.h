@@ -109,7 +109,7 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, 
 	/* Canaries have a port of their own, and nothing else that is sent there counts. */
 	if ((rule == CANARY) != (packet.port == CANARY_PORT))
 		return 0;
-	if (hook_kind == HOOK_DEVICE && !is_first_device(s, &packet))
+	if (!is_first_sight(s, &packet, hook_kind))
 		return 0;
 	hash_name(s, now);
 

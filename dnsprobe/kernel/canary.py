@@ -107,11 +107,12 @@ class Canaries:
             for path in paths
             for way in _WAYS
         ]
+        self._unsent: dict[Canary, str] = {}
         # -I -S: nothing of the environment, and a third of the start time.
         self._sender = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_SENDER)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
 
@@ -124,15 +125,30 @@ class Canaries:
         assert self._sender.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # a sender that died is seen by what does not come back
             self._sender.stdin.write("".join(lines).encode())
+            self._sender.stdin.flush()
             self._sender.stdin.close()
 
     def wait(self) -> None:
         """Return when the child has sent; what it sent has then passed the hooks."""
+        assert self._sender.stdout is not None
         try:
             self._sender.wait(_SENDER_SECONDS)
         except subprocess.TimeoutExpired:
             self._sender.kill()
             self._sender.wait()
+        # A few lines: they fit the pipe, so the child never waits for us to read them.
+        problems = self._sender.stdout.read().decode("utf-8", "replace").splitlines()
+        self._sender.stdout.close()
+        self._unsent = dict(zip(self._canaries, problems, strict=False))
+
+    def dismiss(self) -> None:
+        """End the child, whether it was released or not."""
+        if self._sender.poll() is None:
+            self._sender.kill()
+            self._sender.wait()
+        for pipe in (self._sender.stdin, self._sender.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def judge(self, events: Sequence[Event]) -> dict[str, str]:
         """Return what is wrong with each path, an empty text if it is proved."""
@@ -146,7 +162,8 @@ class Canaries:
 
     def _problem(self, canary: Canary, back: Sequence[Event]) -> str:
         if not back:
-            return "the canary did not come back"
+            unsent = self._unsent.get(canary)
+            return f"the canary could not be sent: {unsent}" if unsent else "the canary did not come back"
         if len(back) > 1:
             return f"one canary came back {len(back)} times"
         event = back[0]

@@ -1,6 +1,7 @@
 """Sends canaries: run by itself, without the rest of dnsprobe, so that it starts fast.
 
-Each line of standard input is a way to send, an address, a port and the datagram in hexadecimal.
+Each line of standard input is a way to send, an address, a port and the datagram in hexadecimal. For each there is a
+line of standard output: empty, or why it could not be sent.
 """
 
 import socket
@@ -21,4 +22,9 @@ def send(way: str, address: str, port: int, message: bytes) -> None:
 if __name__ == "__main__":
     for line in sys.stdin:
         what, where, number, octets = line.split()
-        send(what, where, int(number), bytes.fromhex(octets))
+        try:
+            send(what, where, int(number), bytes.fromhex(octets))
+        except OSError as error:
+            print(error.strerror)
+        else:
+            print()

@@ -13,17 +13,27 @@ KPROBE_TYPE = "/sys/bus/event_source/devices/kprobe/type"
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One kind of hook. ``functions`` gives, for each path, the kernel function or tracepoint that it stands at."""
+    """One kind of hook.
+
+    ``functions`` gives, for each path, the kernel function or tracepoint that it stands at; ``helpers`` are tracepoints
+    that it needs beside it.
+    """
 
     name: str
     kind: str
     functions: dict[str, str]
+    helpers: tuple[str, ...] = ()
 
 
 LADDER = (
     Rung("ip_send_skb", "kprobe", {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}),
     Rung("udp_send_skb", "kprobe", {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}),
-    Rung("net_dev_queue", "raw_tracepoint", {"udp4": "net_dev_queue", "udp6": "net_dev_queue"}),
+    Rung(
+        "net_dev_queue",
+        "raw_tracepoint",
+        {"udp4": "net_dev_queue", "udp6": "net_dev_queue"},
+        helpers=("neigh_event_send_done",),
+    ),
 )
 RUNGS = {rung.name: rung for rung in LADDER}
 

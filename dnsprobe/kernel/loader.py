@@ -40,6 +40,8 @@ _MEMBERS = (
     ("SOCK_PROTOCOL", "sock", ("sk_protocol",)),
     ("SOCK_NET", "sock", ("__sk_common", "skc_net", "net")),
     ("DEVICE_NET", "net_device", ("nd_net", "net")),
+    ("NEIGHBOUR_ARP_QUEUE", "neighbour", ("arp_queue",)),
+    ("SKB_HEAD_PREV", "sk_buff_head", ("prev",)),
     ("FLOWI4_DPORT", "flowi4", ("uli", "ports", "dport")),
     ("FLOWI6_DPORT", "flowi6", ("uli", "ports", "dport")),
     ("TASK_GROUP_LEADER", "task_struct", ("group_leader",)),
@@ -168,14 +170,21 @@ class Loader:
         if attempt > 0:
             return [], dict.fromkeys(paths, f"no other way to attach {name}"), []
         families = "||".join(f"(family)=={path[-1]}" for path in paths)
+        fds: list[int] = []
         try:
-            program = self._load(self._compile(rung, f"SERVED_FAMILY(family)=({families})"), f"{name}_entry", rung.kind)
-            link = attach_raw_tracepoint(program, name)
+            compiled = self._compile(rung, f"SERVED_FAMILY(family)=({families})")
+            for tracepoint in (name, *rung.helpers):
+                fds.append(self._load(compiled, f"{tracepoint}_entry", rung.kind))
+                fds.append(attach_raw_tracepoint(fds[-1], tracepoint))
         except UserError as error:
-            return [], dict.fromkeys(paths, error.message), []
+            reason = error.message
         except OSError as error:
-            return [], dict.fromkeys(paths, f"cannot attach to the tracepoint {name}: {error.strerror}"), []
-        return [{"paths": list(paths), "symbol": name, "fds": 2}], {}, [program, link]
+            reason = f"cannot attach to the tracepoint {tracepoint}: {error.strerror}"
+        else:
+            return [{"paths": list(paths), "symbol": name, "fds": len(fds)}], {}, fds
+        for fd in fds:
+            os.close(fd)
+        return [], dict.fromkeys(paths, reason), []
 
     def _attach_function(self, rung: Rung, path: str, attempt: int) -> tuple[str, list[int]]:
         if not kprobes_available():

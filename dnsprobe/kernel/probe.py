@@ -28,7 +28,9 @@ from dnsprobe.kernel.loader import MESSAGE_SIZE
 
 #: Room for canaries on their way: they must come back even while the ring of events is full.
 _CANARY_RING_SIZE = 64 * 1024
-_SCRATCH_KINDS = 2
+_SCRATCH_KINDS = 3
+#: Packets that wait for a neighbour's address: a neighbour keeps about a hundred (net.ipv4.neigh.*.unres_qlen).
+_DEFERRED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ class Probe:
         self._names = bpf.Map(bpf.HASH, "names", 8, abi.NAME.size, sizes.names)
         self._pending = bpf.Map(bpf.HASH, "pending", abi.PENDING_KEY.size, counter, sizes.names)
         self._seen = bpf.Map(bpf.LRU_HASH, "seen", abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
+        self._deferred = bpf.Map(bpf.LRU_HASH, "deferred", 8, abi.DEFERRED.size, _DEFERRED)
         self._events = bpf.Map(bpf.RINGBUF, "events", 0, 0, sizes.ring)
         self._canaries = bpf.Map(bpf.RINGBUF, "canaries", 0, 0, _CANARY_RING_SIZE)
         self._ring = bpf.Ring(self._events)
@@ -189,6 +192,7 @@ class Probe:
             "NAMES": self._names,
             "PENDING": self._pending,
             "SEEN": self._seen,
+            "DEFERRED": self._deferred,
             "EVENTS": self._events,
             "CANARIES": self._canaries,
         }
@@ -207,14 +211,13 @@ class Probe:
                         break
                     self._note_refusals(rung, answer["refused"], attempt)
                     hooks = self._take(rung, answer["hooks"], fds)
-                    verdicts = self._prove(canaries, [path for hook in hooks for path in hook.paths])
-                    canaries = Canaries(self._canary_port.paths, self._canary_port.port, self._suffix)
-                    self._keep_or_drop(hooks, verdicts)
+                    self._keep_or_drop(hooks, self._prove(canaries, [path for hook in hooks for path in hook.paths]))
                     open_paths = [path for path in open_paths if not self.paths[path].verified]
                     attempt += 1
+                    if open_paths:
+                        canaries = Canaries(self._canary_port.paths, self._canary_port.port, self._suffix)
         finally:
-            canaries.release()
-            canaries.wait()
+            canaries.dismiss()
             child.close()
             self._child = None
         if open_paths:
@@ -405,6 +408,7 @@ class Probe:
             self._names,
             self._pending,
             self._seen,
+            self._deferred,
             self._events,
             self._canaries,
         ):
