@@ -133,7 +133,8 @@ class Daemon:
             await asyncio.to_thread(canaries.wait)
             problems = probe.finish_round(canaries)
             for path, problem in problems.items():
-                _log.error("%s is not proved any more: %s", path, problem)
+                if was.get(path):
+                    _log.error("%s is not proved any more: %s", path, problem)
             for path in was.keys() - problems.keys():
                 if not was[path]:
                     _log.info("%s is proved again", path)

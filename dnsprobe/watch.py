@@ -35,8 +35,7 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_privil
     try:
         engine.start()
         render = _json_renderer() if as_json else _tree_renderer(sys.stdout)
-        if not as_json:
-            _say(_introduction(engine, rules))
+        _say(_introduction(engine, rules))
         with _stop_signals() as stop, contextlib.suppress(BrokenPipeError):
             _follow(engine, stop, render, sys.stdout)
         engine.close()
