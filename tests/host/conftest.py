@@ -1,0 +1,184 @@
+"""Real BPF on this host: the program as a user runs it, and a place of its own to send from.
+
+Senders run in a network namespace of their own, whose loopback has no other user, so that port 53 and every name are
+theirs. The hooks see all namespaces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+HERE = Path(__file__).parent
+PROGRAM = Path(sys.executable).with_name("dnsprobe")
+#: More than any step takes on a slow machine; a test that gets here has failed.
+PATIENCE = 60.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0:
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason="needs root, for BPF: run scripts/test as root"))
+
+
+class Program:
+    """A running dnsprobe whose output goes to files."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, prefix: Sequence[str] = ()) -> None:
+        self.out, self.err = folder / "stdout", folder / "stderr"
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen([*prefix, str(PROGRAM), *arguments], stdout=out, stderr=err)
+
+    def wait_for(self, text: str, where: Path | None = None) -> str:
+        """Wait until a line holds ``text``, and return it."""
+        path = where or self.err
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if text in line:
+                    return line
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise AssertionError(
+            f"no line with {text!r} in:\n{path.read_text(encoding='utf-8')}{self.err.read_text('utf-8')}"
+        )
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it and return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """Make sure that it is gone."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(PATIENCE)
+
+
+class Service(Program):
+    """``dnsprobe run``, ready."""
+
+    def __init__(self, configuration: str, folder: Path, prefix: Sequence[str] = ()) -> None:
+        self.configuration = folder / "dnsprobe.yaml"
+        self.configuration.write_text(configuration, encoding="utf-8")
+        arguments = ["run", "--config", str(self.configuration), "--listen", "127.0.0.1:0", "--log-target", "console"]
+        super().__init__(arguments, folder, prefix)
+        self.url = self.wait_for("ready after").split("http://", 1)[1].split("/metrics", 1)[0]
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.url}{path}", timeout=PATIENCE) as answer:
+            return str(answer.read().decode())
+
+    def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """Return labels and value of each sample of a metric, as it is scraped now."""
+        return [
+            (sample.labels, sample.value)
+            for family in text_string_to_metric_families(self.get("/metrics"))  # type: ignore[no-untyped-call]
+            for sample in family.samples
+            if sample.name == name
+        ]
+
+    def by(self, metric: str, label: str) -> dict[str, float]:
+        """Return a metric's values added up by one label."""
+        totals: Counter[str] = Counter()
+        for labels, value in self.samples(metric):
+            totals[labels[label]] += int(value)
+        return dict(totals)
+
+    def value(self, metric: str) -> float:
+        """Return the value of a metric without labels."""
+        ((_, value),) = self.samples(metric)
+        return value
+
+    def entries(self) -> list[str]:
+        """Return the lines of the log that tell of queries."""
+        return [line for line in self.err.read_text("utf-8").splitlines() if " asked for " in line]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Give a function that starts ``dnsprobe run`` with a configuration and returns it when it is ready."""
+    started: list[Service] = []
+
+    def run(configuration: str, prefix: Sequence[str] = ()) -> Service:
+        folder = tmp_path / f"service{len(started)}"
+        folder.mkdir()
+        started.append(Service(configuration, folder, prefix))
+        return started[-1]
+
+    yield run
+    for service in started:
+        service.kill()
+
+
+@pytest.fixture
+def start_watch(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Give a function that starts ``dnsprobe watch`` and returns it when it watches."""
+    started: list[Program] = []
+
+    def run(*arguments: str) -> Program:
+        folder = tmp_path / f"watch{len(started)}"
+        folder.mkdir()
+        program = Program(["watch", *arguments], folder)
+        started.append(program)
+        program.wait_for("watching ")
+        return program
+
+    yield run
+    for program in started:
+        program.kill()
+
+
+NAMESPACE = """\
+ip link set lo up
+mount --bind "$1/resolv.conf" /etc/resolv.conf
+mount --bind "$1/nsswitch.conf" /etc/nsswitch.conf
+shift
+exec "$@"
+"""
+
+
+@pytest.fixture
+def in_namespace(tmp_path: Path) -> list[str]:
+    """Return a command prefix: what follows runs in a network of its own, with 127.0.0.1 as its resolver."""
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    (folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1\n")
+    (folder / "nsswitch.conf").write_text("hosts: files dns\n")
+    return ["unshare", "--net", "--mount", "sh", "-ec", NAMESPACE, "sh", str(folder)]
+
+
+@pytest.fixture
+def scene(in_namespace: list[str]) -> Callable[..., Any]:
+    """Give a function that runs a function of scenes.py in a namespace and returns the JSON that it prints."""
+
+    def run(name: str, *arguments: object) -> Any:
+        command = [*in_namespace, sys.executable, str(HERE / "scenes.py"), name, *map(str, arguments)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE * 3)
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the program that sends as fast as it can, compiled."""
+    program = tmp_path_factory.mktemp("flood") / "flood"
+    source = HERE.parents[1] / "benchmarks" / "flood.c"
+    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", str(program), str(source)], check=True)
+    return program

@@ -1,0 +1,234 @@
+"""What happens in the namespace of the senders: run as a program, prints one JSON object about what was sent.
+
+The truth of a scene does not come from dnsprobe: it is what a DNS server received, or what senders say they sent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PORT = 53
+
+
+def wire(name: str) -> bytes:
+    return b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
+
+
+def message(name: str, qtype: int = 1) -> bytes:
+    return bytes.fromhex("1234 0100 0001 0000 0000 0000") + wire(name) + struct.pack("!HH", qtype, 1)
+
+
+def lineage() -> list[tuple[int, str]]:
+    """Return pid and comm of this process and its ancestors, nearest first, as procfs has them."""
+    chain, pid = [], os.getpid()
+    while pid:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        comm = stat[stat.index("(") + 1 : stat.rindex(")")]
+        chain.append((pid, comm))
+        pid = int(stat[stat.rindex(")") + 2 :].split()[1])
+    return chain
+
+
+def set_comm(comm: bytes) -> None:
+    ctypes.CDLL(None).prctl(15, comm, 0, 0, 0)  # PR_SET_NAME
+
+
+class Server(threading.Thread):
+    """Answers every query with NXDOMAIN and counts them by name and type."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.received: Counter[tuple[str, int]] = Counter()
+        # Dual stack: IPv4 arrives as mapped addresses.
+        self.socket = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        self.socket.bind(("::", PORT))
+
+    def run(self) -> None:
+        while True:
+            query, client = self.socket.recvfrom(4096)
+            labels, at = [], 12
+            while query[at]:
+                labels.append(query[at + 1 : at + 1 + query[at]].decode())
+                at += 1 + query[at]
+            self.received[".".join(labels).lower(), struct.unpack_from("!H", query, at + 1)[0]] += 1
+            question = query[12 : at + 5]
+            self.socket.sendto(query[:2] + bytes.fromhex("8183 0001 0000 0000 0000") + question, client)
+
+
+MMSG = """
+import ctypes, socket, sys
+message, count = bytes.fromhex(sys.argv[1]), int(sys.argv[2])
+class iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_char_p), ("len", ctypes.c_size_t))
+class msghdr(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_void_p), ("namelen", ctypes.c_uint32), ("iov", ctypes.POINTER(iovec)),
+        ("iovlen", ctypes.c_size_t), ("control", ctypes.c_void_p), ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int))
+class mmsghdr(ctypes.Structure):
+    _fields_ = (("hdr", msghdr), ("len", ctypes.c_uint32))
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.connect(("127.0.0.1", 53))
+vector = iovec(message, len(message))
+batch = (mmsghdr * count)(*(mmsghdr(msghdr(iov=ctypes.pointer(vector), iovlen=1)) for _ in range(count)))
+assert ctypes.CDLL(None).sendmmsg(sender.fileno(), batch, count, 0) == count
+"""
+
+SOCKET = """
+import socket, sys
+family, way, address, query, count = sys.argv[1:]
+query = bytes.fromhex(query)
+sender = socket.socket(getattr(socket, family), socket.SOCK_DGRAM)
+target = (address, 53)
+if way == "connect":
+    sender.connect(target)
+for _ in range(int(count)):
+    {"connect": lambda: sender.send(query), "sendto": lambda: sender.sendto(query, target),
+     "sendmsg": lambda: sender.sendmsg([query[:3], query[3:]], [], 0, target)}[way]()
+"""
+
+THREAD = """
+import socket, sys, threading, ctypes
+query = bytes.fromhex(sys.argv[1])
+def send():
+    ctypes.CDLL(None).prctl(15, b"other-thread", 0, 0, 0)
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    for _ in range(int(sys.argv[2])):
+        sender.sendto(query, ("127.0.0.1", 53))
+thread = threading.Thread(target=send)
+thread.start()
+thread.join()
+"""
+
+RESOLVE = "import socket, sys\ntry: socket.getaddrinfo(sys.argv[1], 80)\nexcept OSError: pass"
+
+
+def clients() -> Any:
+    """Run each kind of client, each for a domain of its own; tell what the server received of each."""
+    server = Server()
+    server.start()
+    python = [sys.executable, "-c"]
+
+    def query(domain: str) -> str:
+        return message(f"www.{domain}.test").hex()
+
+    runs = {
+        "dig": ["dig", "@127.0.0.1", "www.dig.test"],
+        "dig6": ["dig", "@::1", "www.dig6.test", "AAAA"],
+        "getent": ["getent", "hosts", "www.getent.test"],
+        "getaddrinfo": [*python, RESOLVE, "www.getaddrinfo.test"],
+        "connected": [*python, SOCKET, "AF_INET", "connect", "127.0.0.1", query("connected"), "7"],
+        "sendto": [*python, SOCKET, "AF_INET", "sendto", "127.0.0.1", query("sendto"), "11"],
+        "sendmsg": [*python, SOCKET, "AF_INET", "sendmsg", "127.0.0.1", query("sendmsg"), "13"],
+        "sendmmsg": [*python, MMSG, query("sendmmsg"), "17"],
+        "ipv6": [*python, SOCKET, "AF_INET6", "sendto", "::1", query("ipv6"), "19"],
+        "ipv6connected": [*python, SOCKET, "AF_INET6", "connect", "::1", query("ipv6connected"), "23"],
+        "mapped": [*python, SOCKET, "AF_INET6", "sendto", "::ffff:127.0.0.1", query("mapped"), "29"],
+        "thread": [*python, THREAD, query("thread"), "31"],
+    }
+    pids = {}
+    for domain, command in runs.items():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        pids[domain] = process.pid
+        process.wait(60)
+    # The server is done with all when it has the last one.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+        last.sendto(message("last.invalid"), ("127.0.0.1", PORT))
+        last.recv(512)
+    received = [[name, qtype, count] for (name, qtype), count in server.received.items()]
+    comms = {domain: Path(command[0]).name for domain, command in runs.items()}
+    return {"received": received, "pids": pids, "comms": comms, "lineage": lineage()}
+
+
+def oneshots(count: str, at_once: str) -> Any:
+    """Fork processes that send one query each and exit at once; tell the pid of each."""
+    pids: dict[str, int] = {}
+    running: set[int] = set()
+    for index in range(int(count)):
+        name = f"p{index}"
+        pid = os.fork()
+        if pid == 0:
+            set_comm(name.encode())
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(message(f"{name}.oneshot.test"), ("127.0.0.1", PORT))
+            os._exit(0)
+        pids[name] = pid
+        running.add(pid)
+        if len(running) >= int(at_once):
+            running.discard(os.wait()[0])
+    while running:
+        running.discard(os.wait()[0])
+    return {"pids": pids, "lineage": lineage()}
+
+
+def many(processes: str, each: str, types: str, name: str) -> Any:
+    """Fork processes that are alive at the same time; each sends so many queries of each of so many types."""
+    pids, release = [], os.pipe()
+    for index in range(int(processes)):
+        pid = os.fork()
+        if pid == 0:
+            set_comm(f"many{index}".encode())
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for qtype in range(1, int(types) + 1):
+                    for _ in range(int(each)):
+                        sender.sendto(message(name, qtype), ("127.0.0.1", PORT))
+            os.close(release[1])
+            os.read(release[0], 1)
+            os._exit(0)
+        pids.append(pid)
+    os.close(release[1])
+    for _ in pids:
+        os.wait()
+    return {"sent": int(processes) * int(each) * int(types), "lineage": lineage()}
+
+
+def deep(levels: str) -> Any:
+    """Fork a child of a child and so on; the last one sends a query."""
+    for level in range(int(levels)):
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+            if level:
+                os._exit(0)
+            return {"lineage": lineage()}
+        set_comm(f"level{level}".encode())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(message("www.deep.test"), ("127.0.0.1", PORT))
+    os._exit(0)
+
+
+def send(name: str, count: str) -> Any:
+    """Send so many queries for one name from this process."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(int(count)):
+            sender.sendto(message(name), ("127.0.0.1", PORT))
+    return {"sent": int(count), "pid": os.getpid(), "lineage": lineage()}
+
+
+def send_others(count: str) -> Any:
+    """Send what is no query of one of the watched names."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(int(count)):
+            sender.sendto(message("www.xwatched.test"), ("127.0.0.1", PORT))
+            sender.sendto(b"\x80" * 40, ("127.0.0.1", PORT))
+            sender.sendto(message("www.watched.test"), ("127.0.0.1", 9))
+    return {"sent": int(count)}
+
+
+SCENES: dict[str, Callable[..., Any]] = {
+    scene.__name__: scene for scene in (clients, oneshots, many, deep, send, send_others)
+}
+
+if __name__ == "__main__":
+    print(json.dumps(SCENES[sys.argv[1]](*sys.argv[2:])))

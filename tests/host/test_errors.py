@@ -1,0 +1,164 @@
+"""Each error that a user can make: one clear message with what to do, no traceback, the right exit status."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE, PROGRAM, Service
+
+from dnsprobe.kernel.hooks import kprobes_available
+from dnsprobe.sinks.journal import journald_available
+
+
+def fails(command: Sequence[str], status: int, *texts: str) -> str:
+    """Run a command that has to fail, and return what it says."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("dnsprobe: ")
+    for text in texts:
+        assert text in done.stderr
+    return done.stderr
+
+
+def run(*arguments: str) -> list[str]:
+    return [str(PROGRAM), "run", "--listen", "127.0.0.1:0", *arguments]
+
+
+def configured(folder: Path, text: str) -> list[str]:
+    path = folder / "dnsprobe.yaml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> list[str]:
+    return configured(tmp_path, "domains: [watched.test]")
+
+
+@pytest.mark.parametrize("command", ["run", "watch"])
+def test_ordinary_user(command: str, quiet: list[str]) -> None:
+    # The modules are loaded before the rights go: an ordinary user may not be able to read this folder.
+    program = (
+        "import os, sys, dnsprobe.daemon, dnsprobe.watch, dnsprobe.cli\n"
+        "config = dnsprobe.cli._load\n"
+        "dnsprobe.cli._load = lambda arguments: loaded\n"
+        "import argparse\n"
+        "loaded = config(argparse.Namespace(config=sys.argv[2]))\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "sys.exit(dnsprobe.cli.main([sys.argv[1]]))\n"
+    )
+    fails([sys.executable, "-c", program, command, quiet[1]], 1, "ordinary user", "hint: run it as root")
+
+
+def test_root_without_capabilities(quiet: list[str]) -> None:
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    fails([*drop, *run(*quiet)], 1, "cannot make BPF maps: Operation not permitted", "CAP_BPF")
+
+
+def test_no_btf(tmp_path: Path) -> None:
+    command = run(*configured(tmp_path, "domains: [watched.test]\nprobe: {btf: /nonexistent/btf}"))
+    fails(command, 1, "/nonexistent/btf: No such file or directory", "CONFIG_DEBUG_INFO_BTF")
+
+
+def test_btf_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "btf").write_bytes(b"something else entirely, long enough to be read")
+    command = run(*configured(tmp_path, f"domains: [watched.test]\nprobe: {{btf: {tmp_path / 'btf'}}}"))
+    fails(command, 1, "not BTF", "probe.btf")
+
+
+def test_port_in_use(quiet: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [*run(*quiet), "--listen", f"127.0.0.1:{port}"]
+        fails(command, 1, f"cannot listen on 127.0.0.1:{port}: Address already in use", "ss -ltnp")
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("domans: [a.test]", ["dnsprobe.yaml:1: domans", "did you mean"]),
+        (
+            "probe: {ports: [0, 70000]}\njournal: {repeat: soon}",
+            [":1: probe.ports[0]", ":1: probe.ports[1]", ":2: journal"],
+        ),
+        ("domains: [a.test, A.test.]", [":1: domains[1]"]),
+        ("domains: ['/(/']", [":1: domains[0]"]),
+        ("domains: [", ["dnsprobe.yaml:"]),
+        ("probe: {hook: udp_sendmsg}", [":1: probe.hook", "udp_send_skb"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "check", "doctor", "watch"])
+def test_bad_configuration(tmp_path: Path, command: str, text: str, messages: list[str]) -> None:
+    fails([str(PROGRAM), command, *configured(tmp_path, text)], 2, *messages)
+
+
+def test_missing_configuration(tmp_path: Path) -> None:
+    missing = tmp_path / "not-there.yaml"
+    fails(run("--config", str(missing)), 2, "not-there.yaml")
+
+
+HIDE = """\
+mkdir "$1/upper" "$1/work"
+mount -t tmpfs none "$1/upper"
+mkdir "$1/upper/u" "$1/upper/w"
+mknod "$1/upper/u/bcc" c 0 0
+mount -t overlay overlay -o "lowerdir=/usr/lib/python3/dist-packages,upperdir=$1/upper/u,workdir=$1/upper/w" \
+	/usr/lib/python3/dist-packages
+shift
+exec "$@"
+"""
+
+
+def test_missing_bcc(tmp_path: Path, quiet: list[str]) -> None:
+    # A whiteout of an overlay, in a mount namespace: the module is gone for this process alone.
+    hide = ["unshare", "--mount", "sh", "-ec", HIDE, "sh", str(tmp_path)]
+    fails([*hide, *run(*quiet)], 1, "bcc module is missing", "apt-get install python3-bpfcc")
+
+
+def test_another_bcc(tmp_path: Path, quiet: list[str]) -> None:
+    (tmp_path / "bcc.py").write_text('"""What PyPI calls bcc."""\n')
+    command = ["env", f"PYTHONPATH={tmp_path}", *run(*quiet)]
+    fails(command, 1, "is not the BPF Compiler Collection", "pip uninstall bcc")
+
+
+def test_hook_that_this_kernel_does_not_have(tmp_path: Path) -> None:
+    if kprobes_available():
+        pytest.skip("this kernel has kprobes; one without runs it")
+    command = run(*configured(tmp_path, "domains: [watched.test]\nprobe: {hook: udp_send_skb}"))
+    fails(command, 1, "udp4: udp_send_skb: this kernel has no kprobes", "dnsprobe doctor")
+
+
+def test_journal_where_there_is_none(quiet: list[str]) -> None:
+    if journald_available():
+        pytest.skip("journald runs here; a host without it runs this")
+    fails([*run(*quiet), "--log-target", "journal"], 1, "no journal here", "--log-target console")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["walk"],
+        ["run", "--no-such"],
+        ["run", "--listen", "localhost"],
+        ["run", "--log-target", "file"],
+        ["watch", "a..b"],
+    ],
+)
+def test_bad_usage(arguments: list[str]) -> None:
+    fails([str(PROGRAM), *arguments], 2, "hint: ")
+
+
+def test_a_second_dnsprobe_does_not_disturb_the_first(tmp_path: Path, start: object, quiet: list[str]) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    services = [Service("domains: [watched.test]", folder) for folder in (first, second)]
+    assert [service.stop() for service in services] == [0, 0]

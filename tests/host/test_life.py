@@ -1,0 +1,262 @@
+"""The service from start to end: ready, reloaded, proved again, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+from conftest import PATIENCE, PROGRAM, Program, Service
+
+Start = Callable[..., Service]
+Scene = Callable[..., Any]
+
+
+def attached() -> set[str]:
+    """Return the ids of the links of dnsprobe's hooks that some process of this host holds."""
+    links = set()
+    for path in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        with suppress(OSError):
+            fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+            if fields.get("tp_name", "").strip() == "net_dev_queue":
+                links.add(fields["link_id"].strip())
+    return links
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_ready_and_pages(start: Start) -> None:
+    service = start("domains: [watched.test]")
+    assert service.get("/-/healthy")
+    assert service.get("/-/ready")
+    assert "dnsprobe" in service.get("/")
+    with pytest.raises(HTTPError, match="404"):
+        service.get("/metric")
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1}
+    assert {labels["path"] for labels, _ in service.samples("dnsprobe_hook_info")} == {"udp4", "udp6"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_drains_and_detaches(start: Start, scene: Scene, number: signal.Signals) -> None:
+    before = attached()
+    service = start("domains: [oneshot.test]")
+    assert attached() > before
+    scene("oneshots", 300, 16)
+    assert service.stop(number) == 0
+    assert len(service.entries()) == 300
+    assert "stopped: 300 queries counted, 300 events, 0 lost" in service.err.read_text("utf-8")
+    assert attached() == before
+
+
+def test_killing_leaves_nothing_attached(start: Start) -> None:
+    before = attached()
+    service = start("domains: [watched.test]")
+    service.stop(signal.SIGKILL)
+    assert attached() == before
+
+
+def test_killing_while_it_compiles_leaves_no_child(tmp_path: Path) -> None:
+    program = Program(["watch", "watched.test"], tmp_path)
+    children = Path(f"/proc/{program.process.pid}/task/{program.process.pid}/children")
+    until(lambda: children.read_text() != "")
+    loader = children.read_text().split()[0]
+    program.kill()
+    until(lambda: not Path(f"/proc/{loader}").exists())
+
+
+def test_totals_stay_when_processes_go(start: Start, scene: Scene) -> None:
+    service = start("domains: [watched.test]")
+    trees = []
+    for _ in range(3):
+        scene("send", "www.watched.test", 101)
+        trees.append(service.by("dnsprobe_queries_total", "tree"))
+    (total,) = trees[-1].values()
+    assert total == 303
+    # The processes are long gone: their counters leave the kernel, and nothing changes.
+    time.sleep(11)
+    assert service.by("dnsprobe_queries_total", "tree") == trees[-1]
+
+
+def test_reload_under_load(start: Start, scene: Scene) -> None:
+    service = start("domains: [kept.test, removed.test]")
+    sent: list[int] = []
+    stop = threading.Event()
+
+    def keep_sending() -> None:
+        while not stop.is_set():
+            sent.append(scene("send", "www.kept.test", 5003)["sent"])
+
+    sender = threading.Thread(target=keep_sending)
+    sender.start()
+    scene("send", "www.removed.test", 7)
+    scene("send", "www.added.test", 11)
+    for round_number in range(4):
+        domains = ["kept.test", "added.test", *(f"extra{number}.test" for number in range(round_number))]
+        service.configuration.write_text(f"domains: [{', '.join(domains)}]")
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_for(f"reloaded: {len(domains)} rules")
+    scene("send", "www.removed.test", 13)
+    scene("send", "www.added.test", 17)
+    stop.set()
+    sender.join()
+    assert service.by("dnsprobe_queries_total", "domain") == {
+        "kept.test": sum(sent),
+        "removed.test": 7,
+        "added.test": 17,
+    }
+    time.sleep(3)
+    assert service.by("dnsprobe_queries_total", "domain")["removed.test"] == 7
+
+
+def test_bad_reload_leaves_the_old_rules(start: Start, scene: Scene) -> None:
+    service = start("domains: [watched.test]")
+    first = service.value("dnsprobe_config_last_reload_success_timestamp_seconds")
+    assert service.value("dnsprobe_config_last_reload_successful") == 1
+    service.configuration.write_text("domains: [a..b]\nprobe: {ports: [none]}")
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("reload failed, the old rules stay in force")
+    assert ":2: probe.ports[0]" in service.err.read_text("utf-8")
+    assert service.value("dnsprobe_config_last_reload_successful") == 0
+    assert service.value("dnsprobe_config_last_reload_success_timestamp_seconds") == first
+    scene("send", "www.watched.test", 101)
+    assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 101}
+    service.configuration.write_text("domains: [watched.test, other.test]")
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("reloaded: 2 rules")
+    assert service.value("dnsprobe_config_last_reload_successful") == 1
+    assert service.value("dnsprobe_config_last_reload_success_timestamp_seconds") > first
+
+
+def test_canaries_are_repeated_and_never_shown(start: Start) -> None:
+    service = start("domains: [invalid]\nprobe: {verify_interval: 1s}\njournal: {repeat: 0}")
+    time.sleep(4)
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1}
+    assert service.samples("dnsprobe_queries_total") == []
+    assert service.value("dnsprobe_events_total") == 0
+    assert service.entries() == []
+
+
+IN_OWN_NET = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
+
+
+def test_a_path_that_fails_later_is_noticed(start: Start) -> None:
+    service = start("domains: [watched.test]\nprobe: {verify_interval: 1s}", IN_OWN_NET)
+    enter = ["nsenter", "--net", f"--target={service.process.pid}", "ip"]
+    subprocess.run([*enter, "address", "flush", "dev", "lo"], check=True)
+    service.wait_for("udp4 is not proved any more: sendto: the canary could not be sent")
+    service.wait_for("udp6 is not proved any more")
+    subprocess.run([*enter, "address", "add", "127.0.0.1/8", "dev", "lo"], check=True)
+    subprocess.run([*enter, "address", "add", "::1/128", "dev", "lo"], check=True)
+    service.wait_for("udp4 is proved again")
+    service.wait_for("udp6 is proved again")
+    log = service.err.read_text("utf-8")
+    assert log.count("not proved any more") == 2
+
+
+def test_no_proof_no_service(tmp_path: Path) -> None:
+    # Loopback is down: canaries cannot come back.
+    configuration = tmp_path / "dnsprobe.yaml"
+    configuration.write_text("domains: [watched.test]")
+    command = ["unshare", "--net", str(PROGRAM), "run", "--config", str(configuration), "--listen", "0.0.0.0:0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 1
+    assert "no hook sees the queries of this host" in done.stderr
+    assert "the canary could not be sent" in done.stderr
+    assert "ready" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor() -> None:
+    done = subprocess.run([str(PROGRAM), "doctor"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for path in ("udp4", "udp6"):
+        assert any(line.startswith(f"ok  {path}") and "proved" in line for line in done.stdout.splitlines())
+    done = subprocess.run([str(PROGRAM), "doctor", "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {entry["path"]: entry["proved"] for entry in found if "path" in entry} == {"udp4": True, "udp6": True}
+
+
+def test_doctor_says_what_is_not_proved() -> None:
+    done = subprocess.run(
+        ["unshare", "--net", str(PROGRAM), "doctor"], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 1
+    assert "NOT PROVED" in done.stdout
+    assert "the canary could not be sent" in done.stdout
+
+
+def test_watch_draws_the_tree(start_watch: Callable[..., Program], scene: Scene) -> None:
+    watch = start_watch("watched.test")
+    truth = scene("send", "www.watched.test", 3)
+    assert watch.stop(signal.SIGINT) == 0
+    text = watch.out.read_text("utf-8")
+    assert "www.watched.test A udp 127.0.0.1#53" in text
+    assert f"[{truth['pid']}]" in text
+    assert "└─" in text
+    assert "\x1b" not in text
+    assert "3 queries from 1 process trees, 1 shown, 0 lost" in watch.err.read_text("utf-8")
+
+
+def test_watch_in_colour_on_a_terminal(scene: Scene) -> None:
+    main, terminal = pty.openpty()
+    with subprocess.Popen(
+        [str(PROGRAM), "watch", "watched.test"],
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"} | {"NO_COLOR": ""},
+    ) as watch:
+        os.close(terminal)
+        text = b""
+        while b"watching" not in text:
+            text += os.read(main, 4096)
+        scene("send", "www.watched.test", 1)
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(PATIENCE) == 0
+        try:
+            while more := os.read(main, 4096):
+                text += more
+        except OSError:  # how Linux says that the other end of a terminal is closed
+            pass
+    os.close(main)
+    assert b"\x1b[1mwww.watched.test\x1b[0m" in text
+
+
+def test_watch_ends_quietly_with_its_reader(scene: Scene) -> None:
+    with subprocess.Popen(
+        [str(PROGRAM), "watch", "oneshot.test"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as watch:
+        assert watch.stderr is not None
+        assert watch.stdout is not None
+        assert b"watching" in watch.stderr.readline()
+        watch.stdout.close()
+        scene("oneshots", 50, 4)
+        assert watch.wait(PATIENCE) == 0
+        assert b"Traceback" not in watch.stderr.read()
+
+
+def test_time_from_exec_to_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times = []
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        began = time.monotonic()
+        service = Service("domains: [watched.test]", folder)
+        times.append(time.monotonic() - began)
+        assert service.stop() == 0
+    with capsys.disabled():
+        print(f"\n  exec to READY, proofs included: {', '.join(f'{seconds:.2f}' for seconds in times)} s")
