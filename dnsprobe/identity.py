@@ -12,7 +12,8 @@ import re
 import time
 from collections.abc import Callable
 
-from dnsprobe.model import Identity, Process
+from dnsprobe.kernel.abi import COMM_SIZE as _COMM_SIZE
+from dnsprobe.model import Ancestry, Identity, Process
 
 #: ``/proc/PID/stat`` counts in these; the kernel rounds down (nsec_to_clock_t(), kernel/time/time.c).
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -153,6 +154,27 @@ class ProcFS:
         if not self.alive(process):
             return Identity(user=user)
         return Identity(exe=exe, cmdline=cmdline, user=user, unit=cgroup and unit_of(cgroup), cgroup=cgroup)
+
+    def ancestry(self, process: Process) -> Ancestry | None:
+        """Return a process and its ancestors as they are now, None if it is gone; start times of ancestors are 0.
+
+        For a process whose tree the kernel side had no room for: what it tells is better, for it is of the moment of
+        the send.
+        """
+        import psutil  # noqa: PLC0415 - a megabyte that most runs never need
+
+        chain = []
+        try:
+            asker = psutil.Process(process.tgid)
+            for step in (asker, *asker.parents()):
+                with step.oneshot():
+                    # psutil completes a name that the kernel cut off; a tree has the kernel's.
+                    name = os.fsencode(step.name())[: _COMM_SIZE - 1]
+                chain.append(Process(step.pid, process.start_ns if step is asker else 0, name))
+        except psutil.Error:
+            return None
+        # Last, as in identify(): the pid was not reused meanwhile.
+        return Ancestry(tuple(chain)) if self.alive(process) else None
 
     @staticmethod
     def _exe(folder: str) -> str | None:

@@ -150,10 +150,11 @@ class Ledger:
             return self._known[key]
         # Its event was lost or is still on its way: the kernel kept the tree beside the counter.
         chain = self._probe.chain(*key)
-        if chain is None:
+        start_ns, tgid = key
+        ancestry = Ancestry(*chain) if chain else self._procfs.ancestry(Process(tgid, start_ns, b""))
+        if ancestry is None:
             self._known[key] = _Known(UNKNOWN, UNKNOWN, "")
             return self._known[key]
-        ancestry = Ancestry(*chain)
         return self._remember(ancestry, self._identify(ancestry.asker, None))
 
     # Counts

@@ -259,3 +259,21 @@ def test_own_child_is_gone_once_it_is_a_zombie() -> None:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert proc.alive(process) is False
     assert proc.alive(process) is False
+
+
+def test_ancestry_of_the_living() -> None:
+    start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    here = Process(os.getpid(), start * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), b"")
+    ancestry = ProcFS().ancestry(here)
+    assert ancestry is not None
+    chain, pid = [], os.getpid()
+    while pid:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        chain.append((pid, stat[stat.index("(") + 1 : stat.rindex(")")]))
+        pid = int(stat[stat.rindex(")") + 2 :].split()[1])
+    assert [(process.tgid, process.comm.decode()) for process in ancestry.chain] == chain
+
+
+def test_no_ancestry_of_the_gone_or_of_another_with_its_pid() -> None:
+    assert ProcFS().ancestry(Process(os.getpid(), 1, b"")) is None
+    assert ProcFS().ancestry(Process(2**22 + 1, 1, b"")) is None
