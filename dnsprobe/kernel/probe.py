@@ -63,8 +63,9 @@ class LoaderChild:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         package_folder = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
+        # -P: root may stand in a folder of somebody who put a json.py there.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dnsprobe.kernel.loader", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "dnsprobe.kernel.loader", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._errors,

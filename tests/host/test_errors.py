@@ -128,6 +128,15 @@ def test_another_bcc(tmp_path: Path, quiet: list[str]) -> None:
     fails(command, 1, "is not the BPF Compiler Collection", "pip uninstall bcc")
 
 
+def test_modules_of_the_current_folder_are_not_loaded(tmp_path: Path) -> None:
+    for name in ("json", "socket", "ctypes", "bcc"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('loaded from a stranger')\n")
+    done = subprocess.run(
+        [str(PROGRAM), "doctor"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_hook_that_this_kernel_does_not_have(tmp_path: Path) -> None:
     if kprobes_available():
         pytest.skip("this kernel has kprobes; one without runs it")
@@ -156,7 +165,7 @@ def test_bad_usage(arguments: list[str]) -> None:
     fails([str(PROGRAM), *arguments], 2, "hint: ")
 
 
-def test_a_second_dnsprobe_does_not_disturb_the_first(tmp_path: Path, start: object, quiet: list[str]) -> None:
+def test_two_at_a_time(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
