@@ -59,6 +59,7 @@ class Daemon:
     def __init__(self, config: Config, log_target: str, reread: Callable[[], Config]) -> None:
         self._config, self._reread = config, reread
         self._ready = False
+        self._failure: BaseException | None = None
         self._reload_successful, self._reload_time = True, time.time()
         self._last_sweep, self._swept_at = 0.0, (0, 0)
         # The listener first: that its port is taken is known before anything is attached.
@@ -68,8 +69,10 @@ class Daemon:
         self._sink = make_sink(log_target, config.journal.queue)
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+        """Serve until SIGTERM or SIGINT. Raises whatever ended the work before that."""
         asyncio.run(self._run())
+        if self._failure is not None:
+            raise self._failure
 
     async def _run(self) -> None:
         started = time.monotonic()
@@ -105,6 +108,14 @@ class Daemon:
         self._tasks = [loop.create_task(self._tick())]
         if self._config.probe.verify_interval_ns:
             self._tasks.append(loop.create_task(self._verify()))
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        # A daemon that serves numbers which nobody keeps any more is worse than one that ends and is started again.
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = task.exception()
+            self._stopped.set()
 
     def _take_events(self) -> None:
         for query, identity in self._engine.queries():
