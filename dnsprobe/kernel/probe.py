@@ -157,9 +157,10 @@ class Probe:
         """Put a set of rules in force, all at once: a query meets either the old ones or the new ones."""
         trie = self._make_trie(len(entries) + 1)
         canary = abi.TrieEntry(self._suffix, self._suffix_labels(), abi.CANARY, abi.CANARY)
-        for entry in (*entries, canary):
-            outcome = abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels)
-            trie.set(abi.lpm_key(entry.suffix), outcome)
+        with bpf.undisturbed:
+            for entry in (*entries, canary):
+                outcome = abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels)
+                trie.set(abi.lpm_key(entry.suffix), outcome)
         # The update returns after a grace period: no run of a program still looks into the old trie
         # (kernel/bpf/syscall.c, maybe_wait_bpf_programs).
         self._rules.set(struct.pack("=I", 0), struct.pack("=I", trie.fd))
@@ -308,9 +309,10 @@ class Probe:
     def statistics(self) -> dict[abi.Statistic, int]:
         """Return the statistics of the programs, summed over the CPUs."""
         totals = {}
-        for statistic in abi.Statistic:
-            raw = self._statistics.get(struct.pack("=I", statistic)) or b""
-            totals[statistic] = sum(value for (value,) in abi.COUNTER.iter_unpack(raw))
+        with bpf.undisturbed:
+            for statistic in abi.Statistic:
+                raw = self._statistics.get(struct.pack("=I", statistic)) or b""
+                totals[statistic] = sum(value for (value,) in abi.COUNTER.iter_unpack(raw))
         return totals
 
     def missed_runs(self) -> int:
