@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable
+from typing import cast
 
+from dnsprobe.errors import UserError
 from dnsprobe.model import Identity, Query
 from dnsprobe.qname import qtype_name, to_text
 from dnsprobe.sinks.facts import command, shown, summary
@@ -18,6 +22,9 @@ MESSAGE_ID = "70f9b6676ff846deba6d9a720834dc88"
 SYSLOG_IDENTIFIER = "dnsprobe"
 
 SOCKET = "/run/systemd/journal/socket"
+
+#: How often a thread that waits for journald looks whether it still should.
+_LOOK_MS = 100
 
 
 def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
@@ -62,64 +69,62 @@ def journald_available(path: str = SOCKET) -> bool:
         return False
 
 
-class JournalSocket:
-    """Sends entries to journald, one ``NAME=value`` in bytes an argument, as systemd.journal.sendv takes them.
+def wait_for_room(path: str, given_up: Callable[[], bool]) -> None:
+    """Return when the socket at ``path`` takes another datagram. Raises OSError where nobody reads there.
 
-    Its own, because python-systemd 235 holds Python's lock while it sends: a journald that does not read would stop
-    the whole daemon, not just one thread. And libsystemd calls it a success when there is no journald; here, that is
-    an OSError. The protocol is stable (systemd's docs/JOURNAL_NATIVE_PROTOCOL.md). Not for several threads at once.
+    Once ``given_up`` says True, a TimeoutError ends the wait. Python's lock is not held while waiting.
     """
-
-    def __init__(self, path: str = SOCKET) -> None:
-        self._path = path
-        self._socket: socket.socket | None = None
-
-    def __call__(self, *entry: bytes) -> None:
-        """Send one entry; wait while journald is behind. Raises OSError where it cannot be sent."""
-        datagram = b"".join(map(_encode, entry))
-        if self._socket is not None:
+    while True:
+        # A connected socket is writable only while its peer's queue has room (unix_dgram_poll(), net/unix/af_unix.c).
+        # Connected anew each time, for the peer that it waited for may not be journald's any more.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as guard:
             try:
-                self._socket.send(datagram)
-            except (ConnectionError, BrokenPipeError):  # journald has a new socket
-                self.close()
-            else:
+                guard.connect(path)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, path) from error
+            poll = select.poll()
+            poll.register(guard, select.POLLOUT)
+            if poll.poll(0):
                 return
-        self._connect().send(datagram)
-
-    def _connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            connection.connect(self._path)
-        except OSError:
-            connection.close()
-            raise
-        self._socket = connection
-        return connection
-
-    def close(self) -> None:
-        """Close the socket; the next entry opens another."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            if given_up():
+                raise TimeoutError(errno.ETIMEDOUT, "journald does not read", path)
+            poll.poll(_LOOK_MS)
 
 
-def _encode(field: bytes) -> bytes:
-    if b"\n" not in field:
-        return field + b"\n"
-    name, _, value = field.partition(b"=")
-    return name + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
+def _sendv() -> Callable[..., object]:
+    try:
+        from systemd.journal import sendv  # noqa: PLC0415 - only who writes to the journal pays for its memory
+    except ImportError as error:
+        raise UserError(
+            f"cannot write to the journal: {error}",
+            "apt-get install python3-systemd, and run dnsprobe with /usr/bin/python3 or a virtual environment of it "
+            "made with --system-site-packages",
+        ) from error
+    return cast(Callable[..., object], sendv)
 
 
 class JournalSink(Writer):
-    """Sends queries to the journal; at most ``size`` wait.
+    """Sends queries to the journal through systemd-python; at most ``size`` wait.
 
-    ``send`` takes the fields of one entry as arguments, ``NAME=value`` in bytes each.
+    ``send`` takes the fields of one entry as arguments, ``NAME=value`` in bytes each, as systemd.journal.sendv does;
+    ``path`` is journald's socket.
+
+    Each entry is sent only when :func:`wait_for_room` says that journald has room for it. systemd-python 235 holds
+    Python's lock while it sends, so a journald that does not read would stop the whole daemon, not just this thread.
+    And libsystemd calls it a success when there is no journald; here, the entry counts as dropped.
+
+    Two gaps are left, both only while journald stands still. Another process may take the last place in the queue
+    between the look and the send, a matter of microseconds, and once in a standstill: from then on the queue is full.
+    And libsystemd's own buffer of 8 MiB may be full before a queue of 512 is: that takes entries of 30 KB and more
+    throughout, which only names and command lines made for it come to. Then sendv waits, lock held, until journald
+    reads again.
     """
 
-    def __init__(self, size: int, send: Callable[..., object] | None = None) -> None:
-        sender = send or JournalSocket()
+    def __init__(self, size: int, send: Callable[..., object] | None = None, path: str = SOCKET) -> None:
+        sender = send or _sendv()
 
         def write(query: Query, identity: Identity) -> None:
+            wait_for_room(path, lambda: self.given_up)
             sender(*(f"{name}={value}".encode() for name, value in fields(query, identity)))
 
         super().__init__(write, size, "journal")

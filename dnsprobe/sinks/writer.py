@@ -26,6 +26,8 @@ class Writer:
         self._queue: deque[tuple[Query, Identity]] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        #: Set when :meth:`close` has waited for long enough: a ``write`` that can wait has to fail then.
+        self.given_up = False
         #: How many were written.
         self.entries = 0
         # Each is changed by one side only: the caller's, under the lock, or the thread.
@@ -55,10 +57,12 @@ class Writer:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout)
+        ended = not self._thread.is_alive()
         with self._changed:
+            self.given_up = True
             self._refused += len(self._queue)
             self._queue.clear()
-        return not self._thread.is_alive()
+        return ended
 
     def _run(self) -> None:
         failing = False

@@ -1,20 +1,81 @@
-"""Entries of the journal: their fields, the queue, and the socket."""
+"""Entries of the journal: their fields, the queue, the guard before the send, and the real journald."""
 
+import json
 import os
+import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
-from contextlib import closing, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import IPv6Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up import ANCESTRY, HOSTILE, IDENTITY, QUERY, RULE, hostile, query
 
-from dnsprobe.model import Ancestry, Identity, Process, Rule
-from dnsprobe.sinks.journal import MESSAGE_ID, JournalSink, JournalSocket, fields, journald_available
+from dnsprobe.errors import UserError
+from dnsprobe.model import Ancestry, Identity, Process, Query, Rule
+from dnsprobe.sinks.journal import MESSAGE_ID, JournalSink, fields, journald_available, wait_for_room
 
 #: More than any test needs; a test that gets here has failed.
 PATIENCE = 60.0
+
+JOURNALD = "/usr/lib/systemd/systemd-journald"
+
+
+class Journald:
+    """A socket like journald's, which is read only when a test says so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(self.path)
+
+    def fill(self) -> None:
+        """Let another process have filled the queue."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as another:
+            another.setblocking(False)
+            another.connect(self.path)
+            with suppress(BlockingIOError):
+                while True:
+                    another.send(b"MESSAGE=full\n")
+
+    def read_all(self) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                self.socket.recv(65536, socket.MSG_DONTWAIT)
+
+    def close(self) -> None:
+        self.socket.close()
+        os.unlink(self.path)
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[Journald]:
+    fake = Journald(tmp_path / "socket")
+    yield fake
+    fake.socket.close()
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+def longest() -> tuple[Query, Identity]:
+    chain = tuple(Process(4194304 - step, 1, b"\x01" * 15) for step in range(40))
+    long = "\x01" * 4096
+    return (
+        query(qname=(b"\x3f" + b"\x01" * 63) * 3 + b"\x3d" + b"\x01" * 61 + b"\0", ancestry=Ancestry(chain, False)),
+        Identity(exe=long, cmdline=b"'" * 4096, user=long[:32], unit=long[:255], cgroup=long),
+    )
 
 
 def test_all_fields() -> None:
@@ -112,25 +173,9 @@ def test_hostile(raw: bytes) -> None:
         value.encode()  # no lone surrogates
 
 
-def test_longest_entry_fits_a_datagram(tmp_path: Path) -> None:
-    # Linux's default of net.core.wmem_default; each byte of a hostile value takes at most six.
-    chain = tuple(Process(4194304, 1, b"\x01" * 15) for _ in range(64))
-    long = "\x01" * 4096
-    path = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald, closing(JournalSocket(path)) as send:
-        journald.bind(path)
-        sink = JournalSink(1, send)
-        sink.put(
-            query(qname=(b"\x3f" + b"\x01" * 63) * 3 + b"\x3d" + b"\x01" * 61 + b"\0", ancestry=Ancestry(chain, False)),
-            Identity(exe=long, cmdline=b"'" * 4096, user=long[:32], unit=long[:255], cgroup=long),
-        )
-        assert sink.close(PATIENCE)
-        assert (sink.entries, sink.dropped) == (1, 0)
-
-
-def test_sink_sends_each_ancestor() -> None:
+def test_sink_sends_each_ancestor(journald: Journald) -> None:
     sent: list[tuple[bytes, ...]] = []
-    sink = JournalSink(10, lambda *entry: sent.append(entry))
+    sink = JournalSink(10, lambda *entry: sent.append(entry), journald.path)
     assert sink.put(QUERY, IDENTITY)
     assert sink.close(PATIENCE)
     assert sent == [tuple(f"{name}={value}".encode() for name, value in fields(QUERY, IDENTITY))]
@@ -142,7 +187,7 @@ def test_sink_sends_each_ancestor() -> None:
     assert (sink.entries, sink.dropped) == (1, 0)
 
 
-def test_full_queue_drops_and_never_waits() -> None:
+def test_full_queue_drops_and_never_waits(journald: Journald) -> None:
     started = threading.Event()
     go_on = threading.Event()
 
@@ -150,7 +195,7 @@ def test_full_queue_drops_and_never_waits() -> None:
         started.set()
         assert go_on.wait(PATIENCE)
 
-    sink = JournalSink(3, send)
+    sink = JournalSink(3, send, journald.path)
     assert sink.put(QUERY, IDENTITY)
     assert started.wait(PATIENCE)
     assert [sink.put(QUERY, IDENTITY) for _ in range(5)] == [True, True, True, False, False]
@@ -160,7 +205,7 @@ def test_full_queue_drops_and_never_waits() -> None:
     assert (sink.entries, sink.dropped) == (4, 2)
 
 
-def test_close_gives_up_on_a_stuck_sender() -> None:
+def test_close_gives_up_on_a_stuck_sender(journald: Journald) -> None:
     started = threading.Event()
     go_on = threading.Event()
 
@@ -168,7 +213,7 @@ def test_close_gives_up_on_a_stuck_sender() -> None:
         started.set()
         go_on.wait(PATIENCE)
 
-    sink = JournalSink(10, send)
+    sink = JournalSink(10, send, journald.path)
     sink.put(QUERY, IDENTITY)
     assert started.wait(PATIENCE)
     for _ in range(4):
@@ -182,7 +227,7 @@ def test_close_gives_up_on_a_stuck_sender() -> None:
     assert (sink.entries, sink.dropped) == (1, 5)
 
 
-def test_errors_are_counted_and_told_once_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_are_counted_and_told_once_an_outage(journald: Journald, caplog: pytest.LogCaptureFixture) -> None:
     outcomes = [None, OSError("no journald"), OSError("no journald"), None, RuntimeError("bad"), None]
 
     def send(*_entry: bytes) -> None:
@@ -190,7 +235,7 @@ def test_errors_are_counted_and_told_once_an_outage(caplog: pytest.LogCaptureFix
         if outcome:
             raise outcome
 
-    sink = JournalSink(10, send)
+    sink = JournalSink(10, send, journald.path)
     for _ in range(6):
         sink.put(QUERY, IDENTITY)
     assert sink.close(PATIENCE)
@@ -201,75 +246,180 @@ def test_errors_are_counted_and_told_once_an_outage(caplog: pytest.LogCaptureFix
     ]
 
 
-def decode(datagram: bytes) -> list[tuple[str, bytes]]:
-    """Read a datagram as JOURNAL_NATIVE_PROTOCOL.md describes it."""
-    found = []
-    while datagram:
-        line, _, rest = datagram.partition(b"\n")
-        name, equals, value = line.partition(b"=")
-        if not equals:
-            size = int.from_bytes(rest[:8], "little")
-            value, rest = rest[8 : 8 + size], rest[8 + size :]
-            assert rest[:1] == b"\n"
-            rest = rest[1:]
-        found.append((name.decode(), value))
-        datagram = rest
-    return found
+def test_journald_that_does_not_read_holds_up_nobody(journald: Journald) -> None:
+    journald.fill()
+    sent: list[tuple[bytes, ...]] = []
+    sink = JournalSink(5, lambda *entry: sent.append(entry), journald.path)
+    # The thread holds one at most, the queue five.
+    puts = [sink.put(QUERY, IDENTITY) for _ in range(7)]
+    assert not all(puts)
+    began = time.process_time()
+    time.sleep(0.3)  # long enough for the thread to look again, more than once
+    assert time.process_time() - began < 0.1
+    assert (sent, sink.entries, sink.dropped) == ([], 0, 7 - sum(puts))
+    journald.read_all()
+    assert sink.close(PATIENCE)
+    assert len(sent) == sum(puts)
+    assert (sink.entries, sink.dropped) == (sum(puts), 7 - sum(puts))
 
 
-def test_native_protocol(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald, closing(JournalSocket(path)) as send:
-        journald.bind(path)
-        send(b"MESSAGE=a=b", b"DNSPROBE_ANCESTOR=1 a", b"DNSPROBE_ANCESTOR=2 b", b"X=one\ntwo\n", b"EMPTY=")
-        assert decode(journald.recv(65536)) == [
-            ("MESSAGE", b"a=b"),
-            ("DNSPROBE_ANCESTOR", b"1 a"),
-            ("DNSPROBE_ANCESTOR", b"2 b"),
-            ("X", b"one\ntwo\n"),
-            ("EMPTY", b""),
-        ]
+def test_close_gives_up_on_journald_that_does_not_read(journald: Journald) -> None:
+    journald.fill()
+    sent: list[tuple[bytes, ...]] = []
+    sink = JournalSink(10, lambda *entry: sent.append(entry), journald.path)
+    for _ in range(3):
+        sink.put(QUERY, IDENTITY)
+    began = time.monotonic()
+    assert sink.close(0.05) is False
+    assert time.monotonic() - began < PATIENCE / 2
+    # The thread ends, too, although nobody ever reads.
+    assert sink.close(PATIENCE) is True
+    assert (sent, sink.entries, sink.dropped) == ([], 0, 3)
 
 
-def test_journald_comes_back(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    send = JournalSocket(path)
-    with pytest.raises(FileNotFoundError):
-        send(b"MESSAGE=lost")
-    for message in (b"MESSAGE=first", b"MESSAGE=second"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
-            journald.bind(path)
-            send(message)
-            assert journald.recv(65536) == message + b"\n"
-        os.unlink(path)
-    with pytest.raises(OSError, match="No such file"):
-        send(b"MESSAGE=lost")
+def test_close_waits_for_journald_to_read_again(journald: Journald) -> None:
+    journald.fill()
+    sink = JournalSink(10, lambda *_entry: None, journald.path)
+    for _ in range(3):
+        sink.put(QUERY, IDENTITY)
+    reader = threading.Timer(0.2, journald.read_all)
+    reader.start()
+    assert sink.close(PATIENCE) is True
+    reader.join()
+    assert (sink.entries, sink.dropped) == (3, 0)
 
 
-def test_journald_that_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as another,
-        closing(JournalSocket(path)) as send,
-    ):
-        journald.bind(path)
-        another.setblocking(False)
-        another.connect(path)
-        with suppress(BlockingIOError):
-            while True:
-                another.send(b"MESSAGE=full\n")
-        sink = JournalSink(5, send)
-        # The thread holds one at most, the queue five.
-        puts = [sink.put(QUERY, IDENTITY) for _ in range(7)]
-        assert not all(puts)
-        assert sink.entries == 0
-        journald.settimeout(PATIENCE)
-        got = b""
-        while got.count(b"DNSPROBE_QNAME=") < sum(puts):
-            got += journald.recv(65536)
+def test_absent_journald_is_a_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "socket"
+    sent: list[tuple[bytes, ...]] = []
+    sink = JournalSink(10, lambda *entry: sent.append(entry), str(path))
+    sink.put(QUERY, IDENTITY)
+    sink.put(QUERY, IDENTITY)
+    assert sink.close(PATIENCE)
+    assert (sent, sink.entries, sink.dropped) == ([], 0, 2)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"journal: entries are being lost: FileNotFoundError: [Errno 2] No such file or directory: '{path}'"
+    ]
+
+
+def test_socket_without_journald_is_a_loss(journald: Journald) -> None:
+    journald.socket.close()
+    with pytest.raises(ConnectionRefusedError, match="socket"):
+        wait_for_room(journald.path, lambda: False)
+
+
+def test_journald_comes_back(journald: Journald, tmp_path: Path) -> None:
+    sink = JournalSink(10, lambda *_entry: None, journald.path)
+    sink.put(QUERY, IDENTITY)
+    assert eventually(lambda: sink.entries == 1)
+    journald.close()
+    sink.put(QUERY, IDENTITY)
+    assert eventually(lambda: sink.dropped == 1)
+    again = Journald(tmp_path / "socket")
+    sink.put(QUERY, IDENTITY)
+    assert sink.close(PATIENCE)
+    assert (sink.entries, sink.dropped) == (2, 1)
+    again.close()
+
+
+def test_journald_is_replaced_while_we_wait(journald: Journald, tmp_path: Path) -> None:
+    journald.fill()
+    sink = JournalSink(10, lambda *_entry: None, journald.path)
+    sink.put(QUERY, IDENTITY)
+    time.sleep(0.05)
+    # The old socket stays open and full: only who looks at the path again finds the new one.
+    again = Journald(tmp_path / "new")
+    os.rename(again.path, journald.path)
+    assert sink.close(PATIENCE)
+    assert (sink.entries, sink.dropped) == (1, 0)
+    again.socket.close()
+
+
+def test_systemd_python_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "systemd.journal", None)
+    with pytest.raises(UserError, match="cannot write to the journal") as caught:
+        JournalSink(1)
+    assert "apt-get install python3-systemd" in caught.value.hint
+
+
+def test_systemd_python_is_loaded_for_a_sink_only() -> None:
+    text = "import sys, dnsprobe.sinks.journal; print([name for name in sys.modules if name.startswith('systemd')])"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_real_journald_keeps_every_field() -> None:
+    entry, all_long = run_with_journald("two_entries")
+    # journald adds fields of its own, and keeps no order of those with one name.
+    assert set(entry.pop("DNSPROBE_ANCESTOR")) == {"4210 make", "4200 bash", "1 systemd"}
+    sent = {name: value for name, value in fields(QUERY, IDENTITY) if name != "DNSPROBE_ANCESTOR"}
+    assert {name: value for name, value in entry.items() if name in sent} == sent
+    assert len(all_long["DNSPROBE_ANCESTOR"]) == 39
+    assert all_long["DNSPROBE_CMDLINE"] == dict(fields(*longest()))["DNSPROBE_CMDLINE"]
+
+
+def test_real_journald_that_stands_still_holds_up_nobody() -> None:
+    assert [entry["DNSPROBE_REPEATS"] for entry in run_with_journald("standstill")] == list(map(str, range(MANY)))
+
+
+#: More entries than any queue of a socket takes: systemd sets net.unix.max_dgram_qlen to 512.
+MANY = 1009
+
+
+def two_entries(sink: JournalSink, _journald: subprocess.Popen[bytes]) -> None:
+    sink.put(QUERY, IDENTITY)
+    sink.put(*longest())
+
+
+def standstill(sink: JournalSink, journald: subprocess.Popen[bytes]) -> None:
+    journald.send_signal(signal.SIGSTOP)
+    for number in range(MANY):
+        assert sink.put(query(repeats=number), IDENTITY)
+    seen = -1
+    while seen != sink.entries:
+        seen = sink.entries
+        time.sleep(0.3)
+    assert 0 < seen < MANY
+    # The sink's thread waits without Python's lock, so this one goes on.
+    began = time.monotonic()
+    for _ in range(20):
+        time.sleep(0.01)
+    assert time.monotonic() - began < PATIENCE / 4
+    journald.send_signal(signal.SIGCONT)
+
+
+def run_with_journald(case: str) -> list[dict[str, Any]]:
+    """Run a case with the real sender and a journald of its own; return dnsprobe's entries in that one's journal."""
+    needed = {"unshare": "util-linux", JOURNALD: "systemd", "journalctl": "systemd"}
+    missing = {package for tool, package in needed.items() if shutil.which(tool) is None}
+    if missing:
+        pytest.skip(f"a journald of its own takes: apt-get install {' '.join(sorted(missing))}")
+    pytest.importorskip("systemd.journal", reason="the journal takes: apt-get install python3-systemd")
+    # With the first process of a pid namespace the others end, too, whatever happens to it.
+    namespace = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a journald of its own takes a mount namespace: run as root, with CAP_SYS_ADMIN")
+    done = subprocess.run(
+        [*namespace, sys.executable, __file__, case], capture_output=True, text=True, timeout=4 * PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def inside_namespace(case: Callable[[JournalSink, subprocess.Popen[bytes]], None]) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
+    settings = Path("/run/systemd/journald.conf.d/test.conf")
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=\nRateLimitIntervalSec=0\n")
+    with subprocess.Popen([JOURNALD]) as journald:
+        assert eventually(journald_available)
+        sink = JournalSink(2 * MANY)
+        case(sink, journald)
         assert sink.close(PATIENCE)
-        assert (sink.entries, sink.dropped) == (sum(puts), 7 - sum(puts))
+        assert sink.dropped == 0
+        subprocess.run(["journalctl", "--sync"], check=True)
+        journald.terminate()
+    subprocess.run(["journalctl", "-D", "/run/log/journal", "-t", "dnsprobe", "-o", "json", "--all"], check=True)
 
 
 def test_journald_available(tmp_path: Path) -> None:
@@ -287,3 +437,7 @@ def test_rule_name_keeps_its_escapes() -> None:
     assert dict(fields(query(rule=Rule(2, r"a\.b", r"a\.b")), IDENTITY))["DNSPROBE_DOMAIN"] == r"a\.b"
     assert dict(fields(query(rule=Rule(2, "a\nb", "x")), IDENTITY))["DNSPROBE_DOMAIN"] == r"a\x0ab"
     assert RULE.priority == 6
+
+
+if __name__ == "__main__":
+    inside_namespace({"two_entries": two_entries, "standstill": standstill}[sys.argv[1]])
