@@ -33,7 +33,7 @@ def _message(name: str) -> bytes:
 
 def _measure(probe: Probe, payload: bytes, port: int, packets: int) -> float:
     def runs() -> ProgramRuns:
-        return program_runs(probe.hooks[0].program)
+        return program_runs(probe.hooks[0].programs[0])
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taker, socket.socket(type=socket.SOCK_DGRAM) as sender:
         # Room for nothing: what arrives is dropped at once, and nobody has to read it.
@@ -59,7 +59,7 @@ def main() -> None:
     try:
         probe.set_rules(_entries(10))
         probe.start(print)
-        print(f"{program_runs(probe.hooks[0].program).verified} instructions verified")
+        print(f"{program_runs(probe.hooks[0].programs[0]).verified} instructions verified")
         for rules in (10, 10_000, 10, 10_000):
             probe.set_rules(_entries(rules))
             costs = {

@@ -29,7 +29,8 @@ struct question {
 	u32 length; /* of the name in wire format, root included */
 	u32 labels; /* root excluded */
 	u16 qtype;
-	u8 pad[6];
+	bool segmented; /* other datagrams follow in the same packet */
+	u8 pad[5];
 };
 
 /* Work space of one run: more than a BPF stack holds. One a CPU and kind of hook, since one kind can interrupt another.

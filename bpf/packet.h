@@ -111,8 +111,8 @@ static __always_inline bool is_query(const struct dns *dns)
 }
 
 /*
- * True for a UDP packet to a watched port that looks like a DNS query. `known_port` is the destination port in host
- * byte order where the hook has it, or PORT_IN_HEADER.
+ * True for a UDP packet to a watched port that looks like a DNS query, or whose header is out of reach. `known_port` is
+ * the destination port in host byte order where the hook has it, or PORT_IN_HEADER.
  */
 static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 known_port)
 {
@@ -128,8 +128,7 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 	u16 transport = SPAN_U16(span, SKB_TRANSPORT_HEADER);
 	u64 head = SPAN_U64(span, SKB_HEAD);
 
-	/* Beyond the headers of a short packet lies struct skb_shared_info, so reading too much here stays in the
-	 * buffer. */
+	/* Behind a short packet lies struct skb_shared_info: reading too much here stays inside the buffer. */
 	if (bpf_probe_read_kernel(&headers, sizeof(headers), (void *)(head + network)))
 		return false;
 
@@ -168,7 +167,7 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 		return false;
 	}
 	packet->port = known_port ?: __builtin_bswap16(udp->destination);
-	if (!WATCHED_PORT(packet->port) || !is_query(dns))
+	if (!WATCHED_PORT(packet->port))
 		return false;
 
 	u32 length[2]; /* skb->len, skb->data_len */
@@ -185,7 +184,10 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 
 	packet->length = linear > 0 && linear < 65536 ? linear : 0;
 	packet->beyond = length[1];
-	return true;
+	/* Without the DNS header in the linear part, what was read in its place is something else. */
+	if (packet->length < DNS_HEADER)
+		return packet->beyond != 0;
+	return is_query(dns);
 }
 
 #endif

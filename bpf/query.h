@@ -55,8 +55,11 @@ static __always_inline void sip_round(struct sip *s)
 	s->v2 = ROTATE(s->v2, 32);
 }
 
-/* Copies the message and walks its labels; false, and counted, if it has no whole question. */
-static __always_inline bool read_question(struct scratch *s, const struct packet *packet)
+/* That the question was read, where otherwise the statistic stands that counts why not. */
+#define PARSED STATISTICS
+
+/* Copies the message and walks its labels; returns PARSED, or the statistic of what is wrong with it. */
+static __always_inline u32 read_question(struct scratch *s, const struct packet *packet)
 {
 	u32 size = packet->length;
 	u64 at = DNS_HEADER;
@@ -95,6 +98,7 @@ static __always_inline bool read_question(struct scratch *s, const struct packet
 	KEEP_BELOW_512(end);
 	s->question.qtype = (s->packet[PACKET_FRONT + end] << 8) | s->packet[PACKET_FRONT + end + 1];
 
+	s->question.segmented = false;
 	/* A second message behind the first one is at least as long as the shortest. */
 	if (packet->length - end >= 4 + SHORTEST_QUERY) {
 		u32 shared_info = 0;
@@ -103,14 +107,12 @@ static __always_inline bool read_question(struct scratch *s, const struct packet
 		/* skb_shinfo(): at skb->end, an offset from skb->head on 64-bit kernels. */
 		READ(shared_info, packet->skb + SKB_END);
 		READ(segment, packet->buffer + shared_info + SHINFO_GSO_SIZE);
-		if (segment && segment < packet->length + packet->beyond)
-			count_statistic(STAT_UNPARSED_SEGMENTED);
+		s->question.segmented = segment && segment < packet->length + packet->beyond;
 	}
-	return true;
+	return PARSED;
 
 unparsed:
-	count_statistic(packet->beyond ? STAT_UNPARSED_NONLINEAR : STAT_UNPARSED_MALFORMED);
-	return false;
+	return packet->beyond ? STAT_UNPARSED_NONLINEAR : STAT_UNPARSED_MALFORMED;
 }
 
 /*

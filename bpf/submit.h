@@ -98,18 +98,28 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, 
 
 	if (!s || !now)
 		return 0;
-	if (!read_question(s, &packet))
+
+	u32 problem = read_question(s, &packet);
+
+	if (problem != PARSED) {
+		if (packet.port != CANARY_PORT && is_first_sight(s, &packet, hook_kind))
+			count_statistic(problem);
 		return 0;
+	}
 	reverse_name(s);
 
 	u32 rule = match_name(s);
 
-	if (rule == NO_RULE)
+	if (rule == NO_RULE && !s->question.segmented)
 		return 0;
 	/* Canaries have a port of their own, and nothing else that is sent there counts. */
 	if ((rule == CANARY) != (packet.port == CANARY_PORT))
 		return 0;
 	if (!is_first_sight(s, &packet, hook_kind))
+		return 0;
+	if (s->question.segmented)
+		count_statistic(STAT_UNPARSED_SEGMENTED);
+	if (rule == NO_RULE)
 		return 0;
 	hash_name(s, now);
 

@@ -101,13 +101,16 @@ def _run(arguments: argparse.Namespace) -> int:
     from dnsprobe.config import parse_listen  # noqa: PLC0415
     from dnsprobe.daemon import Daemon  # noqa: PLC0415
 
-    config = _load(arguments)
-    if arguments.listen is not None:
-        config = dataclasses.replace(
-            config, metrics=dataclasses.replace(config.metrics, listen=parse_listen(arguments.listen))
-        )
+    def configuration() -> Config:
+        config = _load(arguments)
+        if arguments.listen is None:
+            return config
+        metrics = dataclasses.replace(config.metrics, listen=parse_listen(arguments.listen))
+        return dataclasses.replace(config, metrics=metrics)
+
+    config = configuration()
     _need_root()
-    Daemon(config, arguments.log_target, lambda: _load(arguments)).run()
+    Daemon(config, arguments.log_target, configuration).run()
     return EXIT_GOOD
 
 

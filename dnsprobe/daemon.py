@@ -63,7 +63,7 @@ class Daemon:
         self._reload_successful, self._reload_time = True, time.time()
         self._last_sweep, self._swept_at = 0.0, (0, 0)
         # The listener first: that its port is taken is known before anything is attached.
-        self._server = Server(build_registry(self._snapshot), lambda: self._ready, config.metrics.connections)
+        self._server = Server(build_registry(self._snapshot), self._sees_queries, config.metrics.connections)
         self._server.bind(*config.metrics.listen)
         self._engine = Engine(config, RuleSet.build(config.domains))
         self._sink = make_sink(log_target, config.journal.queue)
@@ -76,6 +76,12 @@ class Daemon:
 
     async def _run(self) -> None:
         started = time.monotonic()
+        self._stopped = asyncio.Event()
+        # Before the start, which takes a moment: a signal that comes meanwhile is heeded after it.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopped.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             self._engine.start()
             _log.info("%s", self._describe_hooks())
@@ -100,16 +106,16 @@ class Daemon:
 
     def _attach_to_loop(self) -> None:
         loop = asyncio.get_running_loop()
-        self._stopped = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopped.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.add_reader(self._engine.probe.fileno(), self._take_events)
         self._tasks = [loop.create_task(self._tick())]
         if self._config.probe.verify_interval_ns:
             self._tasks.append(loop.create_task(self._verify()))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
+
+    def _sees_queries(self) -> bool:
+        probe = self._engine.probe
+        return self._ready and all(probe.paths[path].verified for path in probe.active_paths)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         # A daemon that serves numbers which nobody keeps any more is worse than one that ends and is started again.

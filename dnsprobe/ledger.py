@@ -217,7 +217,7 @@ class Ledger:
             if key not in alive:
                 # Asked before the counter is read for the last time: a process that is gone sends nothing more.
                 alive[key] = self._procfs.alive(Process(tgid, start_ns, b""))
-            if alive[key] and self._retired.get(rule, settled) >= settled:
+            if alive[key] and not self._is_settled(rule, settled):
                 present.add(key)
                 continue
             queries = self._probe.forget_count(entry)
@@ -233,6 +233,10 @@ class Ledger:
             del self._known[key]
         for key in self._identities.keys() - present:
             del self._identities[key]
+
+    def _is_settled(self, rule: int, settled: float) -> bool:
+        """True for a rule that went so long ago that nothing counts by it any more."""
+        return self._retired.get(rule, settled) < settled
 
     def _sweep_pending(self, settled: float, present: set[ProcessKey], finished: set[ProcessKey]) -> set[int]:
         """Carry over counts of names decided a while ago; return the hashes of names that still have counts."""
@@ -265,8 +269,8 @@ class Ledger:
         for generation in [generation for generation in self._rule_sets if generation != self._probe.generation]:
             if not any(entry[3] == generation for entry, _ in self._probe.pending()):
                 del self._rule_sets[generation]
-        for rule, since in list(self._retired.items()):
-            if since > settled:
+        for rule in list(self._retired):
+            if not self._is_settled(rule, settled):
                 continue
             if queries := self._probe.take_overflow(rule):
                 self._totals.fold(Count(self._rules_by_id[rule], OTHER, OTHER, OTHER, OTHER, "", queries))

@@ -34,15 +34,23 @@ class Ancestry:
         """The process that sent the query."""
         return self.chain[0]
 
+    def _below_init(self) -> list[Process]:
+        """Return what a tree shows, oldest first: all but pid 1, unless pid 1 itself asks."""
+        return [process for process in reversed(self.chain) if process.tgid != 1] or [self.asker]
+
+    @property
+    def tree_pids(self) -> str:
+        """The pids of :attr:`tree`, in the same form and order."""
+        pids = [str(process.tgid) for process in self._below_init()]
+        return ";".join(pids if self.complete else ["...", *pids])
+
     @property
     def tree(self) -> str:
         """The comms from below pid 1 down to the asker, joined by ``;``, safe to show.
 
         This is the folded-stack form that flame graph tools read. A cut-off chain begins with ``...``.
         """
-        comms = [printable(process.comm, also=";") for process in reversed(self.chain) if process.tgid != 1]
-        if not comms:  # pid 1 itself asks
-            comms = [printable(self.asker.comm, also=";")]
+        comms = [printable(process.comm, also=";") for process in self._below_init()]
         return ";".join(comms if self.complete else ["...", *comms])
 
 

@@ -100,9 +100,9 @@ class _Undisturbed:
     """Keeps other processes from taking the CPU while this one is inside the kernel's map functions.
 
     While a map is read or changed from user space, the kernel runs no kprobe program on that CPU (bpf_prog_active,
-    kernel/bpf/syscall.c). That takes less than a microsecond, unless the process is preempted in the middle, as full and
-    lazy preemption allow: then whoever runs instead sends queries that nobody sees, for as long as its time slice. A
-    real-time process is not preempted by ordinary ones.
+    kernel/bpf/syscall.c). That takes less than a microsecond, unless the process is preempted in the middle, as full
+    and lazy preemption allow: then whoever runs instead sends queries that nobody sees, for as long as its time slice.
+    A real-time process is not preempted by ordinary ones.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class _Undisturbed:
         self._before = (os.sched_getscheduler(0), os.sched_getparam(0))
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        except OSError:  # without CAP_SYS_NICE, what is missed is counted all the same
+        except OSError:  # without CAP_SYS_NICE; what is missed then is in ProgramRuns.missed, on newer kernels
             self._allowed = False
 
     def __exit__(self, *_: object) -> None:
@@ -273,9 +273,9 @@ class _ProgramInfo(ctypes.Structure):
 class ProgramRuns:
     """What the kernel measured of a program. Time and runs are 0 unless ``kernel.bpf_stats_enabled`` is 1.
 
-    ``missed`` are runs that were left out because another BPF program was running on that CPU; always 0 before Linux
-    5.12, which does not count them. ``verified`` is how many instructions the verifier went through (since 5.16); its
-    limit is a million.
+    ``missed`` are runs that were left out because another BPF program was running on that CPU. The kernel counts them
+    for kprobes since 6.7 (kernel commit dd8657894c11), for raw tracepoints since 6.1 (05b24ff9b2cf); 0 before.
+    ``verified`` is how many instructions the verifier went through (since 5.16); its limit is a million.
     """
 
     time_ns: int

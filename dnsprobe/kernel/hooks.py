@@ -50,11 +50,11 @@ class Hook:
     rung: str
     paths: tuple[str, ...]
     symbol: str
-    program: int
+    programs: list[int]
     links: list[int]
 
     def close(self) -> None:
         """Detach."""
-        for fd in (*self.links, self.program):
+        for fd in (*self.links, *self.programs):
             os.close(fd)
-        self.links = []
+        self.links, self.programs = [], []

@@ -148,7 +148,7 @@ class Loader:
         """Attach ``rung`` for ``paths``, in the ``attempt``-th way that there is.
 
         Returns the hooks (each with its paths, its symbol and how many descriptors are its), why other paths were
-        refused, and all descriptors in order: of each hook the program's first, then what keeps it attached.
+        refused, and all descriptors in order: of each hook those of its programs, then those that keep them attached.
         """
         if rung.kind == "raw_tracepoint":
             return self._attach_tracepoint(rung, paths, attempt)
@@ -159,7 +159,7 @@ class Loader:
             except UserError as error:
                 refused[path] = error.message
                 continue
-            hooks.append({"paths": [path], "symbol": symbol, "fds": len(found)})
+            hooks.append({"paths": [path], "symbol": symbol, "programs": 1, "links": len(found) - 1})
             fds += found
         return hooks, refused, fds
 
@@ -170,19 +170,21 @@ class Loader:
         if attempt > 0:
             return [], dict.fromkeys(paths, f"no other way to attach {name}"), []
         families = "||".join(f"(family)=={path[-1]}" for path in paths)
-        fds: list[int] = []
+        programs: list[int] = []
+        links: list[int] = []
         try:
             compiled = self._compile(rung, f"SERVED_FAMILY(family)=({families})")
             for tracepoint in (name, *rung.helpers):
-                fds.append(self._load(compiled, f"{tracepoint}_entry", rung.kind))
-                fds.append(attach_raw_tracepoint(fds[-1], tracepoint))
+                programs.append(self._load(compiled, f"{tracepoint}_entry", rung.kind))
+                links.append(attach_raw_tracepoint(programs[-1], tracepoint))
         except UserError as error:
             reason = error.message
         except OSError as error:
             reason = f"cannot attach to the tracepoint {tracepoint}: {error.strerror}"
         else:
-            return [{"paths": list(paths), "symbol": name, "fds": len(fds)}], {}, fds
-        for fd in fds:
+            hook = {"paths": list(paths), "symbol": name, "programs": len(programs), "links": len(links)}
+            return [hook], {}, programs + links
+        for fd in programs + links:
             os.close(fd)
         return [], dict.fromkeys(paths, reason), []
 

@@ -240,9 +240,10 @@ class Probe:
     def _take(rung: Rung, answers: Sequence[Mapping[str, Any]], fds: list[int]) -> list[Hook]:
         hooks, at = [], 0
         for answer in answers:
-            program, *links = fds[at : at + answer["fds"]]
-            at += answer["fds"]
-            hooks.append(Hook(rung.name, tuple(answer["paths"]), answer["symbol"], program, links))
+            middle = at + answer["programs"]
+            end = middle + answer["links"]
+            hooks.append(Hook(rung.name, tuple(answer["paths"]), answer["symbol"], fds[at:middle], fds[middle:end]))
+            at = end
         return hooks
 
     def _prove(self, canaries: Canaries, paths: Sequence[str]) -> dict[str, str]:
@@ -317,7 +318,8 @@ class Probe:
 
     def missed_runs(self) -> int:
         """Return how many packets the kernel did not show us because another BPF program ran on that CPU."""
-        return self._lost_misses + sum(bpf.program_runs(hook.program).missed for hook in self.hooks)
+        programs = [program for hook in self.hooks for program in hook.programs]
+        return self._lost_misses + sum(bpf.program_runs(program).missed for program in programs)
 
     def counts(self) -> Iterator[tuple[tuple[int, int, int, int, int], int]]:
         """Yield (start_ns, tgid, rule, qtype, transport) and the count, for each counter."""

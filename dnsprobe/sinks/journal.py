@@ -54,6 +54,8 @@ def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
         ("DNSPROBE_UNIT", identity.unit and printable(identity.unit)),
         ("DNSPROBE_CGROUP", identity.cgroup and printable(identity.cgroup)),
         ("DNSPROBE_TREE", ancestry.tree),
+        # journald keeps the values of a field, but not their order.
+        ("DNSPROBE_TREE_PIDS", ancestry.tree_pids),
         ("DNSPROBE_REPEATS", str(query.repeats)),
         *(("DNSPROBE_ANCESTOR", f"{parent.tgid} {printable(parent.comm)}") for parent in ancestry.chain[1:]),
         ("DNSPROBE_ANCESTRY_CUT", None if ancestry.complete else "yes"),

@@ -90,12 +90,12 @@ class DaemonCollector(Collector):
         yield CounterMetricFamily("dnsprobe_events", "Events received from the kernel.", now.events)
         yield _by_reason(
             "dnsprobe_events_lost",
-            "Events that were not shown in full or at all; their queries are counted all the same.",
+            "Events lost, by reason. With ring_full the query is counted all the same; with the others it is not.",
             now.events_lost,
         )
         yield _by_reason(
             "dnsprobe_queries_unattributed",
-            "Queries that are counted, but not by process; they are part of the (other) series.",
+            "Queries counted without their process (counters_full), or processes without their tree (processes_full).",
             now.queries_unattributed,
         )
         yield _by_reason(

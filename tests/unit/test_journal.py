@@ -99,6 +99,7 @@ def test_all_fields() -> None:
         ("DNSPROBE_UNIT", "session-3.scope"),
         ("DNSPROBE_CGROUP", "/user.slice/user-1000.slice/session-3.scope"),
         ("DNSPROBE_TREE", "bash;make;dig"),
+        ("DNSPROBE_TREE_PIDS", "4200;4210;4242"),
         ("DNSPROBE_REPEATS", "0"),
         ("DNSPROBE_ANCESTOR", "4210 make"),
         ("DNSPROBE_ANCESTOR", "4200 bash"),
