@@ -224,11 +224,8 @@ class Daemon:
         for task in getattr(self, "_tasks", ()):
             task.cancel()
         self._engine.close()
-        # Detached, the ring fills no more; a query that no rule wants ends nothing, so count empty reads, not queries.
-        while events := self._engine.probe.events():
-            for event in events:
-                if told := self._engine.ledger.query(event):
-                    self._sink.put(*told)
+        for query, identity in self._engine.remaining():
+            self._sink.put(query, identity)
         if not self._sink.close(_DRAIN_SECONDS):
             _log.warning("the log did not take all entries in %.0f s", _DRAIN_SECONDS)
         if self._ready or hasattr(self, "_tasks"):

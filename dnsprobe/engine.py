@@ -42,6 +42,14 @@ class Engine:
             if told is not None:
                 yield told
 
+    def remaining(self) -> Iterator[tuple[Query, Identity]]:
+        """Yield all queries that are still on their way; to be used when detached, so that it comes to an end."""
+        # A query that no rule wants ends nothing: only an empty read does.
+        while events := self.probe.events():
+            for event in events:
+                if told := self.ledger.query(event):
+                    yield told
+
     def close(self) -> None:
         """Detach; what was counted can still be read."""
         self.probe.close()

@@ -67,6 +67,9 @@ class Ledger:
         self._known: dict[ProcessKey, _Known] = {}
         self._identities: dict[ProcessKey, _Cached] = {}
         self._decided: dict[int, float] = {}
+        self._names_full = 0
+        self._idle: set[ProcessKey] = set()
+        self._ended: set[ProcessKey] = set()
         self._put_in_force(rules)
 
     # Rules
@@ -124,8 +127,8 @@ class Ledger:
 
     def _decide(self, name_hash: int, name: bytes) -> None:
         rule = self.rules.match(name)
-        self._probe.decide(name_hash, name, rule.id if rule else abi.NO_RULE)
-        self._decided[name_hash] = self._clock()
+        if self._probe.decide(name_hash, name, rule.id if rule else abi.NO_RULE):
+            self._decided[name_hash] = self._clock()
 
     def _identify(self, process: Process, uid: int | None) -> Identity:
         key = (process.start_ns, process.tgid)
@@ -226,13 +229,19 @@ class Ledger:
         open_names = self._sweep_pending(settled, present, finished)
         self._sweep_names(settled, open_names)
         self._sweep_rules(settled)
-        # A process that lives may count again: then the kernel keeps its tree anew.
-        for key in finished - present:
-            self._probe.forget_process(*key)
+        self._sweep_processes(present, finished)
         for key in self._known.keys() - present:
             del self._known[key]
         for key in self._identities.keys() - present:
             del self._identities[key]
+
+    def _sweep_processes(self, present: set[ProcessKey], finished: set[ProcessKey]) -> None:
+        """Forget the trees of processes without counts, but not while one can still count, even during this sweep."""
+        for key in self._ended - present - finished:
+            self._probe.forget_process(*key)
+        idle = (self._idle | finished) - present
+        self._idle = {key for key in idle if self._procfs.alive(Process(key[1], key[0], b""))}
+        self._ended = idle - self._idle
 
     def _is_settled(self, rule: int, settled: float) -> bool:
         """True for a rule that went so long ago that nothing counts by it any more."""
@@ -258,6 +267,13 @@ class Ledger:
         return open_names
 
     def _sweep_names(self, settled: float, open_names: set[int]) -> None:
+        # A name that found no room for its count stays undecided: no event and no counter tells of it.
+        names_full = self._probe.statistics()[abi.Statistic.UNDECIDED_NAMES_FULL]
+        if names_full != self._names_full:
+            self._names_full = names_full
+            for name_hash, _verdict, _generation, name in list(self._probe.names()):
+                if name_hash not in self._decided:
+                    self._decide(name_hash, name)
         if len(self._decided) < self._names_size * _NAMES_FILL:
             return
         for name_hash, since in list(self._decided.items()):

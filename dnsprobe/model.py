@@ -34,6 +34,12 @@ class Ancestry:
         """The process that sent the query."""
         return self.chain[0]
 
+    @staticmethod
+    def _element(comm: bytes) -> str:
+        text = printable(comm, also=";")
+        # A process may be called like one of our own marks; a tree is never mistaken for one.
+        return f"\\x{ord(text[0]):02x}{text[1:]}" if text in {OTHER, UNKNOWN, "..."} else text
+
     def _below_init(self) -> list[Process]:
         """Return what a tree shows, oldest first: all but pid 1, unless pid 1 itself asks."""
         return [process for process in reversed(self.chain) if process.tgid != 1] or [self.asker]
@@ -50,7 +56,7 @@ class Ancestry:
 
         This is the folded-stack form that flame graph tools read. A cut-off chain begins with ``...``.
         """
-        comms = [printable(process.comm, also=";") for process in self._below_init()]
+        comms = [self._element(process.comm) for process in self._below_init()]
         return ";".join(comms if self.complete else ["...", *comms])
 
 

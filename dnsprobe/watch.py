@@ -38,6 +38,9 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_privil
         _say(_introduction(engine, rules))
         with _stop_signals() as stop, contextlib.suppress(BrokenPipeError):
             _follow(engine, stop, render, sys.stdout)
+            engine.close()
+            for query, identity in engine.remaining():
+                sys.stdout.write(render(query, identity) + "\n")
         engine.close()
         _say(_summary(engine))
     finally:

@@ -376,10 +376,14 @@ class Probe:
             verdict, generation, length, reversed_name = abi.NAME.unpack(value)
             yield int.from_bytes(key, sys.byteorder), verdict, generation, abi.unreverse(reversed_name, length)
 
-    def decide(self, name_hash: int, name: bytes, verdict: int) -> None:
-        """Say what a name comes to under the rules in force: a rule's id or NO_RULE."""
+    def decide(self, name_hash: int, name: bytes, verdict: int) -> bool:
+        """Say what a name comes to under the rules in force: a rule's id or NO_RULE; False if it is not there."""
         value = abi.NAME.pack(verdict, self.generation, len(name), name[::-1].ljust(abi.NAME_SIZE, b"\0"))
-        self._names.set(name_hash.to_bytes(8, sys.byteorder), value)
+        try:
+            self._names.set(name_hash.to_bytes(8, sys.byteorder), value, bpf.EXIST)
+        except FileNotFoundError:
+            return False
+        return True
 
     def forget_name(self, name_hash: int) -> None:
         """Make room for another name."""

@@ -1,0 +1,267 @@
+"""Both sides of ``bpf/abi.h``: what a compiler lays out is what the Python side packs and unpacks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+from dnsprobe import rules
+from dnsprobe.kernel import abi
+from dnsprobe.kernel.loader import bpf_folder
+
+#: Each struct of abi.h and its mirror. Those without one are decoded in pieces, tested further down.
+MIRRORS: dict[str, struct.Struct | None] = {
+    "settings": abi.SETTINGS,
+    "outcome": abi.OUTCOME,
+    "process_key": abi.PROCESS_KEY,
+    "count_key": abi.COUNT_KEY,
+    "pending_key": abi.PENDING_KEY,
+    "seen_key": abi.SEEN_KEY,
+    "seen": abi.SEEN,
+    "name": abi.NAME,
+    "deferred": abi.DEFERRED,
+    "process": abi.PROCESS,
+    "chain": None,
+    "event": None,
+}
+STRUCTS = list(MIRRORS)
+
+CONSTANTS = {
+    "NAME_SIZE": abi.NAME_SIZE,
+    "COMM_SIZE": abi.COMM_SIZE,
+    "CHAIN_SIZE": abi.CHAIN_SIZE,
+    "NO_RULE": abi.NO_RULE,
+    "CANARY": abi.CANARY,
+    "DECIDE": abi.DECIDE,
+    "RULE_IDS": abi.RULE_IDS,
+}
+
+# maps.h calls helpers of the kernel in functions that are never called here: that they are declared is enough.
+HEAD = """
+#include <linux/types.h>
+
+unsigned long long bpf_pseudo_fd(unsigned long long, unsigned long long);
+void *bpf_map_lookup_elem(void *, const void *);
+long bpf_probe_read_kernel(void *, unsigned int, const void *);
+#define MAP_SCRATCH 0
+#define MAP_SETTINGS 0
+#define MAP_STATISTICS 0
+#include "maps.h"
+
+int printf(const char *, ...);
+size_t fwrite(const void *, size_t, size_t, void *);
+extern void *stdout;
+void *memset(void *, int, size_t);
+"""
+
+# Each octet of each field has a value of its own, so that none can be taken for another.
+EVENT = """
+static void number(void *field, size_t size, int *next)
+{
+	for (size_t i = 0; i < size; i++)
+		((u8 *)field)[i] = (*next)++ % 251 + 1;
+}
+#define NUMBER(field) number(&(field), sizeof(field), &next)
+
+int main(void)
+{
+	static struct event event;
+	int next = 0;
+
+	memset(&event, 0xff, sizeof(event));
+	NUMBER(event.time_ns); NUMBER(event.name_hash); NUMBER(event.repeats);
+	NUMBER(event.rule); NUMBER(event.generation); NUMBER(event.uid); NUMBER(event.gid);
+	NUMBER(event.qtype); NUMBER(event.port); NUMBER(event.kind); NUMBER(event.transport);
+	NUMBER(event.server); NUMBER(event.reversed);
+	event.family = FAMILY;
+	event.length = LENGTH;
+	event.chain.depth = DEPTH;
+	event.chain.cut = CUT;
+	for (int i = 0; i < DEPTH; i++) {
+		NUMBER(event.chain.process[i].start_ns);
+		NUMBER(event.chain.process[i].tgid);
+		NUMBER(event.chain.process[i].comm);
+		event.chain.process[i].comm[i % COMM_SIZE] = 0;
+	}
+	fwrite(&event, __builtin_offsetof(struct event, chain.process) + DEPTH * sizeof(struct process), 1, stdout);
+	return 0;
+}
+"""
+
+
+def run(folder: Path, source: str, *defines: str) -> bytes:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler: apt-get install gcc")
+    bpf = bpf_folder()
+    (folder / "layout.c").write_text(source, encoding="utf-8")
+    command = [compiler, "-std=gnu11", "-Wall", "-Werror", "-Wno-unused-function", "-fno-builtin"]
+    command += [f"-I{bpf}", f"-I{bpf / 'include'}", *(f"-D{define}" for define in defines)]
+    subprocess.run([*command, "-o", str(folder / "layout"), str(folder / "layout.c")], check=True)
+    return subprocess.run([folder / "layout"], check=True, capture_output=True).stdout
+
+
+def facts(folder: Path, expressions: Sequence[str]) -> list[int]:
+    """Return the values of C expressions that are constant where maps.h is included."""
+    lines = "".join(f'\tprintf("%llu\\n", (unsigned long long)({expression}));\n' for expression in expressions)
+    return [int(line) for line in run(folder, f"{HEAD}\nint main(void)\n{{\n{lines}\treturn 0;\n}}\n").split()]
+
+
+@dataclass(frozen=True)
+class Field:
+    name: str
+    type: str
+    elements: int
+    is_array: bool
+
+
+def header() -> str:
+    return re.sub(r"/\*.*?\*/", "", (bpf_folder() / "abi.h").read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def header_structs() -> dict[str, list[Field]]:
+    """Return the fields of each struct in abi.h."""
+    structs: dict[str, list[Field]] = {}
+    for name, body in re.findall(r"^struct (\w+) \{(.*?)^\};", header(), re.DOTALL | re.MULTILINE):
+        structs[name] = []
+        for declaration in filter(None, (line.strip() for line in body.split(";"))):
+            found = re.fullmatch(r"((?:struct )?\w+) (\w+)(?:\[(\w+)\])?", declaration)
+            assert found, declaration
+            size = found[3] or "1"
+            structs[name].append(Field(found[2], found[1], CONSTANTS.get(size) or int(size), found[3] is not None))
+    return structs
+
+
+def packed(layout: struct.Struct) -> list[tuple[int, int]]:
+    """Return offset and size of each value in a format, padding left out."""
+    places = []
+    at = 0
+    assert layout.format.startswith("=")
+    for count, code in re.findall(r"(\d*)([a-zA-Z])", layout.format):
+        size = struct.calcsize(f"={code}")
+        if code in "sx":
+            size, times = int(count or 1), 1
+        else:
+            times = int(count or 1)
+        for _ in range(times):
+            if code != "x":
+                places.append((at, size))
+            at += size
+    assert at == layout.size
+    return places
+
+
+def test_every_struct_has_a_mirror() -> None:
+    assert list(header_structs()) == STRUCTS
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_struct(name: str, tmp_path: Path) -> None:
+    layout = MIRRORS[name]
+    if layout is None:
+        layout = {"chain": abi.CHAIN_HEAD, "event": abi.EVENT_HEAD}[name]
+    expressions = [f"sizeof(struct {name})"]
+    for field in header_structs()[name]:
+        # A format counts the octets of a text as one value, and the numbers of an array as so many.
+        one_by_one = field.is_array and field.type != "u8"
+        members = [f"{field.name}[{index}]" for index in range(field.elements)] if one_by_one else [field.name]
+        if field.type.startswith("struct ") or (field.name == "pad" and name != "settings"):
+            continue
+        for member in members:
+            expressions += [
+                f"__builtin_offsetof(struct {name}, {member})",
+                f"sizeof(((struct {name} *)0)->{member})",
+            ]
+    size, *numbers = facts(tmp_path, expressions)
+    assert packed(layout) == list(zip(numbers[::2], numbers[1::2], strict=True))
+    if MIRRORS[name] is not None:
+        assert size == layout.size
+
+
+def test_sizes_that_are_put_together(tmp_path: Path) -> None:
+    expected = {
+        "sizeof(struct chain)": abi.CHAIN_BYTES,
+        "__builtin_offsetof(struct chain, process)": abi.CHAIN_HEAD.size,
+        "__builtin_offsetof(struct event, chain)": abi.CHAIN_AT,
+        "sizeof(struct event)": abi.CHAIN_AT + abi.CHAIN_BYTES,
+        "sizeof(u64)": abi.COUNTER.size,
+        # The trie takes a prefix as long as the longest name; the room behind it is for whole words.
+        "__builtin_offsetof(struct lpm_key, reversed) + NAME_SIZE": abi.LPM_KEY_SIZE,
+        "sizeof(((struct lpm_key *)0)->reversed) - NAME_SIZE": 8,
+    }
+    assert dict(zip(expected, facts(tmp_path, list(expected)), strict=True)) == expected
+
+
+def test_scratch_space_is_large_enough(tmp_path: Path) -> None:
+    (size, alignment) = facts(tmp_path, ["sizeof(struct scratch)", "_Alignof(struct scratch)"])
+    assert size <= abi.SCRATCH_SIZE
+    assert abi.SCRATCH_SIZE % alignment == 0
+
+
+def test_constants(tmp_path: Path) -> None:
+    defined = re.findall(r"^#define (\w+) +\S", header(), re.MULTILINE)
+    assert defined == list(CONSTANTS)
+    assert facts(tmp_path, list(CONSTANTS)) == list(CONSTANTS.values())
+    assert rules.MAX_RULE_ID < abi.RULE_IDS <= min(abi.CANARY, abi.DECIDE)
+
+
+def test_enums(tmp_path: Path) -> None:
+    expected = {
+        **{f"KIND_{kind.name}": kind.value for kind in abi.Kind},
+        **{f"STAT_{statistic.name}": statistic.value for statistic in abi.Statistic},
+        "STATISTICS": len(abi.Statistic),
+        **{f"TRANSPORT_{name.upper()}": number for number, name in enumerate(abi.TRANSPORTS)},
+    }
+    bodies = re.findall(r"^enum \w+ \{(.*?)^\};", header(), re.DOTALL | re.MULTILINE)
+    assert {name for body in bodies for name in re.findall(r"[A-Z]\w+", body)} == set(expected)
+    assert dict(zip(expected, facts(tmp_path, list(expected)), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "length", "depth", "cut"), [(4, 255, abi.CHAIN_SIZE, 1), (6, 1, 1, 0), (6, 17, 3, 0)]
+)
+def test_event_is_decoded_field_by_field(tmp_path: Path, family: int, length: int, depth: int, cut: int) -> None:
+    defines = (f"FAMILY={family}", f"LENGTH={length}", f"DEPTH={depth}", f"CUT={cut}")
+    data = run(tmp_path, HEAD + EVENT, *defines)
+    at = 0
+
+    def octets(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return bytes(index % 251 + 1 for index in range(at - size, at))
+
+    def number(size: int) -> int:
+        return int.from_bytes(octets(size), sys.byteorder)
+
+    event = abi.decode_event(data)
+    assert [event.time_ns, event.name_hash, event.repeats] == [number(8) for _ in range(3)]
+    assert [event.rule, event.generation, event.uid, event.gid] == [number(4) for _ in range(4)]
+    assert [event.qtype, event.port] == [number(2) for _ in range(2)]
+    assert [event.kind, event.transport] == [number(1) for _ in range(2)]
+    server, name = octets(16), octets(abi.NAME_SIZE)
+    assert event.server == server[: 4 if family == 4 else 16]
+    assert event.name == name[:length][::-1]
+    chain = []
+    for index in range(depth):
+        start_ns, tgid, comm = number(8), number(4), octets(abi.COMM_SIZE)
+        chain.append(abi.Process(tgid, start_ns, comm[: index % abi.COMM_SIZE]))
+    assert event.chain == tuple(chain)
+    assert event.complete is not bool(cut)
+    # No field is left out above.
+    assert len(fields(event)) == 3 + 4 + 2 + 2 + 2 + 2
+
+
+@pytest.mark.parametrize("wire", [b"\0", b"\4test\0", b"\1a" * 127 + b"\0"])
+def test_names_backwards(wire: bytes) -> None:
+    key = abi.lpm_key(wire)
+    assert len(key) == abi.LPM_KEY_SIZE
+    assert struct.unpack_from("=I", key) == (len(wire) * 8,)
+    assert abi.unreverse(key[4:], len(wire)) == wire

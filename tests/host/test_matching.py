@@ -1,0 +1,829 @@
+"""Which rule counts a name, and how often: the kernel side and user space together against what was sent."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from reference import message, wire
+
+from dnsprobe import qname
+from dnsprobe.config import Config, DomainSpec, JournalConfig, MetricsConfig, ProbeConfig
+from dnsprobe.counts import Totals
+from dnsprobe.engine import Engine
+from dnsprobe.identity import ProcFS
+from dnsprobe.kernel.abi import DECIDE, Event, Kind, Statistic
+from dnsprobe.kernel.canary import CanaryPort
+from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.ledger import Ledger
+from dnsprobe.model import UNKNOWN, Query
+from dnsprobe.rules import RuleSet, parse_pattern
+
+#: More than any step takes on a slow machine.
+PATIENCE = 120.0
+
+#: Seconds after which what user space decided counts as settled, and more.
+SETTLE = 3.0
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Host:
+    """A probe on a port of ours, and a ledger of it with a clock that we set."""
+
+    probe: Probe
+    names: int
+    address: tuple[str, int]
+    sender: socket.socket
+    clock: Clock = field(default_factory=Clock)
+
+    def watch(self, *patterns: str) -> None:
+        """Begin anew: with these rules, each named by its pattern, and nothing counted."""
+        while self.probe.events():
+            pass
+        for count_key, _ in list(self.probe.counts()):
+            self.probe.forget_count(count_key)
+            self.probe.forget_process(*count_key[:2])
+        for pending_key, _ in list(self.probe.pending()):
+            self.probe.forget_pending(pending_key)
+            self.probe.forget_process(pending_key[0], pending_key[2])
+        for name_hash, *_ in list(self.probe.names()):
+            self.probe.forget_name(name_hash)
+        self.before = self.probe.statistics()
+        rules = RuleSet.build([(pattern, pattern, 6) for pattern in patterns])
+        self.ledger = Ledger(self.probe, rules, Totals(100_000), ProcFS(), self.names, self.clock)
+
+    def build(self, specs: Sequence[tuple[str, str]]) -> RuleSet:
+        """Return rules for names and patterns, those that stay with the ids that they have."""
+        return RuleSet.build([(*spec, 6) for spec in specs], self.ledger.rules, self.ledger.ids_in_use)
+
+    def replace(self, *patterns: str) -> None:
+        self.ledger.replace_rules(self.build([(pattern, pattern) for pattern in patterns]))
+
+    def send(self, name: bytes | str, qtype: int = 1, times: int = 1) -> None:
+        wire_name = name if isinstance(name, bytes) else qname.from_text(name)
+        payload = message(wire_name, qtype)
+        for _ in range(times):
+            self.sender.sendto(payload, self.address)
+
+    def take(self) -> list[tuple[Event, Query | None]]:
+        """Take all events, which has user space decide the names that are left to it."""
+        taken = []
+        while some := self.take_some():
+            taken += some
+        return taken
+
+    def take_some(self) -> list[tuple[Event, Query | None]]:
+        """Take a bounded number of events: more may come all the time."""
+        taken = []
+        for event in self.probe.events():
+            told = self.ledger.query(event)
+            taken.append((event, told[0] if told else None))
+        return taken
+
+    def counts(self) -> dict[str, int]:
+        """Return what each rule counted, by its name."""
+        totals: Counter[str] = Counter()
+        for series, queries in self.ledger.collect().items():
+            totals[series.domain] += queries
+        return dict(totals)
+
+    def statistic(self, statistic: Statistic) -> int:
+        return self.probe.statistics()[statistic] - self.before[statistic]
+
+    def settle(self) -> None:
+        """Let time pass and carry over what does not change any more."""
+        self.clock.now += SETTLE
+        self.ledger.sweep()
+
+
+def hosts(names: int) -> Iterator[Host]:
+    port = CanaryPort()
+    sizes = Sizes(ring=1 << 20, processes=256, counters=65536, names=names, recent=1024)
+    probe = Probe([port.port], sizes, repeat_ns=0)
+    try:
+        # Nothing is watched until a test says what.
+        probe.set_rules([])
+        probe.start()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            yield Host(probe, names, ("127.0.0.1", port.port), sender)
+    finally:
+        probe.close()
+        probe.release()
+        port.close()
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    """A host whose names map has the size of the default configuration."""
+    yield from hosts(ProbeConfig().names)
+
+
+NARROW = 64
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Host]:
+    """A host whose names map is soon full."""
+    yield from hosts(NARROW)
+
+
+def fork(run: Callable[[], None]) -> int:
+    """Run a function in a child that ends with it, and return its pid."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+        finally:
+            os._exit(0)
+    return child
+
+
+def upper(name: bytes) -> bytes:
+    """Return a name in upper case; length octets are below the letters."""
+    return name.upper()
+
+
+# Tables
+
+LOOKS_LIKE_TWO_LABELS = b"\7example\4test"
+MANY = [b"a"] * 124
+LONG = [b"x" * 63, b"y" * 63, b"z" * 63, b"w" * 48]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "labels", "expected"),
+    [
+        # A suffix ends where a label begins.
+        (["example.test"], [b"example", b"test"], "example.test"),
+        (["example.test"], [b"www", b"example", b"test"], "example.test"),
+        (["example.test"], [b"xexample", b"test"], None),
+        (["example.test"], [b"example", b"xtest"], None),
+        (["example.test"], [b"test"], None),
+        (["example.test"], [b"example", b"test", b"test"], None),
+        (["example.test"], [], None),
+        (["=example.test"], [b"www", b"example", b"test"], None),
+        (["=example.test"], [b"example", b"test"], "=example.test"),
+        (["*.example.test"], [b"example", b"test"], None),
+        (["*.example.test"], [b"xexample", b"test"], None),
+        (["*.example.test"], [b"a", b"b", b"example", b"test"], "*.example.test"),
+        (["."], [], "."),
+        (["."], [b"test"], "."),
+        (["=."], [], "=."),
+        (["=."], [b"test"], None),
+        # Octets in a label that look like the length of another one.
+        (["example.test"], [LOOKS_LIKE_TWO_LABELS], None),
+        (["example.test"], [b"www", LOOKS_LIKE_TWO_LABELS], None),
+        (["example.test"], [b"\7example", b"test"], None),
+        (["example.test"], [b"x\7example", b"test"], None),
+        (["example.test"], [b"www\7example", b"test"], None),
+        (["example.test", "test"], [b"www\7example", b"test"], "test"),
+        (["example.test", "="], [b"www\7example", b"test"], None),
+        (["example.test", "."], [LOOKS_LIKE_TWO_LABELS], "."),
+        (["example.test", "*.test"], [b"x", b"x\7example", b"test"], "*.test"),
+        (["example.test"], [LOOKS_LIKE_TWO_LABELS, b"example", b"test"], "example.test"),
+        ([r"\007example\004test", "example.test"], [LOOKS_LIKE_TWO_LABELS], r"\007example\004test"),
+        ([r"\007example\004test", "example.test"], [b"www", LOOKS_LIKE_TWO_LABELS], r"\007example\004test"),
+        ([r"\007example.test", "example.test"], [b"\7example", b"test"], r"\007example.test"),
+        ([r"\007example.test", "example.test"], [b"example", b"test"], "example.test"),
+        # More labels in the suffix than in the name that ends like it.
+        ([".".join("a" * 60)], [b"\1a" * 30, b"\1a" * 29 + b"\1"], None),
+        ([".".join("a" * 31)], [b"\1a" * 31], None),
+        ([".".join("a" * 31)], [b"x" + b"\1a" * 31], None),
+        # The most labels and the longest names.
+        (["a.a.a"], [b"b", *MANY[:123], b"a", b"a", b"a"], "a.a.a"),
+        ([".".join("a" * 127)], [b"a"] * 127, ".".join("a" * 127)),
+        (["=" + ".".join("a" * 126)], [b"a"] * 127, None),
+        (["*." + ".".join("a" * 126)], [b"a"] * 127, "*." + ".".join("a" * 126)),
+        ([".".join("a" * 126)], [b"b"] + [b"a"] * 126, ".".join("a" * 126)),
+        ([".".join("a" * 126)], [b"b"] * 2 + [b"a"] * 125, None),
+        (["example.test"], [*LONG, b"example", b"test"], "example.test"),
+        (["example.test"], [*LONG, b"xexampl", b"test"], None),
+        ([qname.to_text(wire([*LONG, b"example", b"test"]))], [*LONG, b"example", b"test"], "all of it"),
+        ([qname.to_text(wire([*LONG[1:], b"example", b"test"]))], [*LONG, b"example", b"test"], "all of it"),
+        (["a*.example.test"], [b"a" + b"x" * 62, *LONG[1:], b"example", b"test"], None),
+        (["w*.example.test"], [*LONG, b"example", b"test"], "w*.example.test"),
+        # Only A to Z have a case.
+        (["example.test"], [b"EXAMPLE", b"tESt"], "example.test"),
+        (["EXAMPLE.test"], [b"example", b"test"], "EXAMPLE.test"),
+        ([r"a\091.test"], [b"a{", b"test"], None),
+        ([r"a\064.test"], [b"a`", b"test"], None),
+        ([r"a\065.test"], [b"aa", b"test"], r"a\065.test"),
+        ([r"\196.test"], [b"\xe4", b"test"], None),
+        ([r"\228.test"], [b"\xc4", b"test"], None),
+        # What only user space can decide.
+        (["ads*.example.test", "example.test"], [b"ads1", b"example", b"test"], "ads*.example.test"),
+        (["ads*.example.test", "example.test"], [b"www", b"example", b"test"], "example.test"),
+        (["ads*.example.test", "example.test"], [b"www", b"ads1", b"example", b"test"], "ads*.example.test"),
+        (["ads?.example.test"], [b"ads", b"example", b"test"], None),
+        (["=*.example.test"], [b"www", b"example", b"test"], "=*.example.test"),
+        (["=*.example.test"], [b"a.b", b"example", b"test"], "=*.example.test"),
+        (["=*.example.test"], [b"a", b"b", b"example", b"test"], None),
+        (["/^cdn[0-9]+/", "example.test"], [b"cdn7", b"example", b"test"], "example.test"),
+        (["/^cdn[0-9]+/", "example.test"], [b"cdn7", b"other", b"test"], "/^cdn[0-9]+/"),
+        (["/^cdn[0-9]+/", "example.test"], [b"other", b"test"], None),
+        ([r"/\.test$/"], [b"a.test"], None),
+        ([r"/\.test$/"], [b"a", b"test"], r"/\.test$/"),
+        ([r"/^\.$/"], [], r"/^\.$/"),
+    ],
+)
+def test_one_name(host: Host, patterns: list[str], labels: list[bytes], expected: str | None) -> None:
+    name = wire(labels)
+    if expected == "all of it":
+        (expected,) = patterns
+    host.watch(*[pattern for pattern in patterns if pattern != "="])
+    rule = host.ledger.rules.match(name.lower())
+    assert (rule.name if rule else None) == expected
+    # Before user space has decided, where it has to, and after.
+    host.send(name, times=2)
+    host.send(upper(name), times=3)
+    first = host.take()
+    host.send(name, times=5)
+    host.send(upper(name), times=7)
+    told = [query for _, query in first + host.take() if query]
+    assert [query.rule.name for query in told] == ([expected] * 17 if expected else [])
+    assert {query.qname for query in told} <= {name.lower()}
+    assert host.counts() == ({expected: 17} if expected else {})
+
+
+# Random rules and names
+
+LABELS = [
+    *(b"a", b"b", b"ab", b"aab", b"x", b"www", b"ads", b"ads1", b"xads", b"ads-eu", b"example", b"xexample", b"test"),
+    *(LOOKS_LIKE_TWO_LABELS, b"\4test", b"\7example", b"q\7example", b"\1a\1b", b"a\1b", b"\1a", b"\0", b"a\0b"),
+    *(b"a.b", b"*", b"?", b"=a", b"/a/", b"\\", b'"', b"\xff", b"\xc3\xa4", b"a b"),
+]
+ENDS = [[b"test"], [b"example", b"test"], [b"a", b"example", b"test"], [b"b"], [b"b", b"b"], [b"ab", b"b"], []]
+PIECES = ["*", "?", "a*", "*a", "a?", "ads*", "*ds*", "a*b", "x*", "?*", r"\007*", "*\\004test"]
+EXPRESSIONS = [
+    "/^a/",
+    "/b$/",
+    r"/\.test$/",
+    r"/(^|\.)example\.test$/",
+    r"/(^|\.)ads[0-9]*\.a\.example\.test$/",
+    r"/^[^.]+\.example\.test$/",
+    "/x/",
+    "/ads.*ads/",
+    r"/\\007/",
+    r"/^\.$/",
+    r"/^(a|b)\.b$/",
+    r"/\\046/",
+    "/^.{40,}$/",
+]
+
+
+def pattern_label(label: bytes) -> str:
+    return "".join(f"\\{char}" if char in "*?=/" else char for char in qname.label_text(label))
+
+
+def random_pattern(rng: random.Random) -> str:
+    kind = rng.randrange(10)
+    if kind == 0:
+        return rng.choice(EXPRESSIONS)
+    labels = [pattern_label(rng.choice(LABELS)) for _ in range(rng.choice([0, 0, 1, 1, 2]))]
+    labels += [pattern_label(label) for label in rng.choice(ENDS)]
+    if kind <= 4:
+        labels.insert(rng.randrange(len(labels) + 1), rng.choice(PIECES))
+    prefix = rng.choice(["", "", "=", "*."])
+    return f"{prefix}{'.'.join(labels)}" if labels else rng.choice([".", "=.", "*."])
+
+
+def random_specs(rng: random.Random, prefix: str) -> list[tuple[str, str]]:
+    patterns = {parse_pattern(pattern): pattern for pattern in (random_pattern(rng) for _ in range(rng.randint(1, 12)))}
+    return [(f"{prefix} {pattern}", pattern) for pattern in patterns.values()]
+
+
+def random_name(rng: random.Random) -> bytes:
+    labels = [rng.choice(LABELS) for _ in range(rng.choice([0, 1, 1, 2, 3]))]
+    if rng.random() < 0.05:
+        labels += [rng.choice([b"a", b"b", b"ab"]) for _ in range(rng.randrange(80))]
+    if rng.random() < 0.05:
+        labels = [rng.choice(LABELS) * 4 for _ in range(3)]
+    labels += rng.choice(ENDS)
+    name = wire([label[:63] for label in labels])
+    return name if len(name) <= qname.MAX_NAME else wire(ENDS[0])
+
+
+def random_case(rng: random.Random, name: bytes) -> bytes:
+    return bytes(rng.choice((octet, bytes([octet]).upper()[0])) for octet in name)
+
+
+def test_random_rules_and_names(host: Host) -> None:
+    """Rules are replaced again and again; what they count meanwhile is exact, decided before or after."""
+    rng = random.Random(11)
+    pool = sorted({random_name(rng) for _ in range(100)} | {wire([b"a"] * 127), wire([*LONG, b"example", b"test"])})
+    host.watch("unused.invalid")
+    expected: Counter[str] = Counter()
+    kinds: Counter[tuple[int, bool]] = Counter()
+    generations: dict[int, RuleSet] = {}
+    for turn in range(80):
+        rules = host.build(random_specs(rng, str(turn)))
+        host.ledger.replace_rules(rules)
+        generations[host.probe.generation] = rules
+        # Names that are there already are decided as the rules change; new ones are open at first.
+        names = rng.choices(pool, k=10) + [random_name(rng) for _ in range(30)]
+        rng.shuffle(names)
+        sent: Counter[bytes] = Counter()
+        for batch in (names, names[:20], names[10:]):
+            for name in batch:
+                sent[name] += 1
+                host.send(random_case(rng, name), rng.choice([1, 28]))
+            # Sometimes user space is late, so that names are decided by a scrape or by other rules.
+            if rng.random() < 0.7:
+                check_events(host, generations, kinds)
+            if rng.random() < 0.1:
+                host.counts()
+        for name, times in sent.items():
+            rule = rules.match(name)
+            if rule:
+                expected[rule.name] += times
+        if rng.random() < 0.2:
+            check_events(host, generations, kinds)
+            host.settle()
+        if turn % 10 == 0:
+            assert host.counts() == expected, turn
+    check_events(host, generations, kinds)
+    assert host.counts() == expected
+    host.settle()
+    host.settle()
+    assert host.counts() == expected
+    assert host.statistic(Statistic.LOST_RING_FULL) == 0
+    # The kernel side decided some by itself; of what it left to user space some was wanted, some not.
+    assert min(kinds[0, True], kinds[1, True], kinds[1, False]) > 300, kinds
+    assert kinds[0, False] == 0
+    assert expected.total() > 1000
+
+
+def check_events(host: Host, generations: dict[int, RuleSet], kinds: Counter[tuple[int, bool]]) -> None:
+    """Take the events; each has the rule that the rules in force at its time have for its name."""
+    for event, query in host.take():
+        rule = generations[event.generation].match(event.name)
+        assert (query.rule if query else None) == rule, event.name
+        kinds[event.kind, rule is not None] += 1
+
+
+def test_what_causes_no_event_is_not_wanted(host: Host) -> None:
+    """Each name alone: an event for each that a rule matches, and at most an undecided one for the others."""
+    rng = random.Random(12)
+    pool = sorted({random_name(rng) for _ in range(300)})
+    for turn in range(25):
+        host.watch("unused.invalid")
+        rules = host.build(random_specs(rng, str(turn)))
+        host.ledger.replace_rules(rules)
+        for name in rng.sample(pool, 40):
+            host.send(name)
+            told = [query.rule for _, query in host.take() if query]
+            rule = rules.match(name)
+            assert told == ([rule] if rule else []), name
+
+
+# Many
+
+
+def test_ten_thousand_rules() -> None:
+    rng = random.Random(13)
+    domains = ["d{}.example.test", "=d{}.exact.test", "*.d{}.below.test", "ads*.d{}.glob.test"]
+    patterns = [domain.format(index) for index in range(2500) for domain in domains]
+    port = CanaryPort()
+    config = Config(
+        domains=tuple(DomainSpec(pattern, pattern) for pattern in patterns),
+        probe=ProbeConfig(ports=(port.port,)),
+        journal=JournalConfig(repeat_ns=0),
+        metrics=MetricsConfig(max_series=100_000),
+    )
+    rules = RuleSet.build(config.domains)
+    engine = Engine(config, rules)
+    try:
+        engine.start()
+        expected: Counter[str] = Counter()
+        told: Counter[str] = Counter()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(400):
+                index = rng.choice([0, 1, 2499, 2500, rng.randrange(2500)])
+                base = rng.choice(domains).format(index).lstrip("=*.").removeprefix("ads*.")
+                for front in ("", "www.", "x", "a.ads1."):
+                    name = qname.from_text(front + base)
+                    rule = rules.match(name)
+                    times = rng.randint(1, 3)
+                    for _ in range(times):
+                        sender.sendto(message(name), ("127.0.0.1", port.port))
+                    if rule:
+                        expected[rule.name] += times
+                if rng.random() < 0.2:
+                    told.update(query.rule.name for query, _ in engine.queries())
+        while events := list(engine.queries()):
+            told.update(query.rule.name for query, _ in events)
+        counted: Counter[str] = Counter()
+        for series, queries in engine.ledger.collect().items():
+            counted[series.domain] += queries
+        assert counted == expected
+        assert told == expected
+        assert {pattern.split(".")[-2] for pattern in expected} == {"example", "exact", "below", "glob"}
+    finally:
+        engine.close()
+        engine.release()
+        port.close()
+
+
+def test_thousands_of_names_under_a_wildcard(host: Host) -> None:
+    host.watch("ads*.example.test", "example.test")
+    names = [f"ads{index}.example.test" for index in range(3000)]
+    for name in names:
+        host.send(name)
+        host.send(f"x{name}")
+    # More than the ring holds: most names are decided by the scrape.
+    assert host.counts() == {"ads*.example.test": 3000, "example.test": 3000}
+    assert host.statistic(Statistic.LOST_RING_FULL) > 0
+    host.take()
+    for name in names:
+        host.send(name, 28)
+    assert host.counts() == {"ads*.example.test": 6000, "example.test": 3000}
+    host.settle()
+    assert not list(host.probe.pending())
+    for name in names:
+        host.send(name, 28)
+        host.send(f"x{name}", times=2)
+    assert host.counts() == {"ads*.example.test": 9000, "example.test": 9000}
+    assert host.statistic(Statistic.UNDECIDED_NAMES_FULL) == 0
+
+
+def test_several_processes_ask_for_new_names_at_once(host: Host) -> None:
+    host.watch("ads*.example.test", "example.test")
+    reader, writer = os.pipe()
+
+    def run() -> None:
+        os.close(writer)
+        os.read(reader, 1)  # returns for all at once, when the other end is closed
+        for index in range(500):
+            host.send(f"ads{index}.example.test")
+            host.send(f"x{index}.example.test", times=2)
+
+    children = [fork(run) for _ in range(4)]
+    os.close(writer)
+    os.close(reader)
+    # User space decides names while they are asked for.
+    host.take_some()
+    assert host.counts().keys() <= {"ads*.example.test", "example.test"}
+    for child in children:
+        os.waitpid(child, 0)
+        host.take_some()
+    expected = {"ads*.example.test": 4 * 500, "example.test": 4 * 1000}
+    assert host.counts() == expected
+    host.take()
+    host.settle()
+    host.settle()
+    assert not list(host.probe.pending())
+    assert host.counts() == expected
+
+
+# Rules that change
+
+
+def test_new_rules_count_from_then_on(host: Host) -> None:
+    host.watch("example.test", "b*.example.test")
+    names = ["example.test", "a.example.test", "b.example.test", "c.test"]
+    for name in names:
+        host.send(name, times=5)
+    host.replace("example.test", "=a.example.test", "c.test", "/^b/")
+    for name in names:
+        host.send(name, times=7)
+    expected = {
+        "example.test": 10 + 7 + 7,
+        "b*.example.test": 5,
+        "=a.example.test": 7,
+        "c.test": 7,
+    }
+    assert host.counts() == expected
+    host.take()
+    host.settle()
+    assert host.counts() == expected
+    # A rule that comes back goes on where it was.
+    host.replace("b*.example.test")
+    for name in names:
+        host.send(name, times=11)
+    expected["b*.example.test"] += 11
+    assert host.counts() == expected
+    for _ in range(3):
+        host.take()
+        host.settle()
+        assert host.counts() == expected
+
+
+def test_what_may_still_change_stays_in_the_kernel(host: Host) -> None:
+    """A run of the program that began before a rule went, or a name was decided, may count a moment later."""
+    host.watch("old.test", "ads*.example.test")
+    host.send("old.test", times=3)
+    host.send("ads.example.test", times=5)
+    host.take()
+    host.replace("ads*.example.test")
+    for later in (0, SETTLE / 3):
+        host.clock.now += later
+        host.ledger.sweep()
+        assert [queries for _, queries in host.probe.counts()] == [3]
+        assert [queries for _, queries in host.probe.pending()] == [5]
+    host.settle()
+    assert not list(host.probe.counts())
+    assert not list(host.probe.pending())
+    assert host.counts() == {"old.test": 3, "ads*.example.test": 5}
+
+
+def test_decision_is_good_for_the_rules_that_it_was_made_for(host: Host) -> None:
+    """Other rules are in force a moment before the names are decided for them."""
+    host.watch("ads*.example.test")
+    entries = host.ledger.rules.trie()
+    rule = host.ledger.rules.rules[0].id
+    for generation in range(host.probe.generation, host.probe.generation + 3):
+        host.send("ads.example.test")
+        ((open_, _),) = host.take()
+        host.send("ads.example.test")
+        ((decided, _),) = host.take()
+        assert (open_.kind, open_.rule, open_.generation) == (Kind.UNDECIDED, DECIDE, generation)
+        assert (decided.kind, decided.rule, decided.generation) == (Kind.QUERY, rule, generation)
+        host.probe.set_rules(entries)
+
+
+@dataclass
+class Sender:
+    """A process that sends queries for names in turn until it is told to stop."""
+
+    pid: int
+    stop: int
+    result: int
+
+    def finish(self) -> list[int]:
+        """Return how often each name was sent."""
+        os.close(self.stop)
+        os.waitpid(self.pid, 0)
+        with os.fdopen(self.result, "rb") as result:
+            sent: list[int] = json.loads(result.read())
+        return sent
+
+
+def start_sender(host: Host, names: Sequence[str]) -> Sender:
+    stop_reader, stop = os.pipe()
+    result, result_writer = os.pipe()
+    payloads = [message(qname.from_text(name)) for name in names]
+
+    def run() -> None:
+        # With the last writer the reader's end is seen: also when the test ends early.
+        os.close(stop)
+        sent = [0] * len(payloads)
+        index = 0
+        while not select.select([stop_reader], [], [], 0)[0]:
+            for _ in range(50):
+                host.sender.sendto(payloads[index], host.address)
+                sent[index] += 1
+                index = (index + 1) % len(payloads)
+        os.write(result_writer, json.dumps(sent).encode())
+
+    pid = fork(run)
+    os.close(stop_reader)
+    os.close(result_writer)
+    return Sender(pid, stop, result)
+
+
+def test_unchanged_rules_lose_and_double_nothing(host: Host) -> None:
+    """While a process sends, rules around two that stay are replaced, so that names change who decides them."""
+    stay = ["keep.test", "=ads*.glob.test"]
+    others = [
+        [],
+        ["other.test"],
+        ["zzz*.keep.test", "*.x.glob.test"],
+        ["/never$/", "*.zzz*.keep.test", "=glob.test"],
+        ["www.other.test", "=zzz?.keep.test", r"/^zzz.*\.glob\.test$/", "."],
+    ]
+    names = ["keep.test", "www.keep.test", "other.test"]
+    names += [f"ads{index}.glob.test" for index in range(100)] + [f"www{index}.keep.test" for index in range(100)]
+    host.watch(*stay)
+    sender = start_sender(host, names)
+    counted = 0
+    try:
+        for turn in range(30):
+            host.replace(*stay, *others[turn % len(others)])
+            if turn % 3:
+                host.take_some()
+            if turn % 4 == 1:
+                host.clock.now += SETTLE / 2
+                host.ledger.sweep()
+            # No replacement before the sender has met the one before.
+            until = time.monotonic() + PATIENCE
+            while (now := sum(host.counts().values())) < counted + len(names) and time.monotonic() < until:
+                time.sleep(0.001)
+            assert now >= counted + len(names)
+            counted = now
+    finally:
+        sent = dict(zip(names, sender.finish(), strict=True))
+    expected = {
+        "keep.test": sum(times for name, times in sent.items() if name.endswith("keep.test")),
+        "=ads*.glob.test": sum(times for name, times in sent.items() if name.endswith("glob.test")),
+    }
+    for _ in range(4):
+        counts = host.counts()
+        assert {rule: counts[rule] for rule in stay} == expected
+        # Rules that came and went counted some of the rest, none of it twice.
+        assert sum(counts.values()) <= sum(sent.values())
+        host.take()
+        host.settle()
+    assert not list(host.probe.pending())
+    assert host.statistic(Statistic.UNDECIDED_NAMES_FULL) == 0
+
+
+# Processes that are gone
+
+
+def test_counts_of_processes_that_are_gone_are_carried_over(host: Host) -> None:
+    host.watch("example.test", "ads*.glob.test")
+    zombies = []
+    for round_ in range(1, 4):
+
+        def run(round_: int = round_) -> None:
+            host.send("www.example.test", times=5)
+            host.send("www.example.test", 28, times=3)
+            host.send("example.test")
+            for index in range(20):
+                host.send(f"ads{round_}{index}.glob.test", times=2)
+                host.send(f"x{round_}{index}.glob.test")
+
+        child = fork(run)
+        # One that nobody waits for sends nothing more either.
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        if round_ == 2:
+            zombies.append(child)
+        else:
+            os.waitpid(child, 0)
+        expected = {"example.test": 9 * round_, "ads*.glob.test": 40 * round_}
+        assert host.counts() == expected
+        start_ns = next(key[0] for key, _ in host.probe.counts() if key[1] == child)
+        series = {key: queries for key, queries in host.ledger.collect().items() if queries}
+        assert host.probe.chain(start_ns, child)
+        host.take()
+        host.settle()
+        host.settle()
+        assert not list(host.probe.counts())
+        assert not list(host.probe.pending())
+        assert host.probe.chain(start_ns, child) is None
+        assert host.ledger.collect() == series
+        assert host.counts() == expected
+    for child in zombies:
+        os.waitpid(child, 0)
+
+
+def test_counts_of_processes_that_live_stay_where_they_are(host: Host) -> None:
+    host.watch("example.test", "ads*.glob.test")
+    host.send("example.test", times=3)
+    host.send("ads.glob.test", times=2)
+    for _ in range(3):
+        host.take()
+        host.settle()
+        assert [(key[1], queries) for key, queries in host.probe.counts()] == [(os.getpid(), 3)]
+        assert host.counts() == {"example.test": 3, "ads*.glob.test": 2}
+    host.send("example.test")
+    host.send("ads.glob.test")
+    assert host.counts() == {"example.test": 4, "ads*.glob.test": 3}
+
+
+# A map of names that is full
+
+
+def test_full_names_are_counted(narrow: Host) -> None:
+    narrow.watch("ads*.example.test", "other.test")
+    for index in range(NARROW + 13):
+        narrow.send(f"ads{index}.example.test")
+    assert narrow.counts() == {"ads*.example.test": NARROW}
+    assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == 13
+    # Names that are known, and rules that the kernel side decides, need no more room.
+    for index in range(NARROW):
+        narrow.send(f"ads{index}.example.test", times=2)
+    narrow.send("other.test", times=5)
+    narrow.take()
+    assert narrow.counts() == {"ads*.example.test": 3 * NARROW, "other.test": 5}
+    assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == 13
+    # Names that user space has decided since a while make room.
+    narrow.settle()
+    narrow.settle()
+    for index in range(100, 100 + NARROW):
+        narrow.send(f"ads{index}.example.test")
+    assert narrow.counts() == {"ads*.example.test": 4 * NARROW, "other.test": 5}
+    assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == 13
+
+
+def test_names_come_and_go(narrow: Host) -> None:
+    """Many more names than the map holds, over time: those decided a while ago make room, and come back."""
+    rng = random.Random(14)
+    narrow.watch("ads*.example.test", "=b?.example.test")
+    expected: Counter[str] = Counter()
+    evicted = False
+    for turn in range(60):
+        before = {name for *_, name in narrow.probe.names()}
+        # Twelve new ones at most, and some that were there before.
+        indices = [*range(turn * 8, turn * 8 + 8), *(rng.randrange(turn * 8 + 8) for _ in range(4))]
+        for index in indices:
+            name = f"{rng.choice(['ads', 'x'])}{index}.example.test"
+            times = rng.randint(1, 3)
+            narrow.send(name, rng.choice([1, 28]), times)
+            if name.startswith("ads"):
+                expected["ads*.example.test"] += times
+        if rng.random() < 0.8:
+            narrow.take()
+        if rng.random() < 0.5:
+            assert narrow.counts() == expected, turn
+        narrow.clock.now += 1.5
+        narrow.ledger.sweep()
+        assert narrow.counts() == expected, turn
+        evicted |= bool(before - {name for *_, name in narrow.probe.names()})
+    assert evicted
+    assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == 0
+
+
+def test_names_that_found_no_room_for_a_count_do_not_stay(narrow: Host) -> None:
+    """Names and their counts have as much room: one name with many types leaves other names without a count."""
+    narrow.watch("ads*.example.test")
+    for qtype in range(NARROW):
+        narrow.send("ads.example.test", qtype)
+    for index in range(NARROW - 1):
+        narrow.send(f"ads{index}.example.test")
+    assert narrow.counts() == {"ads*.example.test": NARROW}
+    assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == NARROW - 1
+    for _ in range(3):
+        narrow.take()
+        narrow.settle()
+    narrow.send("adsnew.example.test")
+    assert narrow.counts() == {"ads*.example.test": NARROW + 1}
+
+
+def test_event_of_a_name_that_made_room_for_others(narrow: Host) -> None:
+    """An event that was taken late finds the map full of other names."""
+    narrow.watch("ads*.example.test")
+    for index in range(NARROW):
+        narrow.send(f"ads{index}.example.test")
+    # Scrapes and sweeps alone have seen these names until they made room.
+    assert narrow.counts() == {"ads*.example.test": NARROW}
+    narrow.settle()
+    narrow.settle()
+    for index in range(100, 100 + NARROW):
+        narrow.send(f"ads{index}.example.test")
+    told = [query for _, query in narrow.take() if query]
+    assert len(told) == 2 * NARROW
+    assert narrow.counts() == {"ads*.example.test": 2 * NARROW}
+
+
+# What happens at one moment with something else
+
+
+def test_rule_that_is_gone_for_exactly_as_long_as_it_takes_to_settle(host: Host) -> None:
+    host.watch("old.test", "stays.test")
+    host.send("old.test", times=5)
+    host.replace("stays.test")
+    for _ in range(8):
+        host.clock.now += 0.5
+        host.ledger.sweep()
+        assert host.counts() == {"old.test": 5}
+
+
+def test_process_that_asks_while_it_is_carried_over(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process there are only counts of names that were open; it asks again as these are carried over, and ends."""
+    host.watch("ads*.example.test")
+    reader, writer = os.pipe()
+
+    def run() -> None:
+        os.close(writer)
+        host.send("ads.example.test", times=3)
+        while os.read(reader, 1):
+            host.send("ads.example.test", times=2)
+
+    child = fork(run)
+    until = time.monotonic() + PATIENCE
+    while sum(host.counts().values()) < 3 and time.monotonic() < until:
+        time.sleep(0.001)
+    host.take()
+    before = set(host.ledger.collect())
+    forget_pending = host.probe.forget_pending
+
+    def ask_and_forget(key: tuple[int, int, int, int, int, int]) -> int:
+        os.write(writer, b"x")
+        os.close(writer)
+        os.waitpid(child, 0)
+        return forget_pending(key)
+
+    monkeypatch.setattr(host.probe, "forget_pending", ask_and_forget)
+    host.settle()
+    monkeypatch.undo()
+    # A scrape before the event is taken, as after an event that was lost.
+    assert host.counts() == {"ads*.example.test": 5}
+    assert UNKNOWN not in {series.process for series in host.ledger.collect()}
+    assert set(host.ledger.collect()) == before

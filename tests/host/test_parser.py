@@ -1,0 +1,501 @@
+"""The kernel side's parser against the reference, payload by payload, over IPv4 and IPv6."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+import pytest
+from reference import HEADER, Question, message, parse, wire
+
+from dnsprobe.kernel.abi import Event, Kind, Statistic, TrieEntry
+from dnsprobe.kernel.canary import CanaryPort
+from dnsprobe.kernel.probe import Probe, Sizes
+
+RULE = 7
+ALL_NAMES = TrieEntry(b"\0", 0, RULE, RULE)
+ADDRESSES = {"udp4": "127.0.0.1", "udp6": "::1"}
+FAMILIES = {"udp4": socket.AF_INET, "udp6": socket.AF_INET6}
+
+#: include/uapi/linux/udp.h
+UDP_SEGMENT = 103
+
+GOOD = message(wire([b"wWw", b"eXample", b"tESt"]), 28)
+
+
+@dataclass
+class Seen:
+    """What the kernel side made of a payload: its events and how far each statistic went up."""
+
+    events: list[Event]
+    statistics: Counter[Statistic]
+
+
+@dataclass
+class Kernel:
+    """A probe that reports each query to a port of ours, and the sockets that send to it."""
+
+    probe: Probe
+    port: int
+    senders: dict[str, socket.socket]
+    asked: Counter[int] = field(default_factory=Counter)
+
+    def watch(self, send: Callable[[], object]) -> Seen:
+        """Return what came of one call, that sends. On loopback all has passed the hook when it returns."""
+        before = self.probe.statistics()
+        send()
+        after = self.probe.statistics()
+        differences = Counter({statistic: after[statistic] - before[statistic] for statistic in after})
+        del differences[Statistic.COUNTERS_ADDED]
+        events = []
+        while more := self.probe.events():
+            events += more
+        self.asked.update(event.qtype for event in events)
+        return Seen(events, +differences)
+
+    def ask(self, path: str, payload: bytes, sender: socket.socket | None = None) -> Seen:
+        sender = sender or self.senders[path]
+        return self.watch(lambda: sender.sendto(payload, (ADDRESSES[path], self.port)))
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Kernel]:
+    port = CanaryPort()
+    probe = Probe([port.port], Sizes(ring=1 << 20, processes=64, counters=65536, names=1, recent=1), repeat_ns=0)
+    try:
+        probe.set_rules([ALL_NAMES])
+        probe.start()
+        with contextlib.ExitStack() as stack:
+            senders = {
+                path: stack.enter_context(socket.socket(FAMILIES[path], socket.SOCK_DGRAM)) for path in port.paths
+            }
+            yield Kernel(probe, port.port, senders)
+    finally:
+        probe.close()
+        probe.release()
+        port.close()
+
+
+def compare(kernel: Kernel, payloads: Sequence[bytes]) -> Counter[str]:
+    """Send each payload down each path and compare what the kernel side says with the reference.
+
+    Returns how often there was a question, and each reason for none: a table can show that it holds what it is for.
+    """
+    outcomes: Counter[str] = Counter()
+    for payload in payloads:
+        reference = parse(payload)
+        outcomes["question" if isinstance(reference, Question) else reference.reason] += 1
+        for path in kernel.senders:
+            seen = kernel.ask(path, payload)
+            where = f"{path} {payload.hex()} {reference}"
+            if isinstance(reference, Question):
+                check(kernel, path, reference, seen.events, where)
+                assert seen.statistics == {Statistic.EVENTS: 1}, where
+            else:
+                assert seen.events == [], where
+                assert seen.statistics == ({Statistic.UNPARSED_MALFORMED: 1} if reference.malformed else {}), where
+    return outcomes
+
+
+def check(kernel: Kernel, path: str, question: Question, events: Sequence[Event], where: str) -> None:
+    assert len(events) == 1, where
+    event = events[0]
+    assert (event.name, event.qtype) == (question.qname, question.qtype), where
+    assert (event.kind, event.rule, event.transport, event.repeats) == (Kind.QUERY, RULE, 0, 0), where
+    assert (event.uid, event.gid) == (os.getuid(), os.getgid()), where
+    assert (event.server, event.port) == (ip_address(ADDRESSES[path]).packed, kernel.port), where
+    assert event.chain[0].tgid == os.getpid(), where
+
+
+def spread(rng: random.Random, length: int) -> bytes:
+    """Return a random name of so many octets in wire format: 1, or 3 to 255."""
+    labels = []
+    left = length - 1
+    while left:
+        # One octet that is left over has no room for a label.
+        size = left if left <= 3 else rng.choice([at for at in range(2, min(left, 64) + 1) if left - at != 1])
+        labels.append(rng.randbytes(size - 1))
+        left -= size
+    return wire(labels)
+
+
+def in_labels(octets: bytes, size: int) -> bytes:
+    """Return a name of labels of ``size`` octets, the last one shorter."""
+    return wire([octets[at : at + size] for at in range(0, len(octets), size)])
+
+
+def test_every_octet_in_a_label(kernel: Kernel) -> None:
+    payloads = [
+        message(wire(labels))
+        for octet in range(256)
+        for labels in (
+            [bytes([octet])],
+            [b"a" + bytes([octet]) + b"Z", b"test"],
+            [b"www", bytes([octet]) * 63, b"test"],
+            [bytes([octet])] * 127,
+        )
+    ]
+    payloads += [message(in_labels(bytes(range(at, at + 128)), 63)) for at in (0, 64, 128)]
+    assert compare(kernel, payloads) == {"question": 4 * 256 + 3}
+
+
+def test_names_of_every_length(kernel: Kernel) -> None:
+    rng = random.Random(1)
+    names = [spread(rng, length) for length in [1, *range(3, 256)] for _ in range(3)]
+    assert {len(name) for name in names} == {1, *range(3, 256)}
+    # All octets that stand before and behind the name in its message are others in each.
+    payloads = [
+        message(name, rng.randrange(65536), id_=rng.randrange(65536), behind=rng.randbytes(rng.randrange(20)))
+        for name in names
+    ]
+    # The same with labels as short and as long as can be.
+    payloads += [message(in_labels(b"Q" * count, 1)) for count in range(1, 128)]
+    payloads += [message(in_labels(b"Q" * count, 63)) for count in range(1, 251)]
+    assert set(compare(kernel, payloads)) == {"question"}
+
+
+def test_names_that_are_too_long(kernel: Kernel) -> None:
+    rng = random.Random(2)
+    payloads = [message(in_labels(b"x" * 127, 1) + tail) for tail in (b"", b"\0" * 8)]
+    too_long = [
+        in_labels(b"x" * 128, 1),
+        in_labels(b"x" * 127, 1)[:-1] + b"\1\0\0\0\0\0\0",
+        in_labels(b"x" * 251, 63),
+        in_labels(b"x" * 252, 63),
+        in_labels(b"x" * 252, 63)[:-1] + b"\xc0\x0c",
+        wire([b"x" * 63] * 4),
+        wire([b"x" * 63] * 5),
+        wire([b"x" * 63] * 20),
+        in_labels(b"x" * 1000, 1),
+        in_labels(b"x" * 1000, 2),
+    ]
+    too_long += [spread(rng, 255)[:-1] + spread(rng, length) for length in range(3, 40)]
+    payloads += [message(name, behind=behind) for name in too_long for behind in (b"", b"\0" * 400)]
+    assert compare(kernel, payloads) == {"question": 2, "a name that is too long": 2 * len(too_long)}
+
+
+def test_length_octets_that_are_no_lengths(kernel: Kernel) -> None:
+    payloads = []
+    for length in range(64, 256):
+        octet = bytes([length])
+        payloads += [
+            message(octet + b"x" * length + b"\0"),
+            message(octet + b"\x0c"),
+            message(b"\3www\4test" + octet + b"\x0c"),
+            message(in_labels(b"y" * 126, 1)[:-1] + octet + b"\0"),
+        ]
+    # A pointer to the name itself, to what stands before it, to what stands behind it.
+    payloads += [message(b"\3www\xc0" + bytes([target])) for target in range(32)]
+    # What is none where it stands: inside a label.
+    payloads += [message(b"\3\xc0\x0c\x40\4test\0"), message(b"\2\xc0\x0c\0")]
+    outcomes = compare(kernel, payloads)
+    assert outcomes.pop("question") == 2
+    # Where a name goes on behind its end, another limit may be met before.
+    assert set(outcomes) <= {f"a length octet of {length}" for length in range(64, 256)}
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        GOOD,
+        message(b"\0", 2),
+        message(in_labels(b"x" * 127, 1)),
+        message(in_labels(b"x" * 250, 63)),
+        message(wire([b"a", b"test"]), counts=(1, 0, 0, 1), behind=b"\0\0\x29\x04\xd0\0\0\0\0\0\0"),
+        message(wire([b"\0\0\0\0\0\0\0\0", b"\0"])),
+    ],
+    ids=["short", "root", "many labels", "long", "EDNS", "zeroes"],
+)
+def test_truncated_at_every_octet(kernel: Kernel, whole: bytes) -> None:
+    # A longer one goes first each time: what it left in the buffers must not complete the short one.
+    payloads = [part for end in range(HEADER.size, len(whole) + 1) for part in (whole + b"\0" * 8, whole[:end])]
+    outcomes = compare(kernel, payloads)
+    assert outcomes["question"] > len(whole) - HEADER.size
+    assert outcomes["no whole type and class"] >= 4
+
+
+def test_headers(kernel: Kernel) -> None:
+    rng = random.Random(3)
+    name = wire([b"www", b"test"])
+    payloads = [message(name, flags=high << 8 | low) for high in range(256) for low in (0, 0xFF, rng.randrange(256))]
+    numbers = [0, 1, 2, 255, 256, 257, 511, 512, 32768, 32769, 65535]
+    payloads += [message(name, counts=(number, 0, 0, 0)) for number in numbers]
+    payloads += [message(name, counts=(1, *rng.sample(numbers, 3))) for _ in range(100)]
+    payloads += [message(name, id_=id_) for id_ in numbers]
+    outcomes = compare(kernel, payloads)
+    # QR and OPCODE are five bits of the first octet of flags; the other three, and the whole second one, are free.
+    assert outcomes["question"] == 3 * 8 + 1 + 100 + len(numbers)
+    assert outcomes["a response"] == 3 * 128
+    assert outcomes["not a standard query"] == 3 * 120
+
+
+def test_types_and_classes(kernel: Kernel) -> None:
+    rng = random.Random(4)
+    qtypes = [0, 1, 2, 28, 65, 127, 128, 255, 256, 257, 32767, 32768, 65279, 65280, 65535]
+    qtypes += [1 << bit for bit in range(16)] + [rng.randrange(65536) for _ in range(200)]
+    payloads = [message(wire([b"test"]), qtype) for qtype in qtypes]
+    payloads += [message(wire([b"test"]), 1, qclass) for qclass in qtypes]
+    payloads += [message(b"\0", qtype, qclass) for qtype in qtypes[:15] for qclass in qtypes[:15]]
+    assert set(compare(kernel, payloads)) == {"question"}
+
+
+def test_what_stands_behind_the_question(kernel: Kernel) -> None:
+    rng = random.Random(5)
+    names = [b"\0", wire([b"www", b"test"]), in_labels(b"x" * 127, 1), in_labels(b"x" * 250, 63)]
+    behind = [rng.randbytes(length) for length in range(64)]
+    behind += [bytes([octet]) * 300 for octet in (0, 1, 0x3F, 0xC0, 0xFF)]
+    # A second message is none in a datagram; RFC 6891, section 6.1.2: an OPT record.
+    behind += [GOOD, GOOD * 5, b"\0\0\x29\x10\0\0\0\x80\0\0\x0c\0\x0a\0\x08" + bytes(8), rng.randbytes(8000)]
+    payloads = [message(name, counts=(1, 0, 0, 1), behind=tail) for name in names for tail in behind]
+    assert compare(kernel, payloads) == {"question": len(names) * len(behind)}
+
+
+def test_random_payloads(kernel: Kernel) -> None:
+    rng = random.Random(6)
+    payloads = []
+    for _ in range(1500):
+        noise = rng.randbytes(rng.randrange(HEADER.size, HEADER.size + 66))
+        # Noise alone hardly ever begins like a query.
+        begin = HEADER.pack(rng.randrange(65536), rng.randrange(0x800), 1, 0, 0, 0)
+        lengths = bytes(rng.choice([0, 1, 1, 2, 3, 5, rng.randrange(256)]) for _ in noise)
+        payloads += [noise, begin + noise[HEADER.size :], begin + lengths]
+    outcomes = compare(kernel, payloads)
+    assert outcomes["question"] > 500
+    assert len(outcomes) > 100
+
+
+def test_random_mutations_of_queries(kernel: Kernel) -> None:
+    rng = random.Random(7)
+    payloads = []
+    for _ in range(2500):
+        name = spread(rng, rng.choice([1, 3, 4, 255, 254, 253, rng.randrange(3, 256)]))
+        mutated = bytearray(message(name, rng.randrange(300), behind=rng.randbytes(rng.choice([0, 0, 0, 11, 40]))))
+        for _ in range(rng.randrange(1, 4)):
+            at = rng.randrange(2, len(mutated))
+            kind = rng.randrange(5)
+            if kind == 0:
+                mutated[at] ^= 1 << rng.randrange(8)
+            elif kind == 1:
+                mutated[at] = rng.choice([0, 1, 62, 63, 64, 65, 0x80, 0xC0, 0xFF])
+            elif kind == 2:
+                mutated[at:at] = rng.randbytes(rng.randrange(1, 9))
+            elif kind == 3 and len(mutated) > HEADER.size + 8:
+                del mutated[at : at + rng.randrange(1, 9)]
+            else:
+                mutated[at:] = mutated[at : max(HEADER.size + 1, at)] + mutated[at:]
+        payloads.append(bytes(mutated))
+    payloads = [payload for payload in payloads if len(payload) >= HEADER.size]
+    outcomes = compare(kernel, payloads)
+    assert outcomes["question"] > 300
+    assert outcomes.total() - outcomes["question"] > 300
+
+
+def test_large_payloads(kernel: Kernel) -> None:
+    sizes = (512, 513, 1232, 1472, 1473, 4096, 9000)
+    payloads = [query.ljust(size, fill) for size in sizes for query in (GOOD, GOOD[:-5]) for fill in (b"\0", b"\xff")]
+    assert compare(kernel, payloads)["question"] >= 2 * len(sizes)
+
+
+def test_batches_keep_their_order(kernel: Kernel) -> None:
+    rng = random.Random(8)
+    for path in kernel.senders:
+        payloads = [
+            message(spread(rng, rng.randrange(3, 256)), rng.randrange(65536), flags=rng.choice([0, 0x100, 0x8000]))
+            for _ in range(200)
+        ]
+
+        def send(path: str = path, payloads: Sequence[bytes] = payloads) -> None:
+            for payload in payloads:
+                kernel.senders[path].sendto(payload, (ADDRESSES[path], kernel.port))
+
+        seen = kernel.watch(send)
+        questions = [question for question in map(parse, payloads) if isinstance(question, Question)]
+        assert 50 < len(questions) < len(payloads)
+        assert [(event.name, event.qtype) for event in seen.events] == [
+            (question.qname, question.qtype) for question in questions
+        ]
+        times = [event.time_ns for event in seen.events]
+        assert times == sorted(times)
+
+
+def test_one_name_has_one_hash(kernel: Kernel) -> None:
+    """What stands around a name, its case and the names before it do not change its hash; another name does."""
+    rng = random.Random(9)
+    names = [spread(rng, length).lower() for length in [1, *range(3, 256)] for _ in range(2 if length > 4 else 1)]
+    names += [in_labels(b"q" * count, 63) for count in range(1, 251)]
+    # Names that end, or begin, in zeroes.
+    names += [wire([bytes(count)]) for count in range(1, 64)]
+    names += [wire([b"z" + bytes(count)]) for count in range(1, 63)]
+    names = sorted(set(names))
+    hashes: dict[bytes, set[int]] = {name: set() for name in names}
+    for path in kernel.senders:
+        for _ in range(3):
+            rng.shuffle(names)
+            for name in names:
+                payload = message(
+                    bytes(rng.choice((octet, bytes([octet]).upper()[0])) for octet in name),
+                    id_=rng.randrange(65536),
+                    flags=rng.choice([0x0000, 0x0100, 0x07FF]),
+                    counts=(1, *(rng.randrange(65536) for _ in range(3))),
+                    behind=rng.randbytes(rng.randrange(30)),
+                )
+                (event,) = kernel.ask(path, payload).events
+                hashes[name].add(event.name_hash)
+    assert {len(found) for found in hashes.values()} == {1}
+    assert len(set.union(*hashes.values())) == len(names)
+
+
+def test_sender_is_told_by_its_ids(kernel: Kernel) -> None:
+    uid, gid = 4294967294, 1234567
+
+    def send() -> None:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setresgid(gid, gid, gid)
+                os.setresuid(uid, uid, uid)
+                for path, sender in kernel.senders.items():
+                    sender.sendto(GOOD, (ADDRESSES[path], kernel.port))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert child
+
+    seen = kernel.watch(send)
+    assert [(event.uid, event.gid) for event in seen.events] == [(uid, gid)] * len(kernel.senders)
+    assert {event.chain[1].tgid for event in seen.events} == {os.getpid()}
+
+
+def test_options_before_the_udp_header(kernel: Kernel) -> None:
+    """IPv4 options (RFC 791, section 3.1) and IPv6 extension headers (RFC 8200, section 4) move the UDP header."""
+    no_operation = b"\1"
+    pad = struct.pack("BBBB4x", 0, 0, 1, 4)
+    settings = [("udp4", socket.IPPROTO_IP, socket.IP_OPTIONS, no_operation * size) for size in (4, 8, 20, 40)]
+    settings += [("udp6", socket.IPPROTO_IPV6, option, pad) for option in (socket.IPV6_HOPOPTS, socket.IPV6_DSTOPTS)]
+    for path, level, option, value in settings:
+        if path not in kernel.senders:
+            continue
+        with socket.socket(FAMILIES[path], socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(level, option, value)
+            for _ in range(3):
+                seen = kernel.ask(path, GOOD, sender)
+                where = f"{path} {option} {value.hex()}"
+                reference = parse(GOOD)
+                assert isinstance(reference, Question)
+                check(kernel, path, reference, seen.events, where)
+                assert kernel.ask(path, GOOD[:-1], sender).statistics == {Statistic.UNPARSED_MALFORMED: 1}, where
+
+
+def test_only_datagrams_to_the_port(kernel: Kernel) -> None:
+    for path in kernel.senders:
+        with (
+            socket.socket(FAMILIES[path], socket.SOCK_DGRAM) as other,
+            socket.create_server((ADDRESSES[path], 0), family=FAMILIES[path]) as server,
+        ):
+            other.bind((ADDRESSES[path], 0))
+            to_another_port = other.getsockname()
+            assert kernel.watch(lambda: other.sendto(GOOD, to_another_port)) == Seen([], Counter())  # noqa: B023
+            # A connection from the watched port and back: the port stands where a UDP header has it, too.
+            with socket.socket(FAMILIES[path], socket.SOCK_STREAM) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    client.bind((ADDRESSES[path], kernel.port))
+                except OSError:
+                    continue  # somebody has that TCP port
+
+                def converse() -> None:
+                    client.connect(server.getsockname())
+                    with server.accept()[0] as accepted:
+                        for payload in (GOOD, GOOD[:-5], b"\0" * 400):
+                            accepted.sendall(payload)
+                            client.sendall(payload)
+
+                assert kernel.watch(converse) == Seen([], Counter())
+
+
+def test_other_protocols_are_no_datagrams(kernel: Kernel) -> None:
+    """What looks like a datagram behind the IP header, but says that it is none (RFC 3692: 253 is for experiments)."""
+    for path in kernel.senders:
+        datagram = struct.pack("!HHHH", 40000, kernel.port, 8 + len(GOOD), 0) + GOOD
+        with socket.socket(FAMILIES[path], socket.SOCK_RAW, 253) as sender:
+            seen = kernel.watch(lambda: sender.sendto(datagram, (ADDRESSES[path], 0)))  # noqa: B023
+            assert seen == Seen([], Counter()), path
+
+
+def test_counters_agree(kernel: Kernel) -> None:
+    """Whatever the tests before this one asked has been counted under its type, exactly once."""
+    for path in kernel.senders:
+        kernel.ask(path, GOOD)
+    counted: Counter[int] = Counter()
+    for (_start_ns, _tgid, rule, qtype, _transport), queries in kernel.probe.counts():
+        assert rule == RULE
+        counted[qtype] += queries
+    assert counted == kernel.asked
+    assert counted.total() >= len(kernel.senders)
+    assert kernel.probe.overflow(RULE) == 0
+
+
+# What has no whole header asks nothing: where a header would stand behind it is what an earlier packet left there.
+
+
+@pytest.mark.parametrize("length", range(HEADER.size))
+def test_without_a_whole_header_nothing_is_a_query(kernel: Kernel, length: int) -> None:
+    rng = random.Random(length)
+    for path in kernel.senders:
+        for _ in range(20):
+            for payload in (GOOD[:length], bytes(length), rng.randbytes(length)):
+                kernel.ask(path, GOOD)
+                assert kernel.ask(path, payload) == Seen([], Counter()), f"{path} {payload.hex()}"
+
+
+# How much of a large, corked or segmented send lies in the linear part of its packet, which alone is read, is up to the
+# kernel (__ip_append_data() in net/ipv4/ip_output.c). What it is must not go by unnoticed.
+
+
+def check_noticed(kernel: Kernel, path: str, seen: Seen, *others: Statistic) -> None:
+    if seen.events:
+        reference = parse(GOOD)
+        assert isinstance(reference, Question)
+        check(kernel, path, reference, seen.events, path)
+        assert seen.statistics == Counter([Statistic.EVENTS, *others]), path
+    else:
+        assert seen.statistics == {Statistic.UNPARSED_NONLINEAR: 1}, path
+
+
+@pytest.mark.parametrize("size", [14000, 16000, 20000, 40000, 65000])
+def test_question_in_a_large_payload_is_noticed(kernel: Kernel, size: int) -> None:
+    for path in kernel.senders:
+        for _ in range(5):
+            check_noticed(kernel, path, kernel.ask(path, GOOD.ljust(size, b"\0")))
+
+
+@pytest.mark.parametrize("split", range(1, len(GOOD)))
+def test_question_that_is_sent_in_two_parts_is_noticed(kernel: Kernel, split: int) -> None:
+    for path in kernel.senders:
+        address = (ADDRESSES[path], kernel.port)
+        with socket.socket(FAMILIES[path], socket.SOCK_DGRAM) as sender:
+
+            def send() -> None:
+                sender.sendto(GOOD[:split], socket.MSG_MORE, address)  # noqa: B023
+                sender.sendto(GOOD[split:], address)  # noqa: B023
+
+            for _ in range(5):
+                check_noticed(kernel, path, kernel.watch(send))
+
+
+@pytest.mark.parametrize("datagrams", [1, 3])
+def test_question_in_a_segmented_send_is_noticed(kernel: Kernel, datagrams: int) -> None:
+    for path in kernel.senders:
+        with socket.socket(FAMILIES[path], socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(GOOD))
+            others = [Statistic.UNPARSED_SEGMENTED] if datagrams > 1 else []
+            for _ in range(5):
+                check_noticed(kernel, path, kernel.ask(path, GOOD * datagrams, sender), *others)
