@@ -83,6 +83,27 @@ def member_offsets(btf: Btf) -> dict[str, int]:
     return offsets
 
 
+def attempts(rung: Rung, found: Sequence[Symbol], function: str) -> list[tuple[Sequence[Symbol], Sequence[str]]]:
+    """Return the ways to attach to the entries of a function, best first: symbols, and macros for the program.
+
+    Parts that the compiler split off come after whole functions, never together with them: the one calls the other.
+    Raises UserError where there is no entry.
+    """
+    if not found:
+        raise UserError(f"/proc/kallsyms has no {function}, under no name that a compiler gives")
+    whole = [symbol for symbol in found if not symbol.is_part]
+    parts = [symbol for symbol in found if symbol.is_part]
+    choices = [choice for choice in (whole, parts) if choice]
+    if rung.name != "udp_send_skb":
+        return [(choice, ()) for choice in choices]
+    renamed = any(symbol.name != function for symbol in found)
+    return [
+        (choice, (f"PORT_ARGUMENT={register}", f"PORT_IN_FLOW={int(in_flow)}"))
+        for choice in choices
+        for register, in_flow in (_PORT_SOURCES if renamed else _PORT_SOURCES[:1])
+    ]
+
+
 class Loader:
     """Compiles and attaches on request; remembers what it compiled."""
 
@@ -194,7 +215,10 @@ class Loader:
         if self._kallsyms is None:
             self._kallsyms = read_kallsyms()
         function = rung.functions[path]
-        symbols, defines = self._attempts(rung, find_functions(self._kallsyms, function), function, attempt)
+        ways = attempts(rung, find_functions(self._kallsyms, function), function)
+        if attempt >= len(ways):
+            raise UserError(f"no other way to attach {function}")
+        symbols, defines = ways[attempt]
         program = self._load(self._compile(rung, *defines), f"{function}_entry", rung.kind)
         fds = [program]
         for symbol in symbols:
@@ -205,28 +229,6 @@ class Loader:
                     os.close(fd)
                 raise UserError(f"cannot attach a kprobe to {symbol.name}: {error.strerror}") from error
         return ",".join(symbol.name for symbol in symbols), fds
-
-    @staticmethod
-    def _attempts(
-        rung: Rung, found: Sequence[Symbol], function: str, attempt: int
-    ) -> tuple[Sequence[Symbol], Sequence[str]]:
-        if not found:
-            raise UserError(f"/proc/kallsyms has no {function}, under no name that a compiler gives")
-        whole = [symbol for symbol in found if not symbol.is_part]
-        parts = [symbol for symbol in found if symbol.is_part]
-        choices = [choice for choice in (whole, parts) if choice]
-        renamed = any(symbol.name != function for symbol in found)
-        sources = _PORT_SOURCES if renamed else _PORT_SOURCES[:1]
-        ways: list[tuple[Sequence[Symbol], Sequence[str]]] = [
-            (choice, (f"PORT_ARGUMENT={register}", f"PORT_IN_FLOW={int(in_flow)}"))
-            if rung.name == "udp_send_skb"
-            else (choice, ())
-            for choice in choices
-            for register, in_flow in (sources if rung.name == "udp_send_skb" else _PORT_SOURCES[:1])
-        ]
-        if attempt >= len(ways):
-            raise UserError(f"no other way to attach {','.join(symbol.name for symbol in found)}")
-        return ways[attempt]
 
 
 def serve(channel: socket.socket) -> None:

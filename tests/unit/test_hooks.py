@@ -1,0 +1,55 @@
+"""The ways to attach a rung to what this kernel has, in their order."""
+
+from __future__ import annotations
+
+import pytest
+
+from dnsprobe.errors import UserError
+from dnsprobe.kernel.hooks import LADDER, PATHS, RUNGS
+from dnsprobe.kernel.loader import attempts
+from dnsprobe.kernel.symbols import Symbol
+
+
+def symbols(*names: str) -> list[Symbol]:
+    return [Symbol(name, 0x1000 + index) for index, name in enumerate(names)]
+
+
+def ways(rung: str, *names: str) -> list[tuple[list[str], tuple[str, ...]]]:
+    return [
+        ([symbol.name for symbol in chosen], tuple(defines))
+        for chosen, defines in attempts(RUNGS[rung], symbols(*names), "udp_send_skb")
+    ]
+
+
+FLOW = ("PORT_ARGUMENT=PT_REGS_PARM2", "PORT_IN_FLOW=1")
+
+
+def test_every_rung_serves_every_path() -> None:
+    for rung in LADDER:
+        assert set(rung.functions) == set(PATHS)
+
+
+def test_a_global_function_has_one_way() -> None:
+    assert ways("ip_send_skb", "udp_send_skb") == [(["udp_send_skb"], ())]
+
+
+def test_a_function_under_its_own_name_has_its_own_arguments() -> None:
+    assert ways("udp_send_skb", "udp_send_skb") == [(["udp_send_skb"], FLOW)]
+
+
+def test_a_clone_may_have_other_arguments() -> None:
+    found = ways("udp_send_skb", "udp_send_skb.isra.51")
+    assert found[0] == (["udp_send_skb.isra.51"], FLOW)
+    assert (["udp_send_skb.isra.51"], ("PORT_ARGUMENT=PT_REGS_PARM3", "PORT_IN_FLOW=0")) in found
+    assert len(found) == len({(tuple(names), defines) for names, defines in found})
+
+
+def test_clones_are_attached_together_and_parts_only_instead() -> None:
+    found = ways("udp_send_skb", "udp_send_skb.constprop.0", "udp_send_skb.isra.1", "udp_send_skb.part.2")
+    whole, parts = ["udp_send_skb.constprop.0", "udp_send_skb.isra.1"], ["udp_send_skb.part.2"]
+    assert [names for names, _ in found] == [whole] * (len(found) // 2) + [parts] * (len(found) // 2)
+
+
+def test_no_symbol_no_way() -> None:
+    with pytest.raises(UserError, match="has no udp_send_skb"):
+        ways("udp_send_skb")
