@@ -20,6 +20,7 @@
 
 /* Without this the compiler proves the mask needless and drops it, and the verifier cannot follow the proof. */
 #define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
+#define KEEP_BELOW_64(value) asm volatile("%0 &= 63" : "+r"(value))
 #define KEEP_BELOW_128(value) asm volatile("%0 &= 127" : "+r"(value))
 
 /* RFC 4343, section 3: only A to Z have a case. Eight octets at once: bit 7 of each lane of `upper` says that it is

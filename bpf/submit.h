@@ -31,10 +31,12 @@ static __always_inline bool submit_event(void *ring, struct scratch *s, const st
 	if (!walked)
 		walk_ancestry(&event->chain, leader);
 
-	u32 depth = event->chain.depth;
+	u64 depth = event->chain.depth;
 
 	if (depth > CHAIN_SIZE)
 		return false;
+	/* Newer compilers compare one copy of the number and use another, whose bound the verifier does not know. */
+	KEEP_BELOW_64(depth);
 	return bpf_ringbuf_output(ring, event,
 				  __builtin_offsetof(struct event, chain.process) + depth * sizeof(struct process),
 				  0) == 0;

@@ -61,6 +61,7 @@ class LoaderChild:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel = ours
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        self._read = 0
         package_folder = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
         # -P: root may stand in a folder of somebody who put a json.py there.
@@ -91,9 +92,11 @@ class LoaderChild:
         return answer, received
 
     def complaints(self) -> str:
-        """Return what compiler and verifier wrote, the last lines of it."""
-        self._errors.seek(0)
-        return "\n".join(self._errors.read().decode("utf-8", "replace").strip().splitlines()[-12:])
+        """Return what compiler and verifier wrote since the last call, the last lines of it."""
+        self._errors.seek(self._read)
+        text = self._errors.read()
+        self._read += len(text)
+        return "\n".join(text.decode("utf-8", "replace").strip().splitlines()[-12:])
 
     def close(self) -> None:
         """Let it go, with LLVM's memory."""
@@ -207,11 +210,13 @@ class Probe:
                 attempt = 0
                 while open_paths:
                     answer, fds = child.ask({"rung": rung.name, "paths": open_paths, "attempt": attempt})
-                    self._keep_complaints(log, answer, child)
+                    complaints = child.complaints()
+                    if complaints:
+                        log(complaints)
+                    if attempt == 0:
+                        self._note_refusals(rung, answer["refused"], complaints)
                     if not answer["hooks"]:
-                        self._note_refusals(rung, answer["refused"], attempt)
                         break
-                    self._note_refusals(rung, answer["refused"], attempt)
                     hooks = self._take(rung, answer["hooks"], fds)
                     self._keep_or_drop(hooks, self._prove(canaries, [path for hook in hooks for path in hook.paths]))
                     open_paths = [path for path in open_paths if not self.paths[path].verified]
@@ -226,15 +231,11 @@ class Probe:
             self.close()
             raise UserError(self._failure(open_paths), "dnsprobe doctor shows what this kernel offers")
 
-    @staticmethod
-    def _keep_complaints(log: Callable[[str], None], answer: Mapping[str, Any], child: LoaderChild) -> None:
-        if answer["refused"] and (complaints := child.complaints()):
-            log(complaints)
-
-    def _note_refusals(self, rung: Rung, refused: Mapping[str, str], attempt: int) -> None:
+    def _note_refusals(self, rung: Rung, refused: Mapping[str, str], complaints: str) -> None:
+        # The verifier says in its last line but one what it does not like; in the last how much work it was.
+        said = [line for line in complaints.splitlines() if line and not line.startswith("processed ")]
         for path, reason in refused.items():
-            if attempt == 0:
-                self.paths[path].tried.append(f"{rung.name}: {reason}")
+            self.paths[path].tried.append(f"{rung.name}: {reason}{f' ({said[-1]})' if said else ''}")
 
     @staticmethod
     def _take(rung: Rung, answers: Sequence[Mapping[str, Any]], fds: list[int]) -> list[Hook]:

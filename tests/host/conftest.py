@@ -88,7 +88,7 @@ class Service(Program):
         """Return labels and value of each sample of a metric, as it is scraped now."""
         return [
             (sample.labels, sample.value)
-            for family in text_string_to_metric_families(self.get("/metrics"))  # type: ignore[no-untyped-call]
+            for family in text_string_to_metric_families(self.get("/metrics"))  # type: ignore[no-untyped-call,unused-ignore]
             for sample in family.samples
             if sample.name == name
         ]
