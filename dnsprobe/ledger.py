@@ -230,9 +230,11 @@ class Ledger:
         self._sweep_names(settled, open_names)
         self._sweep_rules(settled)
         self._sweep_processes(present, finished)
-        for key in self._known.keys() - present:
+        # As long as the kernel keeps a tree, a count may come that has to go to the same series.
+        kept = present | self._idle | self._ended
+        for key in self._known.keys() - kept:
             del self._known[key]
-        for key in self._identities.keys() - present:
+        for key in self._identities.keys() - kept:
             del self._identities[key]
 
     def _sweep_processes(self, present: set[ProcessKey], finished: set[ProcessKey]) -> None:
