@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dnsprobe import __version__
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE, UserError
+from dnsprobe.text import number
 
 if TYPE_CHECKING:
     from dnsprobe.config import Config
@@ -123,7 +124,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
-    print(f"good: {len(config.domains) or 'no'} rules{'' if config.domains else ', so all names are watched'}")
+    print(f"good: {number(len(config.domains), 'rule')}{'' if config.domains else ', so all names are watched'}")
     return EXIT_GOOD
 
 

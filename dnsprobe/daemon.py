@@ -21,6 +21,7 @@ from dnsprobe.sinks.console import ConsoleSink
 from dnsprobe.sinks.journal import JournalSink, journald_available
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.sinks.writer import Writer
+from dnsprobe.text import number
 from dnsprobe.web.server import Server
 
 _log = logging.getLogger(__name__)
@@ -91,11 +92,11 @@ class Daemon:
             notify(f"READY=1\nSTATUS={self._status()}")
             host, port = self._server.address
             _log.info(
-                "ready after %.2f s: http://%s:%d/metrics, %d rules",
+                "ready after %.2f s: http://%s:%d/metrics, %s",
                 time.monotonic() - started,
                 f"[{host}]" if ":" in host else host,
                 port,
-                len(self._engine.ledger.rules.rules),
+                self._rules_in_force(),
             )
             await self._stopped.wait()
             notify("STOPPING=1")
@@ -169,7 +170,7 @@ class Daemon:
             _log.error("reload failed, the old rules stay in force: %s", error)
         else:
             self._reload_successful, self._reload_time = True, time.time()
-            _log.info("reloaded: %d rules", len(rules.rules))
+            _log.info("reloaded: %s", self._rules_in_force())
             if (config.probe, config.journal, config.metrics) != (
                 self._config.probe,
                 self._config.journal,
@@ -179,7 +180,10 @@ class Daemon:
         notify(f"READY=1\nSTATUS={self._status()}")
 
     def _status(self) -> str:
-        return f"{self._describe_hooks()}; {len(self._engine.ledger.rules.rules)} rules"
+        return f"{self._describe_hooks()}; {self._rules_in_force()}"
+
+    def _rules_in_force(self) -> str:
+        return number(len(self._engine.ledger.rules.rules), "rule")
 
     def _describe_hooks(self) -> str:
         probe = self._engine.probe
@@ -231,9 +235,9 @@ class Daemon:
         if self._ready or hasattr(self, "_tasks"):
             statistics = self._engine.probe.statistics()
             _log.info(
-                "stopped: %d queries counted, %d events, %d lost",
-                sum(self._engine.ledger.collect().values()),
-                statistics[Statistic.EVENTS],
+                "stopped: %s counted, %s, %d lost",
+                number(sum(self._engine.ledger.collect().values()), "query", "queries"),
+                number(statistics[Statistic.EVENTS], "event"),
                 statistics[Statistic.LOST_RING_FULL],
             )
         self._engine.release()

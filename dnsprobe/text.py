@@ -16,6 +16,11 @@ def _escape(char: str) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
+def number(count: int, what: str, many: str = "") -> str:
+    """Return a number with its noun, in the plural where it takes one: ``number(2, "query", "queries")``."""
+    return f"{count} {what if count == 1 else many or what + 's'}"
+
+
 def printable(raw: bytes | str, also: str = "") -> str:
     r"""Return ``raw`` as printable text; whatever is not printable becomes a backslash escape.
 

@@ -20,6 +20,7 @@ from dnsprobe.model import Identity, Query
 from dnsprobe.rules import RuleSet
 from dnsprobe.sinks.console import json_line, tree
 from dnsprobe.sinks.facts import wall_offset_ns
+from dnsprobe.text import number
 
 _SWEEP_SECONDS = 5.0
 
@@ -124,6 +125,6 @@ def _summary(engine: Engine) -> str:
     trees = {series.tree for series in counts}
     lost = statistics[Statistic.LOST_RING_FULL]
     return (
-        f"{sum(counts.values())} queries from {len(trees)} process trees, "
+        f"{number(sum(counts.values()), 'query', 'queries')} from {number(len(trees), 'process tree')}, "
         f"{statistics[Statistic.EVENTS]} shown, {lost} lost{' (counted all the same)' if lost else ''}"
     )

@@ -209,7 +209,7 @@ def test_watch_draws_the_tree(start_watch: Callable[..., Program], scene: Scene)
     assert f"[{truth['pid']}]" in text
     assert "└─" in text
     assert "\x1b" not in text
-    assert "3 queries from 1 process trees, 1 shown, 0 lost" in watch.err.read_text("utf-8")
+    assert "3 queries from 1 process tree, 1 shown, 0 lost" in watch.err.read_text("utf-8")
 
 
 def test_watch_in_colour_on_a_terminal(scene: Scene) -> None:
