@@ -80,8 +80,8 @@ class Daemon:
         self._stopped = asyncio.Event()
         # Before the start, which takes a moment: a signal that comes meanwhile is heeded after it.
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopped.set)
+        for which in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(which, self._stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             self._engine.start()
