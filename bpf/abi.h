@@ -112,6 +112,8 @@ struct name {
 struct deferred {
 	u64 ports_id;
 	u64 since_ns; /* CLOCK_MONOTONIC */
+	u32 hook_kind;
+	u32 pad;
 };
 
 struct process {

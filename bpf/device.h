@@ -12,6 +12,8 @@
 #define HOOK_DEVICE 1
 #define HOOK_NEIGHBOUR 2
 
+#define IFF_LOOPBACK 8 /* include/uapi/linux/if.h */
+
 /* A packet waits for three probes of a second each (net.ipv4.neigh.*.mcast_solicit and retrans_time_ms), then it is
  * dropped. */
 #define DEFERRED_NS 3500000000ULL
@@ -49,23 +51,29 @@ static __always_inline bool is_first_device(struct scratch *s, const struct pack
 	return true;
 }
 
-/* True for a packet that was counted when it began to wait. */
-static __always_inline bool was_deferred(const struct packet *packet)
+/* Notes that a packet is counted, as it will come by again: when its neighbour has answered, or below this device. */
+static __always_inline void note_counted(const struct packet *packet, u32 hook_kind)
+{
+	u64 skb = packet->skb;
+	struct deferred deferred = {
+		.ports_id = packet->ports_id,
+		.since_ns = bpf_ktime_get_ns(),
+		.hook_kind = hook_kind,
+	};
+
+	bpf_map_update_elem(MAP(DEFERRED), &skb, &deferred, BPF_ANY);
+}
+
+/* Returns the kind of hook at which a packet was counted before, or HOOK_FUNCTION if it was not. */
+static __always_inline u32 counted_at(const struct packet *packet)
 {
 	u64 skb = packet->skb;
 	const struct deferred *deferred = bpf_map_lookup_elem(MAP(DEFERRED), &skb);
 
-	return deferred && deferred->ports_id == packet->ports_id &&
-	       bpf_ktime_get_ns() - deferred->since_ns < DEFERRED_NS;
-}
-
-/* Notes that a packet is counted, as it comes by again when its neighbour has answered: then in anyone's context. */
-static __always_inline void defer(const struct packet *packet)
-{
-	u64 skb = packet->skb;
-	struct deferred deferred = { .ports_id = packet->ports_id, .since_ns = bpf_ktime_get_ns() };
-
-	bpf_map_update_elem(MAP(DEFERRED), &skb, &deferred, BPF_ANY);
+	if (!deferred || deferred->ports_id != packet->ports_id ||
+	    bpf_ktime_get_ns() - deferred->since_ns >= DEFERRED_NS)
+		return HOOK_FUNCTION;
+	return deferred->hook_kind;
 }
 
 /* True where a packet is to be counted here, and nowhere else. */
@@ -80,19 +88,35 @@ static __always_inline bool is_first_sight(struct scratch *s, const struct packe
 
 	if (!is_local(sock, device))
 		return false;
+	u32 before = counted_at(packet);
+
 	if (hook_kind == HOOK_NEIGHBOUR) {
-		if (was_deferred(packet))
+		if (before != HOOK_FUNCTION)
 			return false;
-		defer(packet);
+		note_counted(packet, HOOK_NEIGHBOUR);
 		return true;
 	}
 	if (!is_first_device(s, packet, sock, device))
 		return false;
-	if (was_deferred(packet)) {
-		bpf_map_delete_elem(MAP(DEFERRED), &skb);
-		return false;
+
+	/*
+	 * A device on top of others (VLAN, bond, bridge, macvlan) keeps the route, so that it is still here, and may
+	 * have a queue: below it, the packet then comes by later and in anyone's context, with the route gone or not
+	 * this device's.
+	 */
+	u64 route = read_u64(skb + SKB_REFDST) & ~1ULL; /* SKB_DST_NOREF, include/linux/skbuff.h */
+
+	if (!route) {
+		if (before != HOOK_FUNCTION)
+			bpf_map_delete_elem(MAP(DEFERRED), &skb);
+		return before == HOOK_FUNCTION;
 	}
-	return true;
+	if (read_u64(route + DST_DEV) != device)
+		return false;
+	/* A note of HOOK_DEVICE is of an earlier packet: this one is at the top. */
+	if (!(read_u32(device + DEVICE_FLAGS) & IFF_LOOPBACK))
+		note_counted(packet, HOOK_DEVICE);
+	return before != HOOK_NEIGHBOUR;
 }
 
 #endif

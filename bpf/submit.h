@@ -61,7 +61,8 @@ static __always_inline void submit_new(struct scratch *s, const struct packet *p
 	if (settings->repeat_ns) {
 		seen = bpf_map_lookup_elem(MAP(SEEN), &key);
 		if (seen) {
-			if (now - seen->last_ns < settings->repeat_ns) {
+			/* Signed: another CPU may have taken its time after we took ours. */
+			if ((s64)(now - seen->last_ns) < (s64)settings->repeat_ns) {
 				__sync_fetch_and_add(&seen->repeats, 1);
 				return;
 			}

@@ -36,6 +36,9 @@ _MEMBERS = (
     ("SKB_LEN", "sk_buff", ("len",)),
     ("SKB_SK", "sk_buff", ("sk",)),
     ("SKB_DEV", "sk_buff", ("dev",)),
+    ("SKB_REFDST", "sk_buff", ("_skb_refdst",)),
+    ("DST_DEV", "dst_entry", ("dev",)),
+    ("DEVICE_FLAGS", "net_device", ("flags",)),
     ("SHINFO_GSO_SIZE", "skb_shared_info", ("gso_size",)),
     ("SOCK_PROTOCOL", "sock", ("sk_protocol",)),
     ("SOCK_NET", "sock", ("__sk_common", "skc_net", "net")),
@@ -75,7 +78,7 @@ def member_offsets(btf: Btf) -> dict[str, int]:
         except KeyError:
             raise UserError(
                 f"this kernel has no {struct_name}.{'.'.join(path)}",
-                f"kernel {os.uname().release} is older or newer than what dnsprobe knows; docs/kernels.md has the list",
+                f"kernel {os.uname().release} is older or newer than what dnsprobe knows: it takes Linux 5.10 or later",
             ) from None
     span = offsets["SKB_DATA"] + 8 - offsets["SKB_PROTOCOL"]
     if not 0 < span <= 128:

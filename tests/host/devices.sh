@@ -23,7 +23,7 @@ macvlan)
 	ip link set m0 up
 	ip -n b link set v1 up
 	;;
-bridge)
+bridge | shaped)
 	ip link add br0 type bridge
 	ip address add 10.9.0.1/24 dev br0
 	ip link set br0 up
@@ -60,8 +60,12 @@ routed) # b, through this namespace, to c
 	to=10.9.2.2
 	;;
 esac
+if [ "$1" = shaped ]; then
+	# The packets wait in the queue of the upper device, and pass the lower one in the context of others.
+	tc qdisc add dev br0 root tbf rate 100kbit burst 2kb latency 10s
+fi
 case $1 in
-veth | macvlan | bridge) ip -n b address add 10.9.0.2/24 dev v1 ;;
+veth | macvlan | bridge | shaped) ip -n b address add 10.9.0.2/24 dev v1 ;;
 esac
 for number in 1 2 3 4 5; do
 	$from "$2" -c "$3" $to "s$number"
@@ -81,3 +85,10 @@ if [ "$1" = late ]; then
 	done
 fi
 sleep 0.5
+if [ "$1" = shaped ]; then
+	end=$(($(date +%s) + 20))
+	until tc -s qdisc show dev br0 | grep -q 'backlog 0b'; do
+		[ "$(date +%s)" -lt $end ]
+		sleep 0.1
+	done
+fi

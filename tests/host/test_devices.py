@@ -19,7 +19,7 @@ for _ in range(7):
 """
 
 
-@pytest.mark.parametrize("kind", ["veth", "late", "macvlan", "bridge", "containers", "routed"])
+@pytest.mark.parametrize("kind", ["veth", "late", "macvlan", "bridge", "shaped", "containers", "routed"])
 def test_each_packet_is_counted_once_for_its_sender(start: Callable[..., Service], kind: str) -> None:
     service = start("domains: [devices.test]")
     place = ["unshare", "--net", "--mount", "bash", str(HERE / "devices.sh"), kind, sys.executable, SENDER]
