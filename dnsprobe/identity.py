@@ -61,6 +61,16 @@ def _started(stat: bytes) -> int | None:
     return start
 
 
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return pid > 0  # 0, the idle task, would mean our own process group
+
+
 def cgroup_path(cgroup: bytes) -> str | None:
     """Return the path in the unified hierarchy, or in systemd's own one, from ``/proc/PID/cgroup`` (cgroups(7))."""
     unified = named = None
@@ -125,24 +135,26 @@ class ProcFS:
                 stat = os.read(fd, _STAT_BYTES)
             finally:
                 os.close(fd)
-        except (FileNotFoundError, ProcessLookupError):
+        except ProcessLookupError:
             return False
+        except FileNotFoundError:
+            # Gone, or hidden from us: without CAP_SYS_PTRACE by hidepid= (proc(5)), or because this is no procfs.
+            return _exists(process.tgid)
         except OSError:
             return True
         return _started(stat) == process.start_ns // _TICK_NS
 
-    def identify(self, process: Process, uid: int | None) -> Identity:
-        """Return what is known about a process, and the name of the user with the id ``uid``.
+    def identify(self, process: Process) -> Identity:
+        """Return what is known about a process, but not its user.
 
         The facts are those of the moment of reading: a process that has called execve(2) since its query shows its new
-        executable. Of one that is gone, only the user is known.
+        executable. Of one that is gone, nothing is known.
         """
-        user = None if uid is None else self._user(uid)
         folder = f"{self._root}/{process.tgid}"
         try:
             cgroup = cgroup_path(_read(f"{folder}/cgroup", _CGROUP_BYTES))
         except (FileNotFoundError, ProcessLookupError):
-            return Identity(user=user)
+            return Identity()
         except OSError:
             cgroup = None
         exe = self._exe(folder)
@@ -152,8 +164,8 @@ class ProcFS:
             cmdline = None
         # Last, for it vouches for all that was read before: who holds the pid now has held it since its start.
         if not self.alive(process):
-            return Identity(user=user)
-        return Identity(exe=exe, cmdline=cmdline, user=user, unit=cgroup and unit_of(cgroup), cgroup=cgroup)
+            return Identity()
+        return Identity(exe=exe, cmdline=cmdline, unit=cgroup and unit_of(cgroup), cgroup=cgroup)
 
     def ancestry(self, process: Process) -> Ancestry | None:
         """Return a process and its ancestors as they are now, None if it is gone; start times of ancestors are 0.
@@ -183,7 +195,8 @@ class ProcFS:
         except OSError:  # a kernel thread, or no permission
             return None
 
-    def _user(self, uid: int) -> str | None:
+    def user(self, uid: int) -> str | None:
+        """Return the name of a user id, None if it has none."""
         now = self._clock()
         until, name = self._users.get(uid, (now, None))
         if until <= now:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from dnsprobe.counts import Series, Totals
@@ -17,7 +17,7 @@ from dnsprobe.identity import ProcFS
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule
-from dnsprobe.qname import qtype_name
+from dnsprobe.qname import QTYPES, qtype_name
 from dnsprobe.rules import RuleSet
 
 #: A run of the BPF program takes microseconds. What no run can find any more since this long does not change any more.
@@ -108,7 +108,8 @@ class Ledger:
         if rule is None:
             return None
         ancestry = Ancestry(event.chain, event.complete)
-        identity = self._identify(ancestry.asker, event.uid)
+        # The user is that of this query: a process changes its user id and stays the same process.
+        identity = replace(self._identify(ancestry.asker), user=self._procfs.user(event.uid))
         self._remember(ancestry, identity)
         query = Query(
             time_ns=event.time_ns,
@@ -130,12 +131,12 @@ class Ledger:
         if self._probe.decide(name_hash, name, rule.id if rule else abi.NO_RULE):
             self._decided[name_hash] = self._clock()
 
-    def _identify(self, process: Process, uid: int | None) -> Identity:
+    def _identify(self, process: Process) -> Identity:
         key = (process.start_ns, process.tgid)
         cached = self._identities.get(key)
         # Another comm means another program since: exec keeps pid and start time.
         if cached is None or cached.comm != process.comm:
-            cached = _Cached(process.comm, self._procfs.identify(process, uid))
+            cached = _Cached(process.comm, self._procfs.identify(process))
             self._identities[key] = cached
         return cached.identity
 
@@ -158,13 +159,20 @@ class Ledger:
         if ancestry is None:
             self._known[key] = _Known(UNKNOWN, UNKNOWN, "")
             return self._known[key]
-        return self._remember(ancestry, self._identify(ancestry.asker, None))
+        return self._remember(ancestry, self._identify(ancestry.asker))
 
     # Counts
 
     def _count(self, key: ProcessKey, rule: Rule, qtype: int, transport: int, queries: int) -> Count:
         known = self._known_process(key)
-        return Count(rule, qtype_name(qtype), abi.TRANSPORTS[transport], known.process, known.tree, known.unit, queries)
+        return Count(
+            rule, self._type_label(qtype), abi.TRANSPORTS[transport], known.process, known.tree, known.unit, queries
+        )
+
+    @staticmethod
+    def _type_label(qtype: int) -> str:
+        # Anyone can ask for 65,536 types: those without a name must not use up the series of others.
+        return qtype_name(qtype) if qtype in QTYPES else OTHER
 
     def collect(self) -> Mapping[Series, int]:
         """Return all series with their totals as of now."""

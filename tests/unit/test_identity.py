@@ -48,10 +48,9 @@ def procfs(root: Path) -> ProcFS:
 
 def test_everything(tmp_path: Path) -> None:
     make(tmp_path)
-    assert procfs(tmp_path).identify(process(), 1000) == Identity(
+    assert procfs(tmp_path).identify(process()) == Identity(
         exe="/usr/bin/dig",
         cmdline=b"dig\0www.example.test\0",
-        user="ada",
         unit="nginx.service",
         cgroup="/system.slice/nginx.service",
     )
@@ -99,8 +98,8 @@ def test_start_is_rounded_down_to_a_tick(tmp_path: Path, start_ns: int, alive: b
 
 def test_gone(tmp_path: Path) -> None:
     assert procfs(tmp_path).alive(process()) is False
-    assert procfs(tmp_path).identify(process(), 0) == Identity(user="root")
-    assert procfs(tmp_path).identify(process(), None) == Identity()
+    assert procfs(tmp_path).identify(process()) == Identity()
+    assert procfs(tmp_path).identify(process()) == Identity()
 
 
 def test_alive_where_it_cannot_be_told(tmp_path: Path) -> None:
@@ -111,7 +110,7 @@ def test_alive_where_it_cannot_be_told(tmp_path: Path) -> None:
 
 def test_reused_pid_lends_nothing(tmp_path: Path) -> None:
     make(tmp_path, stat=stat_line(start=START + 7))
-    assert procfs(tmp_path).identify(process(), 1000) == Identity(user="ada")
+    assert procfs(tmp_path).identify(process()) == Identity()
 
 
 def test_reuse_while_reading_lends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,29 +122,29 @@ def test_reuse_while_reading_lends_nothing(tmp_path: Path, monkeypatch: pytest.M
         return readlink(path)
 
     monkeypatch.setattr(os, "readlink", reuse)
-    assert procfs(tmp_path).identify(process(), 1000) == Identity(user="ada")
+    assert procfs(tmp_path).identify(process()) == Identity()
 
 
 def test_kernel_thread(tmp_path: Path) -> None:
     make(tmp_path, cmdline=b"", exe=None, cgroup=b"0::/\n")
-    assert procfs(tmp_path).identify(process(), 0) == Identity(user="root", cgroup="/")
+    assert procfs(tmp_path).identify(process()) == Identity(cgroup="/")
 
 
 def test_deleted_executable(tmp_path: Path) -> None:
     make(tmp_path, exe=b"/usr/bin/dig (deleted)")
-    assert procfs(tmp_path).identify(process(), 0).exe == "/usr/bin/dig (deleted)"
+    assert procfs(tmp_path).identify(process()).exe == "/usr/bin/dig (deleted)"
 
 
 def test_executable_that_is_not_utf8(tmp_path: Path) -> None:
     make(tmp_path, exe=b"/tmp/\xff\x1b[31m\n")
-    exe = procfs(tmp_path).identify(process(), 0).exe
+    exe = procfs(tmp_path).identify(process()).exe
     assert exe is not None
     assert os.fsencode(exe) == b"/tmp/\xff\x1b[31m\n"
 
 
 def test_cmdline_is_cut(tmp_path: Path) -> None:
     make(tmp_path, cmdline=b"dig\0" + b"\n\x1b\xff" * 10000)
-    cmdline = procfs(tmp_path).identify(process(), 0).cmdline
+    cmdline = procfs(tmp_path).identify(process()).cmdline
     assert cmdline is not None
     assert cmdline == (b"dig\0" + b"\n\x1b\xff" * 10000)[:4096]
 
@@ -215,20 +214,20 @@ def test_user_names_are_kept_for_a_minute_and_not_without_bound() -> None:
 
     proc = ProcFS("/nonexistent", user_name=user_name, clock=lambda: now)
     for _ in range(3):
-        assert proc.identify(process(), 7).user == "u7"
-        assert proc.identify(process(), 0).user is None
+        assert proc.user(7) == "u7"
+        assert proc.user(0) is None
     assert asked == [7, 0]
     now = 61.0
-    assert proc.identify(process(), 7).user == "u7"
+    assert proc.user(7) == "u7"
     assert asked == [7, 0, 7]
     for uid in range(1000, 11000):
-        proc.identify(process(), uid)
+        proc.user(uid)
     assert len(proc._users) <= 256
 
 
 def test_unknown_user() -> None:
-    assert ProcFS("/nonexistent").identify(process(), 4294967294).user is None
-    assert ProcFS("/nonexistent").identify(process(), 1 << 40).user is None
+    assert ProcFS("/nonexistent").user(4294967294) is None
+    assert ProcFS("/nonexistent").user(1 << 40) is None
 
 
 def own_start_ns() -> int:
@@ -240,10 +239,10 @@ def test_own_process() -> None:
     me = Process(os.getpid(), own_start_ns(), b"python3")
     proc = ProcFS()
     assert proc.alive(me) is True
-    identity = proc.identify(me, os.getuid())
+    identity = proc.identify(me)
     assert identity.exe == os.readlink("/proc/self/exe")
     assert identity.cmdline == Path("/proc/self/cmdline").read_bytes()[:4096]
-    assert identity.user == pwd.getpwuid(os.getuid()).pw_name
+    assert proc.user(os.getuid()) == pwd.getpwuid(os.getuid()).pw_name
     assert identity.cgroup is not None
     assert proc.alive(Process(os.getpid(), own_start_ns() + TICK_NS, b"python3")) is False
 
