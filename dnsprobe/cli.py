@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import sys
@@ -78,7 +79,15 @@ def _load(arguments: argparse.Namespace) -> Config:
 
     if arguments.config is not None:
         return load(arguments.config)
-    return load(DEFAULT_CONFIG) if Path(DEFAULT_CONFIG).exists() else default()
+    try:
+        os.lstat(DEFAULT_CONFIG)
+    except (FileNotFoundError, NotADirectoryError):
+        return default()
+    except OSError:
+        pass  # it may be there: load() says why it cannot be read
+    # A reload reads it again: that it is away for a moment does not mean all names from then on.
+    arguments.config = DEFAULT_CONFIG
+    return load(DEFAULT_CONFIG)
 
 
 def _need_root() -> None:
@@ -144,9 +153,17 @@ class _JournalFormatter(logging.Formatter):
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
 
 
+def _to_journal() -> bool:
+    """True where standard error goes to the journal: the variable alone is inherited by shells (systemd.exec(5))."""
+    with contextlib.suppress(OSError):
+        stderr = os.fstat(2)
+        return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
+    return False
+
+
 def _set_up_logging() -> None:
     handler = logging.StreamHandler()
-    if "JOURNAL_STREAM" in os.environ:
+    if _to_journal():
         handler.setFormatter(_JournalFormatter("%(message)s"))
     else:
         handler.setFormatter(logging.Formatter("dnsprobe: %(message)s"))
@@ -160,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
         _set_up_logging()
-        return int(parsed.call(parsed))
+        return _flushed(int(parsed.call(parsed)))
     except UserError as error:
         print(f"dnsprobe: {error.message}", file=sys.stderr)
         if error.hint:
@@ -172,6 +189,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output is gone: head(1), a closed pager. Python must not complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAILED
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"dnsprobe: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _flushed(status: int) -> int:
+    if sys.stdout is not None:
+        sys.stdout.flush()  # not at exit, where its failure is a traceback
+    return status
 
 
 def entry() -> NoReturn:

@@ -52,7 +52,7 @@ class DomainSpec(NamedTuple):
 class ProbeConfig:
     """The kernel side.
 
-    ``hook`` is one of HOOKS; ``ports`` are UDP and TCP destination ports; ``btf`` the path of the kernel's BTF;
+    ``hook`` is one of HOOKS; ``ports`` are UDP destination ports; ``btf`` the path of the kernel's BTF;
     ``verify_interval_ns`` nanoseconds, 0 for only at start; ``ring_size`` bytes; the others are numbers of map entries.
     """
 

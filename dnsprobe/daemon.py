@@ -39,7 +39,10 @@ def notify(state: str) -> None:
     if "NOTIFY_SOCKET" in os.environ:
         from systemd import daemon  # noqa: PLC0415 - only a service needs it
 
-        daemon.notify(state)
+        try:
+            daemon.notify(state)
+        except OSError as error:  # a variable that was inherited, of a service manager that is not ours
+            _log.debug("NOTIFY_SOCKET=%s: %s", os.environ["NOTIFY_SOCKET"], error.strerror)
 
 
 def make_sink(target: str, queue: int) -> Writer:
@@ -147,9 +150,13 @@ class Daemon:
         while True:
             await asyncio.sleep(self._config.probe.verify_interval_ns / 1e9)
             was = {path: probe.paths[path].verified for path in probe.active_paths}
-            canaries = probe.canary_round()
-            await asyncio.to_thread(canaries.wait)
-            problems = probe.finish_round(canaries)
+            try:
+                canaries = probe.canary_round()
+            except OSError as error:  # no process or descriptor left at the moment
+                problems = probe.fail_round(f"the canary could not be sent: {error.strerror}")
+            else:
+                await asyncio.to_thread(canaries.wait)
+                problems = probe.finish_round(canaries)
             for path, problem in problems.items():
                 if was.get(path):
                     _log.error("%s is not proved any more: %s", path, problem)
@@ -227,6 +234,8 @@ class Daemon:
         """Detach, then hand over what is still in the ring."""
         for task in getattr(self, "_tasks", ()):
             task.cancel()
+        # The loop may have found the ring readable in this very round: its callback must not run on a freed ring.
+        asyncio.get_running_loop().remove_reader(self._engine.probe.fileno())
         self._engine.close()
         for query, identity in self._engine.remaining():
             self._sink.put(query, identity)

@@ -93,7 +93,10 @@ def _symbols() -> Iterator[Finding]:
 
 
 def _capabilities() -> Finding:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError as error:
+        return Finding("capabilities", False, f"/proc/self/status: {error.strerror}; dnsprobe needs procfs")
     effective = int(status.split("CapEff:", 1)[1].split(maxsplit=1)[0], 16)
     held = [name for name, bit in _CAPABILITIES.items() if effective >> bit & 1]
     enough = "CAP_SYS_ADMIN" in held or {"CAP_BPF", "CAP_PERFMON"} <= set(held)

@@ -64,7 +64,12 @@ def _say(text: str) -> None:
 def _stop_signals() -> Iterator[int]:
     """Give a descriptor that becomes readable when the process is told to end."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def heed(number: int, _frame: object) -> None:
+        # While nobody reads our output we are stuck in write(2), which Python resumes: a second signal ends us.
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
     wakeup = signal.set_wakeup_fd(writer)
     try:
         yield reader

@@ -4,8 +4,15 @@ Each line of standard input is a way to send, an address, a port and the datagra
 line of standard output: empty, or why it could not be sent.
 """
 
+import ctypes
+import fcntl
 import socket
+import struct
 import sys
+
+CLONE_NEWNET = 0x40000000
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
 
 
 def send(way: str, address: str, port: int, message: bytes) -> None:
@@ -19,10 +26,30 @@ def send(way: str, address: str, port: int, message: bytes) -> None:
             sender.sendto(message, (address, port))
 
 
+def to_own_namespace() -> None:
+    """Go where loopback has all its addresses: a new network namespace does not inherit that IPv6 is off."""
+    if ctypes.CDLL(None).unshare(CLONE_NEWNET):
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
+
+
+def has_address(address: str) -> bool:
+    """Tell whether this namespace has an address."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as test:
+            test.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
 if __name__ == "__main__":
     for line in sys.stdin:
         what, where, number, octets = line.split()
         try:
+            if ":" in where and not has_address(where):
+                to_own_namespace()
             send(what, where, int(number), bytes.fromhex(octets))
         except OSError as error:
             print(error.strerror)

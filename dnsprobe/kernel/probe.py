@@ -14,7 +14,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +59,8 @@ class LoaderChild:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel = ours
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        # Not a temporary file: /tmp may be full, read-only or missing.
+        self._errors = os.fdopen(os.memfd_create("dnsprobe-loader"), "w+b")
         self._read = 0
         package_folder = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
@@ -71,6 +71,9 @@ class LoaderChild:
             stdin=subprocess.DEVNULL,
             stdout=self._errors,
             stderr=self._errors,
+            # BCC cannot compile in a folder that was deleted; and Ctrl-C at a terminal is for us, who then end it.
+            cwd="/",
+            process_group=0,
             env={**os.environ, "PYTHONPATH": path},
         )
         theirs.close()
@@ -124,7 +127,7 @@ class Probe:
         self._lost_misses = 0
         try:
             self._make_maps(sizes)
-            self._canary_port = CanaryPort()
+            self._canary_port = CanaryPort(self._ports)
         except OSError as error:
             self._child.close()
             hint = "dnsprobe has to run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYSLOG"
@@ -151,7 +154,7 @@ class Probe:
         self._canary_ring = bpf.Ring(self._canaries, batch=1 << 16)
 
     def _make_trie(self, entries: int) -> bpf.Map:
-        # The kernel wants inner maps to be alike in all but their size: kernel/bpf/map_in_map.c.
+        # Inner maps have to be alike in all but their size; in that too before Linux 5.10 (kernel commit 134fede4eecf).
         return bpf.Map(bpf.LPM_TRIE, "trie", abi.LPM_KEY_SIZE, abi.OUTCOME.size, max(entries, 1), bpf.NO_PREALLOC)
 
     # Rules
@@ -160,10 +163,14 @@ class Probe:
         """Put a set of rules in force, all at once: a query meets either the old ones or the new ones."""
         trie = self._make_trie(len(entries) + 1)
         canary = abi.TrieEntry(self._suffix, self._suffix_labels(), abi.CANARY, abi.CANARY)
-        with bpf.undisturbed:
-            for entry in (*entries, canary):
-                outcome = abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels)
-                trie.set(abi.lpm_key(entry.suffix), outcome)
+        try:
+            with bpf.undisturbed:
+                for entry in (*entries, canary):
+                    outcome = abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels)
+                    trie.set(abi.lpm_key(entry.suffix), outcome)
+        except OSError:
+            trie.close()
+            raise
         # The update returns after a grace period: no run of a program still looks into the old trie
         # (kernel/bpf/syscall.c, maybe_wait_bpf_programs).
         self._rules.set(struct.pack("=I", 0), struct.pack("=I", trie.fd))
@@ -253,7 +260,6 @@ class Probe:
         return self._verdicts(canaries, paths)
 
     def _verdicts(self, canaries: Canaries, paths: Sequence[str]) -> dict[str, str]:
-        self._canary_port.drain()
         events = [abi.decode_event(record) for record in self._canary_ring.consume()]
         verdicts = canaries.judge(events)
         return {path: verdicts[path] for path in paths}
@@ -295,6 +301,12 @@ class Probe:
         for path, problem in verdicts.items():
             self.paths[path].verified = not problem
         return {path: problem for path, problem in verdicts.items() if problem}
+
+    def fail_round(self, problem: str) -> dict[str, str]:
+        """Take all paths as not proved, where a round could not even begin. Return problems by path."""
+        for path in self.active_paths:
+            self.paths[path].verified = False
+        return dict.fromkeys(self.active_paths, problem)
 
     # Events
 

@@ -203,7 +203,11 @@ class Server(httputil.HTTPServerConnectionDelegate):
             raise UserError(f"cannot listen on {shown}: {error}", "metrics.listen has to be ADDRESS:PORT") from error
         failure: OSError | None = None
         for family, kind, protocol, _, address in addresses:
-            listener = socket.socket(family, kind, protocol)
+            try:
+                listener = socket.socket(family, kind, protocol)
+            except OSError as error:  # booted with ipv6.disable=1
+                failure = failure or error
+                continue
             try:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
