@@ -14,7 +14,7 @@ from typing import TextIO
 
 from dnsprobe.config import Config
 from dnsprobe.engine import Engine
-from dnsprobe.errors import EXIT_GOOD
+from dnsprobe.errors import EXIT_GOOD, UserError
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.model import Identity, Query
 from dnsprobe.rules import RuleSet
@@ -30,6 +30,8 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_privil
 
     ``domains`` are patterns; without any, those of the configuration are watched, and without those all names.
     """
+    if sys.stdout is None:
+        raise UserError("standard output is closed", "dnsprobe watch prints there: leave out >&-")
     rules = RuleSet.build([(text, text, 6) for text in domains] or config.domains)
     check_privileges()
     engine = Engine(config, rules)

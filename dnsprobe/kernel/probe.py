@@ -7,6 +7,7 @@ right.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -131,6 +132,8 @@ class Probe:
         except OSError as error:
             self._child.close()
             hint = "dnsprobe has to run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYSLOG"
+            if error.errno in {errno.ENOMEM, errno.E2BIG}:
+                hint = "give probe.processes, probe.counters, probe.names and probe.recent smaller sizes"
             raise UserError(f"cannot make BPF maps: {error.strerror or error}", hint) from error
 
     def _make_maps(self, sizes: Sizes) -> None:

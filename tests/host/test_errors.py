@@ -99,6 +99,10 @@ def test_bad_configuration(tmp_path: Path, command: str, text: str, messages: li
     fails([str(PROGRAM), command, *configured(tmp_path, text)], 2, *messages)
 
 
+def test_closed_output(quiet: list[str]) -> None:
+    fails(["sh", "-c", 'exec "$@" >&-', "sh", str(PROGRAM), "watch", *quiet], 1, "standard output is closed")
+
+
 def test_missing_configuration(tmp_path: Path) -> None:
     missing = tmp_path / "not-there.yaml"
     fails(run("--config", str(missing)), 2, "not-there.yaml")
