@@ -88,6 +88,10 @@ static __always_inline bool is_first_sight(struct scratch *s, const struct packe
 
 	if (!is_local(sock, device))
 		return false;
+	/* Loopback has neither neighbours nor devices below it: what goes to a local resolver is seen once. */
+	if (read_u32(device + DEVICE_FLAGS) & IFF_LOOPBACK)
+		return true;
+
 	u32 before = counted_at(packet);
 
 	if (hook_kind == HOOK_NEIGHBOUR) {
@@ -114,8 +118,7 @@ static __always_inline bool is_first_sight(struct scratch *s, const struct packe
 	if (read_u64(route + DST_DEV) != device)
 		return false;
 	/* A note of HOOK_DEVICE is of an earlier packet: this one is at the top. */
-	if (!(read_u32(device + DEVICE_FLAGS) & IFF_LOOPBACK))
-		note_counted(packet, HOOK_DEVICE);
+	note_counted(packet, HOOK_DEVICE);
 	return before != HOOK_NEIGHBOUR;
 }
 
