@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import faulthandler
 import logging
 import os
 import sys
@@ -120,6 +121,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config = configuration()
     _need_root()
+    # A watchdog that fires leaves behind where the loop was: systemd ends a service that hangs with SIGABRT.
+    faulthandler.enable()
     Daemon(config, arguments.log_target, configuration).run()
     return EXIT_GOOD
 
@@ -143,16 +146,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return examine(_load(arguments), as_json=arguments.json)
 
 
-class _JournalFormatter(logging.Formatter):
-    """Levels as systemd reads them from a service's standard error (sd-daemon(3))."""
-
-    _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
-
-    def format(self, record: logging.LogRecord) -> str:
-        priority = next(number for level, number in self._PRIORITIES if record.levelno >= level)
-        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
-
-
 def _to_journal() -> bool:
     """True where standard error goes to the journal: the variable alone is inherited by shells (systemd.exec(5))."""
     with contextlib.suppress(OSError):
@@ -161,11 +154,26 @@ def _to_journal() -> bool:
     return False
 
 
+def _journal_handler() -> logging.Handler:
+    from dnsprobe.sinks.journal import NoticeHandler, priority  # noqa: PLC0415 - only a service needs it
+
+    class Formatter(logging.Formatter):
+        """Levels as systemd reads them from a service's standard error (sd-daemon(3))."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            level = priority(record.levelno)
+            return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
+
+    handler = NoticeHandler()
+    handler.setFormatter(Formatter("%(message)s"))
+    return handler
+
+
 def _set_up_logging() -> None:
-    handler = logging.StreamHandler()
     if _to_journal():
-        handler.setFormatter(_JournalFormatter("%(message)s"))
+        handler = _journal_handler()
     else:
+        handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("dnsprobe: %(message)s"))
     level = logging.DEBUG if os.environ.get("DNSPROBE_DEBUG") else logging.INFO
     logging.basicConfig(level=level, handlers=[handler])

@@ -69,10 +69,15 @@ class ProbeConfig:
 
 @dataclass(frozen=True, slots=True)
 class JournalConfig:
-    """The journal: ``repeat_ns`` nanoseconds, 0 for an entry for each query; ``queue`` a number of entries."""
+    """The journal: ``repeat_ns`` nanoseconds, 0 for an entry for each query; ``queue`` a number of entries.
+
+    At most ``rate_burst`` entries are written in ``rate_interval_ns`` nanoseconds, 0 for no limit.
+    """
 
     repeat_ns: int = 60 * _NS["s"]
     queue: int = 4096
+    rate_interval_ns: int = 30 * _NS["s"]
+    rate_burst: int = 10000
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,6 +486,8 @@ _PROBE: _Fields = {
 _JOURNAL: _Fields = {
     "repeat": ("repeat_ns", _duration(_NS["ms"], "1ms")),
     "queue": ("queue", _number(1, _MAX_ENTRIES)),
+    "rate_interval": ("rate_interval_ns", _duration(_NS["s"], "1s")),
+    "rate_burst": ("rate_burst", _number(1, _MAX_ENTRIES)),
 }
 
 _METRICS: _Fields = {

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import socket
 import stat
+import time
 from collections.abc import Callable
-from typing import cast
+from typing import TextIO, cast
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Identity, Query
 from dnsprobe.qname import qtype_name, to_text
 from dnsprobe.sinks.facts import command, shown, summary
 from dnsprobe.sinks.writer import Writer
-from dnsprobe.text import printable
+from dnsprobe.text import number, printable
 
-#: The kind of entry "a process asked for a name"; the catalog explains it under this id.
+_log = logging.getLogger(__name__)
+
+# One id for each kind of entry; the catalog (packaging/systemd/dnsprobe.catalog) explains them.
+#: A process asked for a name.
 MESSAGE_ID = "70f9b6676ff846deba6d9a720834dc88"
+#: A path is not proved any more.
+PATH_LOST_ID = "f7001382b1aa46c190f4ad876ecead63"
+#: A path is proved again.
+PATH_PROVED_ID = "43fd43f4c08f460f8f77cf56a821cc12"
+#: The configuration was read again, and is not in force.
+RELOAD_FAILED_ID = "3345e3016851494f90a6dec05b504e5a"
+#: There were more entries than journal.rate_burst allows.
+OVER_LIMIT_ID = "3cdf9998018e4a20a949b80570ac5d08"
+
 SYSLOG_IDENTIFIER = "dnsprobe"
 
 SOCKET = "/run/systemd/journal/socket"
@@ -105,8 +119,47 @@ def _sendv() -> Callable[..., object]:
     return cast(Callable[..., object], sendv)
 
 
+class RateLimit:
+    """Allows ``burst`` entries in each ``interval_ns`` nanoseconds of ``clock_ns``; with 0 nanoseconds all.
+
+    An interval begins with the first entry after the one before, as journald's own do.
+    """
+
+    def __init__(self, interval_ns: int, burst: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._interval_ns, self._burst, self._clock_ns = interval_ns, burst, clock_ns
+        self._ends_ns = 0
+        self._allowed = 0
+        self._refused = 0
+
+    def allows(self) -> bool:
+        """Tell whether one more entry may be written, and count it."""
+        if not self._interval_ns:
+            return True
+        if self._clock_ns() >= self._ends_ns:
+            self.settle()
+            self._ends_ns = self._clock_ns() + self._interval_ns
+            self._allowed = 0
+        if self._allowed < self._burst:
+            self._allowed += 1
+            return True
+        self._refused += 1
+        return False
+
+    def settle(self) -> None:
+        """Say how many were refused, where the interval is over."""
+        if self._refused and self._clock_ns() >= self._ends_ns:
+            _log.warning(
+                "%s not written to the journal: more than %d in %g s (journal.rate_burst, journal.rate_interval)",
+                number(self._refused, "entry was", "entries were"),
+                self._burst,
+                self._interval_ns / 1e9,
+                extra={"message_id": OVER_LIMIT_ID},
+            )
+            self._refused = 0
+
+
 class JournalSink(Writer):
-    """Sends queries to the journal through systemd-python; at most ``size`` wait.
+    """Sends queries to the journal through systemd-python; at most ``size`` wait, and ``limit`` says how many at all.
 
     ``send`` takes the fields of one entry as arguments, ``NAME=value`` in bytes each, as systemd.journal.sendv does;
     ``path`` is journald's socket.
@@ -122,11 +175,62 @@ class JournalSink(Writer):
     reads again.
     """
 
-    def __init__(self, size: int, send: Callable[..., object] | None = None, path: str = SOCKET) -> None:
+    def __init__(
+        self, size: int, limit: RateLimit, send: Callable[..., object] | None = None, path: str = SOCKET
+    ) -> None:
         sender = send or _sendv()
+        self._limit = limit
 
         def write(query: Query, identity: Identity) -> None:
             wait_for_room(path, lambda: self.given_up)
             sender(*(f"{name}={value}".encode() for name, value in fields(query, identity)))
 
         super().__init__(write, size, "journal")
+
+    def put(self, query: Query, identity: Identity) -> bool:
+        """Queue a query, without ever waiting; False if it is dropped."""
+        if self._limit.allows():
+            return super().put(query, identity)
+        self.refuse()
+        return False
+
+    def settle(self) -> None:
+        """Do what is due though there is no entry."""
+        self._limit.settle()
+
+
+class NoticeHandler(logging.StreamHandler[TextIO]):
+    """Sends log records with a ``message_id`` to the journal under it; others, and where that fails, to stderr.
+
+    ``send`` and ``path`` are as for :class:`JournalSink`.
+    """
+
+    def __init__(self, send: Callable[..., object] | None = None, path: str = SOCKET) -> None:
+        super().__init__()
+        self._send, self._path = send or _sendv(), path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; a journald that does not read is not waited for."""
+        message_id = getattr(record, "message_id", None)
+        if message_id is not None:
+            try:
+                wait_for_room(self._path, lambda: True)
+                self._send(
+                    f"MESSAGE={record.getMessage()}".encode(),
+                    f"MESSAGE_ID={message_id}".encode(),
+                    f"PRIORITY={priority(record.levelno)}".encode(),
+                    f"SYSLOG_IDENTIFIER={SYSLOG_IDENTIFIER}".encode(),
+                )
+            except OSError:
+                pass
+            else:
+                return
+        super().emit(record)
+
+
+def priority(level: int) -> int:
+    """Return the syslog priority (RFC 5424, section 6.2.1) of a level of :mod:`logging`."""
+    return next(number for least, number in _PRIORITIES if level >= least)
+
+
+_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))

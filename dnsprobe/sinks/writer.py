@@ -51,6 +51,14 @@ class Writer:
             self._changed.notify()
             return True
 
+    def refuse(self) -> None:
+        """Count one as dropped that is not even queued."""
+        with self._changed:
+            self._refused += 1
+
+    def settle(self) -> None:
+        """Do what is due though there is no entry; called about once a second."""
+
     def close(self, timeout: float) -> bool:
         """Write what is queued within ``timeout`` seconds and end; drop the rest. True if all was written."""
         with self._changed:

@@ -90,6 +90,8 @@ probe:
 journal:
   repeat: 1500ms
   queue: 1
+  rate_interval: 0
+  rate_burst: 7
 metrics:
   listen: '[::1]:0'
   max_series: 5
@@ -113,7 +115,7 @@ metrics:
             names=3,
             recent=1048576,
         ),
-        journal=JournalConfig(repeat_ns=1_500_000_000, queue=1),
+        journal=JournalConfig(repeat_ns=1_500_000_000, queue=1, rate_interval_ns=0, rate_burst=7),
         metrics=MetricsConfig(listen=("::1", 0), max_series=5, connections=6),
     )
 

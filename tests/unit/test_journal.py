@@ -1,7 +1,9 @@
 """Entries of the journal: their fields, the queue, the guard before the send, and the real journald."""
 
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,10 +22,22 @@ from made_up import ANCESTRY, HOSTILE, IDENTITY, QUERY, RULE, hostile, query
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Ancestry, Identity, Process, Query, Rule
-from dnsprobe.sinks.journal import MESSAGE_ID, JournalSink, fields, journald_available, wait_for_room
+from dnsprobe.sinks import journal
+from dnsprobe.sinks.journal import (
+    MESSAGE_ID,
+    JournalSink,
+    NoticeHandler,
+    RateLimit,
+    fields,
+    journald_available,
+    wait_for_room,
+)
 
 #: More than any test needs; a test that gets here has failed.
 PATIENCE = 60.0
+
+NO_LIMIT = RateLimit(0, 1)
+CATALOG = Path(__file__).parents[2] / "packaging/systemd/dnsprobe.catalog"
 
 JOURNALD = "/usr/lib/systemd/systemd-journald"
 
@@ -176,7 +190,7 @@ def test_hostile(raw: bytes) -> None:
 
 def test_sink_sends_each_ancestor(journald: Journald) -> None:
     sent: list[tuple[bytes, ...]] = []
-    sink = JournalSink(10, lambda *entry: sent.append(entry), journald.path)
+    sink = JournalSink(10, NO_LIMIT, lambda *entry: sent.append(entry), journald.path)
     assert sink.put(QUERY, IDENTITY)
     assert sink.close(PATIENCE)
     assert sent == [tuple(f"{name}={value}".encode() for name, value in fields(QUERY, IDENTITY))]
@@ -196,7 +210,7 @@ def test_full_queue_drops_and_never_waits(journald: Journald) -> None:
         started.set()
         assert go_on.wait(PATIENCE)
 
-    sink = JournalSink(3, send, journald.path)
+    sink = JournalSink(3, NO_LIMIT, send, journald.path)
     assert sink.put(QUERY, IDENTITY)
     assert started.wait(PATIENCE)
     assert [sink.put(QUERY, IDENTITY) for _ in range(5)] == [True, True, True, False, False]
@@ -214,7 +228,7 @@ def test_close_gives_up_on_a_stuck_sender(journald: Journald) -> None:
         started.set()
         go_on.wait(PATIENCE)
 
-    sink = JournalSink(10, send, journald.path)
+    sink = JournalSink(10, NO_LIMIT, send, journald.path)
     sink.put(QUERY, IDENTITY)
     assert started.wait(PATIENCE)
     for _ in range(4):
@@ -236,7 +250,7 @@ def test_errors_are_counted_and_told_once_an_outage(journald: Journald, caplog: 
         if outcome:
             raise outcome
 
-    sink = JournalSink(10, send, journald.path)
+    sink = JournalSink(10, NO_LIMIT, send, journald.path)
     for _ in range(6):
         sink.put(QUERY, IDENTITY)
     assert sink.close(PATIENCE)
@@ -250,7 +264,7 @@ def test_errors_are_counted_and_told_once_an_outage(journald: Journald, caplog: 
 def test_journald_that_does_not_read_holds_up_nobody(journald: Journald) -> None:
     journald.fill()
     sent: list[tuple[bytes, ...]] = []
-    sink = JournalSink(5, lambda *entry: sent.append(entry), journald.path)
+    sink = JournalSink(5, NO_LIMIT, lambda *entry: sent.append(entry), journald.path)
     # The thread holds one at most, the queue five.
     puts = [sink.put(QUERY, IDENTITY) for _ in range(7)]
     assert not all(puts)
@@ -267,7 +281,7 @@ def test_journald_that_does_not_read_holds_up_nobody(journald: Journald) -> None
 def test_close_gives_up_on_journald_that_does_not_read(journald: Journald) -> None:
     journald.fill()
     sent: list[tuple[bytes, ...]] = []
-    sink = JournalSink(10, lambda *entry: sent.append(entry), journald.path)
+    sink = JournalSink(10, NO_LIMIT, lambda *entry: sent.append(entry), journald.path)
     for _ in range(3):
         sink.put(QUERY, IDENTITY)
     began = time.monotonic()
@@ -280,7 +294,7 @@ def test_close_gives_up_on_journald_that_does_not_read(journald: Journald) -> No
 
 def test_close_waits_for_journald_to_read_again(journald: Journald) -> None:
     journald.fill()
-    sink = JournalSink(10, lambda *_entry: None, journald.path)
+    sink = JournalSink(10, NO_LIMIT, lambda *_entry: None, journald.path)
     for _ in range(3):
         sink.put(QUERY, IDENTITY)
     reader = threading.Timer(0.2, journald.read_all)
@@ -293,7 +307,7 @@ def test_close_waits_for_journald_to_read_again(journald: Journald) -> None:
 def test_absent_journald_is_a_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "socket"
     sent: list[tuple[bytes, ...]] = []
-    sink = JournalSink(10, lambda *entry: sent.append(entry), str(path))
+    sink = JournalSink(10, NO_LIMIT, lambda *entry: sent.append(entry), str(path))
     sink.put(QUERY, IDENTITY)
     sink.put(QUERY, IDENTITY)
     assert sink.close(PATIENCE)
@@ -310,7 +324,7 @@ def test_socket_without_journald_is_a_loss(journald: Journald) -> None:
 
 
 def test_journald_comes_back(journald: Journald, tmp_path: Path) -> None:
-    sink = JournalSink(10, lambda *_entry: None, journald.path)
+    sink = JournalSink(10, NO_LIMIT, lambda *_entry: None, journald.path)
     sink.put(QUERY, IDENTITY)
     assert eventually(lambda: sink.entries == 1)
     journald.close()
@@ -325,7 +339,7 @@ def test_journald_comes_back(journald: Journald, tmp_path: Path) -> None:
 
 def test_journald_is_replaced_while_we_wait(journald: Journald, tmp_path: Path) -> None:
     journald.fill()
-    sink = JournalSink(10, lambda *_entry: None, journald.path)
+    sink = JournalSink(10, NO_LIMIT, lambda *_entry: None, journald.path)
     sink.put(QUERY, IDENTITY)
     time.sleep(0.05)
     # The old socket stays open and full: only who looks at the path again finds the new one.
@@ -339,7 +353,7 @@ def test_journald_is_replaced_while_we_wait(journald: Journald, tmp_path: Path) 
 def test_systemd_python_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "systemd.journal", None)
     with pytest.raises(UserError, match="cannot write to the journal") as caught:
-        JournalSink(1)
+        JournalSink(1, NO_LIMIT)
     assert "apt-get install python3-systemd" in caught.value.hint
 
 
@@ -414,7 +428,7 @@ def inside_namespace(case: Callable[[JournalSink, subprocess.Popen[bytes]], None
     settings.write_text("[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=\nRateLimitIntervalSec=0\n")
     with subprocess.Popen([JOURNALD]) as journald:
         assert eventually(journald_available)
-        sink = JournalSink(2 * MANY)
+        sink = JournalSink(2 * MANY, NO_LIMIT)
         case(sink, journald)
         assert sink.close(PATIENCE)
         assert sink.dropped == 0
@@ -442,3 +456,105 @@ def test_rule_name_keeps_its_escapes() -> None:
 
 if __name__ == "__main__":
     inside_namespace({"two_entries": two_entries, "standstill": standstill}[sys.argv[1]])
+
+
+class Clock:
+    """Nanoseconds that go on only when a test says so."""
+
+    now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def test_rate_limit(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    limit = RateLimit(30 * 10**9, 3, clock)
+    assert [limit.allows() for _ in range(5)] == [True, True, True, False, False]
+    clock.now = 30 * 10**9 - 1
+    assert not limit.allows()
+    limit.settle()
+    assert not caplog.records
+    clock.now += 1
+    limit.settle()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "3 entries were not written to the journal: more than 3 in 30 s (journal.rate_burst, journal.rate_interval)"
+    )
+    assert vars(record)["message_id"] == journal.OVER_LIMIT_ID
+    assert [limit.allows() for _ in range(4)] == [True, True, True, False]
+    clock.now += 30 * 10**9
+    assert limit.allows()
+    assert len(caplog.records) == 2
+    assert "1 entry was not" in caplog.records[1].getMessage()
+    limit.settle()
+    assert len(caplog.records) == 2
+
+
+def test_no_rate_limit() -> None:
+    limit = RateLimit(0, 1)
+    assert all(limit.allows() for _ in range(1000))
+
+
+def test_entries_over_the_limit_are_counted(journald: Journald) -> None:
+    sent: list[tuple[bytes, ...]] = []
+    sink = JournalSink(10, RateLimit(3600 * 10**9, 3), lambda *entry: sent.append(entry), journald.path)
+    assert [sink.put(QUERY, IDENTITY) for _ in range(5)] == [True, True, True, False, False]
+    assert sink.close(PATIENCE)
+    assert (len(sent), sink.entries, sink.dropped) == (3, 3, 2)
+
+
+def record(level: int, message_id: str | None) -> logging.LogRecord:
+    made = logging.LogRecord("dnsprobe", level, __file__, 1, "%s is not proved", ("udp4",), None)
+    if message_id is not None:
+        made.message_id = message_id
+    return made
+
+
+def test_notices_go_to_the_journal(journald: Journald, capsys: pytest.CaptureFixture[str]) -> None:
+    sent: list[tuple[bytes, ...]] = []
+    handler = NoticeHandler(lambda *entry: sent.append(entry), journald.path)
+    handler.handle(record(logging.ERROR, journal.PATH_LOST_ID))
+    assert sent == [
+        (
+            b"MESSAGE=udp4 is not proved",
+            f"MESSAGE_ID={journal.PATH_LOST_ID}".encode(),
+            b"PRIORITY=3",
+            b"SYSLOG_IDENTIFIER=dnsprobe",
+        )
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_other_records_and_those_that_journald_does_not_take_go_to_stderr(
+    journald: Journald, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[tuple[bytes, ...]] = []
+    handler = NoticeHandler(lambda *entry: sent.append(entry), journald.path)
+    handler.handle(record(logging.WARNING, None))
+    journald.fill()
+    handler.handle(record(logging.WARNING, journal.PATH_LOST_ID))
+    assert sent == []
+    assert capsys.readouterr().err == "udp4 is not proved\n" * 2
+
+
+def test_each_kind_of_entry_has_its_text_in_the_catalog(tmp_path: Path) -> None:
+    ids = {value for name, value in vars(journal).items() if name.endswith(("MESSAGE_ID", "_ID"))}
+    folder = tmp_path / "usr/lib/systemd/catalog"
+    folder.mkdir(parents=True)
+    shutil.copy(CATALOG, folder)
+    (tmp_path / "var/lib/systemd/catalog").mkdir(parents=True)
+    journalctl = ["journalctl", f"--root={tmp_path}", "--no-pager"]
+    updated = subprocess.run(
+        [*journalctl, "--update-catalog"], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (updated.returncode, updated.stderr) == (0, "")
+    assert (tmp_path / "var/lib/systemd/catalog/database").stat().st_size > 0
+    heads = CATALOG.read_text("utf-8").split("\n-- ")[1:]
+    assert {head.splitlines()[0] for head in heads} == ids
+    assert all(head.splitlines()[1].startswith("Subject: ") and "\n\n" in head for head in heads)
+
+
+def test_the_catalog_uses_fields_that_entries_have() -> None:
+    used = set(re.findall("@([A-Z_]+)@", CATALOG.read_text("utf-8")))
+    assert used <= {name for name, _ in fields(QUERY, Identity())}
