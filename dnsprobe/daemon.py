@@ -12,13 +12,21 @@ import signal
 import time
 from collections.abc import Callable
 
-from dnsprobe.config import Config
+from dnsprobe.config import Config, JournalConfig
 from dnsprobe.engine import Engine
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
+from dnsprobe.privileges import give_up
 from dnsprobe.rules import RuleSet
 from dnsprobe.sinks.console import ConsoleSink
-from dnsprobe.sinks.journal import JournalSink, journald_available
+from dnsprobe.sinks.journal import (
+    PATH_LOST_ID,
+    PATH_PROVED_ID,
+    RELOAD_FAILED_ID,
+    JournalSink,
+    RateLimit,
+    journald_available,
+)
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.sinks.writer import Writer
 from dnsprobe.text import number
@@ -45,7 +53,19 @@ def notify(state: str) -> None:
             _log.debug("NOTIFY_SOCKET=%s: %s", os.environ["NOTIFY_SOCKET"], error.strerror)
 
 
-def make_sink(target: str, queue: int) -> Writer:
+def passed_sockets() -> list[int]:
+    """Return the descriptors of sockets that systemd listens on for us (sd_listen_fds(3))."""
+    if "LISTEN_FDS" not in os.environ:
+        return []
+    from systemd import daemon  # noqa: PLC0415 - only a service with a socket unit needs it
+
+    try:
+        return list(daemon.listen_fds(unset_environment=True))
+    except OSError as error:
+        raise UserError(f"LISTEN_FDS={os.environ.get('LISTEN_FDS', '')}: {error.strerror}") from error
+
+
+def make_sink(target: str, config: JournalConfig) -> Writer:
     """Return the sink for ``--log-target``; ``auto`` is the journal where there is one, else standard error."""
     if target == "journal" and not journald_available():
         raise UserError(
@@ -53,8 +73,8 @@ def make_sink(target: str, queue: int) -> Writer:
             "use --log-target console, or auto, which takes the journal where there is one",
         )
     if target == "journal" or (target == "auto" and journald_available()):
-        return JournalSink(queue)
-    return ConsoleSink(queue, 2)
+        return JournalSink(config.queue, RateLimit(config.rate_interval_ns, config.rate_burst))
+    return ConsoleSink(config.queue, 2)
 
 
 class Daemon:
@@ -68,9 +88,21 @@ class Daemon:
         self._last_sweep, self._swept_at = 0.0, (0, 0)
         # The listener first: that its port is taken is known before anything is attached.
         self._server = Server(build_registry(self._snapshot), self._sees_queries, config.metrics.connections)
-        self._server.bind(*config.metrics.listen)
+        self._listen(passed_sockets())
         self._engine = Engine(config, RuleSet.build(config.domains))
-        self._sink = make_sink(log_target, config.journal.queue)
+        # The child that attaches has started, and has its own. Before there is a thread, which would keep them.
+        give_up()
+        self._sink = make_sink(log_target, config.journal)
+
+    def _listen(self, sockets: list[int]) -> None:
+        if len(sockets) > 1:
+            raise UserError(
+                f"systemd passed {len(sockets)} sockets", "dnsprobe serves one: give dnsprobe.socket one ListenStream="
+            )
+        if sockets:
+            self._server.adopt(sockets[0])
+            return
+        self._server.bind(*self._config.metrics.listen, early="NOTIFY_SOCKET" in os.environ)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises whatever ended the work before that."""
@@ -132,6 +164,8 @@ class Daemon:
             self._sink.put(query, identity)
 
     async def _tick(self) -> None:
+        # In the loop that does the work, after the work: when that hangs, systemd hears nothing and starts us anew.
+        watchdog = "WATCHDOG_USEC" in os.environ
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             statistics = self._engine.probe.statistics()
@@ -143,6 +177,10 @@ class Daemon:
             if filling or time.monotonic() - self._last_sweep > _SWEEP_SECONDS:
                 self._engine.ledger.sweep()
                 self._last_sweep, self._swept_at = time.monotonic(), added
+                notify(f"STATUS={self._status()}")
+            self._sink.settle()
+            if watchdog:
+                notify("WATCHDOG=1")
 
     async def _verify(self) -> None:
         """Prove again, now and then, that queries are still seen."""
@@ -159,10 +197,10 @@ class Daemon:
                 problems = probe.finish_round(canaries)
             for path, problem in problems.items():
                 if was.get(path):
-                    _log.error("%s is not proved any more: %s", path, problem)
+                    _log.error("%s is not proved any more: %s", path, problem, extra={"message_id": PATH_LOST_ID})
             for path in was.keys() - problems.keys():
                 if not was[path]:
-                    _log.info("%s is proved again", path)
+                    _log.info("%s is proved again", path, extra={"message_id": PATH_PROVED_ID})
 
     def _reload(self) -> None:
         """Re-read the rules; a bad file leaves the old ones in force."""
@@ -174,7 +212,7 @@ class Daemon:
             ledger.replace_rules(rules)
         except (UserError, OSError) as error:
             self._reload_successful = False
-            _log.error("reload failed, the old rules stay in force: %s", error)
+            _log.error("reload failed, the old rules stay in force: %s", error, extra={"message_id": RELOAD_FAILED_ID})
         else:
             self._reload_successful, self._reload_time = True, time.time()
             _log.info("reloaded: %s", self._rules_in_force())
@@ -187,7 +225,10 @@ class Daemon:
         notify(f"READY=1\nSTATUS={self._status()}")
 
     def _status(self) -> str:
-        return f"{self._describe_hooks()}; {self._rules_in_force()}"
+        return f"{self._describe_hooks()}; {self._rules_in_force()}; {self._queries_so_far()}"
+
+    def _queries_so_far(self) -> str:
+        return number(sum(self._engine.ledger.collect().values()), "query", "queries")
 
     def _rules_in_force(self) -> str:
         return number(len(self._engine.ledger.rules.rules), "rule")
@@ -245,7 +286,7 @@ class Daemon:
             statistics = self._engine.probe.statistics()
             _log.info(
                 "stopped: %s counted, %s, %d lost",
-                number(sum(self._engine.ledger.collect().values()), "query", "queries"),
+                self._queries_so_far(),
                 number(statistics[Statistic.EVENTS], "event"),
                 statistics[Statistic.LOST_RING_FULL],
             )

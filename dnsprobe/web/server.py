@@ -32,6 +32,8 @@ from dnsprobe.errors import UserError
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+#: include/uapi/linux/in.h; for IPv6 sockets too (net/ipv6/ipv6_sockglue.c asks for the same flag).
+_IP_FREEBIND = 15
 _MAX_HEADER = 16 * 1024
 #: No request needs a body; a small one is read and ignored, so that its sender gets to read the answer.
 _MAX_BODY = 4 * 1024
@@ -194,8 +196,26 @@ class Server(httputil.HTTPServerConnectionDelegate):
         self._unread_bytes = 0
         self._put_off: deque[_Exchange] = deque()
 
-    def bind(self, host: str, port: int) -> None:
-        """Take an address, without serving it yet; port 0 takes any that is free. Raises UserError if that fails."""
+    def adopt(self, descriptor: int) -> None:
+        """Take a listening socket that is there already, as systemd passes it. Raises UserError if it is none."""
+        try:
+            listener = socket.socket(fileno=descriptor)
+            kind = (listener.type, listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        except OSError as error:
+            raise UserError(f"descriptor {descriptor} from systemd is no socket: {error.strerror}") from error
+        if listener.family not in {socket.AF_INET, socket.AF_INET6} or kind != (socket.SOCK_STREAM, 1):
+            raise UserError(
+                f"descriptor {descriptor} from systemd is not a TCP socket that listens",
+                "dnsprobe.socket has to have ListenStream=ADDRESS:PORT, and Accept=no",
+            )
+        listener.setblocking(False)
+        self._socket = listener
+
+    def bind(self, host: str, port: int, *, early: bool = False) -> None:
+        """Take an address, without serving it yet; port 0 takes any that is free. Raises UserError if that fails.
+
+        ``early`` allows an address that no interface has yet: at boot, the network comes later.
+        """
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -213,7 +233,14 @@ class Server(httputil.HTTPServerConnectionDelegate):
                 if family == socket.AF_INET6:
                     # Whatever net.ipv6.bindv6only says, [::] is all addresses, those of IPv4 too.
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-                listener.bind(address)
+                try:
+                    listener.bind(address)
+                except OSError as error:
+                    if not early or error.errno != errno.EADDRNOTAVAIL:
+                        raise
+                    _log.warning("no interface has %s yet: /metrics can be asked for once one has", host)
+                    listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+                    listener.bind(address)
                 # Now, because of two that share an address thanks to SO_REUSEADDR the second fails only here.
                 listener.listen(_BACKLOG)
             except OSError as error:
@@ -234,7 +261,7 @@ class Server(httputil.HTTPServerConnectionDelegate):
 
     @property
     def address(self) -> tuple[str, int]:
-        """The address and port taken by :meth:`bind`."""
+        """The address and port taken by :meth:`bind` or :meth:`adopt`."""
         assert self._socket is not None
         host, port = self._socket.getsockname()[:2]
         return host, port

@@ -1,0 +1,225 @@
+"""What systemd sees of the service: notifications, passed sockets, the capabilities that it keeps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATIENCE, PROGRAM, Service
+
+from dnsprobe.privileges import CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYSLOG
+
+Start = Callable[..., Service]
+Scene = Callable[..., Any]
+
+CAP_SYS_PTRACE = 19
+
+
+class Manager:
+    """Takes what a service tells systemd."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "notify"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.path))
+        self._socket.settimeout(PATIENCE)
+
+    def hear(self, state: str) -> dict[str, str]:
+        """Return the next message that has ``state`` in it, as variables; TimeoutError without one."""
+        while True:
+            said = dict(line.split("=", 1) for line in self._socket.recv(65536).decode().splitlines())
+            if state in said:
+                return said
+
+    def hear_nothing_for(self, seconds: float) -> bool:
+        self._socket.setblocking(False)
+        try:
+            while True:
+                self._socket.recv(65536)
+        except BlockingIOError:
+            pass
+        self._socket.settimeout(seconds)
+        try:
+            self._socket.recv(65536)
+        except TimeoutError:
+            return True
+        finally:
+            self._socket.settimeout(PATIENCE)
+        return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(tmp_path)
+    yield manager
+    manager.close()
+
+
+def test_what_systemd_is_told(start: Start, scene: Scene, manager: Manager) -> None:
+    service = start("domains: [watched.test]", ["env", f"NOTIFY_SOCKET={manager.path}", "WATCHDOG_USEC=30000000"])
+    ready = manager.hear("READY")
+    hooks = ", ".join(f"{labels['path']} at {labels['symbol']}" for labels, _ in service.samples("dnsprobe_hook_info"))
+    assert ready == {"READY": "1", "STATUS": f"{hooks}; 1 rule; 0 queries"}
+    assert manager.hear("WATCHDOG") == {"WATCHDOG": "1"}
+    scene("send", "www.watched.test", 101)
+    while (status := manager.hear("STATUS")["STATUS"]).endswith("; 0 queries"):
+        pass
+    assert status == f"{hooks}; 1 rule; 101 queries"
+    service.configuration.write_text("domains: [watched.test, other.test]")
+    service.process.send_signal(signal.SIGHUP)
+    assert int(manager.hear("RELOADING")["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+    assert manager.hear("READY")["STATUS"] == f"{hooks}; 2 rules; 101 queries"
+    assert service.stop() == 0
+    assert manager.hear("STOPPING")
+
+
+def test_a_loop_that_hangs_feeds_no_watchdog(start: Start, manager: Manager, tmp_path: Path) -> None:
+    service = start("domains: [watched.test]", ["env", f"NOTIFY_SOCKET={manager.path}", "WATCHDOG_USEC=30000000"])
+    manager.hear("WATCHDOG")
+    # A file that nobody writes: the reload never ends.
+    service.configuration.unlink()
+    os.mkfifo(service.configuration)
+    service.process.send_signal(signal.SIGHUP)
+    manager.hear("RELOADING")
+    assert manager.hear_nothing_for(3)
+    # What systemd does then: where it hung is in the log.
+    assert service.stop(signal.SIGABRT) == -signal.SIGABRT
+    log = service.err.read_text("utf-8")
+    assert "Fatal Python error: Aborted" in log
+    assert "in _reload" in log
+
+
+PASS_SOCKETS = """\
+import os, socket, sys
+os.closerange(3, 20)
+for number, port in enumerate(sys.argv[1].split(",")):
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", int(port)))
+    listener.listen()
+    descriptor = listener.detach()
+    if descriptor != 3 + number:
+        os.dup2(descriptor, 3 + number)
+    os.set_inheritable(3 + number, True)
+os.environ.update(LISTEN_FDS=str(number + 1), LISTEN_PID=str(os.getpid()))
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    takers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [taker.getsockname()[1] for taker in takers]
+    for taker in takers:
+        taker.close()
+    return ports
+
+
+def test_a_socket_from_systemd(start: Start) -> None:
+    (port,) = free_ports(1)
+    service = start("domains: [watched.test]", [sys.executable, "-c", PASS_SOCKETS, str(port)])
+    assert service.url == f"127.0.0.1:{port}"
+    assert service.get("/-/ready")
+
+
+@pytest.mark.parametrize(
+    ("passed", "message"),
+    [
+        ([sys.executable, "-c", PASS_SOCKETS, "{0},{1}"], "systemd passed 2 sockets"),
+        (
+            ["sh", "-c", 'exec 3</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"', "sh"],
+            "descriptor 3 from systemd is no socket",
+        ),
+    ],
+)
+def test_wrong_sockets_from_systemd(passed: list[str], message: str, tmp_path: Path) -> None:
+    ports = free_ports(2)
+    prefix = [part.format(*ports) if part == "{0},{1}" else part for part in passed]
+    result = subprocess.run(
+        [*prefix, str(PROGRAM), "run", "--log-target", "console"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert message in result.stderr
+
+
+def test_an_address_that_comes_later(start: Start, manager: Manager) -> None:
+    in_own_net = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
+    configuration = manager.path.with_name("late.yaml")
+    configuration.write_text("domains: [watched.test]\nmetrics: {listen: '192.0.2.1:10059'}")
+    command = [*in_own_net, str(PROGRAM), "run", "--config", str(configuration), "--log-target", "console"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert "cannot listen on 192.0.2.1:10059" in refused.stderr
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NOTIFY_SOCKET": str(manager.path)}
+    )
+    try:
+        manager.hear("READY")
+        enter = ["nsenter", "--net", f"--target={process.pid}"]
+        subprocess.run([*enter, "ip", "address", "add", "192.0.2.1/32", "dev", "lo"], check=True)
+        page = subprocess.run([*enter, "curl", "-s", "http://192.0.2.1:10059/-/ready"], capture_output=True, check=True)
+        assert page.stdout == b"ready\n"
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=PATIENCE)
+    assert "no interface has 192.0.2.1 yet" in log
+
+
+def capabilities(pid: int, kind: str) -> int:
+    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    return int(status.split(f"{kind}:", 1)[1].split(maxsplit=1)[0], 16)
+
+
+def test_what_only_the_start_needs_is_given_up(start: Start, scene: Scene) -> None:
+    service = start("domains: [watched.test]\nprobe: {verify_interval: 1s}")
+    for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
+        held = capabilities(service.process.pid, kind)
+        assert not any(held >> capability & 1 for capability in (CAP_SYS_ADMIN, CAP_SYSLOG, CAP_PERFMON))
+    for thread in Path(f"/proc/{service.process.pid}/task").iterdir():
+        assert capabilities(int(thread.name), "CapEff") == capabilities(service.process.pid, "CapEff")
+    # All that comes later works without.
+    scene("send", "www.watched.test", 101)
+    service.configuration.write_text("domains: [watched.test, other.test]")
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("reloaded: 2 rules")
+    time.sleep(3)
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1}
+    assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 101}
+
+
+UNPRIVILEGED = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--inh-caps=-all,+bpf,+perfmon,+sys_ptrace",
+    "--ambient-caps=+bpf,+perfmon,+sys_ptrace",
+    "--bounding-set=-all,+bpf,+perfmon,+sys_ptrace",
+    "--no-new-privs",
+]
+
+
+def test_a_user_with_three_capabilities(start: Start, scene: Scene, tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    service = start("domains: [ipv6.test]\nprobe: {verify_interval: 1s}", UNPRIVILEGED)
+    assert capabilities(service.process.pid, "CapPrm") == 1 << CAP_BPF | 1 << CAP_SYS_PTRACE
+    scene("clients")
+    time.sleep(2)
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1}
+    assert service.by("dnsprobe_queries_total", "domain") == {"ipv6.test": 19}
+    (entry,) = service.entries()
+    assert "exe /" in entry
