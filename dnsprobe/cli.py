@@ -155,7 +155,7 @@ def _to_journal() -> bool:
 
 
 def _journal_handler() -> logging.Handler:
-    from dnsprobe.sinks.journal import NoticeHandler, priority  # noqa: PLC0415 - only a service needs it
+    from dnsprobe.sinks.journal import LogHandler, priority  # noqa: PLC0415 - only a service needs it
 
     class Formatter(logging.Formatter):
         """Levels as systemd reads them from a service's standard error (sd-daemon(3))."""
@@ -164,7 +164,7 @@ def _journal_handler() -> logging.Handler:
             level = priority(record.levelno)
             return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
 
-    handler = NoticeHandler()
+    handler = LogHandler()
     handler.setFormatter(Formatter("%(message)s"))
     return handler
 

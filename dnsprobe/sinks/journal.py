@@ -199,10 +199,11 @@ class JournalSink(Writer):
         self._limit.settle()
 
 
-class NoticeHandler(logging.StreamHandler[TextIO]):
-    """Sends log records with a ``message_id`` to the journal under it; others, and where that fails, to stderr.
+class LogHandler(logging.StreamHandler[TextIO]):
+    """Sends log records to the journal, with the ``message_id`` that they may have; to standard error where that fails.
 
-    ``send`` and ``path`` are as for :class:`JournalSink`.
+    systemd has connected standard error to journald once, and that connection does not survive each way to restart
+    journald. ``send`` and ``path`` are as for :class:`JournalSink`.
     """
 
     def __init__(self, send: Callable[..., object] | None = None, path: str = SOCKET) -> None:
@@ -211,21 +212,18 @@ class NoticeHandler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; a journald that does not read is not waited for."""
-        message_id = getattr(record, "message_id", None)
-        if message_id is not None:
-            try:
-                wait_for_room(self._path, lambda: True)
-                self._send(
-                    f"MESSAGE={record.getMessage()}".encode(),
-                    f"MESSAGE_ID={message_id}".encode(),
-                    f"PRIORITY={priority(record.levelno)}".encode(),
-                    f"SYSLOG_IDENTIFIER={SYSLOG_IDENTIFIER}".encode(),
-                )
-            except OSError:
-                pass
-            else:
-                return
-        super().emit(record)
+        entry = [
+            f"MESSAGE={record.getMessage()}",
+            f"PRIORITY={priority(record.levelno)}",
+            f"SYSLOG_IDENTIFIER={SYSLOG_IDENTIFIER}",
+        ]
+        if message_id := getattr(record, "message_id", None):
+            entry.append(f"MESSAGE_ID={message_id}")
+        try:
+            wait_for_room(self._path, lambda: True)
+            self._send(*(field.encode() for field in entry))
+        except OSError:
+            super().emit(record)
 
 
 def priority(level: int) -> int:

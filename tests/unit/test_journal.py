@@ -26,7 +26,7 @@ from dnsprobe.sinks import journal
 from dnsprobe.sinks.journal import (
     MESSAGE_ID,
     JournalSink,
-    NoticeHandler,
+    LogHandler,
     RateLimit,
     fields,
     journald_available,
@@ -511,31 +511,26 @@ def record(level: int, message_id: str | None) -> logging.LogRecord:
     return made
 
 
-def test_notices_go_to_the_journal(journald: Journald, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_goes_to_the_journal(journald: Journald, capsys: pytest.CaptureFixture[str]) -> None:
     sent: list[tuple[bytes, ...]] = []
-    handler = NoticeHandler(lambda *entry: sent.append(entry), journald.path)
+    handler = LogHandler(lambda *entry: sent.append(entry), journald.path)
     handler.handle(record(logging.ERROR, journal.PATH_LOST_ID))
+    handler.handle(record(logging.INFO, None))
+    ours = (b"MESSAGE=udp4 is not proved", b"PRIORITY=3", b"SYSLOG_IDENTIFIER=dnsprobe")
     assert sent == [
-        (
-            b"MESSAGE=udp4 is not proved",
-            f"MESSAGE_ID={journal.PATH_LOST_ID}".encode(),
-            b"PRIORITY=3",
-            b"SYSLOG_IDENTIFIER=dnsprobe",
-        )
+        (*ours, f"MESSAGE_ID={journal.PATH_LOST_ID}".encode()),
+        (b"MESSAGE=udp4 is not proved", b"PRIORITY=6", b"SYSLOG_IDENTIFIER=dnsprobe"),
     ]
     assert capsys.readouterr().err == ""
 
 
-def test_other_records_and_those_that_journald_does_not_take_go_to_stderr(
-    journald: Journald, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_journald_does_not_take_goes_to_stderr(journald: Journald, capsys: pytest.CaptureFixture[str]) -> None:
     sent: list[tuple[bytes, ...]] = []
-    handler = NoticeHandler(lambda *entry: sent.append(entry), journald.path)
-    handler.handle(record(logging.WARNING, None))
+    handler = LogHandler(lambda *entry: sent.append(entry), journald.path)
     journald.fill()
     handler.handle(record(logging.WARNING, journal.PATH_LOST_ID))
     assert sent == []
-    assert capsys.readouterr().err == "udp4 is not proved\n" * 2
+    assert capsys.readouterr().err == "udp4 is not proved\n"
 
 
 def test_each_kind_of_entry_has_its_text_in_the_catalog(tmp_path: Path) -> None:
