@@ -22,6 +22,8 @@ from dnsprobe.kernel.abi import Event
 _LOOPBACK = {"udp4": (socket.AF_INET, "127.0.0.1"), "udp6": (socket.AF_INET6, "::1")}
 _WAYS = ("sendto", "connected")
 _TYPE_A = 1
+#: The first half of 127.0.0.1: a hook that takes an address for the port must not be proved by chance.
+_MISLEADING_PORT = 0x7F00
 _SENDER = Path(__file__).with_name("canary_sender.py")
 _SENDER_SECONDS = 20
 
@@ -45,7 +47,7 @@ class CanaryPort:
             except OSError:
                 self.close()  # taken by another in the other family
                 continue
-            if self.port not in watched:
+            if self.port not in watched and self.port != _MISLEADING_PORT:
                 return
             self.close()  # queries to it have to be counted
         raise OSError("found no port that is free for both IPv4 and IPv6")

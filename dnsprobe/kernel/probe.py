@@ -123,6 +123,7 @@ class Probe:
         self._name_key = (secrets.randbits(64), secrets.randbits(64))
         self._suffix = canary_suffix()
         self.generation = 0
+        self._waiting: Sequence[abi.TrieEntry] = ()
         self.hooks: list[Hook] = []
         self.paths: dict[str, PathState] = {path: PathState() for path in PATHS}
         self._lost_misses = 0
@@ -163,7 +164,15 @@ class Probe:
     # Rules
 
     def set_rules(self, entries: Sequence[abi.TrieEntry]) -> None:
-        """Put a set of rules in force, all at once: a query meets either the old ones or the new ones."""
+        """Put a set of rules in force, all at once: a query meets either the old ones or the new ones.
+
+        Before the hooks are proved, rules wait: a way to attach that turns out to be wrong must not count.
+        """
+        if self._child is not None:
+            self._waiting, entries = entries, ()
+        self._put_in_force(entries, self.generation + 1)
+
+    def _put_in_force(self, entries: Sequence[abi.TrieEntry], generation: int) -> None:
         trie = self._make_trie(len(entries) + 1)
         canary = abi.TrieEntry(self._suffix, self._suffix_labels(), abi.CANARY, abi.CANARY)
         try:
@@ -179,7 +188,7 @@ class Probe:
         self._rules.set(struct.pack("=I", 0), struct.pack("=I", trie.fd))
         self._trie.close()
         self._trie = trie
-        self.generation += 1
+        self.generation = generation
         settings = abi.SETTINGS.pack(self._repeat_ns, *self._name_key, self.generation, 0)
         self._settings.set(struct.pack("=I", 0), settings)
 
@@ -240,6 +249,11 @@ class Probe:
         if open_paths:
             self.close()
             raise UserError(self._failure(open_paths), "dnsprobe doctor shows what this kernel offers")
+        self._put_in_force(self._waiting, self.generation)
+        # What a wrong way to attach took for malformed queries.
+        for statistic in abi.Statistic:
+            key = struct.pack("=I", statistic)
+            self._statistics.set(key, bytes(len(self._statistics.get(key) or b"")))
 
     def _note_refusals(self, rung: Rung, refused: Mapping[str, str], complaints: str) -> None:
         # The verifier says in its last line but one what it does not like; in the last how much work it was.
