@@ -40,6 +40,8 @@ _SWEEP_SECONDS = 10.0
 #: A sweep is due earlier when this share of a map was filled since the last one.
 _SWEEP_FILL = 1 / 8
 _DRAIN_SECONDS = 5.0
+#: For one attempt to attach: half a second where nothing else is going on.
+_ATTEMPT_SECONDS = 60
 
 
 def notify(state: str) -> None:
@@ -51,6 +53,11 @@ def notify(state: str) -> None:
             daemon.notify(state)
         except OSError as error:  # a variable that was inherited, of a service manager that is not ours
             _log.debug("NOTIFY_SOCKET=%s: %s", os.environ["NOTIFY_SOCKET"], error.strerror)
+
+
+def _tell_attempt(hook: str) -> None:
+    # To compile takes a slow machine long, and some kernels several attempts: each has its time.
+    notify(f"STATUS=trying {hook}\nEXTEND_TIMEOUT_USEC={_ATTEMPT_SECONDS * 1_000_000}")
 
 
 def passed_sockets() -> list[int]:
@@ -119,7 +126,7 @@ class Daemon:
             loop.add_signal_handler(which, self._stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
-            self._engine.start()
+            self._engine.start(_tell_attempt)
             _log.info("%s", self._describe_hooks())
             self._attach_to_loop()
             self._server.start()

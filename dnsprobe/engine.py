@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dnsprobe.config import Config
 from dnsprobe.counts import Totals
@@ -31,9 +31,12 @@ class Engine:
         self.totals = Totals(config.metrics.max_series)
         self.ledger = Ledger(self.probe, rules, self.totals, ProcFS(), probe.names)
 
-    def start(self) -> None:
-        """Attach and prove. Raises UserError where a path is left without a hook."""
-        self.probe.start(_log.debug)
+    def start(self, trying: Callable[[str], None] = lambda _: None) -> None:
+        """Attach and prove. Raises UserError where a path is left without a hook.
+
+        ``trying`` gets the name of a hook before each attempt to attach to it.
+        """
+        self.probe.start(_log.debug, trying)
 
     def queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield the next queries, a bounded number of them."""

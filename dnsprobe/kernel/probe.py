@@ -201,8 +201,13 @@ class Probe:
 
     # Hooks
 
-    def start(self, log: Callable[[str], None] = lambda _: None) -> None:
-        """Attach, for each path, the first rung whose canaries come back right. UserError if a path is left without."""
+    def start(
+        self, log: Callable[[str], None] = lambda _: None, trying: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Attach, for each path, the first rung whose canaries come back right. UserError if a path is left without.
+
+        ``trying`` gets the name of a rung before each attempt, of which a rung may take several.
+        """
         assert self._child is not None
         child = self._child
         maps = {
@@ -228,6 +233,7 @@ class Probe:
             for rung in LADDER if self._hook == "auto" else (RUNGS[self._hook],):
                 attempt = 0
                 while open_paths:
+                    trying(rung.name)
                     answer, fds = child.ask({"rung": rung.name, "paths": open_paths, "attempt": attempt})
                     complaints = child.complaints()
                     if complaints:

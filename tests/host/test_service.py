@@ -68,6 +68,8 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 def test_what_systemd_is_told(start: Start, scene: Scene, manager: Manager) -> None:
     service = start("domains: [watched.test]", ["env", f"NOTIFY_SOCKET={manager.path}", "WATCHDOG_USEC=30000000"])
+    trying = manager.hear("EXTEND_TIMEOUT_USEC")
+    assert trying["STATUS"].startswith("trying ")
     ready = manager.hear("READY")
     hooks = ", ".join(f"{labels['path']} at {labels['symbol']}" for labels, _ in service.samples("dnsprobe_hook_info"))
     assert ready == {"READY": "1", "STATUS": f"{hooks}; 1 rule; 0 queries"}
