@@ -1,0 +1,171 @@
+"""The installed service in a guest: systemd, journald and HTTP as an operator uses them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+HERE = Path(__file__).parent
+OUT = Path("/mnt/out")
+CONFIGURATION = Path("/etc/dnsprobe/dnsprobe.yaml")
+TREE = HERE.parent
+SENDERS = TREE / "senders"
+#: More than any step takes in an emulated machine; a test that gets here has failed.
+PATIENCE = 180.0
+
+
+def run(*command: str | Path, check: bool = True, **more: Any) -> str:
+    """Run a command to its end and return what it printed, standard error included."""
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **more
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stdout}")
+    return done.stdout
+
+
+def status(*command: str | Path) -> int:
+    return subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, check=False).returncode
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait until ``condition`` holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {PATIENCE:.0f} s"
+        time.sleep(0.2)
+
+
+class Unit:
+    """A unit as systemctl shows it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def show(self, what: str) -> str:
+        return run("systemctl", "show", "--value", "-p", what, self.name).strip()
+
+    @property
+    def state(self) -> str:
+        return f"{self.show('ActiveState')} ({self.show('SubState')})"
+
+
+class Service(Unit):
+    """dnsprobe.service."""
+
+    def __init__(self) -> None:
+        super().__init__("dnsprobe.service")
+
+    @property
+    def pid(self) -> int:
+        return int(self.show("MainPID"))
+
+    def configure(self, text: str) -> None:
+        """Write the configuration. Replaced in one step: a reader sees the old one or the new one."""
+        new = CONFIGURATION.with_suffix(".new")
+        new.write_text(text, encoding="utf-8")
+        new.rename(CONFIGURATION)
+
+    def restart(self, configuration: str) -> None:
+        self.configure(configuration)
+        run("systemctl", "restart", self.name)
+
+    def reload(self, configuration: str) -> None:
+        """Reload, and wait until the new rules are in force: kill(1), by which the unit reloads, does not."""
+        before = self.value("dnsprobe_config_last_reload_success_timestamp_seconds")
+        self.configure(configuration)
+        run("systemctl", "reload", self.name)
+        until(
+            lambda: self.value("dnsprobe_config_last_reload_success_timestamp_seconds") != before, "the rules in force"
+        )
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:10059{path}", timeout=PATIENCE) as answer:
+            return str(answer.read().decode())
+
+    def samples(self, metric: str) -> list[tuple[dict[str, str], float]]:
+        return [
+            (sample.labels, sample.value)
+            for family in text_string_to_metric_families(self.get("/metrics"))  # type: ignore[no-untyped-call,unused-ignore]
+            for sample in family.samples
+            if sample.name == metric
+        ]
+
+    def value(self, metric: str, **labels: str) -> float:
+        """Return the one value that a metric has with these labels."""
+        (value,) = [value for found, value in self.samples(metric) if labels.items() <= found.items()]
+        return value
+
+    def by(self, label: str, metric: str = "dnsprobe_queries_total") -> dict[str, int]:
+        """Return a metric's values added up by a label."""
+        totals: Counter[str] = Counter()
+        for labels, value in self.samples(metric):
+            totals[labels[label]] += int(value)
+        return dict(totals)
+
+    def programs(self) -> list[str]:
+        """Return the BPF programs in the kernel that a process of this name holds."""
+        listed = json.loads(run("bpftool", "--json", "prog", "show") or "[]")
+        return [program["name"] for program in listed if program.get("type") in {"kprobe", "raw_tracepoint"}]
+
+
+def entries(*matches: str) -> list[dict[str, Any]]:
+    """Return dnsprobe's journal entries of this boot that match, oldest first."""
+    run("journalctl", "--sync", check=False)
+    text = run("journalctl", "-b", "-t", "dnsprobe", "-o", "json", "--all", *matches)
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def send(name: str, count: int, *prefix: str) -> None:
+    """Send queries for a name to 127.0.0.1, from one process called ``send``."""
+    run(*prefix, SENDERS / "send", "sendto", "4", name, str(count))
+
+
+@pytest.fixture(scope="session")
+def service() -> Service:
+    return Service()
+
+
+class Server:
+    """A DNS server on 127.0.0.1 and ::1 that answers with the addresses of this host, and tells what it was asked."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen([sys.executable, HERE / "dns_server.py"], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def close(self) -> Counter[tuple[str, int]]:
+        """End it and return how often it was asked for each name and type."""
+        self._process.terminate()
+        assert self._process.stdout is not None
+        asked = json.loads(self._process.stdout.read())
+        self._process.wait()
+        return Counter({(name, qtype): count for name, qtype, count in asked})
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    if server._process.poll() is None:
+        server._process.kill()
+
+
+def keep(name: str, value: object) -> None:
+    """Leave a result for the table of all kernels."""
+    (OUT / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def kernel() -> str:
+    return os.uname().release

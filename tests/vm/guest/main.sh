@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# What a guest does: all tests of the first boot, a reboot, those of the second. Runs in the folder of the package.
+set -uo pipefail
+tests() {
+	local junit=/mnt/out/junit-$VM_BOOT.xml
+	(cd guest && exec /usr/bin/python3 -m pytest -p no:cacheprovider -p installed -v --tb=short --junitxml="$junit" "$@")
+}
+case $VM_BOOT in
+0)
+	tests test_vm_install.py test_vm_queries.py test_vm_ways.py test_vm_reload.py test_vm_life.py \
+		test_vm_journald.py test_vm_before_reboot.py
+	exit 85 # whatever came of it is in the results
+	;;
+*) tests test_vm_after_reboot.py test_vm_removal.py ;;
+esac

@@ -1,0 +1,58 @@
+"""The last of the first boot: the unit is still the shipped one, and what shall ask at the next boot is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from installed import Service, run
+
+UNITS = Path("/etc/systemd/system")
+
+ASK = (
+    "/usr/bin/python3 -c \"import socket; s = socket.socket(2, 2); s.sendto(bytes.fromhex('{0}'), ('127.0.0.1', 53))\""
+)
+
+
+def message(name: str) -> str:
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return (bytes.fromhex("0001 0100 0001 0000 0000 0000") + labels + bytes([0, 0, 1, 0, 1])).hex()
+
+
+def test_the_unit_is_exactly_the_shipped_one(service: Service) -> None:
+    the_shipped_unit(service)
+
+
+def the_shipped_unit(service: Service) -> None:
+    """Assert that no test has loosened anything."""
+    assert service.show("DropInPaths") == ""
+    assert service.show("FragmentPath") in {f"{lib}/systemd/system/dnsprobe.service" for lib in ("/lib", "/usr/lib")}
+    changed = run("dpkg", "--verify", "dnsprobe", check=False).splitlines()
+    # The configuration is the administrator's.
+    assert [line for line in changed if not line.endswith(" c /etc/dnsprobe/dnsprobe.yaml")] == []
+
+
+def test_prepare_services_that_ask_early(service: Service) -> None:
+    service.configure("domains: [boot.test]")
+    # As those that set up the network, some as a part of sysinit.target: cloud-init does.
+    (UNITS / "early.service").write_text(
+        "[Unit]\nDefaultDependencies=no\nAfter=network-pre.target\nBefore=network.target sysinit.target\n"
+        f"[Service]\nType=oneshot\nExecStart={ASK.format(message('early.boot.test'))}\n"
+        "[Install]\nWantedBy=sysinit.target\n"
+    )
+    (UNITS / "ordinary.service").write_text(
+        "[Unit]\nAfter=network.target\n"
+        f"[Service]\nType=oneshot\nExecStart={ASK.format(message('ordinary.boot.test'))}\n"
+        "[Install]\nWantedBy=multi-user.target\n"
+    )
+    # A user who logs in at the console as soon as it is there.
+    folder = UNITS / "serial-getty@ttyS0.service.d"
+    folder.mkdir(exist_ok=True)
+    (folder / "autologin.conf").write_text(
+        "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear %I 115200 linux\n"
+    )
+    Path("/root/.profile").write_text(
+        "systemctl is-active dnsprobe >/root/first-login\n" + ASK.format(message("login.boot.test")) + "\n"
+    )
+    run("systemctl", "daemon-reload")
+    run("systemctl", "enable", "early.service", "ordinary.service")
+    assert run("systemctl", "is-enabled", service.name).strip() == "enabled"

@@ -1,0 +1,77 @@
+"""The package in a real Debian: installed with apt, enabled with systemctl, ready, and as it was shipped."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from installed import OUT, TREE, Service, entries, keep, kernel, run, status
+
+
+def test_the_package_installs_and_starts_nothing(service: Service) -> None:
+    (package,) = TREE.glob("dnsprobe_*.deb")
+    run("apt-get", "install", "--yes", "--no-install-recommends", package)
+    assert run("systemctl", "is-enabled", service.name, check=False).strip() == "disabled"
+    assert service.state == "inactive (dead)"
+    assert service.programs() == []
+
+
+def test_enable_now_is_all_it_takes(service: Service) -> None:
+    run("systemctl", "enable", "--now", service.name)
+    assert service.state == "active (running)"
+    # READY comes after the proof: nothing has to be waited for.
+    assert service.get("/-/ready") == "ready\n"
+    assert service.by("path", "dnsprobe_path_verified") == {"udp4": 1, "udp6": 1}
+    assert len(service.programs()) > 0
+
+
+def test_status_says_what_it_does(service: Service) -> None:
+    assert re.fullmatch(
+        r"udp4 at \w[\w.]*, udp6 at \w[\w.]*; 1 rule; [0-9]+ quer(y|ies)", service.show("StatusText")
+    ), service.show("StatusText")
+
+
+def test_doctor_names_the_hook_of_each_path(service: Service) -> None:
+    said = run("dnsprobe", "doctor")
+    (OUT / "doctor.txt").write_text(said)
+    used = {labels["path"]: labels for labels, _ in service.samples("dnsprobe_hook_info")}
+    assert set(used) == {"udp4", "udp6"}
+    for path, labels in used.items():
+        assert re.search(f"^ok +{path} +{labels['hook']} at {labels['symbol']}, proved$", said, re.MULTILINE), said
+    keep("hooks", {"kernel": kernel(), "hooks": {path: labels["symbol"] for path, labels in used.items()}})
+
+
+def test_kprobes_serve_where_there_are_some(service: Service) -> None:
+    hooks = {labels["hook"] for labels, _ in service.samples("dnsprobe_hook_info")}
+    assert hooks == {"ip_send_skb"}
+
+
+def test_it_is_nobody_and_has_given_up_what_the_start_took(service: Service) -> None:
+    facts = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{service.pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    assert facts["Uid"].split()[0] not in {"0", "65534"}
+    # CAP_SYS_PTRACE and CAP_BPF
+    assert int(facts["CapEff"], 16) == int(facts["CapPrm"], 16) == 1 << 19 | 1 << 39
+    assert facts["NoNewPrivs"].strip() == "1"
+
+
+def test_exposure_as_this_systemd_sees_it(service: Service) -> None:
+    shown = run("systemd-analyze", "security", "--no-pager", service.name)
+    (value,) = re.findall(r"Overall exposure level for dnsprobe\.service: ([0-9.]+)", shown)
+    assert float(value) <= 3.2, shown
+
+
+def test_systemd_has_no_complaint_about_the_unit(service: Service) -> None:
+    assert status("systemd-analyze", "verify", "--man=no", service.name, "dnsprobe.socket") == 0
+    said = run("journalctl", "-b", "_PID=1", "-o", "cat")
+    assert not [line for line in said.splitlines() if "dnsprobe" in line and re.search("[Uu]nknown|[Ii]gnor", line)]
+
+
+def test_memory_stays_below_its_limit(service: Service) -> None:
+    assert int(service.show("MemoryCurrent")) < 256 << 20
+    keep("memory", {"current": int(service.show("MemoryCurrent")), "tasks": int(service.show("TasksCurrent"))})
+
+
+def test_its_own_log_is_in_the_journal() -> None:
+    assert [entry for entry in entries("_SYSTEMD_UNIT=dnsprobe.service") if "ready after" in str(entry["MESSAGE"])]

@@ -1,0 +1,91 @@
+"""The service stops, is killed, hangs: it comes back, and nothing stays in the kernel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from installed import CONFIGURATION, SENDERS, TREE, Service, entries, run, until
+
+GOOD = "domains: [life.test]"
+
+
+def counts(service: Service, queries: int) -> None:
+    run(SENDERS / "send", "sendto", "4", "www.life.test", str(queries))
+    assert service.by("domain") == {"life.test": queries}
+
+
+def test_stop_leaves_nothing_attached(service: Service) -> None:
+    held = len(service.programs())
+    assert held > 0
+    run("systemctl", "stop", service.name)
+    assert service.state == "inactive (dead)"
+    assert service.programs() == []
+    assert run("bpftool", "map", "show").count("dnsprobe") == 0
+    service.configure(GOOD)
+    run("systemctl", "start", service.name)
+    assert len(service.programs()) == held
+    counts(service, 101)
+
+
+def test_it_comes_back_after_a_kill(service: Service) -> None:
+    held = len(service.programs())
+    pid = service.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: service.pid not in {0, pid} and service.state == "active (running)", "the service back")
+    assert len(service.programs()) == held
+    assert service.show("NRestarts") != "0"
+    # Totals are in memory: they begin at zero, and hooks of the one that was killed count nothing twice.
+    counts(service, 103)
+
+
+def test_it_comes_back_after_a_hang(service: Service) -> None:
+    held = len(service.programs())
+    pid = service.pid
+    # A reload from a file that nobody writes: the loop waits for ever.
+    CONFIGURATION.unlink()
+    os.mkfifo(CONFIGURATION)
+    os.kill(pid, signal.SIGHUP)
+    time.sleep(5)
+    CONFIGURATION.unlink()
+    service.configure(GOOD)
+    until(lambda: service.pid not in {0, pid} and service.state == "active (running)", "the service back")
+    assert len(service.programs()) == held
+    said = [str(entry["MESSAGE"]) for entry in entries()]
+    assert any("Fatal Python error: Aborted" in line for line in said)
+    assert any("in _reload" in line for line in said), "where it hung"
+    manager = run("journalctl", "-b", "-o", "cat", "_PID=1", f"UNIT={service.name}")
+    assert "Watchdog timeout" in manager
+    assert "Failed with result 'watchdog'" in manager
+    counts(service, 107)
+
+
+def test_a_wrong_configuration_is_not_tried_again(service: Service) -> None:
+    run("systemctl", "stop", service.name)
+    service.configure("domains: [a..b]")
+    run("systemctl", "start", service.name, check=False)
+    until(lambda: service.state == "failed (failed)", "the failure")
+    time.sleep(8)
+    assert service.state == "failed (failed)"
+    # systemd counts from the start that it was asked for.
+    assert service.show("NRestarts") == "0"
+    assert service.show("ExecMainStatus") == "2"
+
+
+def test_the_socket_unit_holds_the_address_over_an_upgrade(service: Service) -> None:
+    service.configure(GOOD)
+    run("systemctl", "reset-failed", service.name)
+    run("systemctl", "start", "dnsprobe.socket")
+    try:
+        # A scrape starts the service, and waits for it.
+        assert service.get("/-/ready") == "ready\n"
+        pid = service.pid
+        (package,) = TREE.glob("dnsprobe_*.deb")
+        run("apt-get", "install", "--yes", "--reinstall", package)
+        assert service.get("/-/ready") == "ready\n"
+        assert service.pid != pid
+        assert CONFIGURATION.read_text() == GOOD
+        counts(service, 109)
+    finally:
+        run("systemctl", "stop", "dnsprobe.socket", service.name)

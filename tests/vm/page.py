@@ -1,0 +1,118 @@
+"""docs/kernels.md: which kernels dnsprobe was seen to work on, and which ways to send it captures there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from kernels import GUESTS
+
+#: What the tests leave for each hook, and what the table calls it. The first is what ``hook: auto`` comes to.
+HOOKS = ("ip_send_skb", "udp_send_skb", "net_dev_queue")
+
+WAYS = {
+    "sendto": "`sendto`",
+    "send": "`send`, connected",
+    "write": "`write` on a connected socket",
+    "writev": "`writev` on a connected socket",
+    "sendmsg": "`sendmsg`, in two parts",
+    "sendmmsg": "`sendmmsg`",
+    "corked": "corked: `MSG_MORE`, then the rest",
+    "uring": "io_uring",
+    "uringasync": "io_uring, by its worker (`IOSQE_ASYNC`)",
+    "thread": "from another thread than the first",
+    "namespace": "from a second network namespace",
+    "python": "Python, dynamically linked (all others are static)",
+}
+FAMILIES = {"4": "IPv4", "6": "IPv6", "mapped": "IPv4-mapped IPv6"}
+
+_HEAD = """\
+# Kernels
+
+Made by `scripts/vm --write-docs` from a run of its guests: the Debian package, installed with apt in a virtual machine
+with systemd and journald, on each of these kernels. Versions are those that Debian's archive had at that run. The
+kernel 6.1-isra is built from Debian's source with `udp_send_skb` as GCC's IPA-SRA makes it: called
+`udp_send_skb.isra.51`, its second argument split into numbers.
+
+"""
+
+
+_WAYS_HEAD = """\
+## Ways to send
+
+`yes`: each of 7 queries was counted, and for the process that sent it. `no` says what came of them instead: a packet
+that cannot be read is counted as such, in `dnsprobe_packets_unparsed_total`. `refused`: the hook was asked for by name,
+its canaries did not come back right, and dnsprobe said so rather than count wrongly. The reasons for what is not
+captured are in [how it works](how-it-works.md#limits).
+"""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def _kept(folder: Path, guest: str, name: str) -> dict[str, dict[str, str]]:
+    kept: dict[str, dict[str, str]] = json.loads((folder / guest / "out" / f"{name}.json").read_text())
+    return kept
+
+
+def _userland(folder: Path, guest: str) -> str:
+    versions = dict(line.split("=", 1) for line in (folder / guest / "userland.versions").read_text().splitlines())
+    wanted = {"systemd": "systemd", "python3": "Python", "python3-bpfcc": "BCC"}
+    return ", ".join(f"{name} {versions[package].split('-')[0]}" for package, name in wanted.items())
+
+
+def _release(folder: Path, guest: str) -> str:
+    lines = (folder / guest / "kernel.versions").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)["release"]
+
+
+def kernels_table(folder: Path) -> str:
+    """Return the table of guests: name, kernel, where it is from, userland, the functions that serve."""
+    rows = [("Name", "Kernel", "Debian", "Userland", "IPv4 seen at", "IPv6 seen at")]
+    for guest in GUESTS:
+        hooks = _kept(folder, guest.name, "hooks")["hooks"]
+        origin = f"{guest.release}, built from {guest.source}" if guest.source else guest.release
+        userland = f"{guest.userland}: {_userland(folder, guest.name)}"
+        served = (f"`{hooks['udp4']}`", f"`{hooks['udp6']}`")
+        rows.append((guest.name, _release(folder, guest.name), origin, userland, *served))
+    return _table(rows)
+
+
+def ways_table(folder: Path, hook: str) -> str:
+    """Return the table of ways to send by guest."""
+    verdicts = {guest.name: _kept(folder, guest.name, f"paths-{hook}")["rows"] for guest in GUESTS}
+    rows = [("Way to send", "", *verdicts)]
+    for row in next(rows for rows in verdicts.values() if rows):
+        way, family = row.split("-")
+        cells = (verdicts[guest].get(row, "refused") for guest in verdicts)
+        rows.append((WAYS[way], FAMILIES[family], *cells))
+    return _table(rows)
+
+
+def ways(folder: Path) -> str:
+    """Return the section on ways to send: what has to come out the same again, whatever the versions are."""
+    text = _WAYS_HEAD
+    for number, hook in enumerate(HOOKS):
+        note = ", which `hook: auto` comes to" if number == 0 else ""
+        text += f"\n### At `{hook}`{note}\n\n{ways_table(folder, hook)}"
+    return text
+
+
+def page(folder: Path) -> str:
+    """Return the whole page, from what a run over all guests has left. Raises OSError where something is missing."""
+    return _HEAD + kernels_table(folder) + "\n" + ways(folder)
+
+
+def drift(folder: Path, path: Path) -> str:
+    """Return what is wrong with the page at ``path`` after a run over all guests: empty if nothing."""
+    published = path.read_text() if path.exists() else ""
+    if ways(folder) in published and all(f"| {guest.name} " in published for guest in GUESTS):
+        return ""
+    return f"{path.name} is not what came out: see the difference by scripts/vm --write-docs"

@@ -1,0 +1,108 @@
+"""What came out: counts of tests, what is to be thought of a guest, and the table at the end."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from machine import Ending
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Numbers of tests; one that could not be set up or torn down has failed."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One guest's result; ``trouble`` is empty if all is well, ``folder`` is None if there was no guest."""
+
+    guest: str
+    kernel: str
+    counts: Counts
+    seconds: float
+    trouble: str
+    folder: Path | None
+
+
+def read_counts(folder: Path) -> Counts:
+    """Return the sum over all ``junit-*.xml`` of a folder. Raises ValueError for a file that is not of pytest."""
+    total = Counts()
+    for path in sorted(folder.glob("junit-*.xml")):
+        try:
+            total += count(path.read_text())
+        except (ElementTree.ParseError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is no result of pytest: {error!r}") from error
+    return total
+
+
+def count(text: str) -> Counts:
+    """Return the counts in the text of pytest's ``--junitxml``."""
+    total = Counts()
+    for suite in ElementTree.fromstring(text).iter("testsuite"):
+        tests, failures, errors, skipped = (
+            int(suite.attrib[key]) for key in ("tests", "failures", "errors", "skipped")
+        )
+        failed = failures + errors
+        total += Counts(tests - failed - skipped, failed, skipped)
+    return total
+
+
+def judge(guest: str, kernel: str, ending: Ending, folder: Path) -> Result:
+    """Return what comes of an ending and of the results in ``out`` below the folder."""
+    counts, unreadable = Counts(), ""
+    try:
+        counts = read_counts(folder / "out")
+    except ValueError as error:
+        unreadable = str(error)
+    trouble = _no_ending(ending) or unreadable or _trouble(ending, counts)
+    return Result(guest, kernel, counts, ending.seconds, trouble, folder)
+
+
+def _no_ending(ending: Ending) -> str:
+    if ending.status is not None:
+        return ""
+    what = {"died": "the guest died", "deadline": "the guest did not end in time and was ended"}[ending.fate]
+    return f"{what}, in boot {ending.boots - 1}"
+
+
+def _trouble(ending: Ending, counts: Counts) -> str:
+    if counts.failed:
+        return f"{counts.failed} test{'s' if counts.failed > 1 else ''} failed"
+    if ending.status:
+        return f"the script ended with status {ending.status}"
+    return "" if counts.passed else "no test has passed"
+
+
+def summary(results: Iterable[Result]) -> str:
+    """Return the table of all guests; below it, for each in trouble, what the trouble is and where to look."""
+    results = list(results)
+    rows: list[Sequence[str]] = [("guest", "kernel", "passed", "failed", "skipped", "seconds", "")]
+    for result in results:
+        counts = result.counts
+        numbers = (str(number) for number in (counts.passed, counts.failed, counts.skipped))
+        rows.append(
+            (result.guest, result.kernel, *numbers, f"{result.seconds:.0f}", "FAILED" if result.trouble else "ok")
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if 2 <= column <= 5 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    for result in results:
+        if result.trouble:
+            where = f"; see console.log, journal.log and output.log in {result.folder}" if result.folder else ""
+            lines.append(f"{result.guest}: {result.trouble}{where}")
+    return "\n".join(lines)

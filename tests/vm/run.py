@@ -1,0 +1,138 @@
+"""Runs the tests of tests/vm/guest in virtual machines: see ``scripts/vm --help``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import sys
+from pathlib import Path
+
+from archive import ArchiveError
+from children import CommandError
+from kernels import GUESTS, choose
+from page import drift, page
+from report import summary
+from session import END_SIGNALS, Session, Wishes
+
+_HERE = Path(__file__).resolve().parent
+_TREE = _HERE.parent.parent
+_PAGE = _TREE / "docs/kernels.md"
+
+#: Seconds for all boots of one guest.
+_DEADLINE = 2400
+
+#: Guests at a time. One has two emulated processors, but keeps less than one real one busy: with two real ones, two
+#: guests at a time took 97 s, where they took 180 s one after the other.
+_JOBS = len(os.sched_getaffinity(0))
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/vm",
+        description="Run the tests of tests/vm/guest in virtual machines, which the first run builds.",
+    )
+    parser.add_argument("guest", nargs="*", help="guests to run; all if none is given")
+    parser.add_argument("--list", action="store_true", help="list the guests and end")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=_JOBS,
+        metavar="N",
+        help="guests at a time (default: %(default)s, as there are processors)",
+    )
+    parser.add_argument("--refresh", action="store_true", help="build the guests anew, of what the archive has now")
+    parser.add_argument(
+        "--deb",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        default=[],
+        help="package to test; without it, scripts/build-deb builds one",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=_TREE / "build/vm",
+        metavar="DIR",
+        help="gets a folder for each guest (default: build/vm)",
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=_DEADLINE, metavar="SECONDS", help="for each guest (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--write-docs", action="store_true", help="write docs/kernels.md from what comes out of all guests"
+    )
+    # For tests of the harness itself.
+    parser.add_argument("--guest-folder", type=Path, default=_HERE / "guest", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; return its exit status."""
+    parsed = _parse(arguments)
+    if parsed.list:
+        for guest in GUESTS:
+            how = f", built from {guest.source}" if guest.source else ""
+            print(f"{guest.name:<10} kernel of {guest.release}{how}, userland of {guest.userland}")
+        return 0
+    try:
+        wishes = _wishes(parsed)
+    except ValueError as error:
+        print(f"scripts/vm: {error}", file=sys.stderr)
+        return 2
+    for number in END_SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        results = Session(wishes).run()
+    except (CommandError, ArchiveError) as error:
+        print(f"scripts/vm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print(f"scripts/vm: ended by {interrupt} before all guests were done", file=sys.stderr)
+        return 130
+    print("\n" + summary(results))
+    if any(result.trouble for result in results):
+        return 1
+    return 0 if parsed.guest else _publish(parsed.out, write=parsed.write_docs)
+
+
+def _publish(out: Path, *, write: bool) -> int:
+    """Write the page about kernels, or see whether it still says what came out."""
+    if write:
+        _PAGE.write_text(page(out))
+        print(f"scripts/vm: wrote {_PAGE}")
+    elif trouble := drift(out, _PAGE):
+        print(f"scripts/vm: {trouble}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _wishes(parsed: argparse.Namespace) -> Wishes:
+    if platform.machine() != "x86_64":
+        raise ValueError(f"the guests are for x86_64, this host is {platform.machine()}")
+    if parsed.write_docs and parsed.guest:
+        raise ValueError("--write-docs takes all guests: name none")
+    if parsed.jobs < 1:
+        raise ValueError(f"--jobs {parsed.jobs}: at least one guest has to run at a time")
+    for path in [*parsed.deb, parsed.guest_folder / "main.sh"]:
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+    return Wishes(
+        guests=tuple(choose(parsed.guest)),
+        packages=tuple(parsed.deb),
+        guest_folder=parsed.guest_folder,
+        out=parsed.out,
+        deadline=parsed.deadline,
+        jobs=parsed.jobs,
+        refresh=parsed.refresh,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
