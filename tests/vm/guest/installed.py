@@ -44,7 +44,8 @@ def until(condition: Callable[[], object], what: str) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {PATIENCE:.0f} s"
-        time.sleep(0.2)
+        # Looking costs an emulated machine more than waiting.
+        time.sleep(1)
 
 
 class Unit:
@@ -58,7 +59,10 @@ class Unit:
 
     @property
     def state(self) -> str:
-        return f"{self.show('ActiveState')} ({self.show('SubState')})"
+        """Return the state as ``systemctl status`` has it: ``active (running)``."""
+        shown = run("systemctl", "show", "-p", "ActiveState,SubState", self.name)
+        found = dict(line.split("=", 1) for line in shown.splitlines())
+        return f"{found['ActiveState']} ({found['SubState']})"
 
 
 class Service(Unit):
@@ -122,7 +126,6 @@ class Service(Unit):
 
 def entries(*matches: str) -> list[dict[str, Any]]:
     """Return dnsprobe's journal entries of this boot that match, oldest first."""
-    run("journalctl", "--sync", check=False)
     text = run("journalctl", "-b", "-t", "dnsprobe", "-o", "json", "--all", *matches)
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 

@@ -33,7 +33,7 @@ def test_it_comes_back_after_a_kill(service: Service) -> None:
     held = len(service.programs())
     pid = service.pid
     os.kill(pid, signal.SIGKILL)
-    until(lambda: service.pid not in {0, pid} and service.state == "active (running)", "the service back")
+    until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
     assert len(service.programs()) == held
     assert service.show("NRestarts") != "0"
     # Totals are in memory: they begin at zero, and hooks of the one that was killed count nothing twice.
@@ -50,7 +50,7 @@ def test_it_comes_back_after_a_hang(service: Service) -> None:
     time.sleep(5)
     CONFIGURATION.unlink()
     service.configure(GOOD)
-    until(lambda: service.pid not in {0, pid} and service.state == "active (running)", "the service back")
+    until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
     assert len(service.programs()) == held
     said = [str(entry["MESSAGE"]) for entry in entries()]
     assert any("Fatal Python error: Aborted" in line for line in said)
@@ -82,7 +82,7 @@ def test_the_socket_unit_holds_the_address_over_an_upgrade(service: Service) -> 
         assert service.get("/-/ready") == "ready\n"
         pid = service.pid
         (package,) = TREE.glob("dnsprobe_*.deb")
-        run("apt-get", "install", "--yes", "--reinstall", package)
+        run("dpkg", "--install", package)
         assert service.get("/-/ready") == "ready\n"
         assert service.pid != pid
         assert CONFIGURATION.read_text() == GOOD
