@@ -1,0 +1,62 @@
+"""docs/kernels.md has the kernels of the one list, and is made from what a run leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from kernels import GUESTS
+from page import HOOKS, drift, page
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "kernels.md"
+
+
+def test_the_page_has_the_kernels_of_the_list() -> None:
+    text = PUBLISHED.read_text("utf-8")
+    table = text.split("\n## ", 1)[0]
+    names = [match[1] for match in re.finditer(r"^\| (\S+) ", table, re.MULTILINE)]
+    assert names == ["Name", *(guest.name for guest in GUESTS)]
+    for hook in HOOKS:
+        (head,) = re.findall(rf"^### At `{hook}`.*\n\n(\|.*\|)$", text, re.MULTILINE)
+        assert [cell.strip() for cell in head.strip("|").split("|")][2:] == [guest.name for guest in GUESTS]
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    """Return what a run has left, in which one kernel refuses one hook."""
+    for guest in GUESTS:
+        out = tmp_path / guest.name / "out"
+        out.mkdir(parents=True)
+        (tmp_path / guest.name / "kernel.versions").write_text(f"release={guest.name}.1-test\n")
+        (tmp_path / guest.name / "userland.versions").write_text(
+            "systemd=252.1-1\npython3=3.11.2-1\npython3-bpfcc=0.26.0-1\n"
+        )
+        (out / "hooks.json").write_text(json.dumps({"hooks": {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}}))
+        for hook in HOOKS:
+            rows = {"sendto-4": "yes", "corked-mapped": "no: 0 of 7"}
+            refuses = guest.source and hook == "udp_send_skb"
+            (out / f"paths-{hook}.json").write_text(json.dumps({"rows": {} if refuses else rows}))
+    return tmp_path
+
+
+def test_what_comes_out_is_published(left: Path) -> None:
+    text = page(left)
+    assert "| 5.10     | 5.10.1-test" in text
+    assert "bookworm: systemd 252.1, Python 3.11.2, BCC 0.26.0" in text
+    assert re.search(r"^\| `sendto` +\| IPv4 +\| yes +\| yes +\| refused +\| yes +\| yes +\|$", text, re.MULTILINE)
+    assert "IPv4-mapped IPv6 | no: 0 of 7" in text
+
+
+def test_another_outcome_is_noticed_and_another_version_is_not(left: Path, tmp_path: Path) -> None:
+    published = tmp_path / "kernels.md"
+    assert drift(left, published)
+    published.write_text(page(left))
+    assert not drift(left, published)
+    (left / "sid" / "kernel.versions").write_text("release=9.9\n")
+    assert not drift(left, published)
+    (left / "sid" / "out" / "paths-ip_send_skb.json").write_text(
+        json.dumps({"rows": {"sendto-4": "no: 3 of 7", "corked-mapped": "no: 0 of 7"}})
+    )
+    assert drift(left, published)
