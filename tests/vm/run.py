@@ -61,7 +61,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--deadline", type=float, default=_DEADLINE, metavar="SECONDS", help="for each guest (default: %(default)s)"
     )
-    parser.add_argument("--build", action="store_true", help="build what the guests are made of, and run none")
     parser.add_argument(
         "--write-docs", action="store_true", help="write docs/kernels.md from what comes out of all guests"
     )
@@ -90,9 +89,6 @@ def main(arguments: list[str]) -> int:
     for number in END_SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        if parsed.build:
-            Session(wishes).build()
-            return 0
         results = Session(wishes).run()
     except (CommandError, ArchiveError) as error:
         print(f"scripts/vm: {error}", file=sys.stderr)

@@ -9,11 +9,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from archive import ArchiveError
 from children import Children, CommandError
@@ -80,43 +78,26 @@ class Session:
         self._products: dict[str, Future[Path]] = {}
         self._printer = Printer(max(len(product.name) for product in self._wanted()))
 
-    def build(self) -> None:
-        """Build what is missing, and run nothing. Whatever is raised, all that was started has been ended."""
-        self._with_products(lambda _folder: [product.result() for product in self._products.values()])
-
     def run(self) -> list[Result]:
         """Return the results in the order of the guests. Whatever is raised, all that was started has been ended."""
-        return self._with_products(self._run_guests)
-
-    def _run_guests(self, folder: Path) -> list[Result]:
-        tree = self._make_tree(folder)
-        with ThreadPoolExecutor(len(self._wishes.guests)) as runners:
-            results = [runners.submit(self._guest, guest, tree) for guest in self._wishes.guests]
-            try:
-                return [result.result() for result in results]
-            except BaseException:
-                self._stop(runners)
-                raise
-
-    def _stop(self, pool: ThreadPoolExecutor) -> None:
-        for number in END_SIGNALS:  # ending takes seconds, and a second one would leave programs behind
-            signal.signal(number, signal.SIG_IGN)
-        self._children.stop()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-    def _with_products(self, use: Callable[[Path], list[Any]]) -> list[Any]:
-        """Return what ``use`` makes of a temporary folder while all products are being built."""
         wanted = self._wanted()
         with (
             tempfile.TemporaryDirectory(prefix="dnsprobe-vm-") as name,
             # Those from source, which come first and take longest, and two others beside them.
             ThreadPoolExecutor(2 + sum(bool(guest.source) for guest in self._wishes.guests)) as builders,
+            ThreadPoolExecutor(len(self._wishes.guests)) as runners,
         ):
             try:
                 self._products = {product.name: builders.submit(self._get, product) for product in wanted}
-                return use(Path(name))
+                tree = self._make_tree(Path(name))
+                results = [runners.submit(self._guest, guest, tree) for guest in self._wishes.guests]
+                return [result.result() for result in results]
             except BaseException:
-                self._stop(builders)
+                for number in END_SIGNALS:  # ending takes seconds, and a second one would leave programs behind
+                    signal.signal(number, signal.SIG_IGN)
+                self._children.stop()
+                builders.shutdown(wait=False, cancel_futures=True)
+                runners.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _wanted(self) -> list[Product]:
