@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -49,3 +51,22 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
         probe.close()
         probe.release()
         port.close()
+
+
+IN_FEW_PORTS = """\
+import sys
+from dnsprobe.kernel.canary import CanaryPort
+for _ in range(60):
+    port = CanaryPort()
+    print(port.port)
+    port.close()
+"""
+
+
+def test_the_canaries_port_does_not_look_like_an_address() -> None:
+    enter = ["unshare", "--net", "sh", "-ec"]
+    setting = 'sysctl -qw net.ipv4.ip_local_port_range="32510 32515"; ip link set lo up; exec "$@"'
+    command = [*enter, setting, "sh", sys.executable, "-c", IN_FEW_PORTS]
+    used = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert "32511" in used
+    assert str(0x7F00) not in used
