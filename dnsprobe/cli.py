@@ -122,7 +122,8 @@ def _run(arguments: argparse.Namespace) -> int:
     config = configuration()
     _need_root()
     # A watchdog that fires leaves behind where the loop was: systemd ends a service that hangs with SIGABRT.
-    faulthandler.enable()
+    if sys.stderr is not None:
+        faulthandler.enable()
     Daemon(config, arguments.log_target, configuration).run()
     return EXIT_GOOD
 
@@ -154,24 +155,12 @@ def _to_journal() -> bool:
     return False
 
 
-def _journal_handler() -> logging.Handler:
-    from dnsprobe.sinks.journal import LogHandler, priority  # noqa: PLC0415 - only a service needs it
-
-    class Formatter(logging.Formatter):
-        """Levels as systemd reads them from a service's standard error (sd-daemon(3))."""
-
-        def format(self, record: logging.LogRecord) -> str:
-            level = priority(record.levelno)
-            return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
-
-    handler = LogHandler()
-    handler.setFormatter(Formatter("%(message)s"))
-    return handler
-
-
 def _set_up_logging() -> None:
+    handler: logging.Handler
     if _to_journal():
-        handler = _journal_handler()
+        from dnsprobe.sinks.journal import LogHandler  # noqa: PLC0415 - only a service needs it
+
+        handler = LogHandler()
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("dnsprobe: %(message)s"))

@@ -210,10 +210,15 @@ class LogHandler(logging.StreamHandler[TextIO]):
         super().__init__()
         self._send, self._path = send or _sendv(), path
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record for standard error, each line with its level as systemd reads it there (sd-daemon(3))."""
+        level = priority(record.levelno)
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; a journald that does not read is not waited for."""
         entry = [
-            f"MESSAGE={record.getMessage()}",
+            f"MESSAGE={super().format(record)}",
             f"PRIORITY={priority(record.levelno)}",
             f"SYSLOG_IDENTIFIER={SYSLOG_IDENTIFIER}",
         ]

@@ -102,6 +102,20 @@ def test_a_loop_that_hangs_feeds_no_watchdog(start: Start, manager: Manager, tmp
     assert "in _reload" in log
 
 
+def test_without_standard_error(manager: Manager, tmp_path: Path) -> None:
+    configuration = tmp_path / "quiet.yaml"
+    configuration.write_text("domains: [watched.test]")
+    command = [str(PROGRAM), "run", "--config", str(configuration), "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command], env={**os.environ, "NOTIFY_SOCKET": str(manager.path)}
+    )
+    try:
+        manager.hear("READY")
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
 PASS_SOCKETS = """\
 import os, socket, sys
 os.closerange(3, 20)

@@ -530,7 +530,24 @@ def test_what_journald_does_not_take_goes_to_stderr(journald: Journald, capsys: 
     journald.fill()
     handler.handle(record(logging.WARNING, journal.PATH_LOST_ID))
     assert sent == []
-    assert capsys.readouterr().err == "udp4 is not proved\n"
+    assert capsys.readouterr().err == "<4>udp4 is not proved\n"
+
+
+def test_a_traceback_goes_along(journald: Journald, capsys: pytest.CaptureFixture[str]) -> None:
+    sent: list[tuple[bytes, ...]] = []
+    handler = LogHandler(lambda *entry: sent.append(entry), journald.path)
+    failed = record(logging.ERROR, None)
+    try:
+        int("no number")
+    except ValueError:
+        failed.exc_info = sys.exc_info()
+    handler.handle(failed)
+    ((message, *_),) = sent
+    assert message.startswith(b"MESSAGE=udp4 is not proved\nTraceback (most recent call last):\n")
+    assert message.endswith(b"\nValueError: invalid literal for int() with base 10: 'no number'")
+    journald.fill()
+    handler.handle(failed)
+    assert all(line.startswith("<3>") for line in capsys.readouterr().err.splitlines())
 
 
 def test_each_kind_of_entry_has_its_text_in_the_catalog(tmp_path: Path) -> None:
