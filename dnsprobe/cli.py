@@ -11,10 +11,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from dnsprobe import __version__
+from dnsprobe import __version__, privileges
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE, UserError
 from dnsprobe.text import number
 
@@ -91,23 +90,6 @@ def _load(arguments: argparse.Namespace) -> Config:
     return load(DEFAULT_CONFIG)
 
 
-def _need_root() -> None:
-    if os.geteuid() != 0 and not _has_capabilities():
-        raise UserError(
-            "dnsprobe needs to load BPF programs, which an ordinary user may not",
-            "run it as root, for example with sudo",
-        )
-
-
-def _has_capabilities() -> bool:
-    """True with CAP_BPF (39) and CAP_PERFMON (38), or CAP_SYS_ADMIN (21): capabilities(7)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        effective = int(status.split("CapEff:", 1)[1].split(maxsplit=1)[0], 16)
-        return bool(effective >> 21 & 1 or (effective >> 38 & 1 and effective >> 39 & 1))
-    return False
-
-
 def _run(arguments: argparse.Namespace) -> int:
     from dnsprobe.config import parse_listen  # noqa: PLC0415
     from dnsprobe.daemon import Daemon  # noqa: PLC0415
@@ -120,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return dataclasses.replace(config, metrics=metrics)
 
     config = configuration()
-    _need_root()
+    privileges.need()
     # A watchdog that fires leaves behind where the loop was: systemd ends a service that hangs with SIGABRT.
     if sys.stderr is not None:
         faulthandler.enable()
@@ -132,7 +114,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from dnsprobe.watch import watch  # noqa: PLC0415
 
     config = _load(arguments)
-    return watch(config, arguments.domains, as_json=arguments.json, check_privileges=_need_root)
+    return watch(config, arguments.domains, as_json=arguments.json, check_privileges=privileges.need)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -10,16 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnsprobe import __version__
+from dnsprobe import __version__, privileges
 from dnsprobe.config import Config
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
 from dnsprobe.kernel import bpf
 from dnsprobe.kernel.hooks import LADDER, kprobes_available
 from dnsprobe.kernel.probe import Probe, Sizes
 from dnsprobe.kernel.symbols import find_functions, read_kallsyms
-
-#: include/uapi/linux/capability.h
-_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_SYSLOG": 34, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +90,11 @@ def _symbols() -> Iterator[Finding]:
 
 
 def _capabilities() -> Finding:
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError as error:
-        return Finding("capabilities", False, f"/proc/self/status: {error.strerror}; dnsprobe needs procfs")
-    effective = int(status.split("CapEff:", 1)[1].split(maxsplit=1)[0], 16)
-    held = [name for name, bit in _CAPABILITIES.items() if effective >> bit & 1]
-    enough = "CAP_SYS_ADMIN" in held or {"CAP_BPF", "CAP_PERFMON"} <= set(held)
-    return Finding("capabilities", enough, ", ".join(held) or "none of those that BPF takes; run as root")
+    held = privileges.held()
+    names = ", ".join(capability.name for capability in sorted(held))
+    return Finding(
+        "capabilities", privileges.can_load(held), names or f"none of those that BPF takes; {privileges.HINT}"
+    )
 
 
 def _examine_paths(config: Config, *, as_json: bool) -> int:

@@ -25,6 +25,7 @@ from dnsprobe.kernel import abi, bpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort, canary_suffix
 from dnsprobe.kernel.hooks import LADDER, PATHS, RUNGS, Hook, Rung
 from dnsprobe.kernel.loader import MESSAGE_SIZE
+from dnsprobe.privileges import HINT
 
 #: Room for canaries on their way: they must come back even while the ring of events is full.
 _CANARY_RING_SIZE = 64 * 1024
@@ -132,7 +133,7 @@ class Probe:
             self._canary_port = CanaryPort(self._ports)
         except OSError as error:
             self._child.close()
-            hint = "dnsprobe has to run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_SYSLOG"
+            hint = HINT
             if error.errno in {errno.ENOMEM, errno.E2BIG}:
                 hint = "give probe.processes, probe.counters, probe.names and probe.recent smaller sizes"
             raise UserError(f"cannot make BPF maps: {error.strerror or error}", hint) from error

@@ -15,12 +15,10 @@ from typing import Any
 import pytest
 from conftest import PATIENCE, PROGRAM, Service
 
-from dnsprobe.privileges import CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYSLOG
+from dnsprobe.privileges import ONLY_AT_START, Capability
 
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
-
-CAP_SYS_PTRACE = 19
 
 
 class Manager:
@@ -202,7 +200,7 @@ def test_what_only_the_start_needs_is_given_up(start: Start, scene: Scene) -> No
     service = start("domains: [watched.test]\nprobe: {verify_interval: 1s}")
     for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
         held = capabilities(service.process.pid, kind)
-        assert not any(held >> capability & 1 for capability in (CAP_SYS_ADMIN, CAP_SYSLOG, CAP_PERFMON))
+        assert not any(held >> capability & 1 for capability in ONLY_AT_START)
     for thread in Path(f"/proc/{service.process.pid}/task").iterdir():
         assert capabilities(int(thread.name), "CapEff") == capabilities(service.process.pid, "CapEff")
     # All that comes later works without.
@@ -232,7 +230,7 @@ def test_a_user_with_three_capabilities(start: Start, scene: Scene, tmp_path: Pa
         if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
             folder.chmod(0o755)
     service = start("domains: [ipv6.test]\nprobe: {verify_interval: 1s}", UNPRIVILEGED)
-    assert capabilities(service.process.pid, "CapPrm") == 1 << CAP_BPF | 1 << CAP_SYS_PTRACE
+    assert capabilities(service.process.pid, "CapPrm") == 1 << Capability.CAP_BPF | 1 << Capability.CAP_SYS_PTRACE
     scene("clients")
     time.sleep(2)
     assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1}
