@@ -208,6 +208,8 @@ class LogHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, send: Callable[..., object] | None = None, path: str = SOCKET) -> None:
         super().__init__()
+        # logging.basicConfig would give it one with level and logger in each line.
+        self.setFormatter(logging.Formatter())
         self._send, self._path = send or _sendv(), path
 
     def format(self, record: logging.LogRecord) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -98,6 +99,41 @@ def test_a_loop_that_hangs_feeds_no_watchdog(start: Start, manager: Manager, tmp
     log = service.err.read_text("utf-8")
     assert "Fatal Python error: Aborted" in log
     assert "in _reload" in log
+
+
+JOURNAL_ELSEWHERE = """\
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/journal
+mount --bind "$0" /run/systemd/journal
+JOURNAL_STREAM=$(stat --dereference --format=%d:%i /proc/self/fd/2) exec "$@"
+"""
+
+
+def test_its_log_goes_to_the_journal(tmp_path: Path) -> None:
+    configuration = tmp_path / "quiet.yaml"
+    configuration.write_text("domains: [watched.test]")
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    command = [str(PROGRAM), "run", "--config", str(configuration), "--listen", "127.0.0.1:0"]
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald,
+        (tmp_path / "err").open("w") as err,
+        subprocess.Popen(
+            ["unshare", "--mount", "sh", "-ec", JOURNAL_ELSEWHERE, str(folder), *command], stderr=err
+        ) as process,
+    ):
+        try:
+            journald.bind(str(folder / "socket"))
+            journald.settimeout(PATIENCE)
+            fields: list[str] = []
+            while not any("ready after" in field for field in fields):
+                fields = journald.recv(65536).decode().splitlines()
+        finally:
+            process.terminate()
+    assert {"PRIORITY=6", "SYSLOG_IDENTIFIER=dnsprobe"} <= set(fields)
+    (message,) = [field for field in fields if field.startswith("MESSAGE=")]
+    assert re.fullmatch(r"MESSAGE=ready after [0-9.]+ s.*", message)
+    assert (tmp_path / "err").read_text() == ""
 
 
 def test_without_standard_error(manager: Manager, tmp_path: Path) -> None:
