@@ -30,10 +30,14 @@ class Symbol:
 
 def find_functions(kallsyms: bytes, name: str) -> list[Symbol]:
     """Return the entries of the function ``name`` under all names that a compiler gave it, in the order of kallsyms."""
-    pattern = re.compile(
-        rb"^([0-9a-f]+) [tTwW] (" + re.escape(name.encode()) + _CLONE + rb")(?:\t\[.*\])?$", re.MULTILINE
-    )
-    return [Symbol(match[2].decode(), int(match[1], 16)) for match in pattern.finditer(kallsyms)]
+    # Beginning with plain text, it is looked for many times faster in megabytes than with the address in front.
+    pattern = re.compile(rb" (" + re.escape(name.encode()) + _CLONE + rb")(?:\t\[.*\])?$", re.MULTILINE)
+    symbols = []
+    for match in pattern.finditer(kallsyms):
+        address, kind = kallsyms[kallsyms.rfind(b"\n", 0, match.start()) + 1 : match.start()].split(b" ")
+        if kind in b"tTwW":
+            symbols.append(Symbol(match[1].decode(), int(address, 16)))
+    return symbols
 
 
 def read_kallsyms(path: str = "/proc/kallsyms") -> bytes:
