@@ -145,6 +145,8 @@ class Loader:
             flags = [
                 f"-I{bpf_folder()}",
                 "-Wno-unused-function",
+                # BCC asks for types and lines of the program, which take a sixth of the time and which nobody reads.
+                "-g0",
                 f"-DHOOK_{rung.name.upper()}",
                 f"-DCANARY_PORT={self._canary_port}",
                 f"-DWATCHED_PORT(port)=({ports})",
