@@ -25,6 +25,8 @@ HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("dnsprobe")
 #: More than any step takes on a slow machine; a test that gets here has failed.
 PATIENCE = 60.0
+#: What to put before a command to run it in a network namespace that has loopback alone.
+IN_OWN_NET = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,7 +80,11 @@ class Service(Program):
         self.configuration.write_text(configuration, encoding="utf-8")
         arguments = ["run", "--config", str(self.configuration), "--listen", "127.0.0.1:0", "--log-target", "console"]
         super().__init__(arguments, folder, prefix)
-        self.url = self.wait_for("ready after").split("http://", 1)[1].split("/metrics", 1)[0]
+        try:
+            self.url = self.wait_for("ready after").split("http://", 1)[1].split("/metrics", 1)[0]
+        except BaseException:
+            self.kill()
+            raise
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{self.url}{path}", timeout=PATIENCE) as answer:

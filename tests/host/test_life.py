@@ -17,7 +17,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import pytest
-from conftest import PATIENCE, PROGRAM, Program, Service
+from conftest import IN_OWN_NET, PATIENCE, PROGRAM, Program, Service
 
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
@@ -151,9 +151,6 @@ def test_canaries_are_repeated_and_never_shown(start: Start) -> None:
     assert service.samples("dnsprobe_queries_total") == []
     assert service.value("dnsprobe_events_total") == 0
     assert service.entries() == []
-
-
-IN_OWN_NET = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
 
 
 def test_a_path_that_fails_later_is_noticed(start: Start) -> None:

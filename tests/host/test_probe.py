@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import pytest
+from conftest import IN_OWN_NET
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.canary import Canaries, CanaryPort
@@ -64,9 +65,8 @@ for _ in range(60):
 
 
 def test_the_canaries_port_does_not_look_like_an_address() -> None:
-    enter = ["unshare", "--net", "sh", "-ec"]
-    setting = 'sysctl -qw net.ipv4.ip_local_port_range="32510 32515"; ip link set lo up; exec "$@"'
-    command = [*enter, setting, "sh", sys.executable, "-c", IN_FEW_PORTS]
+    setting = 'sysctl -qw net.ipv4.ip_local_port_range="32510 32515"; exec "$@"'
+    command = [*IN_OWN_NET, "sh", "-ec", setting, "sh", sys.executable, "-c", IN_FEW_PORTS]
     used = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert "32511" in used
     assert str(0x7F00) not in used

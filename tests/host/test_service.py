@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, PROGRAM, Service
+from conftest import IN_OWN_NET, PATIENCE, PROGRAM, Service
 
 from dnsprobe.privileges import ONLY_AT_START, Capability
 
@@ -206,10 +206,9 @@ def test_wrong_sockets_from_systemd(passed: list[str], message: str, tmp_path: P
 
 
 def test_an_address_that_comes_later(start: Start, manager: Manager) -> None:
-    in_own_net = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
     configuration = manager.path.with_name("late.yaml")
     configuration.write_text("domains: [watched.test]\nmetrics: {listen: '192.0.2.1:10059'}")
-    command = [*in_own_net, str(PROGRAM), "run", "--config", str(configuration), "--log-target", "console"]
+    command = [*IN_OWN_NET, str(PROGRAM), "run", "--config", str(configuration), "--log-target", "console"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert "cannot listen on 192.0.2.1:10059" in refused.stderr
     process = subprocess.Popen(

@@ -14,9 +14,7 @@ from pathlib import Path
 
 from archive import Archive
 from children import Children
-from products import LOG, Cache, Product, Tell, recipe
-
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dnsprobe-vm"
+from products import LOG, Cache, Product, Tell, cache_folder, recipe
 
 # What is essential, apt, and systemctl to ask about units.
 _MINIMAL = ("--mode=root", "--variant=apt", "--include=systemd", '--aptopt=APT::Install-Recommends "false"')
@@ -112,7 +110,7 @@ def debian_tree(release: str, tell: Tell) -> Iterator[DebianTree]:
     """Give a fresh tree whose apt reaches the archive as the host's does. It is gone afterwards."""
     children = Children()
     try:
-        packed = Cache(_CACHE).get(_minimal(release, children), tell) / "tree.tar"
+        packed = Cache(cache_folder()).get(_minimal(release, children), tell) / "tree.tar"
         with tempfile.TemporaryDirectory(prefix="dnsprobe-package-", dir=_roomy()) as folder:
             archive = Archive(release, Path(folder) / "apt", children, Path(folder) / LOG)
             root = Path(folder) / "root"
