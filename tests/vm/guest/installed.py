@@ -22,7 +22,7 @@ CONFIGURATION = Path("/etc/dnsprobe/dnsprobe.yaml")
 TREE = HERE.parent
 SENDERS = TREE / "senders"
 #: More than any step takes in an emulated machine; a test that gets here has failed.
-PATIENCE = 180.0
+PATIENCE = 300.0
 
 
 def run(*command: str | Path, check: bool = True, **more: Any) -> str:
@@ -130,9 +130,15 @@ def entries(*matches: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-def send(name: str, count: int, *prefix: str) -> None:
-    """Send queries for a name to 127.0.0.1, from one process called ``send``."""
-    run(*prefix, SENDERS / "send", "sendto", "4", name, str(count))
+def send(name: str, count: int, family: str = "4") -> None:
+    """Send queries for a name to loopback, from one process called ``send``."""
+    run(SENDERS / "send", "sendto", family, name, str(count))
+
+
+def query(name: str) -> bytes:
+    """Return a query for the A record of a name (RFC 1035, section 4.1)."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return bytes.fromhex("0001 0100 0001 0000 0000 0000") + labels + bytes([0, 0, 1, 0, 1])
 
 
 @pytest.fixture(scope="session")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from installed import Service, run
+from installed import Service, query, run
 
 UNITS = Path("/etc/systemd/system")
 
-ASK = (
-    "/usr/bin/python3 -c \"import socket; s = socket.socket(2, 2); s.sendto(bytes.fromhex('{0}'), ('127.0.0.1', 53))\""
-)
 
-
-def message(name: str) -> str:
-    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    return (bytes.fromhex("0001 0100 0001 0000 0000 0000") + labels + bytes([0, 0, 1, 0, 1])).hex()
+def ask(name: str) -> str:
+    """Return a command line, as units and shells take it, that asks 127.0.0.1 for a name."""
+    send = f"s.sendto(bytes.fromhex('{query(name).hex()}'), ('127.0.0.1', 53))"
+    return f'/usr/bin/python3 -c "import socket; s = socket.socket(2, 2); {send}"'
 
 
 def test_the_unit_is_exactly_the_shipped_one(service: Service) -> None:
@@ -36,12 +33,12 @@ def test_prepare_services_that_ask_early(service: Service) -> None:
     # As those that set up the network, some as a part of sysinit.target: cloud-init does.
     (UNITS / "early.service").write_text(
         "[Unit]\nDefaultDependencies=no\nAfter=network-pre.target\nBefore=network.target sysinit.target\n"
-        f"[Service]\nType=oneshot\nExecStart={ASK.format(message('early.boot.test'))}\n"
+        f"[Service]\nType=oneshot\nExecStart={ask('early.boot.test')}\n"
         "[Install]\nWantedBy=sysinit.target\n"
     )
     (UNITS / "ordinary.service").write_text(
         "[Unit]\nAfter=network.target\n"
-        f"[Service]\nType=oneshot\nExecStart={ASK.format(message('ordinary.boot.test'))}\n"
+        f"[Service]\nType=oneshot\nExecStart={ask('ordinary.boot.test')}\n"
         "[Install]\nWantedBy=multi-user.target\n"
     )
     # A user who logs in at the console as soon as it is there.
@@ -51,7 +48,7 @@ def test_prepare_services_that_ask_early(service: Service) -> None:
         "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear %I 115200 linux\n"
     )
     Path("/root/.profile").write_text(
-        "systemctl is-active dnsprobe >/root/first-login\n" + ASK.format(message("login.boot.test")) + "\n"
+        "systemctl is-active dnsprobe >/root/first-login\n" + ask("login.boot.test") + "\n"
     )
     run("systemctl", "daemon-reload")
     run("systemctl", "enable", "early.service", "ordinary.service")

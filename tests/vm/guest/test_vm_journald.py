@@ -6,22 +6,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from installed import SENDERS, Service, entries, run, until
+from installed import Service, entries, run, send, until
 
 SOCKETS = ("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald-audit.socket")
+#: The tests before these have started the service with an entry for each query.
+CONFIGURATION = "domains: [journald.test]\njournal: {repeat: 0}"
 DROP_IN = Path("/etc/systemd/journald.conf.d/strict.conf")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def started(service: Service) -> Iterator[None]:
-    service.restart("domains: [journald.test]\njournal: {repeat: 0}")
+    service.reload(CONFIGURATION)
     yield
     DROP_IN.unlink(missing_ok=True)
     run("systemctl", "restart", "systemd-journald")
 
 
 def ask(label: str, count: int) -> None:
-    run(SENDERS / "send", "sendto", "4", f"{label}.journald.test", str(count))
+    send(f"{label}.journald.test", count)
+
+
+def all_are_written(service: Service, label: str, count: int) -> None:
+    """Ask so often, and assert that each query has its entry, in the journal too."""
+    settled(service)
+    written, dropped = told(service)
+    ask(label, count)
+    settled(service)
+    assert told(service) == (written + count, dropped)
+    until(lambda: len(entries(f"DNSPROBE_QNAME={label}.journald.test")) == count, "all entries")
 
 
 def sent(service: Service) -> int:
@@ -54,25 +66,19 @@ def test_entries_are_dropped_and_counted_while_journald_is_away(service: Service
         assert service.state == "active (running)"
     finally:
         run("systemctl", "start", *SOCKETS, "systemd-journald.service")
-    ask("back", 103)
-    settled(service)
+    all_are_written(service, "back", 103)
     assert told(service) == (written + 103, dropped + 101)
     assert sent(service) == before + 204
-    until(lambda: len(entries("DNSPROBE_QNAME=back.journald.test")) == 103, "the entries after journald's return")
     assert entries("DNSPROBE_QNAME=away.journald.test") == []
     # Its own log lines have found the new journald too.
-    service.reload("domains: [journald.test]\njournal: {repeat: 0}")
-    until(lambda: [e for e in entries() if str(e["MESSAGE"]) == "reloaded: 1 rule"], "a line of its log")
+    before_reload = len(entries("MESSAGE=reloaded: 1 rule"))
+    service.reload(CONFIGURATION)
+    until(lambda: len(entries("MESSAGE=reloaded: 1 rule")) == before_reload + 1, "a line of its log")
 
 
 def test_nothing_is_lost_over_a_restart_of_journald(service: Service) -> None:
-    settled(service)
-    written, dropped = told(service)
     run("systemctl", "restart", "systemd-journald")
-    ask("restarted", 107)
-    settled(service)
-    assert told(service) == (written + 107, dropped)
-    until(lambda: len(entries("DNSPROBE_QNAME=restarted.journald.test")) == 107, "all entries")
+    all_are_written(service, "restarted", 107)
 
 
 def test_a_full_disk(service: Service) -> None:
@@ -101,22 +107,15 @@ def test_a_full_disk(service: Service) -> None:
         run("systemctl", "stop", "systemd-journald.service", check=False)
         run("umount", "--lazy", folder)
         run("systemctl", "restart", "systemd-journald")
-    ask("emptied", 11)
-    settled(service)
-    until(lambda: len(entries("DNSPROBE_QNAME=emptied.journald.test")) == 11, "entries on a disk with room")
+    all_are_written(service, "emptied", 11)
 
 
 def test_journalds_limit_does_not_apply(service: Service) -> None:
     """It drops without a word to the sender: the unit switches it off in favour of dnsprobe's own."""
-    settled(service)
-    written, dropped = told(service)
     DROP_IN.parent.mkdir(exist_ok=True)
     DROP_IN.write_text("[Journal]\nRateLimitIntervalSec=1h\nRateLimitBurst=20\n")
     run("systemctl", "restart", "systemd-journald")
-    ask("strict", 211)
-    settled(service)
-    assert told(service) == (written + 211, dropped)
-    until(lambda: len(entries("DNSPROBE_QNAME=strict.journald.test")) == 211, "all entries")
+    all_are_written(service, "strict", 211)
 
 
 def test_its_own_limit_counts_what_it_drops(service: Service) -> None:

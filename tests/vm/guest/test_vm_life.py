@@ -6,63 +6,26 @@ import os
 import signal
 import time
 
-from installed import CONFIGURATION, SENDERS, TREE, Service, entries, run, until
+from installed import CONFIGURATION, TREE, Service, entries, run, send, until
 
 GOOD = "domains: [life.test]"
 
 
 def counts(service: Service, queries: int) -> None:
-    run(SENDERS / "send", "sendto", "4", "www.life.test", str(queries))
+    send("www.life.test", queries)
     assert service.by("domain") == {"life.test": queries}
 
 
 def test_stop_leaves_nothing_attached(service: Service) -> None:
-    held = len(service.programs())
-    assert held > 0
+    assert len(service.programs()) > 0
     run("systemctl", "stop", service.name)
     assert service.state == "inactive (dead)"
     assert service.programs() == []
     assert run("bpftool", "map", "show").count("dnsprobe") == 0
-    service.configure(GOOD)
-    run("systemctl", "start", service.name)
-    assert len(service.programs()) == held
-    counts(service, 101)
-
-
-def test_it_comes_back_after_a_kill(service: Service) -> None:
-    held = len(service.programs())
-    pid = service.pid
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
-    assert len(service.programs()) == held
-    assert service.show("NRestarts") != "0"
-    # Totals are in memory: they begin at zero, and hooks of the one that was killed count nothing twice.
-    counts(service, 103)
-
-
-def test_it_comes_back_after_a_hang(service: Service) -> None:
-    held = len(service.programs())
-    pid = service.pid
-    # A reload from a file that nobody writes: the loop waits for ever.
-    CONFIGURATION.unlink()
-    os.mkfifo(CONFIGURATION)
-    os.kill(pid, signal.SIGHUP)
-    time.sleep(5)
-    CONFIGURATION.unlink()
-    service.configure(GOOD)
-    until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
-    assert len(service.programs()) == held
-    said = [str(entry["MESSAGE"]) for entry in entries()]
-    assert any("Fatal Python error: Aborted" in line for line in said)
-    assert any("in _reload" in line for line in said), "where it hung"
-    manager = run("journalctl", "-b", "-o", "cat", "_PID=1", f"UNIT={service.name}")
-    assert "Watchdog timeout" in manager
-    assert "Failed with result 'watchdog'" in manager
-    counts(service, 107)
 
 
 def test_a_wrong_configuration_is_not_tried_again(service: Service) -> None:
-    run("systemctl", "stop", service.name)
+    assert service.state == "inactive (dead)"
     service.configure("domains: [a..b]")
     run("systemctl", "start", service.name, check=False)
     until(lambda: service.state == "failed (failed)", "the failure")
@@ -88,4 +51,37 @@ def test_the_socket_unit_holds_the_address_over_an_upgrade(service: Service) -> 
         assert CONFIGURATION.read_text() == GOOD
         counts(service, 109)
     finally:
-        run("systemctl", "stop", "dnsprobe.socket", service.name)
+        run("systemctl", "stop", "dnsprobe.socket")
+    assert service.state == "active (running)"
+
+
+def test_it_comes_back_after_a_kill(service: Service) -> None:
+    held = len(service.programs())
+    pid = service.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
+    assert len(service.programs()) == held
+    assert service.show("NRestarts") != "0"
+    # Totals are in memory: they begin at zero, and hooks of the one that was killed count nothing twice.
+    counts(service, 103)
+
+
+def test_it_comes_back_after_a_hang(service: Service) -> None:
+    held = len(service.programs())
+    pid = service.pid
+    # A reload from a file that nobody writes: the loop waits for ever.
+    CONFIGURATION.unlink()
+    os.mkfifo(CONFIGURATION)
+    os.kill(pid, signal.SIGHUP)
+    time.sleep(5)
+    CONFIGURATION.unlink()
+    service.configure(GOOD)
+    until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
+    assert len(service.programs()) == held
+    said = [str(entry["MESSAGE"]) for entry in entries(f"_PID={pid}")]
+    assert any("Fatal Python error: Aborted" in line for line in said)
+    assert any("in _reload" in line for line in said), "where it hung"
+    manager = run("journalctl", "-b", "-o", "cat", "_PID=1", f"UNIT={service.name}")
+    assert "Watchdog timeout" in manager
+    assert "Failed with result 'watchdog'" in manager
+    counts(service, 107)

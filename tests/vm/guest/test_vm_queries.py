@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from installed import SENDERS, Server, Service, entries, run, until
+from installed import SENDERS, Server, Service, entries, run, send, until
 
 PRIME = 10007
 
@@ -117,8 +117,8 @@ def test_the_catalog_explains_an_entry() -> None:
 
 
 def test_curl_shows_exactly_the_prime_number_sent(service: Service) -> None:
-    run(SENDERS / "send", "sendto", "4", "www.prime.test", str(PRIME))
-    run(SENDERS / "send", "sendto", "6", "www.prime.test", str(PRIME))
+    send("www.prime.test", PRIME)
+    send("www.prime.test", PRIME, "6")
     shown = run("curl", "-s", "http://127.0.0.1:10059/metrics")
     (line,) = [line for line in shown.splitlines() if 'domain="prime.test"' in line]
     assert line.startswith("dnsprobe_queries_total{")

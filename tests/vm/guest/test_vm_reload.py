@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from installed import CONFIGURATION, SENDERS, Service, entries, run, status, until
+from installed import CONFIGURATION, SENDERS, Service, entries, run, send, status, until
 
 
 class Load:
@@ -43,8 +43,8 @@ def test_rules_come_and_go_under_load(service: Service) -> None:
     assert service.by("domain")["kept.test"] == sent
     # From now on, all of the new one's.
     before = service.by("domain")["added.test"]
-    run(SENDERS / "send", "sendto", "4", "www.added.test", "1009")
-    run(SENDERS / "send", "sendto", "4", "www.removed.test", "1009")
+    send("www.added.test", 1009)
+    send("www.removed.test", 1009)
     assert service.by("domain")["added.test"] == before + 1009
     assert service.by("domain")["removed.test"] == frozen
 
@@ -66,7 +66,7 @@ def test_a_bad_file_fails_the_reload_and_changes_nothing(service: Service) -> No
     assert service.by("domain")["kept.test"] >= before
     assert service.by("domain")["kept.test"] <= before + load.stop()
     service.configure(good)
-    run(SENDERS / "send", "sendto", "4", "www.kept.test", "1009")
+    send("www.kept.test", 1009)
     run("systemctl", "reload", service.name)
 
 

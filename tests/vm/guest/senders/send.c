@@ -204,7 +204,7 @@ int main(int count, char **arguments)
 		}
 		sent++;
 		if (!queries)
-			usleep(200);
+			usleep(1000);
 	}
 	printf("%ld\n", sent);
 	return 0;
