@@ -30,7 +30,6 @@ def image(guest: Guest, children: Children) -> Product:
         versions = archive.download([guest.source], work)
         (package,) = work.glob("*.deb")
         children.output(["dpkg-deb", "--extract", package, work / "tree"])
-        # At a lower priority, by itself: the guest is one of many, the others go first.
         tarball = work / "tree/usr/src" / f"{guest.source}.tar.xz"
         children.follow([_ISRA / "build.sh", tarball, made], log, tell, cwd=work)
         shutil.move(made / "vmlinuz", folder / "vmlinuz")

@@ -10,7 +10,7 @@
 # (the default) after both addresses in one, or 4 after one for each address, as GCC 12 would pass it.
 #
 # All is built in, the drivers of virtual machines and ext4 too. It builds in a folder of its own in TMPDIR, or in OUTDIR,
-# and removes it. The same source and compiler give the same vmlinuz.
+# and removes it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 SPACE_MB=2500
@@ -91,7 +91,7 @@ python3 "$here/split_flow.py" "$tree" "$port_argument"
 pahole_flags=$(PAHOLE=pahole sh "$tree/scripts/pahole-flags.sh" | sed -E 's/(^| )-j( |$)/ /')
 prefix="-fdebug-prefix-map=$tree=linux"
 kernel_make() {
-	run env -i PATH="$PATH" HOME="$folder" TMPDIR="$folder" LC_ALL=C nice -n 10 make -C "$tree" ARCH=x86_64 \
+	run env -i PATH="$PATH" HOME="$folder" TMPDIR="$folder" LC_ALL=C make -C "$tree" ARCH=x86_64 \
 		KBUILD_BUILD_USER=dnsprobe KBUILD_BUILD_HOST=isra KBUILD_BUILD_VERSION=1 KBUILD_BUILD_TIMESTAMP=2024-01-01 \
 		KCFLAGS="$prefix" KAFLAGS="$prefix" PAHOLE_FLAGS="$pahole_flags" "$@"
 }
