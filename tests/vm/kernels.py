@@ -10,6 +10,7 @@ class Guest:
     """One virtual machine.
 
     ``release`` is the Debian release that the kernel is taken from, ``userland`` the release of all other programs.
+    ``processors`` are emulated ones: several take more of the real ones' time, so one guest has them for all.
     ``source`` is empty for Debian's own kernel; else it names the source package out of which ``isra/build.sh`` makes
     the kernel.
     """
@@ -18,12 +19,13 @@ class Guest:
     release: str
     userland: str
     source: str = ""
+    processors: int = 1
 
 
 #: In the order in which they run.
 GUESTS = (
     Guest("5.10", "bullseye", "bookworm"),
-    Guest("6.1", "bookworm", "bookworm"),
+    Guest("6.1", "bookworm", "bookworm", processors=2),
     Guest("6.1-isra", "bookworm", "bookworm", source="linux-source-6.1"),
     Guest("6.12", "trixie", "trixie"),
     Guest("sid", "sid", "bookworm"),
