@@ -41,7 +41,7 @@ _SWEEP_SECONDS = 10.0
 _SWEEP_FILL = 1 / 8
 _DRAIN_SECONDS = 5.0
 #: For one attempt to attach: half a second where nothing else is going on.
-_ATTEMPT_SECONDS = 60
+_ATTEMPT_SECONDS = 150
 
 
 def notify(state: str) -> None:
