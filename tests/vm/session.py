@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,26 +80,37 @@ class Session:
         self._products: dict[str, Future[Path]] = {}
         self._printer = Printer(max(len(product.name) for product in self._wanted()))
 
+    def prepare(self) -> None:
+        """Build what the guests are made of. Raises what the first that cannot be built raises."""
+        with self._building():
+            for product in self._products.values():
+                product.result()
+
     def run(self) -> list[Result]:
-        """Return the results in the order of the guests. Whatever is raised, all that was started has been ended."""
-        wanted = self._wanted()
+        """Return the results in the order of the guests."""
         with (
             tempfile.TemporaryDirectory(prefix="dnsprobe-vm-") as name,
-            # Those from source, which come first and take longest, and two others beside them.
-            ThreadPoolExecutor(2 + sum(bool(guest.source) for guest in self._wishes.guests)) as builders,
             ThreadPoolExecutor(len(self._wishes.guests)) as runners,
+            self._building(runners),
         ):
+            tree = self._make_tree(Path(name))
+            results = [runners.submit(self._guest, guest, tree) for guest in self._wishes.guests]
+            return [result.result() for result in results]
+
+    @contextlib.contextmanager
+    def _building(self, *others: ThreadPoolExecutor) -> Iterator[None]:
+        """Build beside what is done inside. Whatever is raised there, all that was started has been ended."""
+        # Those from source, which come first and take longest, and two others beside them.
+        with ThreadPoolExecutor(2 + sum(bool(guest.source) for guest in self._wishes.guests)) as builders:
             try:
-                self._products = {product.name: builders.submit(self._get, product) for product in wanted}
-                tree = self._make_tree(Path(name))
-                results = [runners.submit(self._guest, guest, tree) for guest in self._wishes.guests]
-                return [result.result() for result in results]
+                self._products = {product.name: builders.submit(self._get, product) for product in self._wanted()}
+                yield
             except BaseException:
                 for number in END_SIGNALS:  # ending takes seconds, and a second one would leave programs behind
                     signal.signal(number, signal.SIG_IGN)
                 self._children.stop()
-                builders.shutdown(wait=False, cancel_futures=True)
-                runners.shutdown(wait=False, cancel_futures=True)
+                for threads in (builders, *others):
+                    threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _wanted(self) -> list[Product]:
@@ -146,7 +159,7 @@ class Session:
             for name, folder in (("kernel", kernel_folder), ("userland", disk_folder)):
                 shutil.copy(folder / MANIFEST, out / f"{name}.versions")
             tell(f"starting {release} with the userland of {guest.userland}")
-            machine = Machine(kernel_folder, disk_folder / "disk.ext4", self._children)
+            machine = Machine(kernel_folder, disk_folder / "disk.ext4", self._children, processors=guest.processors)
             ending = machine.run(tree, _SCRIPT, self._wishes.deadline, out, self._printer.teller(guest.name))
         result = judge(guest.name, release, ending, out)
         tell(f"{result.trouble or 'all is well'}, after {ending.seconds:.0f} s")
