@@ -11,6 +11,9 @@
 #define COMM_SIZE 16
 /* The asker and 39 ancestors. Deeper chains are cut off and say so. */
 #define CHAIN_SIZE 40
+/* Octets that are kept of a path, and of a command line. */
+#define PATH_SIZE 512
+#define CMDLINE_SIZE 512
 
 /* What a name comes to, instead of a rule's id. */
 #define NO_RULE 0U
@@ -41,6 +44,7 @@ enum statistic {
 	STAT_UNPARSED_SEGMENTED, /* one send carries several datagrams (UDP_SEGMENT); only the first is read */
 	STAT_COUNTERS_ADDED,	 /* entries made in the counter maps */
 	STAT_NAMES_ADDED,
+	STAT_IDENTITIES_FULL, /* programs of whose process nothing but its tree could be kept */
 	STATISTICS,
 };
 
@@ -63,7 +67,7 @@ struct outcome {
 struct process_key {
 	u64 start_ns; /* since boot: task_struct.start_boottime of the group leader */
 	u32 tgid;
-	u32 pad;
+	u32 exec; /* of an identity: task_struct.self_exec_id, another one after each execve(2); 0 of a tree */
 };
 
 struct count_key {
@@ -125,8 +129,28 @@ struct process {
 
 struct chain {
 	u32 depth;
-	u32 cut; /* 1: the chain goes on beyond what is here */
+	u32 cut;  /* 1: the chain goes on beyond what is here */
+	u32 exec; /* of the asker: which of its identities it had */
+	u32 pad;
 	struct process process[CHAIN_SIZE];
+};
+
+/* The names of a path, from its end to the root, each ended by NUL. */
+struct path {
+	u32 length; /* 0: not known */
+	u32 whole;  /* 1: up to the root */
+	u8 names[PATH_SIZE];
+};
+
+/* What a process is besides its tree. A number that is not known is 0. */
+struct identity {
+	u32 loginuid_plus_one; /* of the audit system, in the initial user namespace; 0: not set */
+	u32 pid_ns;	       /* inode numbers of namespaces, as in /proc/PID/ns */
+	u32 mnt_ns;
+	u32 cmdline_length;
+	struct path cgroup; /* in the unified hierarchy */
+	struct path exe;
+	u8 cmdline[CMDLINE_SIZE]; /* arguments ended by NUL, the first octets of all */
 };
 
 struct event {
@@ -137,6 +161,8 @@ struct event {
 	u32 generation;
 	u32 uid;
 	u32 gid;
+	u32 net_ns; /* inode number of the network namespace that the query left */
+	u32 pad;
 	u16 qtype;
 	u16 port;
 	u8 kind;

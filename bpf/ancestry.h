@@ -15,7 +15,7 @@ static __always_inline u64 current_process(struct process_key *key)
 
 	key->start_ns = read_u64(leader + TASK_START_BOOTTIME);
 	key->tgid = bpf_get_current_pid_tgid() >> 32;
-	key->pad = 0;
+	key->exec = 0;
 	return leader;
 }
 
@@ -24,6 +24,8 @@ static __always_inline void walk_ancestry(struct chain *chain, u64 leader)
 	u32 depth = 0;
 
 	chain->cut = 1;
+	chain->exec = read_u32(leader + TASK_SELF_EXEC_ID);
+	chain->pad = 0;
 	for (u32 i = 0; i < CHAIN_SIZE; i++) {
 		struct process *process = &chain->process[i];
 

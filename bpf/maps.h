@@ -43,6 +43,7 @@ struct scratch {
 	struct question question;
 	struct name name;
 	struct event event;
+	struct identity identity;
 	u64 last_skb;
 	u64 last_sock;
 	u64 first_device;

@@ -7,14 +7,15 @@
 
 #include "count.h"
 #include "device.h"
+#include "identity.h"
 
 /* A hook that both families pass may serve one of them alone. */
 #ifndef SERVED_FAMILY
 #define SERVED_FAMILY(family) true
 #endif
 
-static __always_inline bool submit_event(void *ring, struct scratch *s, const struct packet *packet, u64 leader,
-					 bool walked)
+/* Hands the event over, whose chain is there already. */
+static __always_inline bool submit_event(void *ring, struct scratch *s, const struct packet *packet)
 {
 	struct event *event = &s->event;
 	u64 uid_gid = bpf_get_current_uid_gid();
@@ -22,14 +23,15 @@ static __always_inline bool submit_event(void *ring, struct scratch *s, const st
 	event->name_hash = s->question.hash;
 	event->uid = uid_gid;
 	event->gid = uid_gid >> 32;
+	event->net_ns =
+	    IS_THERE(NET_INUM) ? read_u32(read_u64(read_u64(packet->skb + SKB_SK) + SOCK_NET) + NET_INUM) : 0;
+	event->pad = 0;
 	event->qtype = s->question.qtype;
 	event->port = packet->port;
 	event->family = packet->family;
 	event->length = s->question.length;
 	__builtin_memcpy(event->server, packet->server, sizeof(event->server));
 	__builtin_memcpy(event->reversed, s->key.reversed, NAME_SIZE);
-	if (!walked)
-		walk_ancestry(&event->chain, leader);
 
 	u64 depth = event->chain.depth;
 
@@ -72,7 +74,10 @@ static __always_inline void submit_new(struct scratch *s, const struct packet *p
 		}
 	}
 	s->event.time_ns = now;
-	if (submit_event(MAP(EVENTS), s, packet, leader, walked)) {
+	if (!walked)
+		walk_ancestry(&s->event.chain, leader);
+	keep_identity(s, process, leader);
+	if (submit_event(MAP(EVENTS), s, packet)) {
 		count_statistic(STAT_EVENTS);
 		if (seen) {
 			seen->repeats = 0;
@@ -137,7 +142,8 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, 
 		s->event.rule = rule;
 		s->event.repeats = 0;
 		s->event.time_ns = bpf_ktime_get_ns();
-		submit_event(MAP(CANARIES), s, &packet, leader, walked);
+		walk_ancestry(&s->event.chain, leader);
+		submit_event(MAP(CANARIES), s, &packet);
 		return 0;
 	}
 	if (rule == DECIDE) {

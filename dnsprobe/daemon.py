@@ -36,9 +36,6 @@ _log = logging.getLogger(__name__)
 
 #: How often the loop looks whether there is something to carry over; cheap when there is not.
 _TICK_SECONDS = 1.0
-_SWEEP_SECONDS = 10.0
-#: A sweep is due earlier when this share of a map was filled since the last one.
-_SWEEP_FILL = 1 / 8
 _DRAIN_SECONDS = 5.0
 #: For one attempt to attach: half a second where nothing else is going on.
 _ATTEMPT_SECONDS = 150
@@ -92,7 +89,6 @@ class Daemon:
         self._ready = False
         self._failure: BaseException | None = None
         self._reload_successful, self._reload_time = True, time.time()
-        self._last_sweep, self._swept_at = 0.0, (0, 0)
         # The listener first: that its port is taken is known before anything is attached.
         self._server = Server(build_registry(self._snapshot), self._sees_queries, config.metrics.connections)
         self._listen(passed_sockets())
@@ -175,15 +171,7 @@ class Daemon:
         watchdog = "WATCHDOG_USEC" in os.environ
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            statistics = self._engine.probe.statistics()
-            added = (statistics[Statistic.COUNTERS_ADDED], statistics[Statistic.NAMES_ADDED])
-            room = (self._config.probe.counters, self._config.probe.names)
-            filling = any(
-                now - before > size * _SWEEP_FILL for now, before, size in zip(added, self._swept_at, room, strict=True)
-            )
-            if filling or time.monotonic() - self._last_sweep > _SWEEP_SECONDS:
-                self._engine.ledger.sweep()
-                self._last_sweep, self._swept_at = time.monotonic(), added
+            if self._engine.tend():
                 notify(f"STATUS={self._status()}")
             self._sink.settle()
             if watchdog:
@@ -265,6 +253,7 @@ class Daemon:
             queries_unattributed={
                 "counters_full": statistics[Statistic.UNATTRIBUTED_COUNTERS_FULL],
                 "processes_full": statistics[Statistic.UNATTRIBUTED_PROCESSES_FULL],
+                "identities_full": statistics[Statistic.IDENTITIES_FULL],
             },
             packets_unparsed={
                 "malformed": statistics[Statistic.UNPARSED_MALFORMED],

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 from dnsprobe.config import Config
 from dnsprobe.counts import Totals
 from dnsprobe.identity import ProcFS
+from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.probe import Probe, Sizes
 from dnsprobe.ledger import Ledger
 from dnsprobe.model import Identity, Query
 from dnsprobe.rules import RuleSet
 
 _log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS = 10.0
+#: A sweep is due earlier when this share of a map was filled since the last one.
+_SWEEP_FILL = 1 / 8
 
 
 class Engine:
@@ -30,6 +36,8 @@ class Engine:
         )
         self.totals = Totals(config.metrics.max_series)
         self.ledger = Ledger(self.probe, rules, self.totals, ProcFS(), probe.names)
+        self._room = (probe.counters, probe.processes, probe.names)
+        self._last_sweep, self._swept_at = 0.0, (0, 0, 0)
 
     def start(self, trying: Callable[[str], None] = lambda _: None) -> None:
         """Attach and prove. Raises UserError where a path is left without a hook.
@@ -52,6 +60,22 @@ class Engine:
             for event in events:
                 if told := self.ledger.query(event):
                     yield told
+
+    def tend(self) -> bool:
+        """Carry over what is done, if that is due; to be called about once a second. Return whether it was."""
+        statistics = self.probe.statistics()
+        # A process that counts has added a counter at least.
+        counters = statistics[Statistic.COUNTERS_ADDED]
+        added = (counters, counters, statistics[Statistic.NAMES_ADDED])
+        filling = any(
+            now - before > size * _SWEEP_FILL
+            for now, before, size in zip(added, self._swept_at, self._room, strict=True)
+        )
+        if not filling and time.monotonic() - self._last_sweep <= _SWEEP_SECONDS:
+            return False
+        self.ledger.sweep()
+        self._last_sweep, self._swept_at = time.monotonic(), added
+        return True
 
     def close(self) -> None:
         """Detach; what was counted can still be read."""

@@ -1,7 +1,8 @@
 """From a process to its executable, command line, user, unit and cgroup.
 
-Everything is read from ``/proc`` (proc(5)) and checked against the start time that the kernel side told, so that a
-reused pid never lends its name to a process that is gone.
+What the kernel side told of the moment of the send comes first. What it could not tell is read from ``/proc``
+(proc(5)), and checked against what it did: against the start time, so that a reused pid never lends its name to a
+process that is gone, and against the rest, so that a program that ran later does not either.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import pwd
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
 from dnsprobe.kernel.abi import COMM_SIZE as _COMM_SIZE
 from dnsprobe.model import Ancestry, Identity, Process
 
@@ -99,6 +103,35 @@ def unit_of(cgroup: str) -> str | None:
     return None
 
 
+#: What :class:`ProcFS` reads, apart from the user.
+_READ = ("exe", "cmdline", "unit", "cgroup")
+
+#: In front of a path whose first names are not known.
+_CUT = "..."
+
+
+def _path(path: PathNames) -> str | None:
+    if not path.names and not path.whole:
+        return None
+    return "/".join(["" if path.whole else _CUT, *map(os.fsdecode, path.names)]) or "/"
+
+
+def _complete(told: Identity, read: Identity, facts: Facts) -> Identity:
+    """Return what the kernel side told with what was read of it afterwards, where the one goes on from the other."""
+    added: dict[str, Any] = {}
+    if read.exe and not facts.exe.whole:
+        end = os.path.basename(read.exe.removesuffix(" (deleted)"))
+        if not facts.exe.names or os.fsencode(end) == facts.exe.names[-1]:
+            added["exe"] = read.exe
+    if read.cmdline and len(facts.cmdline) in {0, CMDLINE_SIZE} and read.cmdline.startswith(facts.cmdline):
+        added["cmdline"] = read.cmdline
+    if read.cgroup and not (facts.cgroup.whole and facts.cgroup.names):
+        end = os.path.basename(read.cgroup)
+        if not facts.cgroup.names or os.fsencode(end) == facts.cgroup.names[-1]:
+            added["cgroup"] = read.cgroup
+    return replace(told, **added, from_procfs=frozenset(added))
+
+
 def _user_name(uid: int) -> str | None:
     try:
         return pwd.getpwuid(uid).pw_name
@@ -144,12 +177,29 @@ class ProcFS:
             return True
         return _started(stat) == process.start_ns // _TICK_NS
 
-    def identify(self, process: Process) -> Identity:
-        """Return what is known about a process, but not its user.
+    def identify(self, process: Process, facts: Facts | None) -> Identity:
+        """Return what is known about a process, but not its user: what the kernel side told, completed from ``/proc``.
 
-        The facts are those of the moment of reading: a process that has called execve(2) since its query shows its new
-        executable. Of one that is gone, nothing is known.
+        Without ``facts``, all is of the moment of reading: a process that has called execve(2) since its query shows
+        its new executable, and of one that is gone, nothing is known.
         """
+        if facts is None:
+            read = self._read_all(process)
+            return replace(read, from_procfs=frozenset(fact for fact in _READ if getattr(read, fact) is not None))
+        told = Identity(
+            exe=_path(facts.exe),
+            cmdline=facts.cmdline or None,
+            # All the same "/" is what the root is called on a host that keeps to version 1 of cgroups.
+            cgroup=_path(facts.cgroup) if facts.cgroup.names else None,
+            loginuid=facts.loginuid,
+            pid_ns=facts.pid_ns or None,
+            mnt_ns=facts.mnt_ns or None,
+        )
+        if not (facts.exe.whole and facts.cgroup.whole and told.cgroup and 0 < len(facts.cmdline) < CMDLINE_SIZE):
+            told = _complete(told, self._read_all(process), facts)
+        return replace(told, unit=told.cgroup and unit_of(told.cgroup))
+
+    def _read_all(self, process: Process) -> Identity:
         folder = f"{self._root}/{process.tgid}"
         try:
             cgroup = cgroup_path(_read(f"{folder}/cgroup", _CGROUP_BYTES))

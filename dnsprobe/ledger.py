@@ -39,7 +39,7 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class _Cached:
-    comm: bytes
+    execs: int
     identity: Identity
 
 
@@ -70,6 +70,7 @@ class Ledger:
         self._names_full = 0
         self._idle: set[ProcessKey] = set()
         self._ended: set[ProcessKey] = set()
+        self._unclaimed: set[tuple[int, int, int]] = set()
         self._put_in_force(rules)
 
     # Rules
@@ -107,9 +108,9 @@ class Ledger:
             rule = self._rules_by_id.get(event.rule)
         if rule is None:
             return None
-        ancestry = Ancestry(event.chain, event.complete)
+        ancestry = Ancestry(event.chain.processes, event.chain.complete)
         # The user is that of this query: a process changes its user id and stays the same process.
-        identity = replace(self._identify(ancestry.asker), user=self._procfs.user(event.uid))
+        identity = replace(self._identify(ancestry.asker, event.chain.execs), user=self._procfs.user(event.uid))
         self._remember(ancestry, identity)
         query = Query(
             time_ns=event.time_ns,
@@ -121,6 +122,7 @@ class Ledger:
             port=event.port,
             uid=event.uid,
             gid=event.gid,
+            net_ns=event.net_ns,
             ancestry=ancestry,
             repeats=event.repeats,
         )
@@ -131,12 +133,13 @@ class Ledger:
         if self._probe.decide(name_hash, name, rule.id if rule else abi.NO_RULE):
             self._decided[name_hash] = self._clock()
 
-    def _identify(self, process: Process) -> Identity:
+    def _identify(self, process: Process, execs: int) -> Identity:
         key = (process.start_ns, process.tgid)
         cached = self._identities.get(key)
-        # Another comm means another program since: exec keeps pid and start time.
-        if cached is None or cached.comm != process.comm:
-            cached = _Cached(process.comm, self._procfs.identify(process))
+        # execve(2) keeps pid and start time, but makes another program of the process.
+        if cached is None or cached.execs != execs:
+            facts = self._probe.facts(*key, execs)
+            cached = _Cached(execs, self._procfs.identify(process, facts))
             self._identities[key] = cached
         return cached.identity
 
@@ -155,11 +158,12 @@ class Ledger:
         # Its event was lost or is still on its way: the kernel kept the tree beside the counter.
         chain = self._probe.chain(*key)
         start_ns, tgid = key
-        ancestry = Ancestry(*chain) if chain else self._procfs.ancestry(Process(tgid, start_ns, b""))
+        process = Process(tgid, start_ns, b"")
+        ancestry = Ancestry(chain.processes, chain.complete) if chain else self._procfs.ancestry(process)
         if ancestry is None:
             self._known[key] = _Known(UNKNOWN, UNKNOWN, "")
             return self._known[key]
-        return self._remember(ancestry, self._identify(ancestry.asker))
+        return self._remember(ancestry, self._identify(ancestry.asker, chain.execs if chain else 0))
 
     # Counts
 
@@ -244,6 +248,7 @@ class Ledger:
             del self._known[key]
         for key in self._identities.keys() - kept:
             del self._identities[key]
+        self._sweep_facts()
 
     def _sweep_processes(self, present: set[ProcessKey], finished: set[ProcessKey]) -> None:
         """Forget the trees of processes without counts, but not while one can still count, even during this sweep."""
@@ -252,6 +257,15 @@ class Ledger:
         idle = (self._idle | finished) - present
         self._idle = {key for key in idle if self._procfs.alive(Process(key[1], key[0], b""))}
         self._ended = idle - self._idle
+
+    def _sweep_facts(self) -> None:
+        """Forget what processes were that are gone, or that run another program now."""
+        current = {(*key, cached.execs) for key, cached in self._identities.items()}
+        unclaimed = set(self._probe.facts_kept()) - current
+        # Its event may still be on its way, but not from one sweep to the next.
+        for entry in unclaimed & self._unclaimed:
+            self._probe.forget_facts(*entry)
+        self._unclaimed = unclaimed
 
     def _is_settled(self, rule: int, settled: float) -> bool:
         """True for a rule that went so long ago that nothing counts by it any more."""

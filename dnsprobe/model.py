@@ -79,7 +79,8 @@ class Query:
     """One DNS query that a rule asks for.
 
     ``qname`` is in wire format (RFC 1035, section 3.1), lower case, root byte included; ``uid`` and ``gid`` those of
-    the sender in the initial user namespace; ``time_ns`` the moment of the send (CLOCK_MONOTONIC); ``repeats`` how
+    the sender in the initial user namespace; ``net_ns`` the inode number of the network namespace that the query left,
+    0 where it is not known; ``time_ns`` the moment of the send (CLOCK_MONOTONIC); ``repeats`` how
     many queries like it (process, name, type, transport) went without an event since the last one.
     """
 
@@ -92,15 +93,19 @@ class Query:
     port: int
     uid: int
     gid: int
+    net_ns: int
     ancestry: Ancestry
     repeats: int
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What ``/proc`` adds to a process that is still there; None where it is not known.
+    """What a process is besides its tree, at the moment of its query; None where it is not known.
 
-    ``cmdline`` has its arguments separated by NUL, as ``/proc/PID/cmdline`` has them.
+    ``cmdline`` has its arguments separated by NUL, as ``/proc/PID/cmdline`` has them; of a process that is gone, the
+    first octets. ``exe`` and ``cgroup`` are paths; one that begins with ``...`` was too long. ``loginuid`` is the user
+    id that audit keeps from the login on, None if there was none; ``pid_ns`` and ``mnt_ns`` are inode numbers. The
+    kernel told all of it at the send, but for those in ``from_procfs``, which were read afterwards.
     """
 
     exe: str | None = None
@@ -108,6 +113,10 @@ class Identity:
     user: str | None = None
     unit: str | None = None
     cgroup: str | None = None
+    loginuid: int | None = None
+    pid_ns: int | None = None
+    mnt_ns: int | None = None
+    from_procfs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from dnsprobe.sinks.console import json_line, tree
 from dnsprobe.sinks.facts import wall_offset_ns
 from dnsprobe.text import number
 
-_SWEEP_SECONDS = 5.0
+_TICK_SECONDS = 1.0
 
 
 def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_privileges: Callable[[], None]) -> int:
@@ -87,17 +87,17 @@ def _follow(engine: Engine, stop: int, render: Callable[[Query, Identity], str],
     with selectors.DefaultSelector() as selector:
         selector.register(stop, selectors.EVENT_READ)
         selector.register(engine.probe.fileno(), selectors.EVENT_READ)
-        swept = time.monotonic()
+        tended = time.monotonic()
         while True:
-            ready = {key.fd for key, _ in selector.select(_SWEEP_SECONDS)}
+            ready = {key.fd for key, _ in selector.select(_TICK_SECONDS)}
             for query, identity in engine.queries():
                 output.write(render(query, identity) + "\n")
             output.flush()
             if stop in ready:
                 return
-            if time.monotonic() - swept > _SWEEP_SECONDS:
-                engine.ledger.sweep()
-                swept = time.monotonic()
+            if time.monotonic() - tended > _TICK_SECONDS:
+                engine.tend()
+                tended = time.monotonic()
 
 
 def _json_renderer() -> Callable[[Query, Identity], str]:

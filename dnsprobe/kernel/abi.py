@@ -12,13 +12,15 @@ from enum import IntEnum
 NAME_SIZE = 256
 COMM_SIZE = 16
 CHAIN_SIZE = 40
+PATH_SIZE = 512
+CMDLINE_SIZE = 512
 NO_RULE = 0
 CANARY = 0xFFFFFFFE
 DECIDE = 0xFFFFFFFF
 RULE_IDS = 65536
 
 #: What one run of the program works in. Only its size matters here, rounded up; user space never reads it.
-SCRATCH_SIZE = 4096
+SCRATCH_SIZE = 8192
 
 
 class Kind(IntEnum):
@@ -42,6 +44,7 @@ class Statistic(IntEnum):
     UNPARSED_SEGMENTED = 7
     COUNTERS_ADDED = 8
     NAMES_ADDED = 9
+    IDENTITIES_FULL = 10
 
 
 #: ``enum transport``
@@ -49,7 +52,7 @@ TRANSPORTS = ("udp",)
 
 SETTINGS = struct.Struct("=QQQII")
 OUTCOME = struct.Struct("=IIBB2x")
-PROCESS_KEY = struct.Struct("=QI4x")
+PROCESS_KEY = struct.Struct("=QII")
 COUNT_KEY = struct.Struct("=QIIHB5x")
 PENDING_KEY = struct.Struct("=QQIIHB5x")
 SEEN_KEY = struct.Struct("=QQIHBx")
@@ -57,8 +60,10 @@ SEEN = struct.Struct("=QQ")
 DEFERRED = struct.Struct("=QQI4x")
 NAME = struct.Struct(f"=III{NAME_SIZE}s4x")
 PROCESS = struct.Struct(f"=QI4x{COMM_SIZE}s")
-CHAIN_HEAD = struct.Struct("=II")
-EVENT_HEAD = struct.Struct(f"=QQQIIIIHHBBBB16s{NAME_SIZE}s")
+CHAIN_HEAD = struct.Struct("=III4x")
+PATH = struct.Struct(f"=II{PATH_SIZE}s")
+IDENTITY = struct.Struct(f"=IIII{PATH.size}s{PATH.size}s{CMDLINE_SIZE}s")
+EVENT_HEAD = struct.Struct(f"=QQQIIIII4xHHBBBB16s{NAME_SIZE}s")
 COUNTER = struct.Struct("=Q")
 CHAIN_AT = EVENT_HEAD.size
 CHAIN_BYTES = CHAIN_HEAD.size + CHAIN_SIZE * PROCESS.size
@@ -77,6 +82,42 @@ class Process:
     tgid: int
     start_ns: int
     comm: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The asking process and its ancestors, nearest first (``struct chain``).
+
+    ``complete`` is False where it goes on; ``execs`` tells the programs apart that the asker ran one after the other.
+    """
+
+    processes: tuple[Process, ...]
+    complete: bool
+    execs: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathNames:
+    """A path (``struct path``): its names from the root down; ``whole`` is False where the first are missing."""
+
+    names: tuple[bytes, ...]
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a process is besides its tree, at the moment of a send (``struct identity``).
+
+    ``loginuid`` is None where it is not set; a namespace's inode number 0, and a text empty, where it is not known.
+    ``cmdline`` has at most CMDLINE_SIZE octets.
+    """
+
+    loginuid: int | None
+    pid_ns: int
+    mnt_ns: int
+    cgroup: PathNames
+    exe: PathNames
+    cmdline: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +145,43 @@ class Event:
     generation: int
     uid: int
     gid: int
+    net_ns: int
     qtype: int
     port: int
     kind: int
     transport: int
     server: bytes
     name: bytes
-    chain: tuple[Process, ...]
-    complete: bool
+    chain: Chain
 
 
-def decode_chain(data: bytes, at: int = 0) -> tuple[tuple[Process, ...], bool]:
-    """Return the processes of a ``struct chain``, nearest first, and whether they go up to the end."""
-    depth, cut = CHAIN_HEAD.unpack_from(data, at)
+def decode_chain(data: bytes, at: int = 0) -> Chain:
+    """Decode a ``struct chain``."""
+    depth, cut, execs = CHAIN_HEAD.unpack_from(data, at)
     at += CHAIN_HEAD.size
     processes = []
     for start_ns, tgid, comm in PROCESS.iter_unpack(data[at : at + depth * PROCESS.size]):
         processes.append(Process(tgid, start_ns, comm.split(b"\0", 1)[0]))
-    return tuple(processes), not cut
+    return Chain(tuple(processes), not cut, execs)
+
+
+def decode_path(data: bytes) -> PathNames:
+    """Decode a ``struct path``."""
+    length, whole, names = PATH.unpack(data)
+    return PathNames(tuple(reversed(names[:length].split(b"\0")[:-1])), bool(whole))
+
+
+def decode_identity(data: bytes) -> Facts:
+    """Decode a ``struct identity``."""
+    loginuid_plus_one, pid_ns, mnt_ns, cmdline_length, cgroup, exe, cmdline = IDENTITY.unpack(data)
+    return Facts(
+        loginuid=loginuid_plus_one - 1 if loginuid_plus_one else None,
+        pid_ns=pid_ns,
+        mnt_ns=mnt_ns,
+        cgroup=decode_path(cgroup),
+        exe=decode_path(exe),
+        cmdline=cmdline[:cmdline_length],
+    )
 
 
 def decode_event(data: bytes) -> Event:
@@ -134,6 +194,7 @@ def decode_event(data: bytes) -> Event:
         generation,
         uid,
         gid,
+        net_ns,
         qtype,
         port,
         kind,
@@ -143,7 +204,6 @@ def decode_event(data: bytes) -> Event:
         server,
         reversed_name,
     ) = EVENT_HEAD.unpack_from(data)
-    chain, complete = decode_chain(data, CHAIN_AT)
     return Event(
         time_ns,
         name_hash,
@@ -152,14 +212,14 @@ def decode_event(data: bytes) -> Event:
         generation,
         uid,
         gid,
+        net_ns,
         qtype,
         port,
         kind,
         transport,
         server[:4] if family == 4 else server,
         unreverse(reversed_name, length),
-        chain,
-        complete,
+        decode_chain(data, CHAIN_AT),
     )
 
 

@@ -169,7 +169,7 @@ class Canaries:
         if len(back) > 1:
             return f"one canary came back {len(back)} times"
         event = back[0]
-        chain = [process.tgid for process in event.chain]
+        chain = [process.tgid for process in event.chain.processes]
         expected = [self._sender.pid, os.getpid()]
         server = str(ip_address(event.server))
         facts = (

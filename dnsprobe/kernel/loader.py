@@ -6,6 +6,7 @@ JSON objects, one a packet, over the socket whose descriptor is the only argumen
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -52,7 +53,42 @@ _MEMBERS = (
     ("TASK_TGID", "task_struct", ("tgid",)),
     ("TASK_START_BOOTTIME", "task_struct", ("start_boottime",)),
     ("TASK_COMM", "task_struct", ("comm",)),
+    ("TASK_SELF_EXEC_ID", "task_struct", ("self_exec_id",)),
 )
+
+# What identities are made of, with the names that a member has or had. A fact whose member is not there is not known;
+# queries are counted all the same.
+_IDENTITY_MEMBERS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
+    ("TASK_CGROUPS", "task_struct", (("cgroups",),)),
+    ("CSS_SET_DFL_CGRP", "css_set", (("dfl_cgrp",),)),
+    ("CGROUP_KN", "cgroup", (("kn",),)),
+    ("KERNFS_NAME", "kernfs_node", (("name",),)),
+    # Since Linux 6.15 (kernel commit 633488947ef6) it is read under RCU.
+    ("KERNFS_PARENT", "kernfs_node", (("parent",), ("__parent",))),
+    ("TASK_MM", "task_struct", (("mm",),)),
+    ("MM_ARG_START", "mm_struct", (("arg_start",),)),
+    ("MM_ARG_END", "mm_struct", (("arg_end",),)),
+    ("MM_EXE_FILE", "mm_struct", (("exe_file",),)),
+    ("FILE_PATH_MNT", "file", (("f_path", "mnt"),)),
+    ("FILE_PATH_DENTRY", "file", (("f_path", "dentry"),)),
+    ("DENTRY_NAME", "dentry", (("d_name", "name"),)),
+    ("DENTRY_PARENT", "dentry", (("d_parent",),)),
+    ("VFSMOUNT_ROOT", "vfsmount", (("mnt_root",),)),
+    ("MOUNT_MNT", "mount", (("mnt",),)),
+    ("MOUNT_PARENT", "mount", (("mnt_parent",),)),
+    ("MOUNT_MOUNTPOINT", "mount", (("mnt_mountpoint",),)),
+    ("TASK_LOGINUID", "task_struct", (("loginuid",),)),
+    ("TASK_NSPROXY", "task_struct", (("nsproxy",),)),
+    ("NSPROXY_MNT_NS", "nsproxy", (("mnt_ns",),)),
+    ("MNT_NS_INUM", "mnt_namespace", (("ns", "inum"),)),
+    ("NET_INUM", "net", (("ns", "inum"),)),
+    ("TASK_THREAD_PID", "task_struct", (("thread_pid",),)),
+    ("PID_LEVEL", "pid", (("level",),)),
+    ("PID_NUMBERS", "pid", (("numbers",),)),
+    ("UPID_NS", "upid", (("ns",),)),
+    ("PID_NS_INUM", "pid_namespace", (("ns", "inum"),)),
+)
+_NOT_THERE = 0xFFFFFFFF
 
 # Where a clone of udp_send_skb may have the port: the flow behind the second argument as in the source, or the port
 # itself in a register of its own, as GCC's IPA-SRA passes it. The canaries say which it is.
@@ -80,6 +116,11 @@ def member_offsets(btf: Btf) -> dict[str, int]:
                 f"this kernel has no {struct_name}.{'.'.join(path)}",
                 f"kernel {os.uname().release} is older or newer than what dnsprobe knows: it takes Linux 5.10 or later",
             ) from None
+    for macro, struct_name, alternatives in _IDENTITY_MEMBERS:
+        offsets[macro] = _NOT_THERE
+        for names in alternatives:
+            with contextlib.suppress(KeyError):
+                offsets[macro] = btf.offset(struct_name, *names)
     span = offsets["SKB_DATA"] + 8 - offsets["SKB_PROTOCOL"]
     if not 0 < span <= 128:
         raise UserError(f"struct sk_buff of this kernel is laid out in an unknown way: {offsets}")
@@ -115,7 +156,7 @@ class Loader:
         self._canary_port: int = request["canary_port"]
         self._maps = dict(zip(request["maps"], map_fds, strict=True))
         self._bcc = self._import_bcc()
-        names = frozenset(struct_name for _, struct_name, _ in _MEMBERS)
+        names = frozenset(struct_name for _, struct_name, _ in (*_MEMBERS, *_IDENTITY_MEMBERS))
         self._offsets = member_offsets(read_btf(request["btf"], names))
         self._programs: dict[tuple[str, ...], Any] = {}
         self._kallsyms: bytes | None = None

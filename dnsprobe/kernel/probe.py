@@ -149,6 +149,7 @@ class Probe:
         self._counts = bpf.Map(bpf.HASH, "counts", abi.COUNT_KEY.size, counter, sizes.counters)
         self._overflow = bpf.Map(bpf.ARRAY, "overflow", 4, counter, abi.RULE_IDS)
         self._processes = bpf.Map(bpf.HASH, "procs", abi.PROCESS_KEY.size, abi.CHAIN_BYTES, sizes.processes)
+        self._identities = bpf.Map(bpf.HASH, "identities", abi.PROCESS_KEY.size, abi.IDENTITY.size, sizes.processes)
         self._names = bpf.Map(bpf.HASH, "names", 8, abi.NAME.size, sizes.names)
         self._pending = bpf.Map(bpf.HASH, "pending", abi.PENDING_KEY.size, counter, sizes.names)
         self._seen = bpf.Map(bpf.LRU_HASH, "seen", abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
@@ -219,6 +220,7 @@ class Probe:
             "COUNTS": self._counts,
             "OVERFLOW": self._overflow,
             "PROCESSES": self._processes,
+            "IDENTITIES": self._identities,
             "NAMES": self._names,
             "PENDING": self._pending,
             "SEEN": self._seen,
@@ -398,14 +400,28 @@ class Probe:
 
     # Processes and names
 
-    def chain(self, start_ns: int, tgid: int) -> tuple[tuple[abi.Process, ...], bool] | None:
-        """Return the ancestry that a process had when it first counted, and whether it is whole."""
-        value = self._processes.get(abi.PROCESS_KEY.pack(start_ns, tgid))
+    def chain(self, start_ns: int, tgid: int) -> abi.Chain | None:
+        """Return the ancestry that a process had when it first counted."""
+        value = self._processes.get(abi.PROCESS_KEY.pack(start_ns, tgid, 0))
         return abi.decode_chain(value) if value else None
 
     def forget_process(self, start_ns: int, tgid: int) -> None:
         """Forget the ancestry of a process that is gone."""
-        self._processes.delete(abi.PROCESS_KEY.pack(start_ns, tgid))
+        self._processes.delete(abi.PROCESS_KEY.pack(start_ns, tgid, 0))
+
+    def facts(self, start_ns: int, tgid: int, execs: int) -> abi.Facts | None:
+        """Return what a process was when it first asked while it ran that one of its programs."""
+        value = self._identities.get(abi.PROCESS_KEY.pack(start_ns, tgid, execs))
+        return abi.decode_identity(value) if value else None
+
+    def facts_kept(self) -> Iterator[tuple[int, int, int]]:
+        """Yield what :meth:`facts` takes, for all that is there."""
+        for key, _value in self._identities.items():
+            yield abi.PROCESS_KEY.unpack(key)
+
+    def forget_facts(self, start_ns: int, tgid: int, execs: int) -> None:
+        """Make room for those of another process."""
+        self._identities.delete(abi.PROCESS_KEY.pack(start_ns, tgid, execs))
 
     def names(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Yield hash, verdict, generation and name (wire format, lower case) of each name that is for us to decide."""
@@ -451,6 +467,7 @@ class Probe:
             self._counts,
             self._overflow,
             self._processes,
+            self._identities,
             self._names,
             self._pending,
             self._seen,

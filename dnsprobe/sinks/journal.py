@@ -64,9 +64,15 @@ def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
         ("DNSPROBE_EXE", identity.exe and printable(identity.exe)),
         ("DNSPROBE_CMDLINE", identity.cmdline and command(identity.cmdline)),
         ("DNSPROBE_UID", str(query.uid)),
+        ("DNSPROBE_GID", str(query.gid)),
+        ("DNSPROBE_LOGINUID", _number(identity.loginuid)),
         ("DNSPROBE_USER", identity.user and printable(identity.user)),
         ("DNSPROBE_UNIT", identity.unit and printable(identity.unit)),
         ("DNSPROBE_CGROUP", identity.cgroup and printable(identity.cgroup)),
+        ("DNSPROBE_NET_NS", _number(query.net_ns or None)),
+        ("DNSPROBE_PID_NS", _number(identity.pid_ns)),
+        ("DNSPROBE_MNT_NS", _number(identity.mnt_ns)),
+        ("DNSPROBE_FROM_PROCFS", " ".join(sorted(identity.from_procfs))),
         ("DNSPROBE_TREE", ancestry.tree),
         # journald keeps the values of a field, but not their order.
         ("DNSPROBE_TREE_PIDS", ancestry.tree_pids),
@@ -75,6 +81,10 @@ def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
         ("DNSPROBE_ANCESTRY_CUT", None if ancestry.complete else "yes"),
     ]
     return [(name, value) for name, value in known if value]
+
+
+def _number(value: int | None) -> str | None:
+    return None if value is None else str(value)
 
 
 def journald_available(path: str = SOCKET) -> bool:

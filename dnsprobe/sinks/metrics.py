@@ -95,7 +95,8 @@ class DaemonCollector(Collector):
         )
         yield _by_reason(
             "dnsprobe_queries_unattributed",
-            "Queries counted without their process (counters_full), or processes without their tree (processes_full).",
+            "Queries counted without their process (counters_full), processes without their tree (processes_full), and "
+            "programs of which only /proc can tell what they are (identities_full).",
             now.queries_unattributed,
         )
         yield _by_reason(

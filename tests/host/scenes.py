@@ -172,6 +172,64 @@ def oneshots(count: str, at_once: str) -> Any:
     return {"pids": pids, "lineage": lineage()}
 
 
+def silence() -> None:
+    """Let nothing that runs in this process print what is not this program's result."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def executions(sender: str, count: str, at_once: str) -> Any:
+    """Run a program that sends one query, with other arguments and as another user each time; tell the pid of each."""
+    pids: dict[str, int] = {}
+    running: set[int] = set()
+    for index in range(int(count)):
+        pid = os.fork()
+        if pid == 0:
+            os.setgroups([])
+            os.setgid(20000 + index % 7)
+            os.setuid(10000 + index % 11)
+            silence()
+            name = f"e{index}.execution.test"
+            os.execv(sender, [f"own name {index}", "sendto", "4", name, "1", f"e{index}"])
+        pids[f"e{index}"] = pid
+        running.add(pid)
+        if len(running) >= int(at_once):
+            running.discard(os.wait()[0])
+    while running:
+        running.discard(os.wait()[0])
+    namespaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("net", "pid", "mnt")}
+    return {"pids": pids, "lineage": lineage(), "namespaces": namespaces, "cgroup": own_cgroup()}
+
+
+def own_cgroup() -> str:
+    lines = dict(line.split(":", 2)[::2] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    return lines["0"]
+
+
+def replaced(sender: str) -> Any:
+    """Send one query as this program, and one each as two others that this process runs by execve(2)."""
+    pid = os.fork()
+    if pid == 0:
+        send("www.replaced.test", "1")
+        silence()
+        again = f"exec {sender} sendto 4 second.replaced.test 1 second"
+        os.execv("/bin/sh", ["sh", "-c", f"{sender} sendto 4 child.replaced.test 1 child; {again}"])
+    os.waitpid(pid, 0)
+    return {"pid": pid}
+
+
+def logged_in(uid: str) -> Any:
+    """Send a query as who has logged in as this user, as pam_loginuid(8) makes it known, where the kernel keeps it."""
+    kept = Path("/proc/self/loginuid").exists()
+    pid = os.fork()
+    if pid == 0:
+        if kept:
+            Path("/proc/self/loginuid").write_text(uid)
+        send("www.login.test", "1")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return {"kept": kept}
+
+
 def many(processes: str, each: str, types: str, name: str) -> Any:
     """Fork processes that are alive at the same time; each sends so many queries of each of so many types."""
     pids, release = [], os.pipe()
@@ -227,7 +285,8 @@ def send_others(count: str) -> Any:
 
 
 SCENES: dict[str, Callable[..., Any]] = {
-    scene.__name__: scene for scene in (clients, oneshots, many, deep, send, send_others)
+    scene.__name__: scene
+    for scene in (clients, oneshots, executions, replaced, logged_in, many, deep, send, send_others)
 }
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "deferred": abi.DEFERRED,
     "process": abi.PROCESS,
     "chain": None,
+    "path": abi.PATH,
+    "identity": abi.IDENTITY,
     "event": None,
 }
 STRUCTS = list(MIRRORS)
@@ -38,6 +40,8 @@ CONSTANTS = {
     "NAME_SIZE": abi.NAME_SIZE,
     "COMM_SIZE": abi.COMM_SIZE,
     "CHAIN_SIZE": abi.CHAIN_SIZE,
+    "PATH_SIZE": abi.PATH_SIZE,
+    "CMDLINE_SIZE": abi.CMDLINE_SIZE,
     "NO_RULE": abi.NO_RULE,
     "CANARY": abi.CANARY,
     "DECIDE": abi.DECIDE,
@@ -79,12 +83,14 @@ int main(void)
 	memset(&event, 0xff, sizeof(event));
 	NUMBER(event.time_ns); NUMBER(event.name_hash); NUMBER(event.repeats);
 	NUMBER(event.rule); NUMBER(event.generation); NUMBER(event.uid); NUMBER(event.gid);
+	NUMBER(event.net_ns);
 	NUMBER(event.qtype); NUMBER(event.port); NUMBER(event.kind); NUMBER(event.transport);
 	NUMBER(event.server); NUMBER(event.reversed);
 	event.family = FAMILY;
 	event.length = LENGTH;
 	event.chain.depth = DEPTH;
 	event.chain.cut = CUT;
+	event.chain.exec = 4711;
 	for (int i = 0; i < DEPTH; i++) {
 		NUMBER(event.chain.process[i].start_ns);
 		NUMBER(event.chain.process[i].tgid);
@@ -173,7 +179,7 @@ def test_struct(name: str, tmp_path: Path) -> None:
         # A format counts the octets of a text as one value, and the numbers of an array as so many.
         one_by_one = field.is_array and field.type != "u8"
         members = [f"{field.name}[{index}]" for index in range(field.elements)] if one_by_one else [field.name]
-        if field.type.startswith("struct ") or (field.name == "pad" and name != "settings"):
+        if field.type in {"struct process", "struct chain"} or (field.name == "pad" and name != "settings"):
             continue
         for member in members:
             expressions += [
@@ -243,7 +249,7 @@ def test_event_is_decoded_field_by_field(tmp_path: Path, family: int, length: in
 
     event = abi.decode_event(data)
     assert [event.time_ns, event.name_hash, event.repeats] == [number(8) for _ in range(3)]
-    assert [event.rule, event.generation, event.uid, event.gid] == [number(4) for _ in range(4)]
+    assert [event.rule, event.generation, event.uid, event.gid, event.net_ns] == [number(4) for _ in range(5)]
     assert [event.qtype, event.port] == [number(2) for _ in range(2)]
     assert [event.kind, event.transport] == [number(1) for _ in range(2)]
     server, name = octets(16), octets(abi.NAME_SIZE)
@@ -253,10 +259,28 @@ def test_event_is_decoded_field_by_field(tmp_path: Path, family: int, length: in
     for index in range(depth):
         start_ns, tgid, comm = number(8), number(4), octets(abi.COMM_SIZE)
         chain.append(abi.Process(tgid, start_ns, comm[: index % abi.COMM_SIZE]))
-    assert event.chain == tuple(chain)
-    assert event.complete is not bool(cut)
+    assert event.chain == abi.Chain(tuple(chain), not cut, 4711)
     # No field is left out above.
-    assert len(fields(event)) == 3 + 4 + 2 + 2 + 2 + 2
+    assert len(fields(event)) == 3 + 5 + 2 + 2 + 2 + 1
+
+
+def test_identity_is_decoded() -> None:
+    def path(names: bytes, whole: int) -> bytes:
+        return abi.PATH.pack(len(names), whole, names + b"rubbish")
+
+    cgroup = path(b"nginx.service\0system.slice\0", 1)
+    exe = path(b"nginx\0sbin\0", 0)
+    facts = abi.decode_identity(abi.IDENTITY.pack(1, 2, 3, 8, cgroup, exe, b"nginx\0-grubbish"))
+    assert facts == abi.Facts(
+        loginuid=0,
+        pid_ns=2,
+        mnt_ns=3,
+        cgroup=abi.PathNames((b"system.slice", b"nginx.service"), whole=True),
+        exe=abi.PathNames((b"sbin", b"nginx"), whole=False),
+        cmdline=b"nginx\0-g",
+    )
+    nothing = abi.decode_identity(bytes(abi.IDENTITY.size))
+    assert nothing == abi.Facts(None, 0, 0, abi.PathNames((), whole=False), abi.PathNames((), whole=False), b"")
 
 
 @pytest.mark.parametrize("wire", [b"\0", b"\4test\0", b"\1a" * 127 + b"\0"])

@@ -111,7 +111,7 @@ def check(kernel: Kernel, path: str, question: Question, events: Sequence[Event]
     assert (event.kind, event.rule, event.transport, event.repeats) == (Kind.QUERY, RULE, 0, 0), where
     assert (event.uid, event.gid) == (os.getuid(), os.getgid()), where
     assert (event.server, event.port) == (ip_address(ADDRESSES[path]).packed, kernel.port), where
-    assert event.chain[0].tgid == os.getpid(), where
+    assert event.chain.processes[0].tgid == os.getpid(), where
 
 
 def spread(rng: random.Random, length: int) -> bytes:
@@ -371,7 +371,7 @@ def test_sender_is_told_by_its_ids(kernel: Kernel) -> None:
 
     seen = kernel.watch(send)
     assert [(event.uid, event.gid) for event in seen.events] == [(uid, gid)] * len(kernel.senders)
-    assert {event.chain[1].tgid for event in seen.events} == {os.getpid()}
+    assert {event.chain.processes[1].tgid for event in seen.events} == {os.getpid()}
 
 
 def test_options_before_the_udp_header(kernel: Kernel) -> None:

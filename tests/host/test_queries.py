@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import Program, Service
 
 from dnsprobe.kernel.abi import CHAIN_SIZE
@@ -74,6 +80,68 @@ def test_processes_that_exit_at_once_keep_their_counts(start: Start, scene: Scen
     truth = scene("oneshots", 1000, 16)
     trees = service.by("dnsprobe_queries_total", "tree")
     assert trees == {tree_of(truth["lineage"], f"p{index}"): 1 for index in range(1000)}
+
+
+@pytest.fixture(scope="session")
+def sender(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a program that sends queries and ends, linked statically: it is there and gone within a millisecond."""
+    program = tmp_path_factory.mktemp("sender") / "send"
+    source = Path(__file__).parents[1] / "vm/guest/senders/send.c"
+    subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", program, source], check=True)
+    for folder in program.parents:
+        if folder.stat().st_mode & 0o001 == 0:  # other users run it too
+            folder.chmod(folder.stat().st_mode | 0o011)
+    return program
+
+
+def test_each_of_ten_thousand_programs_has_its_own_identity(
+    start_watch: Callable[..., Program], scene: Scene, sender: Path
+) -> None:
+    watch = start_watch("--json", "execution.test")
+    truth = scene("executions", sender, 10_000, 50)
+    watch.stop()
+    queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    # Of the trees, no more are told apart than the limit on series allows.
+    assert re.search("^10000 queries from .*, 10000 shown, 0 lost$", watch.err.read_text("utf-8"), re.MULTILINE)
+    tree = tree_of(truth["lineage"], "")
+    for query in queries:
+        comm = query["qname"].removesuffix(".execution.test")
+        index = int(comm[1:])
+        assert (query["comm"], query["pid"]) == (comm, truth["pids"].pop(comm))
+        assert query["cmdline"] == [f"own name {index}", "sendto", "4", query["qname"], "1", comm]
+        assert (query["uid"], query["gid"]) == (10000 + index % 11, 20000 + index % 7)
+        assert (query["exe"], query["cgroup"]) == (str(sender), truth["cgroup"])
+        assert {kind: query[f"{kind}_ns"] for kind in ("net", "pid", "mnt")} == truth["namespaces"]
+        assert query["tree"] == tree + comm
+        assert query["from_procfs"] == []
+    assert not truth["pids"]
+
+
+def test_a_process_that_becomes_another_program(
+    start_watch: Callable[..., Program], scene: Scene, sender: Path
+) -> None:
+    watch = start_watch("--json", "replaced.test")
+    truth = scene("replaced", sender)
+    watch.stop()
+    found = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    queries = {query["qname"].removesuffix(".replaced.test"): query for query in found}
+    assert set(queries) == {"www", "child", "second"}
+    assert queries["www"]["pid"] == queries["second"]["pid"] == truth["pid"]
+    assert queries["www"]["exe"] == os.path.realpath(sys.executable)
+    for name in ("child", "second"):
+        assert queries[name]["exe"] == str(sender)
+        assert queries[name]["cmdline"] == [str(sender), "sendto", "4", f"{name}.replaced.test", "1", name]
+        assert queries[name]["from_procfs"] == []
+    assert queries["child"]["ancestors"][0]["pid"] == truth["pid"]
+
+
+def test_the_user_of_the_login(start_watch: Callable[..., Program], scene: Scene) -> None:
+    watch = start_watch("--json", "login.test")
+    truth = scene("logged_in", 4711)
+    watch.stop()
+    (query,) = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    assert query["loginuid"] == (4711 if truth["kept"] else None)
+    assert query["uid"] == 0
 
 
 def test_chain_deeper_than_the_kernel_follows(start_watch: Callable[..., Program], scene: Scene) -> None:

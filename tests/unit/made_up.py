@@ -27,6 +27,7 @@ QUERY = Query(
     port=53,
     uid=1000,
     gid=1001,
+    net_ns=4026531840,
     ancestry=ANCESTRY,
     repeats=0,
 )
@@ -37,6 +38,9 @@ IDENTITY = Identity(
     user="ada",
     unit="session-3.scope",
     cgroup="/user.slice/user-1000.slice/session-3.scope",
+    loginuid=1000,
+    pid_ns=4026531836,
+    mnt_ns=4026531841,
 )
 
 #: Bytes as hostile as a comm can have, and with arguments, as long as you like.

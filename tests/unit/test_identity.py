@@ -3,11 +3,13 @@
 import os
 import pwd
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dnsprobe.identity import ProcFS, cgroup_path, unit_of
+from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
 from dnsprobe.model import Identity, Process
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -48,11 +50,12 @@ def procfs(root: Path) -> ProcFS:
 
 def test_everything(tmp_path: Path) -> None:
     make(tmp_path)
-    assert procfs(tmp_path).identify(process()) == Identity(
+    assert procfs(tmp_path).identify(process(), None) == Identity(
         exe="/usr/bin/dig",
         cmdline=b"dig\0www.example.test\0",
         unit="nginx.service",
         cgroup="/system.slice/nginx.service",
+        from_procfs=frozenset({"exe", "cmdline", "unit", "cgroup"}),
     )
 
 
@@ -98,8 +101,8 @@ def test_start_is_rounded_down_to_a_tick(tmp_path: Path, start_ns: int, alive: b
 
 def test_gone(tmp_path: Path) -> None:
     assert procfs(tmp_path).alive(process()) is False
-    assert procfs(tmp_path).identify(process()) == Identity()
-    assert procfs(tmp_path).identify(process()) == Identity()
+    assert procfs(tmp_path).identify(process(), None) == Identity()
+    assert procfs(tmp_path).identify(process(), None) == Identity()
 
 
 def test_alive_where_it_cannot_be_told(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_alive_where_it_cannot_be_told(tmp_path: Path) -> None:
 
 def test_reused_pid_lends_nothing(tmp_path: Path) -> None:
     make(tmp_path, stat=stat_line(start=START + 7))
-    assert procfs(tmp_path).identify(process()) == Identity()
+    assert procfs(tmp_path).identify(process(), None) == Identity()
 
 
 def test_reuse_while_reading_lends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,29 +125,29 @@ def test_reuse_while_reading_lends_nothing(tmp_path: Path, monkeypatch: pytest.M
         return readlink(path)
 
     monkeypatch.setattr(os, "readlink", reuse)
-    assert procfs(tmp_path).identify(process()) == Identity()
+    assert procfs(tmp_path).identify(process(), None) == Identity()
 
 
 def test_kernel_thread(tmp_path: Path) -> None:
     make(tmp_path, cmdline=b"", exe=None, cgroup=b"0::/\n")
-    assert procfs(tmp_path).identify(process()) == Identity(cgroup="/")
+    assert procfs(tmp_path).identify(process(), None) == Identity(cgroup="/", from_procfs=frozenset({"cgroup"}))
 
 
 def test_deleted_executable(tmp_path: Path) -> None:
     make(tmp_path, exe=b"/usr/bin/dig (deleted)")
-    assert procfs(tmp_path).identify(process()).exe == "/usr/bin/dig (deleted)"
+    assert procfs(tmp_path).identify(process(), None).exe == "/usr/bin/dig (deleted)"
 
 
 def test_executable_that_is_not_utf8(tmp_path: Path) -> None:
     make(tmp_path, exe=b"/tmp/\xff\x1b[31m\n")
-    exe = procfs(tmp_path).identify(process()).exe
+    exe = procfs(tmp_path).identify(process(), None).exe
     assert exe is not None
     assert os.fsencode(exe) == b"/tmp/\xff\x1b[31m\n"
 
 
 def test_cmdline_is_cut(tmp_path: Path) -> None:
     make(tmp_path, cmdline=b"dig\0" + b"\n\x1b\xff" * 10000)
-    cmdline = procfs(tmp_path).identify(process()).cmdline
+    cmdline = procfs(tmp_path).identify(process(), None).cmdline
     assert cmdline is not None
     assert cmdline == (b"dig\0" + b"\n\x1b\xff" * 10000)[:4096]
 
@@ -239,7 +242,7 @@ def test_own_process() -> None:
     me = Process(os.getpid(), own_start_ns(), b"python3")
     proc = ProcFS()
     assert proc.alive(me) is True
-    identity = proc.identify(me)
+    identity = proc.identify(me, None)
     assert identity.exe == os.readlink("/proc/self/exe")
     assert identity.cmdline == Path("/proc/self/cmdline").read_bytes()[:4096]
     assert proc.user(os.getuid()) == pwd.getpwuid(os.getuid()).pw_name
@@ -276,3 +279,78 @@ def test_ancestry_of_the_living() -> None:
 def test_no_ancestry_of_the_gone_or_of_another_with_its_pid() -> None:
     assert ProcFS().ancestry(Process(os.getpid(), 1, b"")) is None
     assert ProcFS().ancestry(Process(2**22 + 1, 1, b"")) is None
+
+
+SHELL = Facts(
+    loginuid=1000,
+    pid_ns=4026531836,
+    mnt_ns=4026531841,
+    cgroup=PathNames((b"system.slice", b"nginx.service"), whole=True),
+    exe=PathNames((b"usr", b"bin", b"dig"), whole=True),
+    cmdline=b"dig\0www.example.test\0",
+)
+TOLD = Identity(
+    exe="/usr/bin/dig",
+    cmdline=b"dig\0www.example.test\0",
+    unit="nginx.service",
+    cgroup="/system.slice/nginx.service",
+    loginuid=1000,
+    pid_ns=4026531836,
+    mnt_ns=4026531841,
+)
+
+
+def test_what_the_kernel_told_needs_no_proc(tmp_path: Path) -> None:
+    assert procfs(tmp_path).identify(process(), SHELL) == TOLD
+
+
+def test_what_runs_now_lends_nothing_to_what_ran_then(tmp_path: Path) -> None:
+    make(tmp_path, cmdline=b"another\0", cgroup=b"0::/other.service\n", exe=b"/usr/bin/another")
+    assert procfs(tmp_path).identify(process(), SHELL) == TOLD
+    cut = replace(
+        SHELL,
+        exe=PathNames((b"bin", b"dig"), whole=False),
+        cgroup=PathNames((b"nginx.service",), whole=False),
+        cmdline=b"x" * CMDLINE_SIZE,
+    )
+    assert procfs(tmp_path).identify(process(), cut) == replace(
+        TOLD, exe=".../bin/dig", cgroup=".../nginx.service", unit=None, cmdline=b"x" * CMDLINE_SIZE
+    )
+
+
+def test_proc_completes_what_the_kernel_cut_off(tmp_path: Path) -> None:
+    make(tmp_path, cmdline=b"x" * 1000)
+    cut = replace(
+        SHELL,
+        exe=PathNames((b"bin", b"dig"), whole=False),
+        cgroup=PathNames((b"nginx.service",), whole=False),
+        cmdline=b"x" * CMDLINE_SIZE,
+    )
+    assert procfs(tmp_path).identify(process(), cut) == replace(
+        TOLD, cmdline=b"x" * 1000, from_procfs=frozenset({"exe", "cgroup", "cmdline"})
+    )
+
+
+def test_proc_tells_what_the_kernel_side_could_not(tmp_path: Path) -> None:
+    make(tmp_path)
+    nothing = Facts(None, 0, 0, PathNames((), whole=False), PathNames((), whole=False), b"")
+    read = procfs(tmp_path).identify(process(), nothing)
+    assert read == replace(
+        TOLD, loginuid=None, pid_ns=None, mnt_ns=None, from_procfs=frozenset({"exe", "cgroup", "cmdline"})
+    )
+    make(tmp_path, stat=stat_line(start=START + 7), exe=None)
+    assert procfs(tmp_path).identify(process(), nothing) == Identity()
+
+
+def test_version_1_of_cgroups_is_read_from_proc(tmp_path: Path) -> None:
+    """There the unified hierarchy has every process in its root."""
+    make(tmp_path, cgroup=b"1:name=systemd:/system.slice/nginx.service\n0::/\n")
+    legacy = replace(SHELL, cgroup=PathNames((), whole=True))
+    assert procfs(tmp_path).identify(process(), legacy) == replace(TOLD, from_procfs=frozenset({"cgroup"}))
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    odd = replace(SHELL, exe=PathNames((b"tmp", b"\xff\x1b[31m\n"), whole=True))
+    exe = procfs(tmp_path).identify(process(), odd).exe
+    assert exe is not None
+    assert os.fsencode(exe) == b"/tmp/\xff\x1b[31m\n"

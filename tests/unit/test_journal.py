@@ -109,9 +109,14 @@ def test_all_fields() -> None:
         ("DNSPROBE_EXE", "/usr/bin/dig"),
         ("DNSPROBE_CMDLINE", "dig +short www.example.test"),
         ("DNSPROBE_UID", "1000"),
+        ("DNSPROBE_GID", "1001"),
+        ("DNSPROBE_LOGINUID", "1000"),
         ("DNSPROBE_USER", "ada"),
         ("DNSPROBE_UNIT", "session-3.scope"),
         ("DNSPROBE_CGROUP", "/user.slice/user-1000.slice/session-3.scope"),
+        ("DNSPROBE_NET_NS", "4026531840"),
+        ("DNSPROBE_PID_NS", "4026531836"),
+        ("DNSPROBE_MNT_NS", "4026531841"),
         ("DNSPROBE_TREE", "bash;make;dig"),
         ("DNSPROBE_TREE_PIDS", "4200;4210;4242"),
         ("DNSPROBE_REPEATS", "0"),
@@ -119,6 +124,12 @@ def test_all_fields() -> None:
         ("DNSPROBE_ANCESTOR", "4200 bash"),
         ("DNSPROBE_ANCESTOR", "1 systemd"),
     ]
+
+
+def test_what_was_read_afterwards_is_named() -> None:
+    read = Identity(exe="/usr/bin/dig", cmdline=b"dig", from_procfs=frozenset({"exe", "cmdline"}))
+    assert dict(fields(QUERY, read))["DNSPROBE_FROM_PROCFS"] == "cmdline exe"
+    assert "DNSPROBE_NET_NS" not in dict(fields(query(net_ns=0), read))
 
 
 def test_message_id_is_a_128_bit_id() -> None:
@@ -129,7 +140,8 @@ def test_message_id_is_a_128_bit_id() -> None:
 
 def test_unknown_is_absent() -> None:
     known = dict(fields(QUERY, Identity()))
-    assert not known.keys() & {f"DNSPROBE_{name}" for name in ("EXE", "CMDLINE", "USER", "UNIT", "CGROUP")}
+    unknown = ("EXE", "CMDLINE", "USER", "UNIT", "CGROUP", "LOGINUID", "PID_NS", "MNT_NS", "FROM_PROCFS")
+    assert not known.keys() & {f"DNSPROBE_{name}" for name in unknown}
     assert known["DNSPROBE_UID"] == "1000"
 
 

@@ -47,4 +47,6 @@ def test_their_queries_were_seen(service: Service, name: str) -> None:
     (entry,) = entries(f"DNSPROBE_QNAME={name}.boot.test")
     assert entry["DNSPROBE_COMM"] == "python3"
     assert entry["DNSPROBE_TREE"] == ("login;bash;python3" if name == "login" else "python3")
+    kept = name == "login" and Path("/proc/self/loginuid").exists()
+    assert entry.get("DNSPROBE_LOGINUID") == ("0" if kept else None)
     until(lambda: service.by("domain") == {"boot.test": 3}, "all three queries")

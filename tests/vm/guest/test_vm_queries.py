@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,15 @@ def test_the_journal_has_all_fields_and_the_whole_ancestry(client: str) -> None:
     assert entry["DNSPROBE_UID"] == "0"
     assert entry["DNSPROBE_USER"] == "root"
     assert entry["DNSPROBE_REPEATS"] == "0"
+    # Gone since long, and known all the same.
+    assert entry["DNSPROBE_EXE"] == os.path.realpath(shutil.which(CLIENTS[client][0]) or "")
+    assert entry["DNSPROBE_CMDLINE"] == shlex.join(CLIENTS[client])
+    cgroup = Path("/proc/self/cgroup").read_text().strip().removeprefix("0::")
+    assert (entry["DNSPROBE_CGROUP"], entry["DNSPROBE_UNIT"]) == (cgroup, cgroup.rpartition("/")[2])
+    assert entry["DNSPROBE_GID"] == "0"
+    for kind in ("net", "pid", "mnt"):
+        assert entry[f"DNSPROBE_{kind.upper()}_NS"] == str(os.stat(f"/proc/self/ns/{kind}").st_ino)
+    assert not entry.keys() & {"DNSPROBE_FROM_PROCFS", "DNSPROBE_LOGINUID"}
     # The whole chain from the parent up, in fields that journald keeps in no order, and in one that has it.
     assert sorted(entry["DNSPROBE_ANCESTOR"]) == sorted(f"{pid} {comm}" for pid, comm in ours)
     chain = [*reversed(ours[:-1]), (int(entry["DNSPROBE_PID"]), entry["DNSPROBE_COMM"])]

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * What a process is besides its tree, read at the moment of the send: what runs, with which arguments, in which cgroup.
+ * User space gives the places in the kernel's structs; one that this kernel does not have is NOT_THERE.
+ */
+#ifndef DNSPROBE_IDENTITY_H
+#define DNSPROBE_IDENTITY_H
+
+#include "ancestry.h"
+#include "query.h"
+
+#define NOT_THERE 0xffffffffU
+#define IS_THERE(member) ((member) != NOT_THERE)
+
+/* Names and steps of a path that are looked at. */
+#define PATH_STEPS 24
+/* NAME_MAX of include/uapi/linux/limits.h, and the NUL. */
+#define PATH_NAME_SIZE 256
+
+/*
+ * Puts a name at the end; false if there is no room. The name may reach beyond the path's own space by PATH_NAME_SIZE:
+ * what is behind it in struct identity is written later.
+ */
+static __always_inline bool append_name(struct path *path, u64 name)
+{
+	u64 at = FORGET(path->length);
+
+	if (at >= PATH_SIZE)
+		return false;
+	KEEP_BELOW_512(at);
+
+	long size = bpf_probe_read_kernel_str(path->names + at, PATH_NAME_SIZE, (void *)name);
+
+	if (size <= 1 || at + size > PATH_SIZE)
+		return false;
+	path->length = at + size;
+	return true;
+}
+
+static __always_inline void read_cgroup(struct path *path, u64 task)
+{
+	path->length = 0;
+	path->whole = 0;
+	if (!IS_THERE(TASK_CGROUPS) || !IS_THERE(CSS_SET_DFL_CGRP) || !IS_THERE(CGROUP_KN) || !IS_THERE(KERNFS_NAME) ||
+	    !IS_THERE(KERNFS_PARENT))
+		return;
+
+	u64 node = read_u64(read_u64(read_u64(task + TASK_CGROUPS) + CSS_SET_DFL_CGRP) + CGROUP_KN);
+
+	for (u32 i = 0; i < PATH_STEPS; i++) {
+		u64 parent = read_u64(node + KERNFS_PARENT);
+
+		/* The root has no name. */
+		if (!parent) {
+			path->whole = 1;
+			return;
+		}
+		if (!append_name(path, read_u64(node + KERNFS_NAME)))
+			return;
+		node = parent;
+	}
+}
+
+/* As d_path() goes (fs/d_path.c, prepend_path()): up to the root of a mount, then on from where it is mounted. */
+static __always_inline void read_exe(struct path *path, u64 mm)
+{
+	path->length = 0;
+	path->whole = 0;
+	if (!IS_THERE(MM_EXE_FILE) || !IS_THERE(FILE_PATH_MNT) || !IS_THERE(FILE_PATH_DENTRY) ||
+	    !IS_THERE(DENTRY_NAME) || !IS_THERE(DENTRY_PARENT) || !IS_THERE(VFSMOUNT_ROOT) || !IS_THERE(MOUNT_MNT) ||
+	    !IS_THERE(MOUNT_PARENT) || !IS_THERE(MOUNT_MOUNTPOINT))
+		return;
+
+	u64 file = read_u64(mm + MM_EXE_FILE);
+	u64 dentry = read_u64(file + FILE_PATH_DENTRY);
+	u64 mount = read_u64(file + FILE_PATH_MNT) - MOUNT_MNT;
+
+	for (u32 i = 0; i < PATH_STEPS; i++) {
+		u64 above = read_u64(dentry + DENTRY_PARENT);
+
+		if (dentry == read_u64(mount + MOUNT_MNT + VFSMOUNT_ROOT)) {
+			u64 parent = read_u64(mount + MOUNT_PARENT);
+
+			if (parent == mount) {
+				path->whole = 1;
+				return;
+			}
+			dentry = read_u64(mount + MOUNT_MOUNTPOINT);
+			mount = parent;
+			continue;
+		}
+		/* A file that no folder has, as those of memfd_create(2), is its own parent. */
+		if (!append_name(path, read_u64(dentry + DENTRY_NAME)) || above == dentry)
+			return;
+		dentry = above;
+	}
+}
+
+static __always_inline u32 namespace(u64 task, u32 member, u32 inum)
+{
+	if (!IS_THERE(TASK_NSPROXY) || !IS_THERE(member) || !IS_THERE(inum))
+		return 0;
+	return read_u32(read_u64(read_u64(task + TASK_NSPROXY) + member) + inum);
+}
+
+/* sizeof(struct upid) of include/linux/pid.h: a number and a pointer */
+#define UPID_SIZE 16
+
+/* The one that the process itself is in; nsproxy has that of its children (include/linux/nsproxy.h). */
+static __always_inline u32 pid_namespace(u64 task)
+{
+	if (!IS_THERE(TASK_THREAD_PID) || !IS_THERE(PID_LEVEL) || !IS_THERE(PID_NUMBERS) || !IS_THERE(UPID_NS) ||
+	    !IS_THERE(PID_NS_INUM))
+		return 0;
+
+	u64 pid = read_u64(task + TASK_THREAD_PID);
+	u64 own = pid + PID_NUMBERS + read_u32(pid + PID_LEVEL) * UPID_SIZE;
+
+	return read_u32(read_u64(own + UPID_NS) + PID_NS_INUM);
+}
+
+static __always_inline void read_cmdline(struct identity *identity, u64 mm)
+{
+	identity->cmdline_length = 0;
+	if (!IS_THERE(MM_ARG_START) || !IS_THERE(MM_ARG_END))
+		return;
+
+	u64 start = read_u64(mm + MM_ARG_START);
+	u64 size = read_u64(mm + MM_ARG_END) - start;
+
+	if (size > CMDLINE_SIZE)
+		size = CMDLINE_SIZE;
+	/* The page may be gone to swap: then it is left to user space. */
+	if (size > 0 && bpf_probe_read_user(identity->cmdline, size, (void *)start) == 0)
+		identity->cmdline_length = size;
+}
+
+static __always_inline void read_identity(struct identity *identity, u64 task)
+{
+	u64 mm = IS_THERE(TASK_MM) ? read_u64(task + TASK_MM) : 0;
+
+	identity->loginuid_plus_one = IS_THERE(TASK_LOGINUID) ? read_u32(task + TASK_LOGINUID) + 1 : 0;
+	identity->pid_ns = pid_namespace(task);
+	identity->mnt_ns = namespace(task, NSPROXY_MNT_NS, MNT_NS_INUM);
+	/* In this order: see append_name(). */
+	read_cgroup(&identity->cgroup, task);
+	read_exe(&identity->exe, mm);
+	read_cmdline(identity, mm);
+}
+
+/* Keeps what a process is, once for each program that it runs. */
+static __always_inline void keep_identity(struct scratch *s, const struct process_key *process, u64 leader)
+{
+	struct process_key key = *process;
+
+	key.exec = s->event.chain.exec;
+	if (bpf_map_lookup_elem(MAP(IDENTITIES), &key))
+		return;
+	read_identity(&s->identity, leader);
+	if (bpf_map_update_elem(MAP(IDENTITIES), &key, &s->identity, BPF_ANY))
+		count_statistic(STAT_IDENTITIES_FULL);
+}
+
+#endif
