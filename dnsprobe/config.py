@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dnsprobe.counts import OPTIONAL_LABELS
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.rules import MAX_RULE_ID, Pattern, RuleError, parse_pattern, shorten
 from dnsprobe.text import printable
@@ -82,10 +83,14 @@ class JournalConfig:
 
 @dataclass(frozen=True, slots=True)
 class MetricsConfig:
-    """The HTTP side: ``listen`` is an IP address without brackets and a port, 0 for any free one."""
+    """The HTTP side: ``listen`` is an IP address without brackets and a port, 0 for any free one.
+
+    ``labels`` are those of OPTIONAL_LABELS that are shown.
+    """
 
     listen: tuple[str, int] = ("127.0.0.1", 10059)
     max_series: int = 10000
+    labels: tuple[str, ...] = OPTIONAL_LABELS
     connections: int = 128
 
 
@@ -360,6 +365,16 @@ def _choice(*choices: str) -> _Reader:
     return read
 
 
+def _choices(*choices: str) -> _Reader:
+    def read(place: _Place) -> tuple[str, ...]:
+        if not isinstance(place.node, yaml.SequenceNode):
+            place.wrong("not a list", f"give a list of any of {', '.join(choices)}; [] is none")
+            return ()
+        return tuple(map(_choice(*choices), place.items()))
+
+    return read
+
+
 def _ports(place: _Place) -> tuple[int, ...]:
     hint = f"give a list of 1 to {_MAX_PORTS}, such as [53]"
     if not isinstance(place.node, yaml.SequenceNode):
@@ -493,6 +508,7 @@ _JOURNAL: _Fields = {
 _METRICS: _Fields = {
     "listen": ("listen", _listen),
     "max_series": ("max_series", _number(1, 1_000_000)),
+    "labels": ("labels", _choices(*OPTIONAL_LABELS)),
     "connections": ("connections", _number(1, 65535)),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from dnsprobe.model import OTHER, Count
@@ -22,24 +22,31 @@ class Series(NamedTuple):
     process: str
     tree: str
     unit: str
+    container: str
+
+
+#: The labels of :class:`Series` that can be left out.
+OPTIONAL_LABELS = ("unit", "container")
 
 
 class Totals:
     """The queries of all processes, gone and alive, as series.
 
-    At most ``max_series`` different series are ever admitted, an eighth of them for what has no series of its own;
-    beyond them there is one more per domain and transport. A series is admitted or refused when it is first seen, for
-    good: room never comes back, so what was refused once is refused for ever, and no series loses what it has shown.
+    Of the optional labels only ``labels`` tell series apart. At most ``max_series`` different series are ever admitted,
+    an eighth of them for what has no series of its own; beyond them there is one more per domain and transport. A
+    series is admitted or refused when it is first seen, for good: room never comes back, so what was refused once is
+    refused for ever, and no series loses what it has shown.
 
-    - What is refused counts under the same domain, qtype and transport, with ``(other)`` as process and tree and no
-      unit.
+    - What is refused counts under the same domain, qtype and transport, with ``(other)`` as process and tree, no unit
+      and no container.
     - If there is no room for that either, ``(other)`` stands for the qtype, too; these are always admitted.
 
     The sum over a domain is exact all the time. This asks two things of the caller: a live count's labels stay the same
     while it lives, and it is folded as it goes, between two calls of :meth:`collect`.
     """
 
-    def __init__(self, max_series: int) -> None:
+    def __init__(self, max_series: int, labels: Collection[str] = OPTIONAL_LABELS) -> None:
+        self._without = dict.fromkeys(set(OPTIONAL_LABELS) - set(labels), "")
         self._others_limit = max_series // _OTHERS_SHARE
         self._named_limit = max_series - self._others_limit
         self._named: set[Series] = set()
@@ -67,7 +74,11 @@ class Totals:
             totals[series] = totals.get(series, 0) + count.queries
 
     def _place(self, count: Count) -> Series:
-        series = Series(count.rule.name, count.qtype, count.transport, count.process, count.tree, count.unit)
+        series = Series(
+            count.rule.name, count.qtype, count.transport, count.process, count.tree, count.unit, count.container
+        )
+        if self._without:
+            series = series._replace(**self._without)
         # What the kernel side could not count by process comes as "(other)" already.
         if not series.process == series.tree == OTHER:
             if series in self._named:
@@ -76,7 +87,7 @@ class Totals:
                 self._named.add(series)
                 return series
             self._refuse(series)
-        series = series._replace(process=OTHER, tree=OTHER, unit="")
+        series = series._replace(process=OTHER, tree=OTHER, unit="", container="")
         if series in self._others:
             return series
         if len(self._others) < self._others_limit:

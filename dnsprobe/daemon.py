@@ -90,7 +90,9 @@ class Daemon:
         self._failure: BaseException | None = None
         self._reload_successful, self._reload_time = True, time.time()
         # The listener first: that its port is taken is known before anything is attached.
-        self._server = Server(build_registry(self._snapshot), self._sees_queries, config.metrics.connections)
+        self._server = Server(
+            build_registry(self._snapshot, config.metrics.labels), self._sees_queries, config.metrics.connections
+        )
         self._listen(passed_sockets())
         self._engine = Engine(config, RuleSet.build(config.domains))
         # The child that attaches has started, and has its own. Before there is a thread, which would keep them.

@@ -34,7 +34,7 @@ class Engine:
             probe.hook,
             probe.btf,
         )
-        self.totals = Totals(config.metrics.max_series)
+        self.totals = Totals(config.metrics.max_series, config.metrics.labels)
         self.ledger = Ledger(self.probe, rules, self.totals, ProcFS(), probe.names)
         self._room = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._swept_at = 0.0, (0, 0, 0)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from dnsprobe.containers import container_of, slice_of
 from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
 from dnsprobe.kernel.abi import COMM_SIZE as _COMM_SIZE
 from dnsprobe.model import Ancestry, Identity, Process
@@ -104,7 +105,7 @@ def unit_of(cgroup: str) -> str | None:
 
 
 #: What :class:`ProcFS` reads, apart from the user.
-_READ = ("exe", "cmdline", "unit", "cgroup")
+_READ = ("exe", "cmdline", "cgroup")
 
 #: In front of a path whose first names are not known.
 _CUT = "..."
@@ -130,6 +131,14 @@ def _complete(told: Identity, read: Identity, facts: Facts) -> Identity:
         if not facts.cgroup.names or os.fsencode(end) == facts.cgroup.names[-1]:
             added["cgroup"] = read.cgroup
     return replace(told, **added, from_procfs=frozenset(added))
+
+
+def _located(identity: Identity) -> Identity:
+    """Return an identity with what its control group says."""
+    cgroup = identity.cgroup
+    if not cgroup or cgroup.startswith(_CUT):
+        return identity
+    return replace(identity, unit=unit_of(cgroup), slice=slice_of(cgroup), container=container_of(cgroup))
 
 
 def _user_name(uid: int) -> str | None:
@@ -185,7 +194,8 @@ class ProcFS:
         """
         if facts is None:
             read = self._read_all(process)
-            return replace(read, from_procfs=frozenset(fact for fact in _READ if getattr(read, fact) is not None))
+            from_procfs = frozenset(fact for fact in _READ if getattr(read, fact) is not None)
+            return _located(replace(read, from_procfs=from_procfs))
         told = Identity(
             exe=_path(facts.exe),
             cmdline=facts.cmdline or None,
@@ -197,7 +207,7 @@ class ProcFS:
         )
         if not (facts.exe.whole and facts.cgroup.whole and told.cgroup and 0 < len(facts.cmdline) < CMDLINE_SIZE):
             told = _complete(told, self._read_all(process), facts)
-        return replace(told, unit=told.cgroup and unit_of(told.cgroup))
+        return _located(told)
 
     def _read_all(self, process: Process) -> Identity:
         folder = f"{self._root}/{process.tgid}"
@@ -215,7 +225,7 @@ class ProcFS:
         # Last, for it vouches for all that was read before: who holds the pid now has held it since its start.
         if not self.alive(process):
             return Identity()
-        return Identity(exe=exe, cmdline=cmdline, unit=cgroup and unit_of(cgroup), cgroup=cgroup)
+        return Identity(exe=exe, cmdline=cmdline, cgroup=cgroup)
 
     def ancestry(self, process: Process) -> Ancestry | None:
         """Return a process and its ancestors as they are now, None if it is gone; start times of ancestors are 0.

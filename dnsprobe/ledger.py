@@ -34,7 +34,8 @@ class _Known:
 
     process: str
     tree: str
-    unit: str
+    unit: str = ""
+    container: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,12 @@ class Ledger:
         if key not in self._known:
             # The first sight stays: a series must not lose what was counted under it.
             tree = ancestry.tree
-            self._known[key] = _Known(tree.rpartition(";")[2], tree, identity.unit or "")
+            self._known[key] = _Known(
+                tree.rpartition(";")[2],
+                tree,
+                identity.unit or "",
+                identity.container.short_id if identity.container else "",
+            )
         return self._known[key]
 
     def _known_process(self, key: ProcessKey) -> _Known:
@@ -161,7 +167,7 @@ class Ledger:
         process = Process(tgid, start_ns, b"")
         ancestry = Ancestry(chain.processes, chain.complete) if chain else self._procfs.ancestry(process)
         if ancestry is None:
-            self._known[key] = _Known(UNKNOWN, UNKNOWN, "")
+            self._known[key] = _Known(UNKNOWN, UNKNOWN)
             return self._known[key]
         return self._remember(ancestry, self._identify(ancestry.asker, chain.execs if chain else 0))
 
@@ -170,7 +176,14 @@ class Ledger:
     def _count(self, key: ProcessKey, rule: Rule, qtype: int, transport: int, queries: int) -> Count:
         known = self._known_process(key)
         return Count(
-            rule, self._type_label(qtype), abi.TRANSPORTS[transport], known.process, known.tree, known.unit, queries
+            rule,
+            self._type_label(qtype),
+            abi.TRANSPORTS[transport],
+            known.process,
+            known.tree,
+            known.unit,
+            known.container,
+            queries,
         )
 
     @staticmethod
@@ -218,7 +231,11 @@ class Ledger:
         for rule in self._rules_by_id.values():
             queries = self._probe.overflow(rule.id)
             if queries:
-                yield Count(rule, OTHER, OTHER, OTHER, OTHER, "", queries)
+                yield self._overflowed(rule, queries)
+
+    @staticmethod
+    def _overflowed(rule: Rule, queries: int) -> Count:
+        return Count(rule, OTHER, OTHER, OTHER, OTHER, "", "", queries)
 
     def sweep(self) -> None:
         """Carry over what changes no more: counts of processes that are gone, of names decided, of rules retired."""
@@ -313,6 +330,6 @@ class Ledger:
             if not self._is_settled(rule, settled):
                 continue
             if queries := self._probe.take_overflow(rule):
-                self._totals.fold(Count(self._rules_by_id[rule], OTHER, OTHER, OTHER, OTHER, "", queries))
+                self._totals.fold(self._overflowed(self._rules_by_id[rule], queries))
             del self._retired[rule]
             del self._rules_by_id[rule]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from dnsprobe.containers import Container
 from dnsprobe.kernel.abi import DECIDE, NO_RULE, Process
 from dnsprobe.text import printable
 
@@ -103,9 +104,10 @@ class Identity:
     """What a process is besides its tree, at the moment of its query; None where it is not known.
 
     ``cmdline`` has its arguments separated by NUL, as ``/proc/PID/cmdline`` has them; of a process that is gone, the
-    first octets. ``exe`` and ``cgroup`` are paths; one that begins with ``...`` was too long. ``loginuid`` is the user
-    id that audit keeps from the login on, None if there was none; ``pid_ns`` and ``mnt_ns`` are inode numbers. The
-    kernel told all of it at the send, but for those in ``from_procfs``, which were read afterwards.
+    first octets. ``exe`` and ``cgroup`` are paths; one that begins with ``...`` was too long. ``unit``, ``slice`` and
+    ``container`` are what ``cgroup`` says. ``loginuid`` is the user id that audit keeps from the login on, None if
+    there was none; ``pid_ns`` and ``mnt_ns`` are inode numbers. The kernel told all of it at the send, but for those in
+    ``from_procfs``, which were read afterwards.
     """
 
     exe: str | None = None
@@ -113,6 +115,8 @@ class Identity:
     user: str | None = None
     unit: str | None = None
     cgroup: str | None = None
+    slice: str | None = None
+    container: Container | None = None
     loginuid: int | None = None
     pid_ns: int | None = None
     mnt_ns: int | None = None
@@ -129,4 +133,5 @@ class Count:
     process: str
     tree: str
     unit: str
+    container: str
     queries: int

@@ -30,6 +30,8 @@ def line(query: Query, identity: Identity) -> str:
         facts[-1] = f"user {printable(identity.user)}"
     if identity.unit:
         facts.append(f"unit {printable(identity.unit)}")
+    if identity.container:
+        facts.append(f"container {printable(identity.container.short_id)}")
     if identity.exe:
         facts.append(f"exe {printable(identity.exe)}")
     if identity.cmdline:
@@ -112,7 +114,7 @@ def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
     ``time`` is in UTC (RFC 3339, microseconds), ``start_ns`` in nanoseconds since boot. Texts have the same escapes as
     everywhere (:func:`dnsprobe.text.printable`), for JSON has no way to carry bytes that are not UTF-8.
     """
-    ancestry = query.ancestry
+    ancestry, container = query.ancestry, identity.container
     return json.dumps(
         {
             "time": _moment(query, offset_ns).isoformat(timespec="microseconds"),
@@ -132,7 +134,11 @@ def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
             "loginuid": identity.loginuid,
             "user": identity.user and printable(identity.user),
             "unit": identity.unit and printable(identity.unit),
+            "slice": identity.slice and printable(identity.slice),
             "cgroup": identity.cgroup and printable(identity.cgroup),
+            "container": container and printable(container.id),
+            "container_runtime": (container and container.runtime) or None,
+            "pod": (container and container.pod) or None,
             "net_ns": query.net_ns or None,
             "pid_ns": identity.pid_ns,
             "mnt_ns": identity.mnt_ns,

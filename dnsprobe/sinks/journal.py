@@ -48,6 +48,7 @@ def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
     """
     ancestry = query.ancestry
     asker = ancestry.asker
+    container = identity.container
     known = [
         ("MESSAGE", summary(query)),
         ("MESSAGE_ID", MESSAGE_ID),
@@ -68,7 +69,11 @@ def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
         ("DNSPROBE_LOGINUID", _number(identity.loginuid)),
         ("DNSPROBE_USER", identity.user and printable(identity.user)),
         ("DNSPROBE_UNIT", identity.unit and printable(identity.unit)),
+        ("DNSPROBE_SLICE", identity.slice and printable(identity.slice)),
         ("DNSPROBE_CGROUP", identity.cgroup and printable(identity.cgroup)),
+        ("DNSPROBE_CONTAINER", container and printable(container.id)),
+        ("DNSPROBE_CONTAINER_RUNTIME", container and container.runtime),
+        ("DNSPROBE_POD", container and container.pod),
         ("DNSPROBE_NET_NS", _number(query.net_ns or None)),
         ("DNSPROBE_PID_NS", _number(identity.pid_ns)),
         ("DNSPROBE_MNT_NS", _number(identity.mnt_ns)),

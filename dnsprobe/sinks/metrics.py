@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -10,7 +10,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from dnsprobe import __version__
-from dnsprobe.counts import Series
+from dnsprobe.counts import OPTIONAL_LABELS, Series
 from dnsprobe.sinks.facts import shown
 
 
@@ -46,10 +46,12 @@ def _by_reason(name: str, documentation: str, numbers: Mapping[str, int]) -> Cou
 
 
 class DaemonCollector(Collector):
-    """Asks ``snapshot`` at each scrape and shows what it says."""
+    """Asks ``snapshot`` at each scrape and shows what it says; of the optional labels those in ``labels``."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> None:
         self._snapshot = snapshot
+        left_out = set(OPTIONAL_LABELS) - set(labels)
+        self._labels = [(at, label) for at, label in enumerate(Series._fields) if label not in left_out]
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; those without labels, and those by reason, are there from the start."""
@@ -114,19 +116,20 @@ class DaemonCollector(Collector):
             now.series_folded,
         )
 
-    @staticmethod
-    def _queries(now: Snapshot) -> Metric:
+    def _queries(self, now: Snapshot) -> Metric:
         queries = CounterMetricFamily(
-            "dnsprobe_queries", "DNS queries sent, by the process tree that sent them.", labels=Series._fields
+            "dnsprobe_queries",
+            "DNS queries sent, by the process tree that sent them.",
+            labels=[label for _, label in self._labels],
         )
         for series, number in sorted(now.counts.items()):
-            queries.add_metric([shown(label) for label in series], number)
+            queries.add_metric([shown(series[at]) for at, _ in self._labels], number)
         return queries
 
 
-def build_registry(snapshot: Callable[[], Snapshot]) -> CollectorRegistry:
+def build_registry(snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> CollectorRegistry:
     """Return a registry with dnsprobe's own metrics and the usual ``process_*``."""
     registry = CollectorRegistry()
-    registry.register(DaemonCollector(snapshot))
+    registry.register(DaemonCollector(snapshot, labels))
     ProcessCollector(registry=registry)
     return registry

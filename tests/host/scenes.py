@@ -230,6 +230,41 @@ def logged_in(uid: str) -> Any:
     return {"kept": kept}
 
 
+def contained(*paths: str) -> Any:
+    """Send a query from each of these control groups, out of pid and mount namespaces of its own, as in a container."""
+    (root,) = (
+        line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"
+    )
+    return [_send_from(Path(root) / path.lstrip("/"), f"c{number}.contained.test") for number, path in enumerate(paths)]
+
+
+def _send_from(group: Path, name: str) -> dict[str, int]:
+    made = [folder for folder in (*reversed(group.parents), group) if not folder.exists()]
+    for folder in made:
+        folder.mkdir()
+    reader, writer = os.pipe()
+    try:
+        outer = os.fork()
+        if outer == 0:
+            (group / "cgroup.procs").write_text("0")
+            new_pid, new_mounts = 0x20000000, 0x20000
+            assert ctypes.CDLL(None, use_errno=True).unshare(new_pid | new_mounts) == 0
+            inner = os.fork()
+            if inner == 0:
+                namespaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("pid", "mnt")}
+                os.write(writer, json.dumps(namespaces).encode())
+                send(name, "1")
+                os._exit(0)
+            os.waitpid(inner, 0)
+            os._exit(0)
+        os.waitpid(outer, 0)
+        told: dict[str, int] = json.loads(os.read(reader, 4096))
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
+    return told
+
+
 def many(processes: str, each: str, types: str, name: str) -> Any:
     """Fork processes that are alive at the same time; each sends so many queries of each of so many types."""
     pids, release = [], os.pipe()
@@ -286,7 +321,7 @@ def send_others(count: str) -> Any:
 
 SCENES: dict[str, Callable[..., Any]] = {
     scene.__name__: scene
-    for scene in (clients, oneshots, executions, replaced, logged_in, many, deep, send, send_others)
+    for scene in (clients, oneshots, executions, replaced, logged_in, contained, many, deep, send, send_others)
 }
 
 if __name__ == "__main__":

@@ -144,6 +144,56 @@ def test_the_user_of_the_login(start_watch: Callable[..., Program], scene: Scene
     assert query["uid"] == 0
 
 
+CONTAINER = "3f4e" * 16
+POD = "8d5c4c7e-3a1b-4f0e-9c2d-0123456789ab"
+#: Control groups as runtimes make them, with what is told of them: unit, container, runtime, pod.
+CONTAINED = {
+    f"/dnsprobe_tests.slice/docker-{CONTAINER}.scope": (f"docker-{CONTAINER}.scope", CONTAINER, "docker", None),
+    f"/dnsprobe_tests.slice/libpod-{CONTAINER}.scope/container": (
+        f"libpod-{CONTAINER}.scope",
+        CONTAINER,
+        "podman",
+        None,
+    ),
+    f"/dnsprobe_tests.slice/kubepods-burstable-pod{POD.replace('-', '_')}.slice/cri-containerd-{CONTAINER}.scope": (
+        f"cri-containerd-{CONTAINER}.scope",
+        CONTAINER,
+        "containerd",
+        POD,
+    ),
+    f"/dnsprobe_tests/kubepods/besteffort/pod{POD}/{CONTAINER}": (None, CONTAINER, None, POD),
+    "/dnsprobe_tests.slice/systemd-nspawn@web.service/payload": (
+        "systemd-nspawn@web.service",
+        "web",
+        "systemd-nspawn",
+        None,
+    ),
+    "/dnsprobe_tests.slice/plain.service": ("plain.service", None, None, None),
+}
+
+
+def test_containers(start_watch: Callable[..., Program], scene: Scene) -> None:
+    watch = start_watch("--json", "contained.test")
+    truth = scene("contained", *CONTAINED)
+    watch.stop()
+    queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    assert len(queries) == len(CONTAINED)
+    for query, (path, told), namespaces in zip(queries, CONTAINED.items(), truth, strict=True):
+        assert query["cgroup"] == path
+        assert (query["unit"], query["container"], query["container_runtime"], query["pod"]) == told
+        assert (query["pid_ns"], query["mnt_ns"]) == (namespaces["pid"], namespaces["mnt"])
+        assert "cgroup" not in query["from_procfs"]
+
+
+def test_containers_have_series_of_their_own(start: Start, scene: Scene) -> None:
+    service = start("domains: [contained.test]")
+    scene("contained", *CONTAINED)
+    series = {
+        (labels["unit"], labels["container"]): value for labels, value in service.samples("dnsprobe_queries_total")
+    }
+    assert series == {(unit or "", (container or "")[:12]): 1 for unit, container, _runtime, _pod in CONTAINED.values()}
+
+
 def test_chain_deeper_than_the_kernel_follows(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "deep.test")
     scene("deep", CHAIN_SIZE + 10)

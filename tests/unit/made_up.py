@@ -38,6 +38,7 @@ IDENTITY = Identity(
     user="ada",
     unit="session-3.scope",
     cgroup="/user.slice/user-1000.slice/session-3.scope",
+    slice="user-1000.slice",
     loginuid=1000,
     pid_ns=4026531836,
     mnt_ns=4026531841,

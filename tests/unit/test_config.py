@@ -63,7 +63,8 @@ def test_the_shipped_file_and_the_page_have_every_key() -> None:
         assert list(shipped[section]) == [field.name.removesuffix("_ns") for field in fields(kind)]
         for key, value in shipped[section].items():
             row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` "))
-            assert f"| `{value}`" in row
+            text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
+            assert f"| `{text}`" in row
 
 
 def test_a_full_file(file: Path) -> None:
@@ -95,6 +96,7 @@ journal:
 metrics:
   listen: '[::1]:0'
   max_series: 5
+  labels: [container]
   connections: 6
 """,
     ) == Config(
@@ -116,7 +118,7 @@ metrics:
             recent=1048576,
         ),
         journal=JournalConfig(repeat_ns=1_500_000_000, queue=1, rate_interval_ns=0, rate_burst=7),
-        metrics=MetricsConfig(listen=("::1", 0), max_series=5, connections=6),
+        metrics=MetricsConfig(listen=("::1", 0), max_series=5, labels=("container",), connections=6),
     )
 
 
@@ -238,6 +240,7 @@ SCALARS = [
     ("journal", "queue", "[1]", "not a whole number (a list)"),
     ("journal", "queue", "{a: 1}", "not a whole number (a mapping)"),
     ("journal", "queue", "!!python/name:os.system 1", "not a whole number (1)"),
+    ("metrics", "labels", "unit", "not a list (unit); give a list of any of unit, container; [] is none"),
     ("metrics", "max_series", "1000001", "out of range (1000001); give a number from 1 to 1000000"),
     ("metrics", "connections", "65536", "out of range (65536); give a number from 1 to 65535"),
     ("metrics", "listen", ":10059", "no address (:10059); for all addresses write 0.0.0.0:10059 or [::]:10059"),

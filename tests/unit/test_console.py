@@ -4,12 +4,14 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
 from made_up import ANCESTRY, HOSTILE, IDENTITY, QUERY, hostile, query
 
+from dnsprobe.containers import Container
 from dnsprobe.model import Ancestry, Identity, Process, Rule
 from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree
 from dnsprobe.sinks.facts import wall_offset_ns
@@ -126,7 +128,11 @@ def test_json() -> None:
         "loginuid": 1000,
         "user": "ada",
         "unit": "session-3.scope",
+        "slice": "user-1000.slice",
         "cgroup": "/user.slice/user-1000.slice/session-3.scope",
+        "container": None,
+        "container_runtime": None,
+        "pod": None,
         "net_ns": 4026531840,
         "pid_ns": 4026531836,
         "mnt_ns": 4026531841,
@@ -140,6 +146,13 @@ def test_json() -> None:
         ],
         "complete": True,
     }
+
+
+def test_containers() -> None:
+    inside = replace(IDENTITY, container=Container("3f4e" * 16, "docker", ""))
+    told = json.loads(json_line(QUERY, inside, OFFSET))
+    assert (told["container"], told["container_runtime"], told["pod"]) == ("3f4e" * 16, "docker", None)
+    assert "unit session-3.scope, container 3f4e3f4e3f4e," in line(QUERY, inside)
 
 
 def test_json_time_on_a_whole_second() -> None:

@@ -14,13 +14,28 @@ RULES = [Rule(1, ".", "."), Rule(2, "example.test", "example.test")]
 
 
 def count(
-    tree: str = "bash;dig", queries: int = 1, rule: Rule = RULES[1], qtype: str = "A", unit: str = "a.service"
+    tree: str = "bash;dig",
+    queries: int = 1,
+    rule: Rule = RULES[1],
+    qtype: str = "A",
+    unit: str = "a.service",
+    container: str = "",
 ) -> Count:
-    return Count(rule, qtype, "udp", tree.rpartition(";")[2], tree, unit, queries)
+    return Count(rule, qtype, "udp", tree.rpartition(";")[2], tree, unit, container, queries)
 
 
-def series(tree: str = "bash;dig", qtype: str = "A", unit: str = "a.service") -> Series:
-    return Series("example.test", qtype, "udp", tree.rpartition(";")[2], tree, unit)
+def series(tree: str = "bash;dig", qtype: str = "A", unit: str = "a.service", container: str = "") -> Series:
+    return Series("example.test", qtype, "udp", tree.rpartition(";")[2], tree, unit, container)
+
+
+@pytest.mark.parametrize("labels", [(), ("unit",), ("container",), ("unit", "container")])
+def test_labels_that_are_left_out_tell_nothing_apart(labels: tuple[str, ...]) -> None:
+    counts = [count(unit=unit, container=container) for unit in ("a.service", "b.service") for container in ("", "c")]
+    seen = Totals(100, labels).collect(counts)
+    assert len(seen) == 2 ** len(labels)
+    assert sum(seen.values()) == 4
+    assert all(key.unit == "" for key in seen) is ("unit" not in labels)
+    assert all(key.container == "" for key in seen) is ("container" not in labels)
 
 
 def test_folded_and_live_add_up() -> None:
@@ -47,7 +62,7 @@ def test_above_the_limit() -> None:
     assert totals.collect(live) == {**named, series(OTHER, unit=""): 20}
     assert totals.series_folded == 2
     live.append(count("q", 1, qtype="AAAA"))
-    assert totals.collect(live) == {**named, series(OTHER, unit=""): 20, series(OTHER, OTHER, ""): 1}
+    assert totals.collect(live) == {**named, series(OTHER, unit=""): 20, series(OTHER, OTHER, "", ""): 1}
     assert totals.series_folded == 3
 
 
@@ -162,7 +177,7 @@ def test_no_series_goes_backwards_and_sums_are_exact(limit: int, steps: list[tup
                 assert sums == +truth
                 ever |= now.keys()
                 assert len([key for key in ever if key.qtype != OTHER]) <= limit
-                assert all(key[3:] == (OTHER, OTHER, "") for key in ever if key.qtype == OTHER)
+                assert all(key[3:] == (OTHER, OTHER, "", "") for key in ever if key.qtype == OTHER)
                 assert totals.series_folded >= refused
                 refused = totals.series_folded
                 before = now

@@ -55,7 +55,8 @@ def test_everything(tmp_path: Path) -> None:
         cmdline=b"dig\0www.example.test\0",
         unit="nginx.service",
         cgroup="/system.slice/nginx.service",
-        from_procfs=frozenset({"exe", "cmdline", "unit", "cgroup"}),
+        slice="system.slice",
+        from_procfs=frozenset({"exe", "cmdline", "cgroup"}),
     )
 
 
@@ -294,6 +295,7 @@ TOLD = Identity(
     cmdline=b"dig\0www.example.test\0",
     unit="nginx.service",
     cgroup="/system.slice/nginx.service",
+    slice="system.slice",
     loginuid=1000,
     pid_ns=4026531836,
     mnt_ns=4026531841,
@@ -314,7 +316,7 @@ def test_what_runs_now_lends_nothing_to_what_ran_then(tmp_path: Path) -> None:
         cmdline=b"x" * CMDLINE_SIZE,
     )
     assert procfs(tmp_path).identify(process(), cut) == replace(
-        TOLD, exe=".../bin/dig", cgroup=".../nginx.service", unit=None, cmdline=b"x" * CMDLINE_SIZE
+        TOLD, exe=".../bin/dig", cgroup=".../nginx.service", unit=None, slice=None, cmdline=b"x" * CMDLINE_SIZE
     )
 
 

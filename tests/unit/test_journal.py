@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from made_up import ANCESTRY, HOSTILE, IDENTITY, QUERY, RULE, hostile, query
 
+from dnsprobe.containers import Container
 from dnsprobe.errors import UserError
 from dnsprobe.model import Ancestry, Identity, Process, Query, Rule
 from dnsprobe.sinks import journal
@@ -113,6 +114,7 @@ def test_all_fields() -> None:
         ("DNSPROBE_LOGINUID", "1000"),
         ("DNSPROBE_USER", "ada"),
         ("DNSPROBE_UNIT", "session-3.scope"),
+        ("DNSPROBE_SLICE", "user-1000.slice"),
         ("DNSPROBE_CGROUP", "/user.slice/user-1000.slice/session-3.scope"),
         ("DNSPROBE_NET_NS", "4026531840"),
         ("DNSPROBE_PID_NS", "4026531836"),
@@ -130,6 +132,15 @@ def test_what_was_read_afterwards_is_named() -> None:
     read = Identity(exe="/usr/bin/dig", cmdline=b"dig", from_procfs=frozenset({"exe", "cmdline"}))
     assert dict(fields(QUERY, read))["DNSPROBE_FROM_PROCFS"] == "cmdline exe"
     assert "DNSPROBE_NET_NS" not in dict(fields(query(net_ns=0), read))
+
+
+def test_containers() -> None:
+    told = dict(fields(QUERY, Identity(container=Container("3f4e" * 16, "cri-o", "a-pod"))))
+    expected = {"CONTAINER": "3f4e" * 16, "CONTAINER_RUNTIME": "cri-o", "POD": "a-pod"}
+    assert {name: told[f"DNSPROBE_{name}"] for name in expected} == expected
+    told = dict(fields(QUERY, Identity(container=Container("a\nb", ""))))
+    assert told["DNSPROBE_CONTAINER"] == r"a\x0ab"
+    assert not told.keys() & {"DNSPROBE_CONTAINER_RUNTIME", "DNSPROBE_POD"}
 
 
 def test_message_id_is_a_128_bit_id() -> None:

@@ -21,10 +21,10 @@ NASTY = 'a"b\\x0a\\\\c{d="e"} 7 # é'
 
 FULL = Snapshot(
     counts={
-        Series("example.test", "A", "udp", "dig", "bash;make;dig", "session-3.scope"): 1_000_003,
-        Series("example.test", "AAAA", "tcp", "dig", "bash;make;dig", ""): 7,
-        Series("example.test", "(other)", "udp", "(other)", "(other)", ""): 5,
-        Series(".", "HTTPS", "udp", NASTY, f"x;{NASTY}", "user@1000.service"): 11,
+        Series("example.test", "A", "udp", "dig", "bash;make;dig", "session-3.scope", "3f4e3f4e3f4e"): 1_000_003,
+        Series("example.test", "AAAA", "tcp", "dig", "bash;make;dig", "", ""): 7,
+        Series("example.test", "(other)", "udp", "(other)", "(other)", "", ""): 5,
+        Series(".", "HTTPS", "udp", NASTY, f"x;{NASTY}", "user@1000.service", ""): 11,
     },
     series_folded=2,
     hooks=[("udp", "kprobe", "ip_send_skb"), ("udp6", "kprobe", "ip6_send_skb"), ("tcp", "raw_tp", "x.isra.51")],
@@ -110,6 +110,17 @@ def test_everything_is_there_from_the_start() -> None:
     assert "dnsprobe_queries_total{" not in text
 
 
+@pytest.mark.parametrize("labels", [(), ("unit",), ("container",)])
+def test_labels_are_left_out(labels: tuple[str, ...]) -> None:
+    given = [label if label in labels else "" for label in ("unit", "container")]
+    counts = {Series("example.test", "A", "udp", "dig", "bash;dig", *given): 3}
+    text = generate_latest(build_registry(lambda: Snapshot(counts=counts), labels)).decode()
+    shown = {"domain": "example.test", "process": "dig", "qtype": "A", "transport": "udp", "tree": "bash;dig"}
+    shown |= {label: label for label in labels}
+    expected = ",".join(f'{name}="{value}"' for name, value in sorted(shown.items()))
+    assert f"dnsprobe_queries_total{{{expected}}} 3.0\n" in text
+
+
 def test_each_scrape_asks_anew() -> None:
     numbers = iter(range(1, 10))
     registry = CollectorRegistry()
@@ -124,7 +135,7 @@ def test_hostile_labels(raw: bytes, form: str) -> None:
     # Even a label that no one has made safe must not break the scrape of all others.
     label = raw.decode("utf-8", "surrogateescape") * 20
     snapshot = Snapshot(
-        counts={Series(label, label, label, label, label, label): 3},
+        counts={Series(label, label, label, label, label, label, label): 3},
         hooks=[(label, label, label)],
         verified={label: True},
         events_lost={label: 1},

@@ -21,13 +21,13 @@ from dnsprobe.web.server import Server
 #: More than any test needs; a test that gets here has failed.
 PATIENCE = 60.0
 
-SNAPSHOT = Snapshot(counts={Series(".", "A", "udp", "dig", "bash;dig", ""): 42}, events=7)
+SNAPSHOT = Snapshot(counts={Series(".", "A", "udp", "dig", "bash;dig", "", ""): 42}, events=7)
 
 
 def big_registry(megabytes: int = 8) -> CollectorRegistry:
     """More than the kernel buffers of a connection that nobody reads from."""
     tree = "x" * 1_000_000
-    counts = {Series(".", f"TYPE{number}", "udp", "x", tree, ""): 1 for number in range(megabytes)}
+    counts = {Series(".", f"TYPE{number}", "udp", "x", tree, "", ""): 1 for number in range(megabytes)}
     return build_registry(lambda: Snapshot(counts=counts))
 
 
