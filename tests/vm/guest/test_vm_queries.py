@@ -109,7 +109,6 @@ def test_what_proc_knows_of_a_process_that_lives(service: Service, server: Serve
     finally:
         run("systemctl", "kill", "--signal=KILL", unit, check=False)
     entry = entries("DNSPROBE_UNIT=asker.service")[0]
-    # Of another user's process: this is what CAP_SYS_PTRACE is for.
     assert entry["DNSPROBE_EXE"] == os.path.realpath("/usr/bin/python3")
     assert entry["DNSPROBE_CMDLINE"].startswith("/usr/bin/python3 -c 'import socket, time;")
     assert (entry["DNSPROBE_UID"], entry["DNSPROBE_USER"]) == ("1", "daemon")
