@@ -197,7 +197,8 @@ class ProcFS:
             from_procfs = frozenset(fact for fact in _READ if getattr(read, fact) is not None)
             return _located(replace(read, from_procfs=from_procfs))
         told = Identity(
-            exe=_path(facts.exe),
+            # A kernel thread has none, and no path is the root itself.
+            exe=_path(facts.exe) if facts.exe.names else None,
             cmdline=facts.cmdline or None,
             # All the same "/" is what the root is called on a host that keeps to version 1 of cgroups.
             cgroup=_path(facts.cgroup) if facts.cgroup.names else None,

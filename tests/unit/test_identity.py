@@ -351,6 +351,12 @@ def test_version_1_of_cgroups_is_read_from_proc(tmp_path: Path) -> None:
     assert procfs(tmp_path).identify(process(), legacy) == replace(TOLD, from_procfs=frozenset({"cgroup"}))
 
 
+def test_a_kernel_thread_has_no_executable(tmp_path: Path) -> None:
+    nothing = PathNames((), whole=True)
+    facts = Facts(None, 4026531836, 4026531841, PathNames((b"system.slice",), whole=True), nothing, b"")
+    assert procfs(tmp_path).identify(process(), facts).exe is None
+
+
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     odd = replace(SHELL, exe=PathNames((b"tmp", b"\xff\x1b[31m\n"), whole=True))
     exe = procfs(tmp_path).identify(process(), odd).exe
