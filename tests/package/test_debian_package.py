@@ -151,7 +151,8 @@ def test_counts_and_imports_nothing_of_the_environment(tree: DebianTree, tmp_pat
         for _ in range(7):
             _query(domain)
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            counted = re.findall(rf'^dnsprobe_queries_total{{domain="{domain}".*}} (.*)$', answer.read().decode(), re.M)
+            sample = rf'^dnsprobe_queries_total{{.*domain="{domain}".*}} (.*)$'
+            counted = re.findall(sample, answer.read().decode(), re.MULTILINE)
         assert [float(value) for value in counted] == [7.0]
     finally:
         service.terminate()
