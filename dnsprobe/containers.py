@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from dnsprobe.model import Container
 
 _ID = "[0-9a-f]{64}"
 _UUID = "[0-9a-f]{8}([-_])[0-9a-f]{4}(?:[-_][0-9a-f]{4}){2}[-_][0-9a-f]{12}"
@@ -38,25 +39,6 @@ _MACHINE = re.compile(r"machine-(?!qemu\\x2d|lxc\\x2d)(.+)\.scope")
 _LXC = re.compile(r"lxc\.payload\.(.+)")
 
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """A container.
-
-    ``id`` has 64 hexadecimal digits, or is a name where the runtime has names only. ``runtime`` is ``docker``,
-    ``containerd``, ``cri-o``, ``podman``, ``systemd-nspawn`` or ``lxc``, empty where the form does not say; ``pod`` the
-    uid of its Kubernetes pod, empty if it is in none.
-    """
-
-    id: str
-    runtime: str
-    pod: str = ""
-
-    @property
-    def short_id(self) -> str:
-        """The id as commands of runtimes show it: the first 12 of its digits, or the name."""
-        return self.id[:12] if _PLAIN.fullmatch(self.id) else self.id
 
 
 def _unescape(name: str) -> str:

@@ -5,14 +5,26 @@ Everything here is a value: made once where the data enters, never changed, pass
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from dnsprobe.containers import Container
 from dnsprobe.kernel.abi import DECIDE, NO_RULE, Process
 from dnsprobe.text import printable
 
-__all__ = ["DECIDE", "NO_RULE", "OTHER", "UNKNOWN", "Ancestry", "Count", "Identity", "Process", "Query", "Rule"]
+__all__ = [
+    "DECIDE",
+    "NO_RULE",
+    "OTHER",
+    "UNKNOWN",
+    "Ancestry",
+    "Container",
+    "Count",
+    "Identity",
+    "Process",
+    "Query",
+    "Rule",
+]
 
 #: Shown for a process, tree or qtype that is not told apart: above the series limit, or not counted by process.
 OTHER = "(other)"
@@ -97,6 +109,25 @@ class Query:
     net_ns: int
     ancestry: Ancestry
     repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container.
+
+    ``id`` has 64 hexadecimal digits, or is a name where the runtime has names only. ``runtime`` is ``docker``,
+    ``containerd``, ``cri-o``, ``podman``, ``systemd-nspawn`` or ``lxc``, empty where the form does not say; ``pod`` the
+    uid of its Kubernetes pod, empty if it is in none.
+    """
+
+    id: str
+    runtime: str
+    pod: str = ""
+
+    @property
+    def short_id(self) -> str:
+        """The id as commands of runtimes show it: the first 12 of its digits, or the name."""
+        return self.id[:12] if re.fullmatch("[0-9a-f]{64}", self.id) else self.id
 
 
 @dataclass(frozen=True, slots=True)

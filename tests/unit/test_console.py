@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from made_up import ANCESTRY, HOSTILE, IDENTITY, QUERY, hostile, query
 
-from dnsprobe.containers import Container
-from dnsprobe.model import Ancestry, Identity, Process, Rule
+from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
 from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree
 from dnsprobe.sinks.facts import wall_offset_ns
 

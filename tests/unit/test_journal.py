@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 from made_up import ANCESTRY, HOSTILE, IDENTITY, QUERY, RULE, hostile, query
 
-from dnsprobe.containers import Container
 from dnsprobe.errors import UserError
-from dnsprobe.model import Ancestry, Identity, Process, Query, Rule
+from dnsprobe.model import Ancestry, Container, Identity, Process, Query, Rule
 from dnsprobe.sinks import journal
 from dnsprobe.sinks.journal import (
     MESSAGE_ID,
