@@ -104,8 +104,8 @@ def unit_of(cgroup: str) -> str | None:
     return None
 
 
-#: What :class:`ProcFS` reads, apart from the user.
-_READ = ("exe", "cmdline", "cgroup")
+#: Of a process that the kernel side told nothing of.
+_NOTHING = Facts(None, 0, 0, PathNames((), whole=False), PathNames((), whole=False), b"")
 
 #: In front of a path whose first names are not known.
 _CUT = "..."
@@ -117,19 +117,21 @@ def _path(path: PathNames) -> str | None:
     return "/".join(["" if path.whole else _CUT, *map(os.fsdecode, path.names)]) or "/"
 
 
+def _ends_as(path: str, told: PathNames) -> bool:
+    return not told.names or os.fsencode(os.path.basename(path)) == told.names[-1]
+
+
 def _complete(told: Identity, read: Identity, facts: Facts) -> Identity:
     """Return what the kernel side told with what was read of it afterwards, where the one goes on from the other."""
     added: dict[str, Any] = {}
-    if read.exe and not facts.exe.whole:
-        end = os.path.basename(read.exe.removesuffix(" (deleted)"))
-        if not facts.exe.names or os.fsencode(end) == facts.exe.names[-1]:
-            added["exe"] = read.exe
-    if read.cmdline and len(facts.cmdline) in {0, CMDLINE_SIZE} and read.cmdline.startswith(facts.cmdline):
+    same_program = read.exe is None or _ends_as(read.exe.removesuffix(" (deleted)"), facts.exe)
+    if read.exe and not facts.exe.whole and same_program:
+        added["exe"] = read.exe
+    goes_on = len(facts.cmdline) in {0, CMDLINE_SIZE} and (read.cmdline or b"").startswith(facts.cmdline)
+    if read.cmdline and goes_on and same_program:
         added["cmdline"] = read.cmdline
-    if read.cgroup and not (facts.cgroup.whole and facts.cgroup.names):
-        end = os.path.basename(read.cgroup)
-        if not facts.cgroup.names or os.fsencode(end) == facts.cgroup.names[-1]:
-            added["cgroup"] = read.cgroup
+    if read.cgroup and not (facts.cgroup.whole and facts.cgroup.names) and _ends_as(read.cgroup, facts.cgroup):
+        added["cgroup"] = read.cgroup
     return replace(told, **added, from_procfs=frozenset(added))
 
 
@@ -192,10 +194,7 @@ class ProcFS:
         Without ``facts``, all is of the moment of reading: a process that has called execve(2) since its query shows
         its new executable, and of one that is gone, nothing is known.
         """
-        if facts is None:
-            read = self._read_all(process)
-            from_procfs = frozenset(fact for fact in _READ if getattr(read, fact) is not None)
-            return _located(replace(read, from_procfs=from_procfs))
+        facts = facts or _NOTHING
         told = Identity(
             # A kernel thread has none, and no path is the root itself.
             exe=_path(facts.exe) if facts.exe.names else None,

@@ -282,7 +282,7 @@ def test_no_ancestry_of_the_gone_or_of_another_with_its_pid() -> None:
     assert ProcFS().ancestry(Process(2**22 + 1, 1, b"")) is None
 
 
-SHELL = Facts(
+FACTS = Facts(
     loginuid=1000,
     pid_ns=4026531836,
     mnt_ns=4026531841,
@@ -300,35 +300,40 @@ TOLD = Identity(
     pid_ns=4026531836,
     mnt_ns=4026531841,
 )
+#: The same, where the kernel side had no room for all of it.
+CUT = replace(
+    FACTS,
+    exe=PathNames((b"bin", b"dig"), whole=False),
+    cgroup=PathNames((b"nginx.service",), whole=False),
+    cmdline=b"x" * CMDLINE_SIZE,
+)
 
 
 def test_what_the_kernel_told_needs_no_proc(tmp_path: Path) -> None:
-    assert procfs(tmp_path).identify(process(), SHELL) == TOLD
+    assert procfs(tmp_path).identify(process(), FACTS) == TOLD
 
 
 def test_what_runs_now_lends_nothing_to_what_ran_then(tmp_path: Path) -> None:
     make(tmp_path, cmdline=b"another\0", cgroup=b"0::/other.service\n", exe=b"/usr/bin/another")
-    assert procfs(tmp_path).identify(process(), SHELL) == TOLD
-    cut = replace(
-        SHELL,
-        exe=PathNames((b"bin", b"dig"), whole=False),
-        cgroup=PathNames((b"nginx.service",), whole=False),
-        cmdline=b"x" * CMDLINE_SIZE,
-    )
-    assert procfs(tmp_path).identify(process(), cut) == replace(
+    assert procfs(tmp_path).identify(process(), FACTS) == TOLD
+    assert procfs(tmp_path).identify(process(), CUT) == replace(
         TOLD, exe=".../bin/dig", cgroup=".../nginx.service", unit=None, slice=None, cmdline=b"x" * CMDLINE_SIZE
     )
 
 
+def test_a_command_line_that_was_not_read_is_not_that_of_a_later_program(tmp_path: Path) -> None:
+    """Its page may have been in swap."""
+    unread = replace(FACTS, cmdline=b"")
+    make(tmp_path, cmdline=b"another\0", exe=b"/usr/bin/another")
+    assert procfs(tmp_path).identify(process(), unread) == replace(TOLD, cmdline=None)
+    (tmp_path / "4242/exe").unlink()
+    make(tmp_path)
+    assert procfs(tmp_path).identify(process(), unread) == replace(TOLD, from_procfs=frozenset({"cmdline"}))
+
+
 def test_proc_completes_what_the_kernel_cut_off(tmp_path: Path) -> None:
     make(tmp_path, cmdline=b"x" * 1000)
-    cut = replace(
-        SHELL,
-        exe=PathNames((b"bin", b"dig"), whole=False),
-        cgroup=PathNames((b"nginx.service",), whole=False),
-        cmdline=b"x" * CMDLINE_SIZE,
-    )
-    assert procfs(tmp_path).identify(process(), cut) == replace(
+    assert procfs(tmp_path).identify(process(), CUT) == replace(
         TOLD, cmdline=b"x" * 1000, from_procfs=frozenset({"exe", "cgroup", "cmdline"})
     )
 
@@ -347,7 +352,7 @@ def test_proc_tells_what_the_kernel_side_could_not(tmp_path: Path) -> None:
 def test_version_1_of_cgroups_is_read_from_proc(tmp_path: Path) -> None:
     """There the unified hierarchy has every process in its root."""
     make(tmp_path, cgroup=b"1:name=systemd:/system.slice/nginx.service\n0::/\n")
-    legacy = replace(SHELL, cgroup=PathNames((), whole=True))
+    legacy = replace(FACTS, cgroup=PathNames((), whole=True))
     assert procfs(tmp_path).identify(process(), legacy) == replace(TOLD, from_procfs=frozenset({"cgroup"}))
 
 
@@ -358,7 +363,7 @@ def test_a_kernel_thread_has_no_executable(tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    odd = replace(SHELL, exe=PathNames((b"tmp", b"\xff\x1b[31m\n"), whole=True))
+    odd = replace(FACTS, exe=PathNames((b"tmp", b"\xff\x1b[31m\n"), whole=True))
     exe = procfs(tmp_path).identify(process(), odd).exe
     assert exe is not None
     assert os.fsencode(exe) == b"/tmp/\xff\x1b[31m\n"
