@@ -21,9 +21,17 @@
 #define DECIDE 0xffffffffU
 /* Ids of rules are below this: each has a slot in the overflow array. */
 #define RULE_IDS 65536
+/* Stands in a counter in place of a rule: connections whose queries cannot be read. Its slot is the one behind theirs.
+ */
+#define ENCRYPTED RULE_IDS
 
+/* How a query goes, where the port says more than the protocol: what the port says. */
 enum transport {
 	TRANSPORT_UDP = 0,
+	TRANSPORT_TCP,
+	TRANSPORT_MDNS,	 /* RFC 6762 */
+	TRANSPORT_LLMNR, /* RFC 4795 */
+	TRANSPORT_DOT,	 /* RFC 7858 */
 };
 
 enum kind {
@@ -44,7 +52,11 @@ enum statistic {
 	STAT_UNPARSED_SEGMENTED, /* one send carries several datagrams (UDP_SEGMENT); only the first is read */
 	STAT_COUNTERS_ADDED,	 /* entries made in the counter maps */
 	STAT_NAMES_ADDED,
-	STAT_IDENTITIES_FULL, /* programs of whose process nothing but its tree could be kept */
+	STAT_IDENTITIES_FULL,	  /* programs of whose process nothing but its tree could be kept */
+	STAT_UNPARSED_QUESTIONS,  /* a packet asks more than one question (mDNS); only the first is read */
+	STAT_UNPARSED_UNREADABLE, /* what is sent down a stream lies where it cannot be read, or in too many pieces */
+	STAT_UNPARSED_UNALIGNED,  /* where in a stream a message begins is not known */
+	STAT_UNPARSED_PIPELINED,  /* more messages in one send than one run can read */
 	STATISTICS,
 };
 
@@ -110,6 +122,20 @@ struct name {
 	u32 length;		/* in wire format, root included */
 	u8 reversed[NAME_SIZE]; /* lower case, last octet first */
 	u32 pad;
+};
+
+/* A DNS message over TCP, up to the end of its question: its length (RFC 1035, section 4.2.2), header, longest
+ * question. */
+#define STREAM_SIZE (2 + 12 + 255 + 4)
+
+/* Where a TCP connection is. Sequence numbers are those of RFC 9293, section 3.4, in host byte order. */
+struct stream {
+	u32 first; /* of the first octet that was seen: tells connections apart whose socket has the same address */
+	u32 start; /* of the message that comes next, or has begun */
+	u32 have;  /* octets of it that are here */
+	u32 known; /* 0: where the next message begins is not known */
+	u8 octets[STREAM_SIZE];
+	u8 pad[7];
 };
 
 /* A packet that was counted while it waits for its neighbour's address. */

@@ -11,6 +11,7 @@
 #define HOOK_FUNCTION 0
 #define HOOK_DEVICE 1
 #define HOOK_NEIGHBOUR 2
+#define HOOK_STREAM 3
 
 #define IFF_LOOPBACK 8 /* include/uapi/linux/if.h */
 
@@ -35,14 +36,14 @@ static __always_inline bool is_first_device(struct scratch *s, const struct pack
 {
 	u64 server[2];
 
-	__builtin_memcpy(server, packet->server, sizeof(server));
+	__builtin_memcpy(server, packet->to.server, sizeof(server));
 
-	bool same = s->last_skb == packet->skb && s->last_sock == sock && s->last_ports_id == packet->ports_id &&
+	bool same = s->last_skb == packet->to.skb && s->last_sock == sock && s->last_ports_id == packet->ports_id &&
 		    s->last_server[0] == server[0] && s->last_server[1] == server[1];
 
 	if (same && s->first_device != device)
 		return false;
-	s->last_skb = packet->skb;
+	s->last_skb = packet->to.skb;
 	s->last_sock = sock;
 	s->last_ports_id = packet->ports_id;
 	s->last_server[0] = server[0];
@@ -54,7 +55,7 @@ static __always_inline bool is_first_device(struct scratch *s, const struct pack
 /* Notes that a packet is counted, as it will come by again: when its neighbour has answered, or below this device. */
 static __always_inline void note_counted(const struct packet *packet, u32 hook_kind)
 {
-	u64 skb = packet->skb;
+	u64 skb = packet->to.skb;
 	struct deferred deferred = {
 		.ports_id = packet->ports_id,
 		.since_ns = bpf_ktime_get_ns(),
@@ -67,7 +68,7 @@ static __always_inline void note_counted(const struct packet *packet, u32 hook_k
 /* Returns the kind of hook at which a packet was counted before, or HOOK_FUNCTION if it was not. */
 static __always_inline u32 counted_at(const struct packet *packet)
 {
-	u64 skb = packet->skb;
+	u64 skb = packet->to.skb;
 	const struct deferred *deferred = bpf_map_lookup_elem(MAP(DEFERRED), &skb);
 
 	if (!deferred || deferred->ports_id != packet->ports_id ||
@@ -82,7 +83,7 @@ static __always_inline bool is_first_sight(struct scratch *s, const struct packe
 	if (hook_kind == HOOK_FUNCTION)
 		return true;
 
-	u64 skb = packet->skb;
+	u64 skb = packet->to.skb;
 	u64 sock = read_u64(skb + SKB_SK);
 	u64 device = read_u64(skb + SKB_DEV);
 

@@ -2,19 +2,19 @@
  *
  * The hooks. Which of them is compiled is said by HOOK_*; each leads into handle_packet().
  */
-#include "submit.h"
+#include "stream.h"
 
 #ifdef HOOK_IP_SEND_SKB
 /* net/ipv4/ip_output.c: int ip_send_skb(struct net *net, struct sk_buff *skb) */
 int ip_send_skb_entry(struct pt_regs *ctx)
 {
-	return handle_packet(PT_REGS_PARM2(ctx), PORT_IN_HEADER, TRANSPORT_UDP, HOOK_FUNCTION);
+	return handle_packet(PT_REGS_PARM2(ctx), PORT_IN_HEADER, HOOK_FUNCTION);
 }
 
 /* net/ipv6/ip6_output.c: int ip6_send_skb(struct sk_buff *skb) */
 int ip6_send_skb_entry(struct pt_regs *ctx)
 {
-	return handle_packet(PT_REGS_PARM1(ctx), PORT_IN_HEADER, TRANSPORT_UDP, HOOK_FUNCTION);
+	return handle_packet(PT_REGS_PARM1(ctx), PORT_IN_HEADER, HOOK_FUNCTION);
 }
 #endif
 
@@ -35,7 +35,7 @@ int udp_send_skb_entry(struct pt_regs *ctx)
 {
 	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI4_DPORT);
 
-	return port ? handle_packet(PT_REGS_PARM1(ctx), port, TRANSPORT_UDP, HOOK_FUNCTION) : 0;
+	return port ? handle_packet(PT_REGS_PARM1(ctx), port, HOOK_FUNCTION) : 0;
 }
 
 /* net/ipv6/udp.c: static int udp_v6_send_skb(struct sk_buff *skb, struct flowi6 *fl6, struct inet_cork *cork) */
@@ -43,7 +43,7 @@ int udp_v6_send_skb_entry(struct pt_regs *ctx)
 {
 	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI6_DPORT);
 
-	return port ? handle_packet(PT_REGS_PARM1(ctx), port, TRANSPORT_UDP, HOOK_FUNCTION) : 0;
+	return port ? handle_packet(PT_REGS_PARM1(ctx), port, HOOK_FUNCTION) : 0;
 }
 #endif
 
@@ -51,7 +51,7 @@ int udp_v6_send_skb_entry(struct pt_regs *ctx)
 /* include/trace/events/net.h: net_dev_queue(struct sk_buff *skb) */
 int net_dev_queue_entry(struct bpf_raw_tracepoint_args *ctx)
 {
-	return handle_packet(ctx->args[0], PORT_IN_HEADER, TRANSPORT_UDP, HOOK_DEVICE);
+	return handle_packet(ctx->args[0], PORT_IN_HEADER, HOOK_DEVICE);
 }
 
 /*
@@ -69,7 +69,31 @@ int neigh_event_send_done_entry(struct bpf_raw_tracepoint_args *ctx)
 	if ((u32)ctx->args[1] == 0)
 		return 0;
 	last = read_u64(queue + SKB_HEAD_PREV);
-	return last && last != queue ? handle_packet(last, PORT_IN_HEADER, TRANSPORT_UDP, HOOK_NEIGHBOUR) : 0;
+	return last && last != queue ? handle_packet(last, PORT_IN_HEADER, HOOK_NEIGHBOUR) : 0;
+}
+#endif
+
+#ifdef STREAM_FUNCTION
+/*
+ * net/ipv4/tcp.c: int tcp_sendmsg_locked(struct sock *sk, struct msghdr *msg, size_t size), and tcp_sendmsg(), which
+ * takes the same before the socket is locked.
+ */
+int tcp_sendmsg_entry(struct pt_regs *ctx)
+{
+	return handle_stream(ctx, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+}
+#endif
+
+#ifdef STREAM_TRACEPOINT
+/*
+ * include/trace/events/tcp.h: tcp_sendmsg_locked(const struct sock *sk, const struct msghdr *msg,
+ *                                                const struct sk_buff *skb, int size_goal)
+ *
+ * It is hit once for each piece that is copied, with `msg` and the socket's sequence number as far as they are.
+ */
+int tcp_sendmsg_locked_entry(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_stream(ctx, ctx->args[0], ctx->args[1]);
 }
 #endif
 

@@ -17,7 +17,19 @@
 /* A label can hold any octet, so what stands in front of a name must be readable too: reversing goes by eight octets.
  */
 #define PACKET_FRONT 16
-#define PACKET_SIZE 512
+/* Twice what a mask leaves of an offset and a size. */
+#define PACKET_SIZE 1024
+
+/* Where a query goes. */
+struct destination {
+	u64 skb;  /* the packet, or 0 */
+	u64 sock; /* 0: that of the packet */
+	u16 port; /* in host byte order */
+	u8 family;
+	u8 transport;
+	u8 server[16];
+	u8 pad[4];
+};
 
 struct lpm_key {
 	u32 bits;
@@ -44,6 +56,13 @@ struct scratch {
 	struct name name;
 	struct event event;
 	struct identity identity;
+	struct stream stream;
+	u32 copied;   /* octets of a stream that were read in this run */
+	u32 size;     /* octets to read, then those of the message that are here */
+	u32 length;   /* that the message says it has */
+	u32 progress; /* how the message that was read goes on: enum progress */
+	u32 more;     /* another one follows */
+	struct destination to;
 	u64 last_skb;
 	u64 last_sock;
 	u64 first_device;

@@ -20,15 +20,13 @@
 
 /* What is known of a packet that may be a query. */
 struct packet {
-	u64 skb;
+	struct destination to;
 	u64 payload;  /* address of the DNS message */
 	u64 buffer;   /* address of the start of the linear part */
 	u32 length;   /* octets of the message in the linear part */
 	u32 beyond;   /* octets of the packet behind the linear part */
 	u64 ports_id; /* both ports and the message's id: tells packets of one socket apart */
-	u16 port;
-	u8 family;
-	u8 server[16];
+	bool several; /* it has more than one question */
 };
 
 /* Where a hook finds the port. UDP headers are complete only after udp_send_skb. */
@@ -104,10 +102,22 @@ struct skb_span {
 		value_;                                                                                                \
 	})
 
-/* RFC 1035, section 4.1.1: a standard query (QR 0, OPCODE 0) with one question. */
-static __always_inline bool is_query(const struct dns *dns)
+#define PORT_MDNS 5353
+#define PORT_LLMNR 5355
+
+static __always_inline u8 transport_of(u16 port, u8 protocol)
 {
-	return (dns->flags & 0xf8) == 0 && dns->questions == __builtin_bswap16(1);
+	if (port == PORT_MDNS)
+		return TRANSPORT_MDNS;
+	return port == PORT_LLMNR ? TRANSPORT_LLMNR : protocol;
+}
+
+/* RFC 1035, section 4.1.1: a standard query (QR 0, OPCODE 0) with one question; over mDNS with as many as its sender
+ * wants to know (RFC 6762, section 5.3). */
+static __always_inline bool is_query(const struct dns *dns, u16 port)
+{
+	return (dns->flags & 0xf8) == 0 &&
+	       (dns->questions == __builtin_bswap16(1) || (port == PORT_MDNS && dns->questions));
 }
 
 /*
@@ -145,9 +155,9 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 			return false;
 		udp = &headers.four.udp;
 		dns = &headers.four.dns;
-		packet->family = 4;
-		__builtin_memset(packet->server, 0, sizeof(packet->server));
-		__builtin_memcpy(packet->server, headers.four.ip.destination, 4);
+		packet->to.family = 4;
+		__builtin_memset(packet->to.server, 0, sizeof(packet->to.server));
+		__builtin_memcpy(packet->to.server, headers.four.ip.destination, 4);
 	} else if (version == 6) {
 		u8 next = headers.six.ip.next_header;
 
@@ -161,13 +171,13 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 			return false;
 		udp = &headers.six.udp;
 		dns = &headers.six.dns;
-		packet->family = 6;
-		__builtin_memcpy(packet->server, headers.six.ip.destination, 16);
+		packet->to.family = 6;
+		__builtin_memcpy(packet->to.server, headers.six.ip.destination, 16);
 	} else {
 		return false;
 	}
-	packet->port = known_port ?: __builtin_bswap16(udp->destination);
-	if (!WATCHED_PORT(packet->port))
+	packet->to.port = known_port ?: __builtin_bswap16(udp->destination);
+	if (!WATCHED_PORT(packet->to.port))
 		return false;
 
 	u32 length[2]; /* skb->len, skb->data_len */
@@ -175,8 +185,10 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 
 	if (bpf_probe_read_kernel(length, sizeof(length), (void *)(skb + SKB_LEN)))
 		return false;
-	packet->skb = skb;
-	packet->ports_id = (u64)udp->source << 32 | (u32)packet->port << 16 | dns->id;
+	packet->to.skb = skb;
+	packet->to.sock = 0;
+	packet->to.transport = transport_of(packet->to.port, TRANSPORT_UDP);
+	packet->ports_id = (u64)udp->source << 32 | (u32)packet->to.port << 16 | dns->id;
 	packet->buffer = head;
 	packet->payload = head + transport + UDP_HEADER;
 	/* Signed: a wrong guess of the layout must not turn into a large number. */
@@ -185,9 +197,11 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 	packet->length = linear > 0 && linear < 65536 ? linear : 0;
 	packet->beyond = length[1];
 	/* Without the DNS header in the linear part, what was read in its place is something else. */
+	packet->several = false;
 	if (packet->length < DNS_HEADER)
 		return packet->beyond != 0;
-	return is_query(dns);
+	packet->several = dns->questions != __builtin_bswap16(1);
+	return is_query(dns, packet->to.port);
 }
 
 #endif

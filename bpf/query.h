@@ -59,20 +59,12 @@ static __always_inline void sip_round(struct sip *s)
 /* That the question was read, where otherwise the statistic stands that counts why not. */
 #define PARSED STATISTICS
 
-/* Copies the message and walks its labels; returns PARSED, or the statistic of what is wrong with it. */
-static __always_inline u32 read_question(struct scratch *s, const struct packet *packet)
+/* Walks the labels of a message of which `size` octets are here; returns where its name ends, or 0 if it does not. */
+static __always_inline u64 walk_question(struct scratch *s, u32 size)
 {
-	u32 size = packet->length;
 	u64 at = DNS_HEADER;
 
-	if (size > DNS_HEADER + QUESTION_SIZE)
-		size = DNS_HEADER + QUESTION_SIZE;
-	if (size < SHORTEST_QUERY)
-		goto unparsed;
-	KEEP_BELOW_512(size);
-	if (bpf_probe_read_kernel(s->packet + PACKET_FRONT, size, (void *)packet->payload))
-		goto unparsed;
-
+	s->question.segmented = false;
 	s->question.length = 0;
 	for (u32 i = 0; i < 128; i++) {
 		KEEP_BELOW_512(at);
@@ -94,19 +86,37 @@ static __always_inline u32 read_question(struct scratch *s, const struct packet 
 	u64 end = FORGET(s->question.length);
 
 	if (end == 0 || end > 255 || DNS_HEADER + end + 4 > size)
-		goto unparsed;
+		return 0;
 	end += DNS_HEADER;
 	KEEP_BELOW_512(end);
 	s->question.qtype = (s->packet[PACKET_FRONT + end] << 8) | s->packet[PACKET_FRONT + end + 1];
+	return end;
+}
 
-	s->question.segmented = false;
+/* Copies the message and reads its question; returns PARSED, or the statistic of what is wrong with it. */
+static __always_inline u32 read_question(struct scratch *s, const struct packet *packet)
+{
+	u32 size = packet->length;
+
+	if (size > DNS_HEADER + QUESTION_SIZE)
+		size = DNS_HEADER + QUESTION_SIZE;
+	if (size < SHORTEST_QUERY)
+		goto unparsed;
+	KEEP_BELOW_512(size);
+	if (bpf_probe_read_kernel(s->packet + PACKET_FRONT, size, (void *)packet->payload))
+		goto unparsed;
+
+	u64 end = walk_question(s, size);
+
+	if (!end)
+		goto unparsed;
 	/* A second message behind the first one is at least as long as the shortest. */
 	if (packet->length - end >= 4 + SHORTEST_QUERY) {
 		u32 shared_info = 0;
 		u16 segment = 0;
 
 		/* skb_shinfo(): at skb->end, an offset from skb->head on 64-bit kernels. */
-		READ(shared_info, packet->skb + SKB_END);
+		READ(shared_info, packet->to.skb + SKB_END);
 		READ(segment, packet->buffer + shared_info + SHINFO_GSO_SIZE);
 		s->question.segmented = segment && segment < packet->length + packet->beyond;
 	}

@@ -15,22 +15,23 @@
 #endif
 
 /* Hands the event over, whose chain is there already. */
-static __always_inline bool submit_event(void *ring, struct scratch *s, const struct packet *packet)
+static __always_inline bool submit_event(void *ring, struct scratch *s)
 {
+	const struct destination *to = &s->to;
 	struct event *event = &s->event;
 	u64 uid_gid = bpf_get_current_uid_gid();
+	u64 sock = to->sock ?: read_u64(to->skb + SKB_SK);
 
 	event->name_hash = s->question.hash;
 	event->uid = uid_gid;
 	event->gid = uid_gid >> 32;
-	event->net_ns =
-	    IS_THERE(NET_INUM) ? read_u32(read_u64(read_u64(packet->skb + SKB_SK) + SOCK_NET) + NET_INUM) : 0;
+	event->net_ns = IS_THERE(NET_INUM) ? read_u32(read_u64(sock + SOCK_NET) + NET_INUM) : 0;
 	event->pad = 0;
 	event->qtype = s->question.qtype;
-	event->port = packet->port;
-	event->family = packet->family;
+	event->port = to->port;
+	event->family = to->family;
 	event->length = s->question.length;
-	__builtin_memcpy(event->server, packet->server, sizeof(event->server));
+	__builtin_memcpy(event->server, to->server, sizeof(event->server));
 	__builtin_memcpy(event->reversed, s->key.reversed, NAME_SIZE);
 
 	u64 depth = event->chain.depth;
@@ -45,7 +46,7 @@ static __always_inline bool submit_event(void *ring, struct scratch *s, const st
 }
 
 /* Submits the event unless one like it was submitted less than settings->repeat_ns ago. */
-static __always_inline void submit_new(struct scratch *s, const struct packet *packet, const struct settings *settings,
+static __always_inline void submit_new(struct scratch *s, const struct settings *settings,
 				       const struct process_key *process, u64 leader, bool walked)
 {
 	u64 now = bpf_ktime_get_ns();
@@ -77,7 +78,7 @@ static __always_inline void submit_new(struct scratch *s, const struct packet *p
 	if (!walked)
 		walk_ancestry(&s->event.chain, leader);
 	keep_identity(s, process, leader);
-	if (submit_event(MAP(EVENTS), s, packet)) {
+	if (submit_event(MAP(EVENTS), s)) {
 		count_statistic(STAT_EVENTS);
 		if (seen) {
 			seen->repeats = 0;
@@ -91,14 +92,64 @@ static __always_inline void submit_new(struct scratch *s, const struct packet *p
 		bpf_map_delete_elem(MAP(SEEN), &key);
 }
 
-/* One packet at one of the hooks, from reject to submit. */
-static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, u32 hook_kind)
+/* True where a rule, or the canaries' name, and the port go together: nothing else that is sent to their port counts.
+ */
+static __always_inline bool fits_port(u32 rule, u16 port)
 {
-	struct packet packet;
+	return (rule == CANARY) == (port == CANARY_PORT);
+}
+
+/* Counts and tells a query whose question and destination are in the scratch space, and for which match_name() found
+ * `rule`. */
+static __always_inline void take_query(struct scratch *s, const struct settings *now, u32 rule)
+{
 	struct process_key process;
 	bool walked = false;
 
-	if (!read_packet(&packet, skb, known_port) || !SERVED_FAMILY(packet.family))
+	hash_name(s, now);
+
+	u64 leader = current_process(&process);
+	u32 generation = now->generation;
+
+	s->event.transport = s->to.transport;
+	s->event.generation = generation;
+	s->event.kind = KIND_QUERY;
+	if (rule == CANARY) {
+		s->event.kind = KIND_CANARY;
+		s->event.rule = rule;
+		s->event.repeats = 0;
+		s->event.time_ns = bpf_ktime_get_ns();
+		walk_ancestry(&s->event.chain, leader);
+		submit_event(MAP(CANARIES), s);
+		return;
+	}
+	if (rule == DECIDE) {
+		struct name *name = bpf_map_lookup_elem(MAP(NAMES), &s->question.hash);
+
+		if (name && name->generation == generation)
+			rule = name->verdict;
+		if (rule == NO_RULE)
+			return;
+		if (rule == DECIDE) {
+			s->event.kind = KIND_UNDECIDED;
+			if (!count_pending(s, generation, name != NULL, s->to.transport, &process, leader, &walked)) {
+				count_statistic(STAT_UNDECIDED_NAMES_FULL);
+				return;
+			}
+		}
+	}
+	s->event.rule = rule;
+	if (rule != DECIDE)
+		count_query(s, rule, s->to.transport, &process, leader, &walked);
+	submit_new(s, now, &process, leader, walked);
+}
+
+/* One packet at one of the hooks, from reject to submit. */
+static __always_inline int handle_packet(u64 skb, u16 known_port, u32 hook_kind)
+{
+	struct packet packet;
+
+	if (!read_packet(&packet, skb, known_port) || !SERVED_FAMILY(packet.to.family))
 		return 0;
 
 	struct scratch *s = scratch(hook_kind);
@@ -110,7 +161,7 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, 
 	u32 problem = read_question(s, &packet);
 
 	if (problem != PARSED) {
-		if (packet.port != CANARY_PORT && is_first_sight(s, &packet, hook_kind))
+		if (packet.to.port != CANARY_PORT && is_first_sight(s, &packet, hook_kind))
 			count_statistic(problem);
 		return 0;
 	}
@@ -118,53 +169,18 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u8 transport, 
 
 	u32 rule = match_name(s);
 
-	if (rule == NO_RULE && !s->question.segmented)
+	if (rule == NO_RULE && !s->question.segmented && !packet.several)
 		return 0;
-	/* Canaries have a port of their own, and nothing else that is sent there counts. */
-	if ((rule == CANARY) != (packet.port == CANARY_PORT))
-		return 0;
-	if (!is_first_sight(s, &packet, hook_kind))
+	if (!fits_port(rule, packet.to.port) || !is_first_sight(s, &packet, hook_kind))
 		return 0;
 	if (s->question.segmented)
 		count_statistic(STAT_UNPARSED_SEGMENTED);
+	if (packet.several)
+		count_statistic(STAT_UNPARSED_QUESTIONS);
 	if (rule == NO_RULE)
 		return 0;
-	hash_name(s, now);
-
-	u64 leader = current_process(&process);
-	u32 generation = now->generation;
-
-	s->event.transport = transport;
-	s->event.generation = generation;
-	s->event.kind = KIND_QUERY;
-	if (rule == CANARY) {
-		s->event.kind = KIND_CANARY;
-		s->event.rule = rule;
-		s->event.repeats = 0;
-		s->event.time_ns = bpf_ktime_get_ns();
-		walk_ancestry(&s->event.chain, leader);
-		submit_event(MAP(CANARIES), s, &packet);
-		return 0;
-	}
-	if (rule == DECIDE) {
-		struct name *name = bpf_map_lookup_elem(MAP(NAMES), &s->question.hash);
-
-		if (name && name->generation == generation)
-			rule = name->verdict;
-		if (rule == NO_RULE)
-			return 0;
-		if (rule == DECIDE) {
-			s->event.kind = KIND_UNDECIDED;
-			if (!count_pending(s, generation, name != NULL, transport, &process, leader, &walked)) {
-				count_statistic(STAT_UNDECIDED_NAMES_FULL);
-				return 0;
-			}
-		}
-	}
-	s->event.rule = rule;
-	if (rule != DECIDE)
-		count_query(s, rule, transport, &process, leader, &walked);
-	submit_new(s, &packet, now, &process, leader, walked);
+	s->to = packet.to;
+	take_query(s, now, rule);
 	return 0;
 }
 

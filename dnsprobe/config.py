@@ -19,6 +19,7 @@ from dnsprobe.rules import MAX_RULE_ID, Pattern, RuleError, parse_pattern, short
 from dnsprobe.text import printable
 
 HOOKS = ("auto", "ip_send_skb", "udp_send_skb", "net_dev_queue")
+TCP_HOOKS = ("auto", "tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint", "none")
 
 #: Syslog's names for the levels 0 to 7 (RFC 5424, section 6.2.1; sd-daemon(3)).
 PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
@@ -53,12 +54,15 @@ class DomainSpec(NamedTuple):
 class ProbeConfig:
     """The kernel side.
 
-    ``hook`` is one of HOOKS; ``ports`` are UDP destination ports; ``btf`` the path of the kernel's BTF;
+    ``hook`` is one of HOOKS, ``tcp_hook`` one of TCP_HOOKS; ``ports`` are destination ports of DNS, ``dot_ports`` of
+    DNS over TLS; ``btf`` is the path of the kernel's BTF;
     ``verify_interval_ns`` nanoseconds, 0 for only at start; ``ring_size`` bytes; the others are numbers of map entries.
     """
 
     hook: str = "auto"
+    tcp_hook: str = "auto"
     ports: tuple[int, ...] = (53,)
+    dot_ports: tuple[int, ...] = (853,)
     btf: str = "/sys/kernel/btf/vmlinux"
     verify_interval_ns: int = 5 * _NS["m"]
     ring_size: int = 1 << 20
@@ -375,22 +379,26 @@ def _choices(*choices: str) -> _Reader:
     return read
 
 
-def _ports(place: _Place) -> tuple[int, ...]:
-    hint = f"give a list of 1 to {_MAX_PORTS}, such as [53]"
-    if not isinstance(place.node, yaml.SequenceNode):
-        place.wrong("not a list of ports", hint)
-        return ()
-    if not 1 <= len(place.node.value) <= _MAX_PORTS:
-        place.report(f"{len(place.node.value)} ports", hint)
+def _ports(fewest: int, example: str) -> _Reader:
+    hint = f"give a list of {fewest} to {_MAX_PORTS}, such as {example}"
     read = _number(1, 65535)
-    ports: list[int] = []
-    for item in place.items():
-        before = len(place.problems)
-        port = read(item)
-        if port in ports and len(place.problems) == before:
-            item.wrong("a duplicate port", "remove it")
-        ports.append(port)
-    return tuple(ports)
+
+    def read_all(place: _Place) -> tuple[int, ...]:
+        if not isinstance(place.node, yaml.SequenceNode):
+            place.wrong("not a list of ports", hint)
+            return ()
+        if not fewest <= len(place.node.value) <= _MAX_PORTS:
+            place.report(f"{len(place.node.value)} ports", hint)
+        ports: list[int] = []
+        for item in place.items():
+            before = len(place.problems)
+            port = read(item)
+            if port in ports and len(place.problems) == before:
+                item.wrong("a duplicate port", "remove it")
+            ports.append(port)
+        return tuple(ports)
+
+    return read_all
 
 
 def _path(place: _Place) -> str:
@@ -488,7 +496,9 @@ _Fields = Mapping[str, tuple[str, _Reader]]
 
 _PROBE: _Fields = {
     "hook": ("hook", _choice(*HOOKS)),
-    "ports": ("ports", _ports),
+    "tcp_hook": ("tcp_hook", _choice(*TCP_HOOKS)),
+    "ports": ("ports", _ports(1, "[53]")),
+    "dot_ports": ("dot_ports", _ports(0, "[853]")),
     "btf": ("btf", _path),
     "verify_interval": ("verify_interval_ns", _duration(_NS["s"], "1s")),
     "ring_size": ("ring_size", _size(_PAGE, 64 << 20)),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from dnsprobe.model import OTHER, Count
+from dnsprobe.model import DOT, OTHER, Count
 
 #: One in so many series is set aside for what is above the limit, so that it can still be told apart by qtype.
 _OTHERS_SHARE = 8
@@ -23,6 +23,16 @@ class Series(NamedTuple):
     tree: str
     unit: str
     container: str
+
+    @property
+    def encrypted(self) -> bool:
+        """True for connections whose queries cannot be read, with neither domain nor qtype."""
+        return self.transport == DOT
+
+
+def total_queries(counts: Mapping[Series, int]) -> int:
+    """Return how many queries there are in all."""
+    return sum(number for series, number in counts.items() if not series.encrypted)
 
 
 #: The labels of :class:`Series` that can be left out.

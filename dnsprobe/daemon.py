@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from dnsprobe.config import Config, JournalConfig
+from dnsprobe.counts import total_queries
 from dnsprobe.engine import Engine
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
@@ -126,6 +127,8 @@ class Daemon:
         try:
             self._engine.start(_tell_attempt)
             _log.info("%s", self._describe_hooks())
+            for path, tried in self._engine.probe.unserved.items():
+                _log.warning("no hook sees %s: %s", path, tried, extra={"message_id": PATH_LOST_ID})
             self._attach_to_loop()
             self._server.start()
             self._ready = True
@@ -156,7 +159,7 @@ class Daemon:
 
     def _sees_queries(self) -> bool:
         probe = self._engine.probe
-        return self._ready and all(probe.paths[path].verified for path in probe.active_paths)
+        return self._ready and all(probe.paths[path].verified for path in probe.served_paths)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         # A daemon that serves numbers which nobody keeps any more is worse than one that ends and is started again.
@@ -184,7 +187,7 @@ class Daemon:
         probe = self._engine.probe
         while True:
             await asyncio.sleep(self._config.probe.verify_interval_ns / 1e9)
-            was = {path: probe.paths[path].verified for path in probe.active_paths}
+            was = {path: probe.paths[path].verified for path in probe.served_paths}
             try:
                 canaries = probe.canary_round()
             except OSError as error:  # no process or descriptor left at the moment
@@ -225,7 +228,7 @@ class Daemon:
         return f"{self._describe_hooks()}; {self._rules_in_force()}; {self._queries_so_far()}"
 
     def _queries_so_far(self) -> str:
-        return number(sum(self._engine.ledger.collect().values()), "query", "queries")
+        return number(total_queries(self._engine.ledger.collect()), "query", "queries")
 
     def _rules_in_force(self) -> str:
         return number(len(self._engine.ledger.rules.rules), "rule")
@@ -234,7 +237,7 @@ class Daemon:
         probe = self._engine.probe
         return ", ".join(
             f"{path} at {probe.paths[path].symbol}{'' if probe.paths[path].verified else ' (not proved)'}"
-            for path in probe.active_paths
+            for path in probe.served_paths
         )
 
     def _snapshot(self) -> Snapshot:
@@ -244,7 +247,7 @@ class Daemon:
         return Snapshot(
             counts=counts,
             series_folded=self._engine.totals.series_folded,
-            hooks=[(path, probe.paths[path].rung, probe.paths[path].symbol) for path in probe.active_paths],
+            hooks=[(path, probe.paths[path].rung, probe.paths[path].symbol) for path in probe.served_paths],
             verified={path: probe.paths[path].verified for path in probe.active_paths},
             events=statistics[Statistic.EVENTS],
             events_lost={
@@ -261,6 +264,10 @@ class Daemon:
                 "malformed": statistics[Statistic.UNPARSED_MALFORMED],
                 "nonlinear": statistics[Statistic.UNPARSED_NONLINEAR],
                 "segmented": statistics[Statistic.UNPARSED_SEGMENTED],
+                "more_questions": statistics[Statistic.UNPARSED_QUESTIONS],
+                "unreadable": statistics[Statistic.UNPARSED_UNREADABLE],
+                "unaligned": statistics[Statistic.UNPARSED_UNALIGNED],
+                "pipelined": statistics[Statistic.UNPARSED_PIPELINED],
             },
             journal_entries=self._sink.entries,
             journal_dropped=self._sink.dropped,

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from dnsprobe import __version__, privileges
 from dnsprobe.config import Config
+from dnsprobe.engine import where_of
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
 from dnsprobe.kernel import bpf
-from dnsprobe.kernel.hooks import LADDER, kprobes_available
+from dnsprobe.kernel.hooks import TCP_LADDER, UDP_LADDER, kprobes_available
 from dnsprobe.kernel.probe import Probe, Sizes
 from dnsprobe.kernel.symbols import find_functions, read_kallsyms
 
@@ -78,10 +79,10 @@ def _ring_buffer() -> Finding:
 
 def _symbols() -> Iterator[Finding]:
     kallsyms = read_kallsyms()
-    for rung in LADDER:
+    for rung in (*UDP_LADDER, *TCP_LADDER):
         if rung.kind != "kprobe":
             continue
-        for function in rung.functions.values():
+        for function in dict.fromkeys(rung.functions.values()):
             found = find_functions(kallsyms, function)
             hidden = bool(found) and not any(symbol.address for symbol in found)
             names = ", ".join(symbol.name for symbol in found)
@@ -101,7 +102,7 @@ def _examine_paths(config: Config, *, as_json: bool) -> int:
     problem = ""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16)
     try:
-        probe = Probe(config.probe.ports, sizes, 0, config.probe.hook, config.probe.btf)
+        probe = Probe(where_of(config.probe), sizes, repeat_ns=0)
     except UserError as error:
         _print_problem(error, as_json=as_json)
         return EXIT_FAILED
@@ -112,7 +113,7 @@ def _examine_paths(config: Config, *, as_json: bool) -> int:
         problem = error.message
         if not any(state.tried for state in probe.paths.values()):
             _print_problem(error, as_json=as_json)
-    proved = not problem
+    proved = not problem and not probe.unserved
     for path, state in probe.paths.items():
         present = path in probe.active_paths
         if as_json:

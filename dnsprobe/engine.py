@@ -6,11 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from dnsprobe.config import Config
+from dnsprobe.config import Config, ProbeConfig
 from dnsprobe.counts import Totals
 from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.abi import Statistic
-from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.ledger import Ledger
 from dnsprobe.model import Identity, Query
 from dnsprobe.rules import RuleSet
@@ -22,17 +22,20 @@ _SWEEP_SECONDS = 10.0
 _SWEEP_FILL = 1 / 8
 
 
+def where_of(config: ProbeConfig) -> Where:
+    """Return what a configuration has the probe look at."""
+    return Where(config.ports, config.dot_ports, config.hook, config.tcp_hook, config.btf)
+
+
 class Engine:
     """Everything between the kernel and the sinks. Made attached to nothing; :meth:`start` attaches and proves."""
 
     def __init__(self, config: Config, rules: RuleSet, *, repeat_ns: int | None = None) -> None:
         probe = config.probe
         self.probe = Probe(
-            probe.ports,
+            where_of(probe),
             Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent),
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
-            probe.hook,
-            probe.btf,
         )
         self.totals = Totals(config.metrics.max_series, config.metrics.labels)
         self.ledger = Ledger(self.probe, rules, self.totals, ProcFS(), probe.names)

@@ -16,7 +16,7 @@ from dnsprobe.counts import Series, Totals
 from dnsprobe.identity import ProcFS
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.probe import Probe
-from dnsprobe.model import OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule
+from dnsprobe.model import DOT, OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule
 from dnsprobe.qname import QTYPES, qtype_name
 from dnsprobe.rules import RuleSet
 
@@ -24,6 +24,9 @@ from dnsprobe.rules import RuleSet
 _SETTLED_SECONDS = 2.0
 #: Names that user space decided are forgotten when their map is half full.
 _NAMES_FILL = 0.5
+
+#: What connections count by whose queries cannot be read, whatever the rules are.
+_ENCRYPTED = Rule(abi.ENCRYPTED, "", "")
 
 ProcessKey = tuple[int, int]
 
@@ -62,7 +65,7 @@ class Ledger:
         self._probe, self._totals, self._procfs, self._clock = probe, totals, procfs, clock
         self._names_size = names_size
         self.rules = rules
-        self._rules_by_id: dict[int, Rule] = {}
+        self._rules_by_id: dict[int, Rule] = {abi.ENCRYPTED: _ENCRYPTED}
         self._rule_sets: dict[int, RuleSet] = {}
         self._retired: dict[int, float] = {}
         self._known: dict[ProcessKey, _Known] = {}
@@ -177,7 +180,7 @@ class Ledger:
         known = self._known_process(key)
         return Count(
             rule,
-            self._type_label(qtype),
+            self._type_label(qtype) if rule is not _ENCRYPTED else "",
             abi.TRANSPORTS[transport],
             known.process,
             known.tree,
@@ -235,6 +238,8 @@ class Ledger:
 
     @staticmethod
     def _overflowed(rule: Rule, queries: int) -> Count:
+        if rule is _ENCRYPTED:
+            return Count(rule, "", DOT, OTHER, OTHER, "", "", queries)
         return Count(rule, OTHER, OTHER, OTHER, OTHER, "", "", queries)
 
     def sweep(self) -> None:

@@ -14,6 +14,7 @@ from dnsprobe.text import printable
 
 __all__ = [
     "DECIDE",
+    "DOT",
     "NO_RULE",
     "OTHER",
     "UNKNOWN",
@@ -30,6 +31,8 @@ __all__ = [
 OTHER = "(other)"
 #: Shown for a tree that the kernel could not tell.
 UNKNOWN = "(unknown)"
+#: The transport of connections whose queries cannot be read: DNS over TLS (RFC 7858).
+DOT = "dot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Query:
     """One DNS query that a rule asks for.
+
+    ``transport`` is ``udp`` or ``tcp``, or what the port stands for: ``mdns`` or ``llmnr``.
 
     ``qname`` is in wire format (RFC 1035, section 3.1), lower case, root byte included; ``uid`` and ``gid`` those of
     the sender in the initial user namespace; ``net_ns`` the inode number of the network namespace that the query left,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from dnsprobe.config import Config
+from dnsprobe.counts import total_queries
 from dnsprobe.engine import Engine
 from dnsprobe.errors import EXIT_GOOD, UserError
 from dnsprobe.kernel.abi import Statistic
@@ -121,7 +122,7 @@ def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
 
 def _introduction(engine: Engine, rules: RuleSet) -> str:
     names = ", ".join(rule.name for rule in rules.rules[:5]) + (" …" if len(rules.rules) > 5 else "")
-    hooks = ", ".join(f"{path} at {engine.probe.paths[path].symbol}" for path in engine.probe.active_paths)
+    hooks = ", ".join(f"{path} at {engine.probe.paths[path].symbol}" for path in engine.probe.served_paths)
     watched = "all names" if [rule.pattern for rule in rules.rules] == ["."] else names
     return f"watching {watched} ({hooks}); Ctrl-C ends\n"
 
@@ -129,9 +130,9 @@ def _introduction(engine: Engine, rules: RuleSet) -> str:
 def _summary(engine: Engine) -> str:
     counts = engine.ledger.collect()
     statistics = engine.probe.statistics()
-    trees = {series.tree for series in counts}
+    trees = {series.tree for series in counts if not series.encrypted}
     lost = statistics[Statistic.LOST_RING_FULL]
     return (
-        f"{number(sum(counts.values()), 'query', 'queries')} from {number(len(trees), 'process tree')}, "
+        f"{number(total_queries(counts), 'query', 'queries')} from {number(len(trees), 'process tree')}, "
         f"{statistics[Statistic.EVENTS]} shown, {lost} lost{' (counted all the same)' if lost else ''}"
     )

@@ -18,9 +18,11 @@ NO_RULE = 0
 CANARY = 0xFFFFFFFE
 DECIDE = 0xFFFFFFFF
 RULE_IDS = 65536
+ENCRYPTED = RULE_IDS
+STREAM_SIZE = 2 + 12 + 255 + 4
 
 #: What one run of the program works in. Only its size matters here, rounded up; user space never reads it.
-SCRATCH_SIZE = 8192
+SCRATCH_SIZE = 12288
 
 
 class Kind(IntEnum):
@@ -45,10 +47,14 @@ class Statistic(IntEnum):
     COUNTERS_ADDED = 8
     NAMES_ADDED = 9
     IDENTITIES_FULL = 10
+    UNPARSED_QUESTIONS = 11
+    UNPARSED_UNREADABLE = 12
+    UNPARSED_UNALIGNED = 13
+    UNPARSED_PIPELINED = 14
 
 
 #: ``enum transport``
-TRANSPORTS = ("udp",)
+TRANSPORTS = ("udp", "tcp", "mdns", "llmnr", "dot")
 
 SETTINGS = struct.Struct("=QQQII")
 OUTCOME = struct.Struct("=IIBB2x")
@@ -58,6 +64,7 @@ PENDING_KEY = struct.Struct("=QQIIHB5x")
 SEEN_KEY = struct.Struct("=QQIHBx")
 SEEN = struct.Struct("=QQ")
 DEFERRED = struct.Struct("=QQI4x")
+STREAM = struct.Struct(f"=IIII{STREAM_SIZE}s7x")
 NAME = struct.Struct(f"=III{NAME_SIZE}s4x")
 PROCESS = struct.Struct(f"=QI4x{COMM_SIZE}s")
 CHAIN_HEAD = struct.Struct("=III4x")

@@ -16,6 +16,7 @@ from dnsprobe.errors import UserError
 # enum bpf_map_type, include/uapi/linux/bpf.h
 HASH = 1
 ARRAY = 2
+PROG_ARRAY = 3
 PERCPU_ARRAY = 6
 LRU_HASH = 9
 LPM_TRIE = 11

@@ -1,7 +1,7 @@
 """The kernel's own description of its types: BTF (Documentation/bpf/btf.rst), read without a library.
 
-Only what dnsprobe asks for is decoded: where a member lies in a struct. A kernel that does not have a member is
-recognised by that, never by its version.
+Only what dnsprobe asks for is decoded: where a member lies in a struct, and what an enumerator stands for. A kernel
+that does not have one is recognised by that, never by its version.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ _MAGIC = 0xEB9F
 _HEADER = struct.Struct("=HBBIIIII")
 _TYPE = struct.Struct("=III")
 _MEMBER = struct.Struct("=III")
+_ENUMERATOR = struct.Struct("=Ii")
 
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST = range(1, 11)
 _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(11, 20)
@@ -25,9 +26,9 @@ _EACH = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM6
 
 
 class Btf:
-    """The structs named in ``names`` and whatever they are made of.
+    """The structs and enumerations named in ``names`` and whatever they are made of.
 
-    ``members()`` and ``offset()`` raise KeyError where the kernel has no such struct or member.
+    ``offset()`` and ``enumerator()`` raise KeyError where the kernel has no such thing.
     """
 
     def __init__(self, data: bytes, names: frozenset[str]) -> None:
@@ -40,6 +41,8 @@ class Btf:
             raise ValueError(f"BTF is cut off: {len(data)} octets, {self._text + text_size} announced")
         self._starts: list[int] = [0]
         self._structs: dict[str, int] = {}
+        self._enums: dict[str, int] = {}
+        self._found = {_STRUCT: self._structs, _ENUM: self._enums}
         self._index(header_size + type_at, header_size + type_at + type_size, self._name_offsets(names, text_size))
 
     def _name_offsets(self, names: frozenset[str], text_size: int) -> dict[int, str]:
@@ -58,8 +61,8 @@ class Btf:
             name, info, _size = unpack(data, at)
             starts.append(at)
             kind = (info >> 24) & 0x1F
-            if name in wanted and kind == _STRUCT:
-                self._structs[wanted[name]] = len(starts) - 1
+            if name in wanted and kind in self._found:
+                self._found[kind][wanted[name]] = len(starts) - 1
             at += 12 + fixed.get(kind, 0)
             if kind in each:
                 at += each[kind] * (info & 0xFFFF)
@@ -78,6 +81,16 @@ class Btf:
             type_id, offset = found
             at += offset
         return at
+
+    def enumerator(self, enum_name: str, name: str) -> int:
+        """Return the value of an enumerator."""
+        start = self._starts[self._enums[enum_name]]
+        _name, info, _size = _TYPE.unpack_from(self._data, start)
+        for index in range(info & 0xFFFF):
+            at, value = _ENUMERATOR.unpack_from(self._data, start + 12 + 8 * index)
+            if self._name(at) == name:
+                return int(value)
+        raise KeyError(f"{enum_name}: {name}")
 
     def _find(self, type_id: int, member: str) -> tuple[int, int] | None:
         """Return the type and the offset of a member, also of one inside anonymous structs and unions."""

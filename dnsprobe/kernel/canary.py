@@ -12,15 +12,16 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from dnsprobe.kernel.abi import Event
+from dnsprobe.kernel.abi import TRANSPORTS, Event
 
-_LOOPBACK = {"udp4": (socket.AF_INET, "127.0.0.1"), "udp6": (socket.AF_INET6, "::1")}
-_WAYS = ("sendto", "connected")
+_LOOPBACK = {"4": (socket.AF_INET, "127.0.0.1"), "6": (socket.AF_INET6, "::1")}
+_TYPES = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
+_WAYS = {"udp": ("sendto", "connected"), "tcp": ("whole", "split")}
 _TYPE_A = 1
 #: The first half of 127.0.0.1: a hook that takes an address for the port must not be proved by chance.
 _MISLEADING_PORT = 0x7F00
@@ -33,17 +34,20 @@ class CanaryPort:
 
     What arrives is never read: the sockets keep what fits, and the kernel throws the rest away.
 
-    ``paths`` are the paths that this host has: without IPv6 there is no udp6 to prove.
+    ``paths`` are the paths that this host has, of those over ``protocols``: without IPv6 there is no udp6 to prove.
     """
 
-    def __init__(self, watched: Sequence[int] = ()) -> None:
+    def __init__(self, watched: Sequence[int] = (), protocols: Sequence[str] = ("udp",)) -> None:
+        self._protocols = protocols
         self._sockets: list[socket.socket] = []
+        self._listeners: list[socket.socket] = []
         for _ in range(20):
             self.port = 0
             self.paths: list[str] = []
             try:
-                for path, (family, address) in _LOOPBACK.items():
-                    self._bind(path, family, address)
+                for version in _LOOPBACK:
+                    for protocol in protocols:
+                        self._bind(protocol, version)
             except OSError:
                 self.close()  # taken by another in the other family
                 continue
@@ -52,30 +56,43 @@ class CanaryPort:
             self.close()  # queries to it have to be counted
         raise OSError("found no port that is free for both IPv4 and IPv6")
 
-    def _bind(self, path: str, family: socket.AddressFamily, address: str) -> None:
+    def _bind(self, protocol: str, version: str) -> None:
+        family, address = _LOOPBACK[version]
+        path = protocol + version
         try:
-            taker = socket.socket(family, socket.SOCK_DGRAM)
+            taker = socket.socket(family, _TYPES[protocol])
         except OSError:
             return
         self._sockets.append(taker)
         try:
             taker.bind((address, self.port))
         except OSError:
-            if path == "udp6" and not Path("/proc/net/if_inet6").exists():
+            if version == "6" and not Path("/proc/net/if_inet6").exists():
                 return
             # IPv6 is off here, but not in each namespace of the host: the sender goes to one of its own.
-            if path != "udp6" or not self.port or _has_address(family, address):
+            if version != "6" or not self.port or _has_address(family, address):
                 raise
             self.paths.append(path)
             return
+        if protocol == "tcp":
+            taker.listen()
+            taker.setblocking(False)
+            self._listeners.append(taker)
         self.port = taker.getsockname()[1]
         self.paths.append(path)
+
+    def dismiss(self) -> None:
+        """End the connections that canaries made: only so many can wait."""
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
 
     def close(self) -> None:
         """Give the port back."""
         for taker in self._sockets:
             taker.close()
-        self._sockets = []
+        self._sockets, self._listeners = [], []
 
 
 def _has_address(family: socket.AddressFamily, address: str) -> bool:
@@ -95,6 +112,11 @@ class Canary:
     way: str
     name: bytes
 
+    @property
+    def address(self) -> str:
+        """Where it is sent to."""
+        return _LOOPBACK[self.path[-1]][1]
+
 
 class Canaries:
     """One round: a canary for each path and way, sent by a child of this process."""
@@ -106,7 +128,7 @@ class Canaries:
         self._canaries = [
             Canary(path, way, _label(f"{path}-{way}".encode()) + _label(round_label) + suffix)
             for path in paths
-            for way in _WAYS
+            for way in _WAYS[path[:-1]]
         ]
         self._unsent: dict[Canary, str] = {}
         # -I -S: nothing of the environment, and a third of the start time.
@@ -118,11 +140,12 @@ class Canaries:
             process_group=0,  # Ctrl-C at a terminal must not look like a canary that got lost
         )
 
-    def release(self) -> None:
-        """Have the child send."""
+    def release(self, paths: Collection[str] | None = None) -> None:
+        """Have the child send, down some of the paths or all."""
+        if paths is not None:
+            self._canaries = [canary for canary in self._canaries if canary.path in paths]
         lines = [
-            f"{canary.way} {_LOOPBACK[canary.path][1]} {self._port} {_message(canary.name).hex()}\n"
-            for canary in self._canaries
+            f"{canary.way} {canary.address} {self._port} {_message(canary.name).hex()}\n" for canary in self._canaries
         ]
         assert self._sender.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # a sender that died is seen by what does not come back
@@ -174,7 +197,8 @@ class Canaries:
         server = str(ip_address(event.server))
         facts = (
             ("port", event.port, self._port),
-            ("server", server, _LOOPBACK[canary.path][1]),
+            ("server", server, canary.address),
+            ("transport", TRANSPORTS[event.transport], canary.path[:-1]),
             ("type", event.qtype, _TYPE_A),
             ("process and parent", chain[:2], expected),
             ("uid", event.uid, os.getuid()),

@@ -6,7 +6,10 @@ import os
 from dataclasses import dataclass
 
 #: The ways out of the host that are told apart, each with hooks and proofs of its own.
-PATHS = ("udp4", "udp6")
+PATHS = ("udp4", "udp6", "tcp4", "tcp6")
+
+#: Macros that have the program for TCP compiled: at a function, at a tracepoint.
+STREAM_FUNCTION, STREAM_TRACEPOINT = "STREAM_FUNCTION", "STREAM_TRACEPOINT"
 
 KPROBE_TYPE = "/sys/bus/event_source/devices/kprobe/type"
 
@@ -16,26 +19,45 @@ class Rung:
     """One kind of hook.
 
     ``functions`` gives, for each path, the kernel function or tracepoint that it stands at; ``helpers`` are tracepoints
-    that it needs beside it.
+    that it needs beside it. ``macro`` has its program compiled, and ``entry`` is the program's name where it is not
+    that of the function.
     """
 
     name: str
     kind: str
     functions: dict[str, str]
     helpers: tuple[str, ...] = ()
+    entry: str = ""
+    macro: str = ""
+
+    def program(self, function: str) -> str:
+        """Return the name of the BPF program for a function."""
+        return self.entry or f"{function}_entry"
 
 
-LADDER = (
-    Rung("ip_send_skb", "kprobe", {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}),
-    Rung("udp_send_skb", "kprobe", {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}),
+def _both(function: str) -> dict[str, str]:
+    return {"tcp4": function, "tcp6": function}
+
+
+UDP_LADDER = (
+    Rung("ip_send_skb", "kprobe", {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, macro="HOOK_IP_SEND_SKB"),
+    Rung("udp_send_skb", "kprobe", {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, macro="HOOK_UDP_SEND_SKB"),
     Rung(
         "net_dev_queue",
         "raw_tracepoint",
         {"udp4": "net_dev_queue", "udp6": "net_dev_queue"},
         helpers=("neigh_event_send_done",),
+        macro="HOOK_NET_DEV_QUEUE",
     ),
 )
-RUNGS = {rung.name: rung for rung in LADDER}
+#: Inside tcp_sendmsg_locked() nobody else writes to the socket, so that is where a write's place in the stream is sure.
+TCP_LADDER = (
+    Rung("tcp_sendmsg_locked", "kprobe", _both("tcp_sendmsg_locked"), entry="tcp_sendmsg_entry", macro=STREAM_FUNCTION),
+    Rung("tcp_sendmsg", "kprobe", _both("tcp_sendmsg"), macro=STREAM_FUNCTION),
+    # Since Linux 6.16 (kernel commit 0f08335ade71).
+    Rung("tcp_tracepoint", "raw_tracepoint", _both("tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
+)
+RUNGS = {rung.name: rung for rung in (*UDP_LADDER, *TCP_LADDER)}
 
 
 def kprobes_available() -> bool:

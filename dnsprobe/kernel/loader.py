@@ -12,15 +12,19 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dnsprobe.errors import UserError
+from dnsprobe.kernel import bpf
 from dnsprobe.kernel.attach import attach_kprobe, attach_raw_tracepoint
 from dnsprobe.kernel.btf import Btf, read_btf
-from dnsprobe.kernel.hooks import RUNGS, Rung, kprobes_available
+from dnsprobe.kernel.hooks import RUNGS, STREAM_FUNCTION, STREAM_TRACEPOINT, Rung, kprobes_available
 from dnsprobe.kernel.symbols import Symbol, find_functions, read_kallsyms
+
+_STREAM_MACROS = (STREAM_FUNCTION, STREAM_TRACEPOINT)
 
 #: More than any message of either side.
 MESSAGE_SIZE = 1 << 20
@@ -90,6 +94,26 @@ _IDENTITY_MEMBERS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
 )
 _NOT_THERE = 0xFFFFFFFF
 
+# What the program for TCP reads, with the names that a member has or had: the pieces of a write are behind iter.__iov
+# since Linux 6.4 (kernel commit de4f5fed3f23), and its kind is in iter_type since 5.14 (8cd54c1c8480).
+_STREAM_MEMBERS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
+    ("SOCK_COMMON", "sock", (("__sk_common",),)),
+    ("SOCK_DPORT", "sock_common", (("skc_dport",),)),
+    ("SOCK_FAMILY", "sock_common", (("skc_family",),)),
+    ("SOCK_DADDR", "sock_common", (("skc_daddr",),)),
+    ("SOCK_V6_DADDR", "sock_common", (("skc_v6_daddr",),)),
+    ("TCP_WRITE_SEQ", "tcp_sock", (("write_seq",),)),
+    ("TCP_SND_NXT", "tcp_sock", (("snd_nxt",),)),
+    ("TCP_DATA_SEGS_OUT", "tcp_sock", (("data_segs_out",),)),
+    ("MSG_ITER", "msghdr", (("msg_iter",),)),
+    ("ITER_TYPE", "iov_iter", (("iter_type",), ("type",))),
+    ("ITER_OFFSET", "iov_iter", (("iov_offset",),)),
+    ("ITER_COUNT", "iov_iter", (("count",),)),
+    ("ITER_DATA", "iov_iter", (("__iov",), ("iov",))),
+    ("ITER_NR_SEGS", "iov_iter", (("nr_segs",),)),
+)
+_ITER_KINDS = ("ITER_UBUF", "ITER_IOVEC", "ITER_KVEC")
+
 # Where a clone of udp_send_skb may have the port: the flow behind the second argument as in the source, or the port
 # itself in a register of its own, as GCC's IPA-SRA passes it. The canaries say which it is.
 _PORT_SOURCES = (("PT_REGS_PARM2", True), ("PT_REGS_PARM3", False), ("PT_REGS_PARM2", False), ("PT_REGS_PARM4", False))
@@ -117,14 +141,47 @@ def member_offsets(btf: Btf) -> dict[str, int]:
                 f"kernel {os.uname().release} is older or newer than what dnsprobe knows: it takes Linux 5.10 or later",
             ) from None
     for macro, struct_name, alternatives in _IDENTITY_MEMBERS:
-        offsets[macro] = _NOT_THERE
-        for names in alternatives:
-            with contextlib.suppress(KeyError):
-                offsets[macro] = btf.offset(struct_name, *names)
+        offsets[macro] = _first(btf, struct_name, alternatives)
     span = offsets["SKB_DATA"] + 8 - offsets["SKB_PROTOCOL"]
     if not 0 < span <= 128:
         raise UserError(f"struct sk_buff of this kernel is laid out in an unknown way: {offsets}")
     return offsets
+
+
+def _first(btf: Btf, struct_name: str, alternatives: Sequence[Sequence[str]]) -> int:
+    for names in alternatives:
+        with contextlib.suppress(KeyError):
+            return btf.offset(struct_name, *names)
+    return _NOT_THERE
+
+
+def stream_values(btf: Btf) -> dict[str, int | str]:
+    """Return the value behind each macro of ``bpf/stream.h``; UserError where this kernel lacks one of them."""
+    values: dict[str, int | str] = {}
+    for macro, struct_name, alternatives in _STREAM_MEMBERS:
+        offset = _first(btf, struct_name, alternatives)
+        if offset == _NOT_THERE:
+            raise UserError(f"this kernel has no {struct_name}.{'.'.join(alternatives[0])}")
+        values[macro] = offset
+    for kind in _ITER_KINDS:
+        try:
+            values[kind] = btf.enumerator("iter_type", kind)
+        except KeyError:
+            values[kind] = _NOT_THERE  # ITER_UBUF came with Linux 6.0 (kernel commit fcb14cb1bdac)
+    if values["ITER_IOVEC"] == _NOT_THERE:
+        raise UserError("this kernel has no enumerator ITER_IOVEC")
+    # Before iter_type, the lowest two bits of the number said other things (include/linux/uio.h of Linux 5.10).
+    octet = _first(btf, "iov_iter", [["iter_type"]]) != _NOT_THERE
+    values["ITER_KIND(type)"] = "((type)&255)" if octet else "((type)&~3U)"
+    end = max(int(values[macro]) for macro in ("SOCK_DPORT", "SOCK_FAMILY", "SOCK_DADDR")) + 4
+    if end > 64:
+        raise UserError("struct sock_common of this kernel is laid out in an unknown way")
+    values["SOCK_COMMON_SPAN"] = (end + 7) // 8 * 8
+    return values
+
+
+def _any_of(ports: Sequence[int]) -> str:
+    return "||".join(f"(port)=={port}" for port in ports) or "0"
 
 
 def attempts(rung: Rung, found: Sequence[Symbol], function: str) -> list[tuple[Sequence[Symbol], Sequence[str]]]:
@@ -148,17 +205,38 @@ def attempts(rung: Rung, found: Sequence[Symbol], function: str) -> list[tuple[S
     ]
 
 
+def _by_function(rung: Rung, paths: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each function that paths are seen at, with those paths."""
+    for function in dict.fromkeys(rung.functions[path] for path in paths):
+        yield function, [path for path in paths if rung.functions[path] == function]
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """What one run of the compiler made, and the array by which its program for TCP calls itself."""
+
+    program: Any
+    again: bpf.Map
+
+
 class Loader:
     """Compiles and attaches on request; remembers what it compiled."""
 
     def __init__(self, request: dict[str, Any], map_fds: Sequence[int]) -> None:
         self._ports: list[int] = request["ports"]
+        self._encrypted_ports: list[int] = request["encrypted_ports"]
         self._canary_port: int = request["canary_port"]
         self._maps = dict(zip(request["maps"], map_fds, strict=True))
         self._bcc = self._import_bcc()
-        names = frozenset(struct_name for _, struct_name, _ in (*_MEMBERS, *_IDENTITY_MEMBERS))
-        self._offsets = member_offsets(read_btf(request["btf"], names))
-        self._programs: dict[tuple[str, ...], Any] = {}
+        names = {struct_name for _, struct_name, _ in (*_MEMBERS, *_IDENTITY_MEMBERS, *_STREAM_MEMBERS)}
+        btf = read_btf(request["btf"], frozenset(names | {"iter_type"}))
+        self._values: dict[str, int | str] = {**member_offsets(btf)}
+        self._no_streams = ""
+        try:
+            self._values |= stream_values(btf)
+        except UserError as error:
+            self._no_streams = error.message
+        self._modules: dict[tuple[str, ...], _Module] = {}
         self._kallsyms: bytes | None = None
 
     @staticmethod
@@ -179,33 +257,45 @@ class Loader:
             )
         return bcc
 
-    def _compile(self, rung: Rung, *defines: str) -> Any:
-        key = (rung.name, *defines)
-        if key not in self._programs:
-            ports = "||".join(f"(port)=={port}" for port in (*self._ports, self._canary_port))
-            flags = [
-                f"-I{bpf_folder()}",
-                "-Wno-unused-function",
-                # BCC asks for types and lines of the program, which take a sixth of the time and which nobody reads.
-                "-g0",
-                f"-DHOOK_{rung.name.upper()}",
-                f"-DCANARY_PORT={self._canary_port}",
-                f"-DWATCHED_PORT(port)=({ports})",
-                *(f"-DMAP_{name}={fd}" for name, fd in self._maps.items()),
-                *(f"-D{name}={offset}" for name, offset in self._offsets.items()),
-                *(f"-D{define}" for define in defines),
-            ]
-            try:
-                self._programs[key] = self._bcc.BPF(src_file=str(bpf_folder() / "dnsprobe.bpf.c"), cflags=flags)
-            except Exception as error:  # BCC raises nothing narrower
-                raise UserError(f"the BPF program for {rung.name} does not compile: {error}") from error
-        return self._programs[key]
+    def _compile(self, rung: Rung, *defines: str) -> _Module:
+        """Compile what a rung needs, and along with a UDP rung what TCP will most likely need: each run of the compiler
+        takes long, whatever it compiles."""
+        streams = STREAM_FUNCTION if kprobes_available() else STREAM_TRACEPOINT
+        if rung.macro in _STREAM_MACROS:
+            for macros, module in self._modules.items():
+                if rung.macro in macros:
+                    return module
+            macros = (rung.macro, *defines)
+        else:
+            macros = (rung.macro, *defines, *(() if self._no_streams else (streams,)))
+        if macros not in self._modules:
+            self._modules[macros] = self._build(rung.name, macros)
+        return self._modules[macros]
 
-    def _load(self, program: Any, function: str, kind: str) -> int:
+    def _build(self, name: str, macros: Sequence[str]) -> _Module:
+        again = bpf.Map(bpf.PROG_ARRAY, "again", 4, 4, 1)
+        flags = [
+            f"-I{bpf_folder()}",
+            "-Wno-unused-function",
+            # BCC asks for types and lines of the program, which take a sixth of the time and which nobody reads.
+            "-g0",
+            f"-DCANARY_PORT={self._canary_port}",
+            f"-DWATCHED_PORT(port)=({_any_of([*self._ports, self._canary_port])})",
+            f"-DENCRYPTED_PORT(port)=({_any_of(self._encrypted_ports)})",
+            *(f"-DMAP_{name}={fd}" for name, fd in (*self._maps.items(), ("AGAIN", again.fd))),
+            *(f"-D{name}={value}" for name, value in self._values.items()),
+            *(f"-D{macro}" for macro in macros),
+        ]
+        try:
+            return _Module(self._bcc.BPF(src_file=str(bpf_folder() / "dnsprobe.bpf.c"), cflags=flags), again)
+        except Exception as error:  # BCC raises nothing narrower
+            raise UserError(f"the BPF program for {name} does not compile: {error}") from error
+
+    def _load(self, module: _Module, function: str, kind: str) -> int:
         prog_type = self._bcc.BPF.KPROBE if kind == "kprobe" else self._bcc.BPF.RAW_TRACEPOINT
         try:
             # BCC keeps a descriptor of its own for as long as the module lives.
-            return os.dup(program.load_func(function, prog_type).fd)
+            return os.dup(module.program.load_func(function, prog_type).fd)
         except Exception as error:  # BCC raises nothing narrower
             raise UserError(f"the kernel refuses the BPF program {function}: {error}") from error
 
@@ -217,16 +307,20 @@ class Loader:
         Returns the hooks (each with its paths, its symbol and how many descriptors are its), why other paths were
         refused, and all descriptors in order: of each hook those of its programs, then those that keep them attached.
         """
+        if rung.macro in _STREAM_MACROS and self._no_streams:
+            return [], dict.fromkeys(paths, self._no_streams), []
         if rung.kind == "raw_tracepoint":
             return self._attach_tracepoint(rung, paths, attempt)
-        hooks, refused, fds = [], {}, []
-        for path in paths:
+        hooks: list[dict[str, Any]] = []
+        refused: dict[str, str] = {}
+        fds: list[int] = []
+        for function, group in _by_function(rung, paths):
             try:
-                symbol, found = self._attach_function(rung, path, attempt)
+                symbol, found = self._attach_function(rung, function, attempt)
             except UserError as error:
-                refused[path] = error.message
+                refused |= dict.fromkeys(group, error.message)
                 continue
-            hooks.append({"paths": [path], "symbol": symbol, "programs": 1, "links": len(found) - 1})
+            hooks.append({"paths": group, "symbol": symbol, "programs": 1, "links": len(found) - 1})
             fds += found
         return hooks, refused, fds
 
@@ -240,10 +334,11 @@ class Loader:
         programs: list[int] = []
         links: list[int] = []
         try:
-            compiled = self._compile(rung, f"SERVED_FAMILY(family)=({families})")
+            module = self._compile(rung, f"SERVED_FAMILY(family)=({families})")
             for tracepoint in (name, *rung.helpers):
-                programs.append(self._load(compiled, f"{tracepoint}_entry", rung.kind))
+                programs.append(self._load(module, rung.program(tracepoint), rung.kind))
                 links.append(attach_raw_tracepoint(programs[-1], tracepoint))
+            links += self._run_again(rung, module, programs[0])
         except UserError as error:
             reason = error.message
         except OSError as error:
@@ -255,18 +350,26 @@ class Loader:
             os.close(fd)
         return [], dict.fromkeys(paths, reason), []
 
-    def _attach_function(self, rung: Rung, path: str, attempt: int) -> tuple[str, list[int]]:
+    @staticmethod
+    def _run_again(rung: Rung, module: _Module, program: int) -> list[int]:
+        """Let a program for TCP call itself for the next message. As long as the descriptor is open, it can."""
+        if rung.macro not in _STREAM_MACROS:
+            return []
+        module.again.set(bytes(4), program.to_bytes(4, sys.byteorder))
+        return [os.dup(module.again.fd)]
+
+    def _attach_function(self, rung: Rung, function: str, attempt: int) -> tuple[str, list[int]]:
         if not kprobes_available():
             raise UserError("this kernel has no kprobes")
         if self._kallsyms is None:
             self._kallsyms = read_kallsyms()
-        function = rung.functions[path]
         ways = attempts(rung, find_functions(self._kallsyms, function), function)
         if attempt >= len(ways):
             raise UserError(f"no other way to attach {function}")
         symbols, defines = ways[attempt]
-        program = self._load(self._compile(rung, *defines), f"{function}_entry", rung.kind)
-        fds = [program]
+        module = self._compile(rung, *defines)
+        program = self._load(module, rung.program(function), rung.kind)
+        fds = [program, *self._run_again(rung, module, program)]
         for symbol in symbols:
             try:
                 fds.append(attach_kprobe(program, symbol))

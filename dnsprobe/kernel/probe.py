@@ -23,15 +23,17 @@ from typing import Any
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import abi, bpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort, canary_suffix
-from dnsprobe.kernel.hooks import LADDER, PATHS, RUNGS, Hook, Rung
+from dnsprobe.kernel.hooks import PATHS, TCP_LADDER, UDP_LADDER, Hook, Rung
 from dnsprobe.kernel.loader import MESSAGE_SIZE
 from dnsprobe.privileges import HINT
 
 #: Room for canaries on their way: they must come back even while the ring of events is full.
 _CANARY_RING_SIZE = 64 * 1024
-_SCRATCH_KINDS = 3
+_SCRATCH_KINDS = 4
 #: Packets that wait for a neighbour's address: a neighbour keeps about a hundred (net.ipv4.neigh.*.unres_qlen).
 _DEFERRED = 4096
+#: TCP connections that can be in the middle of a message; those that asked longest ago make room.
+_STREAMS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,45 @@ class Sizes:
     counters: int
     names: int
     recent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What to look at: UDP and TCP ports that carry DNS, TCP ports that carry it encrypted, and by which hooks.
+
+    ``hook`` and ``tcp_hook`` are the name of a rung or ``auto``; ``tcp_hook`` may be ``none``. ``btf`` is the path of
+    the kernel's BTF.
+    """
+
+    ports: Sequence[int]
+    dot_ports: Sequence[int] = ()
+    hook: str = "auto"
+    tcp_hook: str = "auto"
+    btf: str = "/sys/kernel/btf/vmlinux"
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Those that are looked at."""
+        return ("udp",) if self.tcp_hook == "none" else ("udp", "tcp")
+
+
+class _Climb:
+    """The way up one ladder: the rung and the attempt that come next, for the paths that are still without a hook."""
+
+    def __init__(self, ladder: Sequence[Rung], hook: str, paths: Sequence[str]) -> None:
+        self._rungs = [rung for rung in ladder if hook in {"auto", rung.name}]
+        self.open = [path for path in paths if path in ladder[0].functions]
+        self.attempt = 0
+
+    @property
+    def rung(self) -> Rung | None:
+        """The rung to try, None where there is nothing left to do."""
+        return self._rungs[0] if self._rungs and self.open else None
+
+    def next_rung(self) -> None:
+        """Give a rung up."""
+        del self._rungs[0]
+        self.attempt = 0
 
 
 @dataclass(slots=True)
@@ -113,13 +154,12 @@ class LoaderChild:
 class Probe:
     """The maps and hooks of one dnsprobe. Closed, nothing of it stays in the kernel.
 
-    ``ports`` are those whose packets are looked at; ``hook`` the name of a rung or ``auto``; ``repeat_ns`` how long a
-    query like an earlier one causes no event.
+    ``repeat_ns`` is how long a query like an earlier one causes no event.
     """
 
-    def __init__(self, ports: Sequence[int], sizes: Sizes, repeat_ns: int, hook: str = "auto", btf: str = "") -> None:
+    def __init__(self, where: Where, sizes: Sizes, repeat_ns: int) -> None:
         self._child: LoaderChild | None = LoaderChild()
-        self._ports, self._hook, self._btf = list(ports), hook, btf or "/sys/kernel/btf/vmlinux"
+        self._where = where
         self._repeat_ns = repeat_ns
         self._name_key = (secrets.randbits(64), secrets.randbits(64))
         self._suffix = canary_suffix()
@@ -130,7 +170,7 @@ class Probe:
         self._lost_misses = 0
         try:
             self._make_maps(sizes)
-            self._canary_port = CanaryPort(self._ports)
+            self._canary_port = CanaryPort([*where.ports, *where.dot_ports], where.protocols)
         except OSError as error:
             self._child.close()
             hint = HINT
@@ -147,13 +187,14 @@ class Probe:
         self._trie = self._make_trie(1)
         self._rules = bpf.Map(bpf.ARRAY_OF_MAPS, "rules", 4, 4, 1, inner=self._trie)
         self._counts = bpf.Map(bpf.HASH, "counts", abi.COUNT_KEY.size, counter, sizes.counters)
-        self._overflow = bpf.Map(bpf.ARRAY, "overflow", 4, counter, abi.RULE_IDS)
+        self._overflow = bpf.Map(bpf.ARRAY, "overflow", 4, counter, abi.RULE_IDS + 1)
         self._processes = bpf.Map(bpf.HASH, "procs", abi.PROCESS_KEY.size, abi.CHAIN_BYTES, sizes.processes)
         self._identities = bpf.Map(bpf.HASH, "identities", abi.PROCESS_KEY.size, abi.IDENTITY.size, sizes.processes)
         self._names = bpf.Map(bpf.HASH, "names", 8, abi.NAME.size, sizes.names)
         self._pending = bpf.Map(bpf.HASH, "pending", abi.PENDING_KEY.size, counter, sizes.names)
         self._seen = bpf.Map(bpf.LRU_HASH, "seen", abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
         self._deferred = bpf.Map(bpf.LRU_HASH, "deferred", 8, abi.DEFERRED.size, _DEFERRED)
+        self._streams = bpf.Map(bpf.LRU_HASH, "streams", 8, abi.STREAM.size, _STREAMS)
         self._events = bpf.Map(bpf.RINGBUF, "events", 0, 0, sizes.ring)
         self._canaries = bpf.Map(bpf.RINGBUF, "canaries", 0, 0, _CANARY_RING_SIZE)
         self._ring = bpf.Ring(self._events)
@@ -206,12 +247,44 @@ class Probe:
     def start(
         self, log: Callable[[str], None] = lambda _: None, trying: Callable[[str], None] = lambda _: None
     ) -> None:
-        """Attach, for each path, the first rung whose canaries come back right. UserError if a path is left without.
+        """Attach, for each path, the first rung whose canaries come back right. UserError if a UDP path has none.
 
         ``trying`` gets the name of a rung before each attempt, of which a rung may take several.
         """
         assert self._child is not None
-        child = self._child
+        paths = self.active_paths
+        climbs = (
+            _Climb(UDP_LADDER, self._where.hook, paths),
+            _Climb(TCP_LADDER, self._where.tcp_hook, [path for path in paths if path.startswith("tcp")]),
+        )
+        canaries = self._canaries_for(paths)
+        try:
+            self._hand_over_maps()
+            while hooks := [hook for climb in climbs for hook in self._attach_next(climb, log, trying)]:
+                self._keep_or_drop(hooks, self._prove(canaries, [path for hook in hooks for path in hook.paths]))
+                for climb in climbs:
+                    climb.open = [path for path in climb.open if not self.paths[path].verified]
+                if not any(climb.open for climb in climbs):
+                    break
+                canaries = self._canaries_for(paths)
+        finally:
+            canaries.dismiss()
+            self._child.close()
+            self._child = None
+        if climbs[0].open:
+            self.close()
+            raise UserError(self._failure(climbs[0].open), "dnsprobe doctor shows what this kernel offers")
+        self._put_in_force(self._waiting, self.generation)
+        # What a wrong way to attach took for malformed queries.
+        for statistic in abi.Statistic:
+            key = struct.pack("=I", statistic)
+            self._statistics.set(key, bytes(len(self._statistics.get(key) or b"")))
+
+    def _canaries_for(self, paths: Sequence[str]) -> Canaries:
+        return Canaries(paths, self._canary_port.port, self._suffix)
+
+    def _hand_over_maps(self) -> None:
+        assert self._child is not None
         maps = {
             "SETTINGS": self._settings,
             "SCRATCH": self._scratch,
@@ -225,44 +298,35 @@ class Probe:
             "PENDING": self._pending,
             "SEEN": self._seen,
             "DEFERRED": self._deferred,
+            "STREAMS": self._streams,
             "EVENTS": self._events,
             "CANARIES": self._canaries,
         }
-        request = {"ports": self._ports, "canary_port": self._canary_port.port, "btf": self._btf, "maps": list(maps)}
-        canaries = Canaries(self._canary_port.paths, self._canary_port.port, self._suffix)
-        try:
-            child.ask(request, [entry.fd for entry in maps.values()])
-            open_paths = list(self._canary_port.paths)
-            for rung in LADDER if self._hook == "auto" else (RUNGS[self._hook],):
-                attempt = 0
-                while open_paths:
-                    trying(rung.name)
-                    answer, fds = child.ask({"rung": rung.name, "paths": open_paths, "attempt": attempt})
-                    complaints = child.complaints()
-                    if complaints:
-                        log(complaints)
-                    if attempt == 0:
-                        self._note_refusals(rung, answer["refused"], complaints)
-                    if not answer["hooks"]:
-                        break
-                    hooks = self._take(rung, answer["hooks"], fds)
-                    self._keep_or_drop(hooks, self._prove(canaries, [path for hook in hooks for path in hook.paths]))
-                    open_paths = [path for path in open_paths if not self.paths[path].verified]
-                    attempt += 1
-                    if open_paths:
-                        canaries = Canaries(self._canary_port.paths, self._canary_port.port, self._suffix)
-        finally:
-            canaries.dismiss()
-            child.close()
-            self._child = None
-        if open_paths:
-            self.close()
-            raise UserError(self._failure(open_paths), "dnsprobe doctor shows what this kernel offers")
-        self._put_in_force(self._waiting, self.generation)
-        # What a wrong way to attach took for malformed queries.
-        for statistic in abi.Statistic:
-            key = struct.pack("=I", statistic)
-            self._statistics.set(key, bytes(len(self._statistics.get(key) or b"")))
+        request = {
+            "ports": list(self._where.ports),
+            "encrypted_ports": list(self._where.dot_ports),
+            "canary_port": self._canary_port.port,
+            "btf": self._where.btf,
+            "maps": list(maps),
+        }
+        self._child.ask(request, [entry.fd for entry in maps.values()])
+
+    def _attach_next(self, climb: _Climb, log: Callable[[str], None], trying: Callable[[str], None]) -> list[Hook]:
+        """Attach in the next way that the kernel takes; no hook where there is none left."""
+        assert self._child is not None
+        while rung := climb.rung:
+            trying(rung.name)
+            answer, fds = self._child.ask({"rung": rung.name, "paths": climb.open, "attempt": climb.attempt})
+            complaints = self._child.complaints()
+            if complaints:
+                log(complaints)
+            if climb.attempt == 0:
+                self._note_refusals(rung, answer["refused"], complaints)
+            if answer["hooks"]:
+                climb.attempt += 1
+                return self._take(rung, answer["hooks"], fds)
+            climb.next_rung()
+        return []
 
     def _note_refusals(self, rung: Rung, refused: Mapping[str, str], complaints: str) -> None:
         # The verifier says in its last line but one what it does not like; in the last how much work it was.
@@ -281,12 +345,13 @@ class Probe:
         return hooks
 
     def _prove(self, canaries: Canaries, paths: Sequence[str]) -> dict[str, str]:
-        canaries.release()
+        canaries.release(paths)
         canaries.wait()
         return self._verdicts(canaries, paths)
 
     def _verdicts(self, canaries: Canaries, paths: Sequence[str]) -> dict[str, str]:
         events = [abi.decode_event(record) for record in self._canary_ring.consume()]
+        self._canary_port.dismiss()
         verdicts = canaries.judge(events)
         return {path: verdicts[path] for path in paths}
 
@@ -307,32 +372,47 @@ class Probe:
                 self.hooks.append(hook)
 
     def _failure(self, open_paths: Sequence[str]) -> str:
-        parts = [f"{path}: {'; '.join(self.paths[path].tried) or 'nothing to try'}" for path in open_paths]
+        unserved = self.unserved
+        parts = [f"{path}: {unserved[path]}" for path in open_paths]
         return "no hook sees the queries of this host. " + " | ".join(parts)
 
     @property
+    def unserved(self) -> dict[str, str]:
+        """The paths that this host has and no hook sees, with what was tried."""
+        return {
+            path: "; ".join(self.paths[path].tried) or "nothing to try"
+            for path in self.active_paths
+            if not self.paths[path].rung
+        }
+
+    @property
+    def served_paths(self) -> list[str]:
+        """The paths that a hook sees."""
+        return [path for path in self.active_paths if self.paths[path].rung]
+
+    @property
     def active_paths(self) -> tuple[str, ...]:
-        """The paths that this host has (no udp6 without IPv6)."""
-        return tuple(self._canary_port.paths)
+        """The paths that this host has (no udp6 without IPv6) and that are looked at."""
+        return tuple(path for path in PATHS if path in self._canary_port.paths)
 
     def canary_round(self) -> Canaries:
         """Start a round of canaries for the running hooks; pass it to :meth:`finish_round` when its child has ended."""
-        canaries = Canaries(self._canary_port.paths, self._canary_port.port, self._suffix)
+        canaries = self._canaries_for(self.served_paths)
         canaries.release()
         return canaries
 
     def finish_round(self, canaries: Canaries) -> dict[str, str]:
         """Judge a round: a path whose canaries are missing or wrong is no longer verified. Return problems by path."""
-        verdicts = self._verdicts(canaries, self._canary_port.paths)
+        verdicts = self._verdicts(canaries, self.served_paths)
         for path, problem in verdicts.items():
             self.paths[path].verified = not problem
         return {path: problem for path, problem in verdicts.items() if problem}
 
     def fail_round(self, problem: str) -> dict[str, str]:
         """Take all paths as not proved, where a round could not even begin. Return problems by path."""
-        for path in self.active_paths:
+        for path in self.served_paths:
             self.paths[path].verified = False
-        return dict.fromkeys(self.active_paths, problem)
+        return dict.fromkeys(self.served_paths, problem)
 
     # Events
 
@@ -472,6 +552,7 @@ class Probe:
             self._pending,
             self._seen,
             self._deferred,
+            self._streams,
             self._events,
             self._canaries,
         ):

@@ -13,6 +13,9 @@ from dnsprobe import __version__
 from dnsprobe.counts import OPTIONAL_LABELS, Series
 from dnsprobe.sinks.facts import shown
 
+#: Labels that only a query has whose name can be read.
+_OF_QUERIES = ("domain", "qtype")
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -59,6 +62,7 @@ class DaemonCollector(Collector):
         yield from self._about(now)
         yield from self._losses(now)
         yield self._queries(now)
+        yield self._encrypted(now)
 
     @staticmethod
     def _about(now: Snapshot) -> Iterator[Metric]:
@@ -103,7 +107,7 @@ class DaemonCollector(Collector):
         )
         yield _by_reason(
             "dnsprobe_packets_unparsed",
-            "Packets to a watched port that could not be read as a query.",
+            "Packets and writes to a watched port that could not be read as a query, or not in full.",
             now.packets_unparsed,
         )
         yield CounterMetricFamily("dnsprobe_journal_entries", "Entries sent to the journal.", now.journal_entries)
@@ -123,8 +127,21 @@ class DaemonCollector(Collector):
             labels=[label for _, label in self._labels],
         )
         for series, number in sorted(now.counts.items()):
-            queries.add_metric([shown(series[at]) for at, _ in self._labels], number)
+            if not series.encrypted:
+                queries.add_metric([shown(series[at]) for at, _ in self._labels], number)
         return queries
+
+    def _encrypted(self, now: Snapshot) -> Metric:
+        labels = [(at, label) for at, label in self._labels if label not in _OF_QUERIES]
+        connections = CounterMetricFamily(
+            "dnsprobe_encrypted_connections",
+            "Connections to a port of DNS over TLS, whose queries cannot be read, by the process tree that made them.",
+            labels=[label for _, label in labels],
+        )
+        for series, number in sorted(now.counts.items()):
+            if series.encrypted:
+                connections.add_metric([shown(series[at]) for at, _ in labels], number)
+        return connections
 
 
 def build_registry(snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> CollectorRegistry:

@@ -27,6 +27,7 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "seen_key": abi.SEEN_KEY,
     "seen": abi.SEEN,
     "name": abi.NAME,
+    "stream": abi.STREAM,
     "deferred": abi.DEFERRED,
     "process": abi.PROCESS,
     "chain": None,
@@ -46,6 +47,8 @@ CONSTANTS = {
     "CANARY": abi.CANARY,
     "DECIDE": abi.DECIDE,
     "RULE_IDS": abi.RULE_IDS,
+    "ENCRYPTED": abi.ENCRYPTED,
+    "STREAM_SIZE": abi.STREAM_SIZE,
 }
 
 # maps.h calls helpers of the kernel in functions that are never called here: that they are declared is enough.

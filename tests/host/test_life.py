@@ -19,6 +19,8 @@ from urllib.error import HTTPError
 import pytest
 from conftest import IN_OWN_NET, PATIENCE, PROGRAM, Program, Service
 
+from dnsprobe.kernel.hooks import PATHS
+
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
 
@@ -48,8 +50,8 @@ def test_ready_and_pages(start: Start) -> None:
     assert "dnsprobe" in service.get("/")
     with pytest.raises(HTTPError, match="404"):
         service.get("/metric")
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1}
-    assert {labels["path"] for labels, _ in service.samples("dnsprobe_hook_info")} == {"udp4", "udp6"}
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
+    assert {labels["path"] for labels, _ in service.samples("dnsprobe_hook_info")} == {"udp4", "udp6", "tcp4", "tcp6"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -147,7 +149,7 @@ def test_bad_reload_leaves_the_old_rules(start: Start, scene: Scene) -> None:
 def test_canaries_are_repeated_and_never_shown(start: Start) -> None:
     service = start("domains: [invalid]\nprobe: {verify_interval: 1s}\njournal: {repeat: 0}")
     time.sleep(4)
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1}
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
     assert service.samples("dnsprobe_queries_total") == []
     assert service.value("dnsprobe_events_total") == 0
     assert service.entries() == []
@@ -238,11 +240,11 @@ def test_no_proof_no_service(tmp_path: Path) -> None:
 def test_doctor() -> None:
     done = subprocess.run([str(PROGRAM), "doctor"], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    for path in ("udp4", "udp6"):
+    for path in ("udp4", "udp6", "tcp4", "tcp6"):
         assert any(line.startswith(f"ok  {path}") and "proved" in line for line in done.stdout.splitlines())
     done = subprocess.run([str(PROGRAM), "doctor", "--json"], stdout=subprocess.PIPE, text=True, check=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {entry["path"]: entry["proved"] for entry in found if "path" in entry} == {"udp4": True, "udp6": True}
+    assert {entry["path"]: entry["proved"] for entry in found if "path" in entry} == dict.fromkeys(PATHS, True)
 
 
 def test_doctor_says_what_is_not_proved() -> None:

@@ -22,7 +22,7 @@ from dnsprobe.engine import Engine
 from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.abi import DECIDE, Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
-from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.ledger import Ledger
 from dnsprobe.model import UNKNOWN, Query
 from dnsprobe.rules import RuleSet, parse_pattern
@@ -115,7 +115,7 @@ class Host:
 def hosts(names: int) -> Iterator[Host]:
     port = CanaryPort()
     sizes = Sizes(ring=1 << 20, processes=256, counters=65536, names=names, recent=1024)
-    probe = Probe([port.port], sizes, repeat_ns=0)
+    probe = Probe(Where([port.port], tcp_hook="none"), sizes, repeat_ns=0)
     try:
         # Nothing is watched until a test says what.
         probe.set_rules([])

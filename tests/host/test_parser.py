@@ -17,7 +17,7 @@ from reference import HEADER, Question, message, parse, wire
 
 from dnsprobe.kernel.abi import Event, Kind, Statistic, TrieEntry
 from dnsprobe.kernel.canary import CanaryPort
-from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.kernel.probe import Probe, Sizes, Where
 
 RULE = 7
 ALL_NAMES = TrieEntry(b"\0", 0, RULE, RULE)
@@ -68,7 +68,11 @@ class Kernel:
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Kernel]:
     port = CanaryPort()
-    probe = Probe([port.port], Sizes(ring=1 << 20, processes=64, counters=65536, names=1, recent=1), repeat_ns=0)
+    probe = Probe(
+        Where([port.port], tcp_hook="none"),
+        Sizes(ring=1 << 20, processes=64, counters=65536, names=1, recent=1),
+        repeat_ns=0,
+    )
     try:
         probe.set_rules([ALL_NAMES])
         probe.start()

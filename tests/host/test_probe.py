@@ -12,7 +12,7 @@ from conftest import IN_OWN_NET
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.canary import Canaries, CanaryPort
-from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.kernel.probe import Probe, Sizes, Where
 
 ALL_NAMES = abi.TrieEntry(b"\0", 0, 1, 1)
 QUERY = bytes.fromhex("0001 0100 0001 0000 0000 0000 03 777777 04 74657374 00 0001 0001")
@@ -38,7 +38,7 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Probe, "_prove", proving)
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16)
-    probe = Probe([port.port], sizes, repeat_ns=0)
+    probe = Probe(Where([port.port], tcp_hook="none"), sizes, repeat_ns=0)
     try:
         probe.set_rules([ALL_NAMES])
         probe.start()

@@ -244,7 +244,7 @@ def test_what_only_the_start_needs_is_given_up(start: Start, scene: Scene) -> No
     service.process.send_signal(signal.SIGHUP)
     service.wait_for("reloaded: 2 rules")
     time.sleep(3)
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1}
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
     assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 101}
 
 
@@ -268,7 +268,7 @@ def test_a_user_with_three_capabilities(start: Start, scene: Scene, tmp_path: Pa
     assert capabilities(service.process.pid, "CapPrm") == 1 << Capability.CAP_BPF | 1 << Capability.CAP_SYS_PTRACE
     scene("clients")
     time.sleep(2)
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1}
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
     assert service.by("dnsprobe_queries_total", "domain") == {"ipv6.test": 19}
     (entry,) = service.entries()
     assert "exe /" in entry

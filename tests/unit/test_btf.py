@@ -67,7 +67,16 @@ def btf() -> Btf:
     make.compound("struct", "outer", ("head", u32, 0), ("", anonymous, 64), ("body", constant, 320))
     # With the flag, the upper eight bits of an offset are the size of a bit field.
     make.compound("struct", "bits", ("flag", u32, 3 << 24 | 5), ("plain", u32, 64), flag=1)
-    return Btf(make.data(), frozenset({"outer", "inner", "bits", "missing"}))
+    values = [("MINUS", -1), ("SEVEN", 7)]
+    make.add("enum", "named", 4, 2, b"".join(struct.pack("=Ii", make.name(name), value) for name, value in values))
+    return Btf(make.data(), frozenset({"outer", "inner", "bits", "missing", "named"}))
+
+
+def test_enumerators(btf: Btf) -> None:
+    assert (btf.enumerator("named", "MINUS"), btf.enumerator("named", "SEVEN")) == (-1, 7)
+    for enum, name in (("named", "EIGHT"), ("kinds", "SEVEN"), ("missing", "SEVEN")):
+        with pytest.raises(KeyError):
+            btf.enumerator(enum, name)
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ STRUCTURE = [
     ("domains: [a]\ndomains: [b]", "2: domains: a duplicate of the key in line 1; remove one of them"),
     ("- a", "1: not a mapping of keys to values (a list); known keys: domains, probe, journal, metrics"),
     ("example.com", "1: not a mapping of keys to values (example.com); known keys"),
-    ("probe: auto", "1: probe: not a mapping of keys to values (auto); known keys: hook, ports"),
+    ("probe: auto", "1: probe: not a mapping of keys to values (auto); known keys: hook, tcp_hook, ports"),
     ("journal: []", "1: journal: not a mapping of keys to values (a list); known keys: repeat, queue"),
     ("domains: example.com", "1: domains: not a list of domains (example.com); begin each domain with a hyphen"),
     ("domains: {a: b}", "1: domains: not a list of domains (a mapping); begin each domain with a hyphen"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel.hooks import LADDER, PATHS, RUNGS
+from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER
 from dnsprobe.kernel.loader import attempts
 from dnsprobe.kernel.symbols import Symbol
 
@@ -25,8 +25,9 @@ FLOW = ("PORT_ARGUMENT=PT_REGS_PARM2", "PORT_IN_FLOW=1")
 
 
 def test_every_rung_serves_every_path() -> None:
-    for rung in LADDER:
-        assert set(rung.functions) == set(PATHS)
+    for protocol, ladder in (("udp", UDP_LADDER), ("tcp", TCP_LADDER)):
+        for rung in ladder:
+            assert set(rung.functions) == {path for path in PATHS if path.startswith(protocol)}
 
 
 def test_a_global_function_has_one_way() -> None:

@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * DNS over TCP: from what a program writes to the messages in it, however it cuts them up (RFC 7766, section 8).
+ *
+ * What tells where a write belongs is the socket's own sequence number, not what was written before: a write that the
+ * socket took in part, or not at all, is written again, and is then found to be known already.
+ */
+#ifndef DNSPROBE_STREAM_H
+#define DNSPROBE_STREAM_H
+
+#include "submit.h"
+
+/* The length in front of each message: RFC 1035, section 4.2.2. */
+#define LENGTH_SIZE 2
+/* Pieces of one write that are looked at. */
+#define PIECES 64
+/* struct iovec of include/uapi/linux/uio.h; struct kvec is laid out alike. */
+#define PIECE_SIZE 16
+
+#define AF_INET 2 /* include/linux/socket.h */
+
+/* Where messages are kept in the scratch space: the length in front, the header where read_question() has it. */
+#define STREAM_FRONT (PACKET_FRONT - LENGTH_SIZE)
+
+static void (*tail_call)(void *ctx, void *map, u32 index) = (void *)BPF_FUNC_tail_call;
+
+/* A write, as struct iov_iter of include/linux/uio.h has it. */
+struct write {
+	u32 sequence; /* of its first octet */
+	u32 kind;     /* enum iter_type */
+	u64 size;
+	u64 offset; /* of its first octet in its first piece */
+	u64 data;   /* address of its pieces, or of the one that it has */
+	u64 pieces;
+};
+
+struct piece {
+	u64 address;
+	u64 size;
+};
+
+static __always_inline bool read_destination(struct destination *to, u64 sock)
+{
+	u8 common[SOCK_COMMON_SPAN] __attribute__((aligned(8)));
+
+	if (bpf_probe_read_kernel(common, sizeof(common), (void *)(sock + SOCK_COMMON)))
+		return false;
+	to->port = __builtin_bswap16(*(u16 *)&common[SOCK_DPORT]);
+	if (!WATCHED_PORT(to->port) && !ENCRYPTED_PORT(to->port))
+		return false;
+	to->skb = 0;
+	to->sock = sock;
+	to->transport = transport_of(to->port, TRANSPORT_TCP);
+	to->family = 4;
+	__builtin_memset(to->server, 0, sizeof(to->server));
+	if (*(u16 *)&common[SOCK_FAMILY] == AF_INET) {
+		__builtin_memcpy(to->server, &common[SOCK_DADDR], 4);
+		return true;
+	}
+
+	u32 address[4];
+
+	READ(address, sock + SOCK_COMMON + SOCK_V6_DADDR);
+	/* An IPv4 address in IPv6's clothes (RFC 4291, section 2.5.5.2) is what it is on the wire. */
+	if (!address[0] && !address[1] && address[2] == __builtin_bswap32(0xffff)) {
+		__builtin_memcpy(to->server, &address[3], 4);
+	} else {
+		to->family = 6;
+		__builtin_memcpy(to->server, address, sizeof(address));
+	}
+	return true;
+}
+
+/* True while nothing was sent on a connection. */
+static __always_inline bool at_start(u64 sock, u32 sequence)
+{
+	return read_u32(sock + TCP_SND_NXT) == sequence && read_u32(sock + TCP_DATA_SEGS_OUT) == 0;
+}
+
+static __always_inline void read_write(struct write *write, u64 message)
+{
+	u64 iterator = message + MSG_ITER;
+
+	write->kind = ITER_KIND(read_u32(iterator + ITER_TYPE));
+	write->size = read_u64(iterator + ITER_COUNT);
+	write->offset = read_u64(iterator + ITER_OFFSET);
+	write->data = read_u64(iterator + ITER_DATA);
+	write->pieces = read_u64(iterator + ITER_NR_SEGS);
+	if (write->kind == ITER_UBUF)
+		write->pieces = 1;
+}
+
+static __always_inline bool find_piece(struct piece *piece, const struct write *write, u32 index)
+{
+	if (write->kind == ITER_UBUF) {
+		piece->address = write->data;
+		piece->size = write->offset + write->size;
+		return true;
+	}
+	return (write->kind == ITER_IOVEC || write->kind == ITER_KVEC) &&
+	       READ(*piece, write->data + index * PIECE_SIZE) == 0;
+}
+
+/* Copies s->size octets of a write, `skip` behind its start, behind the `have` octets that are there already; false if
+ * they cannot be read. */
+static __always_inline bool copy_octets(struct scratch *s, const struct write *write, u64 skip, u32 have)
+{
+	u64 at = write->offset + skip;
+	struct piece piece;
+
+	s->copied = 0;
+	for (u32 i = 0; i < PIECES; i++) {
+		u64 done = FORGET(s->copied);
+		u64 size = FORGET(s->size);
+
+		if (done >= size || i >= write->pieces || !find_piece(&piece, write, i))
+			break;
+		if (at >= piece.size) {
+			at -= piece.size;
+			continue;
+		}
+
+		u64 part = piece.size - at;
+		u64 to = have + done;
+
+		if (part > size - done)
+			part = size - done;
+		KEEP_BELOW_512(to);
+		KEEP_BELOW_512(part);
+		void *octets = s->packet + STREAM_FRONT + to;
+		void *from = (void *)(piece.address + at);
+		long failed = write->kind == ITER_KVEC ? bpf_probe_read_kernel(octets, part, from)
+						       : bpf_probe_read_user(octets, part, from);
+
+		if (failed)
+			break;
+		s->copied = done + part;
+		at = 0;
+	}
+	return FORGET(s->copied) == FORGET(s->size);
+}
+
+/* How a message that has begun goes on. */
+enum progress {
+	MESSAGE_INCOMPLETE,
+	MESSAGE_READ,
+	MESSAGE_NO_QUERY,
+	MESSAGE_MALFORMED,
+};
+
+/* Looks at the s->size octets of a message that are in the scratch space; s->length gets what it says of itself. */
+static __always_inline enum progress read_message(struct scratch *s, u16 port)
+{
+	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
+	u32 have = FORGET(s->size);
+	u32 length = s->packet[STREAM_FRONT] << 8 | s->packet[STREAM_FRONT + 1];
+
+	s->length = length;
+	if (have < LENGTH_SIZE)
+		return MESSAGE_INCOMPLETE;
+
+	u32 size = have - LENGTH_SIZE < length ? have - LENGTH_SIZE : length;
+
+	if (size >= DNS_HEADER && !is_query(dns, port))
+		return MESSAGE_NO_QUERY;
+	if (size >= SHORTEST_QUERY && walk_question(s, size))
+		return MESSAGE_READ;
+	return size >= length || have >= STREAM_SIZE ? MESSAGE_MALFORMED : MESSAGE_INCOMPLETE;
+}
+
+/* Finds the connection that a write belongs to, or begins one; NULL where there is no room. */
+static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u32 sequence)
+{
+	struct stream *stream = bpf_map_lookup_elem(MAP(STREAMS), &sock);
+
+	if (!stream) {
+		s->stream.known = 0;
+		s->stream.first = ~sequence;
+		bpf_map_update_elem(MAP(STREAMS), &sock, &s->stream, BPF_ANY);
+		stream = bpf_map_lookup_elem(MAP(STREAMS), &sock);
+		if (!stream)
+			return NULL;
+	}
+	/* Another connection, whose socket has the address of one that is gone. */
+	if (stream->first != sequence && at_start(sock, sequence)) {
+		stream->first = sequence;
+		stream->start = sequence;
+		stream->have = 0;
+		stream->known = 1;
+	}
+	return stream;
+}
+
+/* Gives a stream up; it is taken up again where a write begins with a message. */
+static __always_inline void lose_stream(struct stream *stream, u16 port, u32 statistic)
+{
+	stream->known = 0;
+	if (port != CANARY_PORT)
+		count_statistic(statistic);
+}
+
+/*
+ * Reads the message that is next in a write, and goes on behind it. What comes of it goes to the scratch space, for the
+ * reason that FORGET() has.
+ */
+static __always_inline void next_message(struct scratch *s, struct stream *stream, const struct write *write)
+{
+	u16 port = s->to.port;
+	u32 length;
+
+	s->progress = MESSAGE_INCOMPLETE;
+	s->more = 0;
+	if (!stream->known || (s32)(stream->start + stream->have - write->sequence) < 0) {
+		stream->start = write->sequence;
+		stream->have = 0;
+		stream->known = 0;
+	}
+
+	u32 have = FORGET(stream->have);
+	u32 skip = FORGET(stream->start) + have - write->sequence;
+
+	/* Known already: it is written again, since the socket did not take it. */
+	if (skip >= write->size || have >= STREAM_SIZE)
+		return;
+	s->size = write->size - skip < STREAM_SIZE - have ? write->size - skip : STREAM_SIZE - have;
+	bpf_probe_read_kernel(s->packet + STREAM_FRONT, STREAM_SIZE, stream->octets);
+	if (!copy_octets(s, write, skip, have)) {
+		lose_stream(stream, port, STAT_UNPARSED_UNREADABLE);
+		return;
+	}
+	s->size += have;
+	s->progress = read_message(s, port);
+	length = LENGTH_SIZE + FORGET(s->length);
+	if (!FORGET(stream->known) && (FORGET(s->progress) != MESSAGE_READ || length > write->size)) {
+		s->progress = MESSAGE_INCOMPLETE;
+		lose_stream(stream, port, STAT_UNPARSED_UNALIGNED);
+		return;
+	}
+	stream->known = 1;
+	if (FORGET(s->progress) == MESSAGE_INCOMPLETE) {
+		stream->have = s->size;
+		bpf_probe_read_kernel(stream->octets, STREAM_SIZE, s->packet + STREAM_FRONT);
+		return;
+	}
+	stream->start += length;
+	stream->have = 0;
+	s->more = stream->start - write->sequence < write->size;
+}
+
+static __always_inline void take_message(struct scratch *s, const struct settings *now)
+{
+	reverse_name(s);
+
+	u32 rule = match_name(s);
+
+	if (rule != NO_RULE && fits_port(rule, s->to.port))
+		take_query(s, now, rule);
+}
+
+/* Counts a connection whose queries cannot be read, at its first octets. */
+static __always_inline void handle_encrypted(struct scratch *s, u32 sequence)
+{
+	struct process_key process;
+	struct stream *stream;
+	u64 sock = s->to.sock;
+	bool walked = false;
+
+	if (!at_start(sock, sequence))
+		return;
+	stream = find_stream(s, sock, sequence);
+	if (!stream || !stream->known)
+		return;
+	stream->known = 0; /* the same octets may come once more */
+
+	u64 leader = current_process(&process);
+
+	s->question.qtype = 0;
+	count_query(s, ENCRYPTED, TRANSPORT_DOT, &process, leader, &walked);
+	if (walked)
+		keep_identity(s, &process, leader);
+}
+
+/* One write to a TCP socket, from reject to submit. Each message in it takes a run of its own. */
+static __always_inline int handle_stream(void *ctx, u64 sock, u64 message)
+{
+	struct destination to;
+
+	if (!read_destination(&to, sock))
+		return 0;
+
+	struct scratch *s = scratch(HOOK_STREAM);
+	struct settings *now = settings();
+
+	if (!s || !now)
+		return 0;
+
+	struct write write = { .sequence = read_u32(sock + TCP_WRITE_SEQ) };
+
+	s->to = to;
+	if (!WATCHED_PORT(to.port)) {
+		handle_encrypted(s, write.sequence);
+		return 0;
+	}
+	read_write(&write, message);
+	if (!write.size)
+		return 0;
+
+	struct stream *stream = find_stream(s, sock, write.sequence);
+
+	if (!stream)
+		return 0;
+	next_message(s, stream, &write);
+	if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
+		count_statistic(STAT_UNPARSED_MALFORMED);
+	if (FORGET(s->progress) == MESSAGE_READ)
+		take_message(s, now);
+	if (!FORGET(s->more))
+		return 0;
+	tail_call(ctx, MAP(AGAIN), 0);
+	/* So many messages in one write that the kernel follows no further (MAX_TAIL_CALL_CNT). */
+	if (s->to.port != CANARY_PORT)
+		count_statistic(STAT_UNPARSED_PIPELINED);
+	return 0;
+}
+
+#endif

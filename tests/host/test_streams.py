@@ -1,0 +1,227 @@
+"""DNS over TCP, and what goes to the ports of DNS over TLS, mDNS and LLMNR."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATIENCE, Program, Service
+
+from dnsprobe.kernel.hooks import kprobes_available
+
+Start = Callable[..., Service]
+Scene = Callable[..., Any]
+
+GUEST = Path(__file__).parents[1] / "vm/guest"
+SENDER = GUEST / "stream_sender.py"
+sys.path.append(str(GUEST))
+import stream_sender  # noqa: E402 - it is where guests need it
+
+CONTEXT = "import os, socket, sys\nsys.path.append(sys.argv[1])\nfrom stream_sender import *\nREADING.set()\n"
+
+
+@pytest.fixture
+def python(in_namespace: list[str]) -> Callable[[str], str]:
+    """Give a function that runs lines of Python in the namespace, with the names of stream_sender.py."""
+
+    def run(lines: str) -> str:
+        command = [*in_namespace, sys.executable, "-c", CONTEXT + lines, str(GUEST)]
+        return subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE, text=True).stdout
+
+    return run
+
+
+def unparsed(service: Service) -> dict[str, float]:
+    return {reason: value for reason, value in service.by("dnsprobe_packets_unparsed_total", "reason").items() if value}
+
+
+def test_each_form_is_counted_exactly(start: Start, in_namespace: Sequence[str]) -> None:
+    names = [f"{row}.forms.test" for row in stream_sender.rows()]
+    service = start(f"domains: [{', '.join(names)}]\njournal: {{repeat: 0}}")
+    command = [*in_namespace, sys.executable, str(SENDER), "forms.test"]
+    said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE * 3).stdout)
+    assert said["written_again"] > 0
+    assert set(said["received"]) == set(names)
+    assert service.by("dnsprobe_queries_total", "domain") == said["received"]
+    series = service.samples("dnsprobe_queries_total")
+    assert {labels["transport"] for labels, _ in series} == {"tcp"}
+    for labels, _ in series:
+        assert labels["process"] == ("dig" if labels["domain"].startswith("dig") else Path(sys.executable).name)
+    assert unparsed(service) == {}
+
+
+def test_where_and_from_whom(start_watch: Callable[..., Program], python: Callable[[str], str]) -> None:
+    watch = start_watch("--json", "told.test")
+    pid = python("""
+server = Server()
+server.start()
+for family in FAMILIES:
+    whole(family, f"www{family}.told.test")
+print(os.getpid())
+""")
+    watch.stop()
+    told = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    assert [(query["qname"], query["server"], query["port"], query["transport"]) for query in told] == [
+        ("www4.told.test", "127.0.0.1", 53, "tcp"),
+        ("www6.told.test", "::1", 53, "tcp"),
+        ("wwwmapped.told.test", "127.0.0.1", 53, "tcp"),
+    ]
+    assert {query["pid"] for query in told} == {int(pid)}
+    assert all(query["net_ns"] and query["cmdline"] and not query["from_procfs"] for query in told)
+
+
+def test_a_connection_that_was_open_before(start: Start, in_namespace: Sequence[str]) -> None:
+    lines = """
+server = Server()
+server.start()
+sender = connect("4")
+other = connect("6")
+sender.sendall(frame("before.early.test"))
+other.sendall(frame("before.early.test")[:20])
+print("open", flush=True)
+sys.stdin.readline()
+other.sendall(frame("before.early.test")[20:])
+for which in (sender, other):
+    for _ in range(5):
+        which.sendall(frame("www.early.test"))
+    which.sendall(frame("www.early.test")[:9])
+    which.sendall(frame("www.early.test")[9:])
+finish(sender)
+finish(other)
+"""
+    command = [*in_namespace, sys.executable, "-c", CONTEXT + lines, str(GUEST)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as early:
+        assert early.stdin
+        assert early.stdout
+        assert early.stdout.readline() == "open\n"
+        service = start("domains: [early.test]\njournal: {repeat: 0}")
+        early.communicate("\n", PATIENCE)
+    assert service.by("dnsprobe_queries_total", "domain") == {"early.test": 12}
+    assert sum(" asked for www.early.test " in entry for entry in service.entries()) == 12
+    # The rest of a query whose start nobody saw.
+    assert unparsed(service) == {"unaligned": 1}
+
+
+def test_what_is_not_read_is_counted(start: Start, python: Callable[[str], str]) -> None:
+    service = start("domains: [lost.test]")
+    python("""
+server = Server()
+server.start()
+sender = connect("4")
+sender.sendall(frame("www.lost.test") * (PIPELINED + 3))
+sender.sendall(frame("www.lost.test"))
+finish(sender)
+sender = connect("4")
+with open(os.memfd_create("query"), "r+b") as file:
+    file.write(frame("www.lost.test"))
+    file.flush()
+    os.sendfile(sender.fileno(), file.fileno(), 0, 1000)
+sender.sendall(frame("www.lost.test"))
+finish(sender)
+sender = connect("4")
+sender.sendall(bytes.fromhex("0012 0001 0100 0001 0000 0000 0000 ff 01 0001 0001") + frame("www.lost.test"))
+""")
+    queries = stream_sender.PIPELINED + 1 + 1 + 1
+    assert service.by("dnsprobe_queries_total", "domain") == {"lost.test": queries}
+    assert unparsed(service) == {"pipelined": 1, "unreadable": 1, "malformed": 1}
+
+
+def test_what_is_no_query_is_passed_over(start: Start, python: Callable[[str], str]) -> None:
+    service = start("domains: [passed.test]")
+    python("""
+server = Server()
+server.start()
+sender = connect("4")
+query = message("www.passed.test")
+response, update = query[:2] + bytes([0x81]) + query[3:], query[:2] + bytes([0x28]) + query[3:]
+long = query + bytes(3000)
+for octets in (response, update, long):
+    sender.sendall(len(octets).to_bytes(2, "big") + octets + frame("www.passed.test"))
+sender.close()
+""")
+    assert service.by("dnsprobe_queries_total", "domain") == {"passed.test": 4}
+    assert unparsed(service) == {}
+
+
+def test_connections_of_dns_over_tls(start: Start, python: Callable[[str], str]) -> None:
+    service = start("domains: [unseen.test]\nmetrics: {labels: [unit]}")
+    python("""
+listeners = [socket.create_server((address, 853), family=family) for family, address in list(FAMILIES.values())[:2]]
+refused = socket.socket()
+try:
+    refused.connect(("127.0.0.2", 853))
+except OSError:
+    pass
+for listener in listeners:
+    for _ in range(5):
+        sender = socket.socket(listener.family)
+        sender.connect(listener.getsockname()[:2])
+        for _ in range(3):
+            sender.send(bytes([22, 3, 1]) + bytes(300))
+        idle = socket.socket(listener.family)
+        idle.connect(listener.getsockname()[:2])
+""")
+    ((labels, value),) = service.samples("dnsprobe_encrypted_connections_total")
+    assert (labels["transport"], labels["process"], value) == ("dot", Path(sys.executable).name, 10)
+    assert labels["tree"].endswith(f";{labels['process']}")
+    assert set(labels) == {"transport", "process", "tree", "unit"}
+    assert service.samples("dnsprobe_queries_total") == []
+    # Its process is gone by the next sweep, and keeps its series.
+    assert service.stop() == 0
+    assert "0 queries counted" in service.err.read_text("utf-8")
+
+
+def test_other_ports_for_it_or_none(start: Start, python: Callable[[str], str]) -> None:
+    service = start("probe: {dot_ports: [8853], tcp_hook: none, ports: [53, 5353]}")
+    python("""
+server = Server()
+server.start()
+whole("4", "www.none.test")
+""")
+    assert service.samples("dnsprobe_encrypted_connections_total") == []
+    assert service.samples("dnsprobe_queries_total") == []
+    assert set(service.by("dnsprobe_path_verified", "path")) == {"udp4", "udp6"}
+
+
+@pytest.mark.skipif(kprobes_available(), reason="this kernel has kprobes: run on one without")
+def test_without_a_hook_for_tcp_udp_is_watched(start: Start, scene: Scene) -> None:
+    service = start("domains: [watched.test]\nprobe: {tcp_hook: tcp_sendmsg, verify_interval: 1s}")
+    service.wait_for("no hook sees tcp6: tcp_sendmsg: this kernel has no kprobes")
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 0, "tcp6": 0}
+    assert {labels["path"] for labels, _ in service.samples("dnsprobe_hook_info")} == {"udp4", "udp6"}
+    scene("send", "www.watched.test", 7)
+    assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 7}
+    assert service.get("/-/ready") == "ready\n"
+    assert service.stop() == 0
+    assert "proved again" not in service.err.read_text("utf-8")
+
+
+def test_mdns_and_llmnr(start: Start, python: Callable[[str], str]) -> None:
+    service = start("probe: {ports: [53, 5353, 5355]}\ndomains: [local, link.test]\njournal: {repeat: 0}")
+    python("""
+def ask(port, octets, family=socket.AF_INET, address="127.0.0.1"):
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.sendto(octets, (address, port))
+
+query = message("printer.local")
+ask(5353, query)
+ask(5353, query, socket.AF_INET6, "::1")
+# Two questions, the second with a pointer to the first's name (RFC 6762, section 18.14), and what is known already.
+question = query[12:-11]
+ask(5353, bytes.fromhex("0000 0000 0002 0001 0000 0000") + question + bytes.fromhex("c00c 001c 0001") + bytes(20))
+ask(5353, query[:2] + bytes([0x84]) + query[3:])
+for _ in range(3):
+    ask(5355, message("host.link.test"))
+ask(53, message("www.link.test"))
+""")
+    found = Counter(
+        {(labels["domain"], labels["transport"]): value for labels, value in service.samples("dnsprobe_queries_total")}
+    )
+    assert found == {("local", "mdns"): 3, ("link.test", "llmnr"): 3, ("link.test", "udp"): 1}
+    assert unparsed(service) == {"more_questions": 1}

@@ -1,0 +1,248 @@
+"""Asks over TCP in each form that programs write in, over IPv4 and IPv6; prints as JSON what a server got of each.
+
+Everything is in this one process but dig(1). The server takes what was sent apart by itself: what it received is the
+truth to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from dns_server import answer, question
+
+FAMILIES = {"4": (socket.AF_INET, "127.0.0.1"), "6": (socket.AF_INET6, "::1"), "mapped": (socket.AF_INET6, "")}
+MAPPED = "::ffff:127.0.0.1"
+PORT = 53
+#: As many as are read of one write: the first run of the program, and those that it calls (MAX_TAIL_CALL_CNT).
+PIPELINED = 34
+COUNT = 7
+
+#: How often a write by that name was not taken whole.
+AGAIN: Counter[str] = Counter()
+#: Set while the server reads.
+READING = threading.Event()
+
+
+def message(name: str) -> bytes:
+    """Return a query for the A record of a name, with an OPT record behind it as resolvers send it (RFC 6891)."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    options = bytes.fromhex("00 0029 1000 00000000 0000")
+    return bytes.fromhex("4242 0100 0001 0000 0000 0001") + labels + bytes.fromhex("00 0001 0001") + options
+
+
+def frame(name: str) -> bytes:
+    """Return a query as it is sent over TCP: RFC 1035, section 4.2.2."""
+    query = message(name)
+    return len(query).to_bytes(2, "big") + query
+
+
+class Server(threading.Thread):
+    """Answers queries over TCP and counts them by name."""
+
+    latest: Server
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        Server.latest = self
+        self.received: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self.done: list[threading.Thread] = []
+        self.listener = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+
+    def run(self) -> None:
+        """Serve each connection in a thread of its own."""
+        while True:
+            thread = threading.Thread(target=self._serve, args=(self.listener.accept()[0],), daemon=True)
+            self.done.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        data = b""
+        with connection:
+            while READING.wait() and (more := connection.recv(65536)):
+                data += more
+                while len(data) >= 2 and len(data) >= 2 + int.from_bytes(data[:2], "big"):
+                    size = 2 + int.from_bytes(data[:2], "big")
+                    query, data = data[2:size], data[size:]
+                    name, qtype, end = question(query)
+                    with self._lock:
+                        self.received[name] += 1
+                    response = answer(query, qtype, end)
+                    connection.sendall(len(response).to_bytes(2, "big") + response)
+
+
+def connect(family: str) -> socket.socket:
+    """Connect to the server, with each write a packet of its own."""
+    number, address = FAMILIES[family]
+    sender = socket.socket(number, socket.SOCK_STREAM)
+    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sender.connect((address or MAPPED, PORT))
+    return sender
+
+
+def finish(sender: socket.socket) -> None:
+    """Close when the server has taken all."""
+    sender.shutdown(socket.SHUT_WR)
+    while sender.recv(65536):
+        pass
+    sender.close()
+
+
+def each(family: str, pieces: Callable[[bytes], Sequence[bytes]], name: str) -> None:
+    for _ in range(COUNT):
+        sender = connect(family)
+        for piece in pieces(frame(name)):
+            sender.sendall(piece)
+        finish(sender)
+
+
+def whole(family: str, name: str) -> None:
+    each(family, lambda octets: [octets], name)
+
+
+def length_first(family: str, name: str) -> None:
+    each(family, lambda octets: [octets[:2], octets[2:]], name)
+
+
+def octet_by_octet(family: str, name: str) -> None:
+    each(family, lambda octets: [octets[at : at + 1] for at in range(len(octets))], name)
+
+
+def split(family: str, name: str) -> None:
+    """Cut at each octet, one cut a query, all down one connection."""
+    sender = connect(family)
+    octets = frame(name)
+    for cut in range(1, len(octets)):
+        sender.sendall(octets[:cut])
+        sender.sendall(octets[cut:])
+    finish(sender)
+
+
+def kept_open(family: str, name: str) -> None:
+    sender = connect(family)
+    for _ in range(COUNT):
+        sender.sendall(frame(name))
+    finish(sender)
+
+
+def write(family: str, name: str) -> None:
+    sender = connect(family)
+    for _ in range(COUNT):
+        os.write(sender.fileno(), frame(name))
+        os.writev(sender.fileno(), [frame(name)[:2], frame(name)[2:14], frame(name)[14:]])
+    finish(sender)
+
+
+def vector(family: str, name: str) -> None:
+    """Each octet a piece of its own: fewer than 64 of them are looked at."""
+    sender = connect(family)
+    octets = frame(name)
+    for _ in range(COUNT):
+        sender.sendmsg([octets[at : at + 1] for at in range(len(octets))])
+    finish(sender)
+
+
+def pipelined(family: str, name: str) -> None:
+    sender = connect(family)
+    sender.sendall(frame(name) * PIPELINED)
+    sender.sendall((frame(name) * 3)[:-5])
+    sender.sendall(frame(name)[-5:] + frame(name))
+    finish(sender)
+
+
+def written_again(family: str, name: str) -> None:
+    """What a full socket took in part, or not at all, is written again."""
+    sender = narrow(family)
+    sender.setblocking(False)
+    READING.clear()
+    for octets in [frame(name) * PIPELINED] * 10:
+        left = octets
+        while left:
+            try:
+                left = left[sender.send(left) :]
+            except BlockingIOError:
+                READING.set()
+                drain(sender)
+            AGAIN[name] += bool(left)
+    sender.setblocking(True)
+    finish(sender)
+
+
+def narrow(family: str) -> socket.socket:
+    """Connect with as little room on both sides as the kernel allows: a few writes fill it."""
+    listener = Server.latest.listener
+    room = listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    sender = connect(family)
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    # The kernel gives twice of what it is asked for (socket(7)).
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room // 2)
+    return sender
+
+
+def drain(sender: socket.socket) -> None:
+    try:
+        sender.recv(4096)
+    except BlockingIOError:
+        os.sched_yield()
+
+
+def of_a_thread(family: str, name: str) -> None:
+    thread = threading.Thread(target=whole, args=(family, name))
+    thread.start()
+    thread.join()
+
+
+FORMS = {
+    "whole": whole,
+    "length-first": length_first,
+    "octets": octet_by_octet,
+    "split": split,
+    "keptopen": kept_open,
+    "write": write,
+    "vector": vector,
+    "pipelined": pipelined,
+    "again": written_again,
+    "thread": of_a_thread,
+}
+DIGS = {"dig": ["+tcp"], "digopen": ["+tcp", "+keepopen"]}
+
+
+def rows() -> Iterator[str]:
+    """Yield what a query's first label may be: form and family."""
+    for form in FORMS:
+        for family in FAMILIES:
+            yield f"{form}-{family}"
+    for form in DIGS:
+        for family in "46":
+            yield f"{form}-{family}"
+
+
+def main(suffix: str) -> None:
+    """Ask for each row's name below ``suffix``."""
+    READING.set()
+    server = Server()
+    server.start()
+    for row in rows():
+        form, _, family = row.rpartition("-")
+        name = f"{row}.{suffix}"
+        if form in DIGS:
+            address = FAMILIES[family][1]
+            command = ["dig", f"@{address}", *DIGS[form], *[name] * COUNT]
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        else:
+            FORMS[form](family, name)
+    for thread in server.done:
+        thread.join()
+    print(json.dumps({"received": server.received, "written_again": min(AGAIN.values())}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
