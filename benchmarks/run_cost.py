@@ -1,4 +1,5 @@
-"""What a run of the BPF program costs: per packet, by what becomes of it, and with 10 against 10,000 rules.
+"""What a run of the BPF program costs: per packet and per write to a TCP socket, by what becomes of it, and with 10
+against 10,000 rules.
 
 Usage: .venv/bin/python benchmarks/run_cost.py [PACKETS]
 
@@ -9,12 +10,13 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from dnsprobe.kernel.abi import NO_RULE, TrieEntry
 from dnsprobe.kernel.bpf import ProgramRuns, program_runs
-from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.qname import from_text
 
 _SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
@@ -31,20 +33,43 @@ def _message(name: str) -> bytes:
     return bytes.fromhex("0001 0100 0001 0000 0000 0000") + from_text(name) + bytes([0, 1, 0, 1])
 
 
-def _measure(probe: Probe, payload: bytes, port: int, packets: int) -> float:
-    def runs() -> ProgramRuns:
-        return program_runs(probe.hooks[0].programs[0])
+def _runs(probe: Probe, path: str) -> ProgramRuns:
+    (program,) = {hook.programs[0] for hook in probe.hooks if path in hook.paths}
+    return program_runs(program)
 
+
+def _per_run(before: ProgramRuns, after: ProgramRuns) -> float:
+    return (after.time_ns - before.time_ns) / max(after.runs - before.runs, 1)
+
+
+def _measure(probe: Probe, payload: bytes, port: int, packets: int) -> float:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taker, socket.socket(type=socket.SOCK_DGRAM) as sender:
         # Room for nothing: what arrives is dropped at once, and nobody has to read it.
         taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         taker.bind(("127.0.0.1", port))
         sender.connect(taker.getsockname())
-        before = runs()
+        before = _runs(probe, "udp4")
         for _ in range(packets):
             sender.send(payload)
-        after = runs()
-    return (after.time_ns - before.time_ns) / max(after.runs - before.runs, 1)
+        return _per_run(before, _runs(probe, "udp4"))
+
+
+def _measure_writes(probe: Probe, pieces: Sequence[bytes], port: int, writes: int) -> float:
+    with socket.create_server(("127.0.0.1", port)) as listener, socket.socket() as sender:
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sender.connect(listener.getsockname())
+        taker = listener.accept()[0]
+        thread = threading.Thread(target=lambda: all(iter(lambda: taker.recv(1 << 20), b"")))
+        thread.start()
+        before = _runs(probe, "tcp4")
+        for _ in range(writes // len(pieces)):
+            for piece in pieces:
+                sender.send(piece)
+        after = _runs(probe, "tcp4")
+        sender.close()
+        thread.join()
+        taker.close()
+    return _per_run(before, after)
 
 
 def main() -> None:
@@ -55,11 +80,12 @@ def main() -> None:
         port = free.getsockname()[1]
     before = _SWITCH.read_text()
     _SWITCH.write_text("1")
-    probe = Probe([port], Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9)
+    probe = Probe(Where([port]), Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9)
     try:
         probe.set_rules(_entries(10))
         probe.start(print)
-        print(f"{program_runs(probe.hooks[0].programs[0]).verified} instructions verified")
+        for path in probe.served_paths:
+            print(f"{path}: {_runs(probe, path).verified} instructions verified")
         for rules in (10, 10_000, 10, 10_000):
             probe.set_rules(_entries(rules))
             costs = {
@@ -69,6 +95,14 @@ def main() -> None:
                 "no rule, near misses": _measure(probe, _message("www.nam.example.test"), port, packets),
                 "counted": _measure(probe, _message("www.wanted.test"), port, packets),
                 "counted, deep": _measure(probe, _message("www.name7.example.test"), port, packets),
+            }
+            framed = b"\0" + bytes([len(_message("www.wanted.test"))]) + _message("www.wanted.test")
+            other = b"\0" + bytes([len(_message("www.other.test"))]) + _message("www.other.test")
+            costs |= {
+                "tcp, no watched port": _measure_writes(probe, [framed], 0, packets),
+                "tcp, no rule wants it": _measure_writes(probe, [other], port, packets),
+                "tcp, counted": _measure_writes(probe, [framed], port, packets),
+                "tcp, counted, in two": _measure_writes(probe, [framed[:2], framed[2:]], port, packets),
             }
             for what, cost in costs.items():
                 print(f"{rules:>6} rules  {what:<24} {cost:6.0f} ns")
