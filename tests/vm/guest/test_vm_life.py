@@ -9,6 +9,8 @@ import time
 from installed import CONFIGURATION, TREE, Service, entries, run, send, until
 
 GOOD = "domains: [life.test]"
+#: An upgrade is a matter of apt and systemd: it is tried once with those of each release, the guests 6.1 and 6.12.
+OWN_KERNEL = os.uname().release.startswith(("6.1.", "6.12.")) and "isra" not in os.uname().release
 
 
 def counts(service: Service, queries: int) -> None:
@@ -36,19 +38,25 @@ def test_a_wrong_configuration_is_not_tried_again(service: Service) -> None:
     assert service.show("ExecMainStatus") == "2"
 
 
-def test_the_socket_unit_holds_the_address_over_an_upgrade(service: Service) -> None:
+def upgrade(service: Service) -> None:
+    """Install the package over itself: who scrapes meanwhile waits."""
+    pid = service.pid
+    (package,) = TREE.glob("dnsprobe_*.deb")
+    run("dpkg", "--install", package)
+    assert service.get("/-/ready") == "ready\n"
+    assert service.pid != pid
+    assert CONFIGURATION.read_text() == GOOD
+
+
+def test_the_socket_unit_holds_the_address(service: Service) -> None:
     service.configure(GOOD)
     run("systemctl", "reset-failed", service.name)
     run("systemctl", "start", "dnsprobe.socket")
     try:
         # A scrape starts the service, and waits for it.
         assert service.get("/-/ready") == "ready\n"
-        pid = service.pid
-        (package,) = TREE.glob("dnsprobe_*.deb")
-        run("dpkg", "--install", package)
-        assert service.get("/-/ready") == "ready\n"
-        assert service.pid != pid
-        assert CONFIGURATION.read_text() == GOOD
+        if OWN_KERNEL:
+            upgrade(service)
         counts(service, 109)
     finally:
         run("systemctl", "stop", "dnsprobe.socket")
