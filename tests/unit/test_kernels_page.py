@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from kernels import GUESTS
-from page import HOOKS, drift, page
+from page import HOOKS, TCP_HOOKS, drift, page
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "kernels.md"
 
@@ -18,7 +18,7 @@ def test_the_page_has_the_kernels_of_the_list() -> None:
     table = text.split("\n## ", 1)[0]
     names = [match[1] for match in re.finditer(r"^\| (\S+) ", table, re.MULTILINE)]
     assert names == ["Name", *(guest.name for guest in GUESTS)]
-    for hook in HOOKS:
+    for hook in (*HOOKS, *TCP_HOOKS):
         (head,) = re.findall(rf"^### At `{hook}`.*\n\n(\|.*\|)$", text, re.MULTILINE)
         assert [cell.strip() for cell in head.strip("|").split("|")][2:] == [guest.name for guest in GUESTS]
 
@@ -33,11 +33,15 @@ def left(tmp_path: Path) -> Path:
         (tmp_path / guest.name / "userland.versions").write_text(
             "systemd=252.1-1\npython3=3.11.2-1\npython3-bpfcc=0.26.0-1\n"
         )
-        (out / "hooks.json").write_text(json.dumps({"hooks": {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}}))
+        (out / "hooks.json").write_text(json.dumps({"hooks": dict.fromkeys(("udp4", "udp6", "tcp4", "tcp6"), "f")}))
         for hook in HOOKS:
             rows = {"sendto-4": "yes", "corked-mapped": "no: 0 of 7"}
             refuses = guest.source and hook == "udp_send_skb"
             (out / f"paths-{hook}.json").write_text(json.dumps({"rows": {} if refuses else rows}))
+        for hook in TCP_HOOKS:
+            if hook != "tcp_tracepoint" or guest.name == "sid":
+                rows = {"length-first-4": "yes", "dig-6": "no: {} of {'dig': 7}"}
+                (out / f"streams-{hook}.json").write_text(json.dumps({"rows": rows}))
     return tmp_path
 
 
@@ -47,6 +51,9 @@ def test_what_comes_out_is_published(left: Path) -> None:
     assert "bookworm: systemd 252.1, Python 3.11.2, BCC 0.26.0" in text
     assert re.search(r"^\| `sendto` +\| IPv4 +\| yes +\| yes +\| refused +\| yes +\| yes +\|$", text, re.MULTILINE)
     assert "IPv4-mapped IPv6 | no: 0 of 7" in text
+    tracepoint = text.split("### At `tcp_tracepoint`")[1]
+    assert re.search(r"^\| the length in a write of its own \| IPv4 (\| - +){4}\| yes +\|$", tracepoint, re.MULTILINE)
+    assert "| `dig +tcp` " in tracepoint
 
 
 def test_another_outcome_is_noticed_and_another_version_is_not(left: Path, tmp_path: Path) -> None:

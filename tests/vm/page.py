@@ -11,6 +11,24 @@ from kernels import GUESTS
 #: What the tests leave for each hook, and what the table calls it. The first is what ``hook: auto`` comes to.
 HOOKS = ("ip_send_skb", "udp_send_skb", "net_dev_queue")
 
+#: The same for TCP. Not every kernel has the last.
+TCP_HOOKS = ("tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint")
+
+FORMS = {
+    "whole": "length and message in one write",
+    "length-first": "the length in a write of its own",
+    "octets": "octet by octet",
+    "split": "cut at each octet in turn, down one connection",
+    "keptopen": "one connection for all",
+    "write": "`write`, and `writev` of three pieces",
+    "vector": "`sendmsg`, each octet a piece of its own",
+    "pipelined": "34 in one write; two and a half, then the rest",
+    "again": "written again after the socket was full",
+    "thread": "from another thread than the first",
+    "dig": "`dig +tcp`",
+    "digopen": "`dig +tcp +keepopen`",
+}
+
 WAYS = {
     "sendto": "`sendto`",
     "send": "`send`, connected",
@@ -48,6 +66,14 @@ captured are in [how it works](how-it-works.md#limits).
 """
 
 
+_FORMS_HEAD = """
+## Forms of TCP
+
+`yes`: each query that a DNS server received was counted, once, and for the process that sent it. `-`: this kernel does
+not have the hook.
+"""
+
+
 def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
@@ -73,14 +99,18 @@ def _release(folder: Path, guest: str) -> str:
     return dict(line.split("=", 1) for line in lines)["release"]
 
 
+def _served(hooks: dict[str, str], protocol: str) -> str:
+    return ", ".join(f"`{hook}`" for hook in dict.fromkeys(hooks[protocol + version] for version in "46"))
+
+
 def kernels_table(folder: Path) -> str:
     """Return the table of guests: name, kernel, where it is from, userland, the functions that serve."""
-    rows = [("Name", "Kernel", "Debian", "Userland", "IPv4 seen at", "IPv6 seen at")]
+    rows: list[Sequence[str]] = [("Name", "Kernel", "Debian", "Userland", "UDP seen at", "TCP seen at")]
     for guest in GUESTS:
         hooks = _kept(folder, guest.name, "hooks")["hooks"]
         origin = f"{guest.release}, built from {guest.source}" if guest.source else guest.release
         userland = f"{guest.userland}: {_userland(folder, guest.name)}"
-        served = (f"`{hooks['udp4']}`", f"`{hooks['udp6']}`")
+        served = [_served(hooks, protocol) for protocol in ("udp", "tcp")]
         rows.append((guest.name, _release(folder, guest.name), origin, userland, *served))
     return _table(rows)
 
@@ -96,13 +126,28 @@ def ways_table(folder: Path, hook: str) -> str:
     return _table(rows)
 
 
+def forms_table(folder: Path, hook: str) -> str:
+    """Return the table of forms of TCP by guest."""
+    verdicts = {
+        guest.name: _kept(folder, guest.name, f"streams-{hook}")["rows"]
+        if (folder / guest.name / "out" / f"streams-{hook}.json").exists()
+        else {}
+        for guest in GUESTS
+    }
+    rows = [("Form", "", *verdicts)]
+    for row in next((rows for rows in verdicts.values() if rows), {}):
+        form, _, family = row.rpartition("-")
+        rows.append((FORMS[form], FAMILIES[family], *(verdicts[guest].get(row, "-") for guest in verdicts)))
+    return _table(rows)
+
+
 def ways(folder: Path) -> str:
     """Return the section on ways to send: what has to come out the same again, whatever the versions are."""
     text = _WAYS_HEAD
     for number, hook in enumerate(HOOKS):
         note = ", which `hook: auto` comes to" if number == 0 else ""
         text += f"\n### At `{hook}`{note}\n\n{ways_table(folder, hook)}"
-    return text
+    return text + _FORMS_HEAD + "".join(f"\n### At `{hook}`\n\n{forms_table(folder, hook)}" for hook in TCP_HOOKS)
 
 
 def page(folder: Path) -> str:

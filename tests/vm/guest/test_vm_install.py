@@ -21,13 +21,14 @@ def test_enable_now_is_all_it_takes(service: Service) -> None:
     assert service.state == "active (running)"
     # READY comes after the proof: nothing has to be waited for.
     assert service.get("/-/ready") == "ready\n"
-    assert service.by("path", "dnsprobe_path_verified") == {"udp4": 1, "udp6": 1}
+    assert service.by("path", "dnsprobe_path_verified") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
     assert len(service.programs()) > 0
 
 
 def test_status_says_what_it_does(service: Service) -> None:
     assert re.fullmatch(
-        r"udp4 at \w[\w.]*, udp6 at \w[\w.]*; 1 rule; [0-9]+ quer(y|ies)", service.show("StatusText")
+        r"udp4 at \w[\w.]*, udp6 at \w[\w.]*, tcp4 at \w+, tcp6 at \w+; 1 rule; [0-9]+ quer(y|ies)",
+        service.show("StatusText"),
     ), service.show("StatusText")
 
 
@@ -35,7 +36,7 @@ def test_doctor_names_the_hook_of_each_path(service: Service) -> None:
     said = run("dnsprobe", "doctor")
     (OUT / "doctor.txt").write_text(said)
     used = {labels["path"]: labels for labels, _ in service.samples("dnsprobe_hook_info")}
-    assert set(used) == {"udp4", "udp6"}
+    assert set(used) == {"udp4", "udp6", "tcp4", "tcp6"}
     for path, labels in used.items():
         assert re.search(f"^ok +{path} +{labels['hook']} at {labels['symbol']}, proved$", said, re.MULTILINE), said
     keep("hooks", {"kernel": kernel(), "hooks": {path: labels["symbol"] for path, labels in used.items()}})
@@ -43,7 +44,7 @@ def test_doctor_names_the_hook_of_each_path(service: Service) -> None:
 
 def test_kprobes_serve_where_there_are_some(service: Service) -> None:
     hooks = {labels["hook"] for labels, _ in service.samples("dnsprobe_hook_info")}
-    assert hooks == {"ip_send_skb"}
+    assert hooks == {"ip_send_skb", "tcp_sendmsg_locked"}
 
 
 def test_it_is_nobody_and_has_given_up_what_the_start_took(service: Service) -> None:

@@ -1,6 +1,6 @@
 """Each hook asked for by name serves every way to send, or is refused with the reason; never is it wrong.
 
-The tables of docs/kernels.md are made from what comes out.
+So it is with every form of TCP. The tables of docs/kernels.md are made from what comes out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from installed import SENDERS, Service, entries, keep, kernel, query, run, send, status, until
+from installed import HERE, SENDERS, Service, entries, keep, kernel, query, run, send, status, until
+from stream_sender import rows as stream_rows
 
 WAYS = ("sendto", "send", "write", "writev", "sendmsg", "sendmmsg", "corked", "uring", "uringasync", "thread")
 FAMILIES = {"4": "4", "6": "6", "mapped": "m"}
@@ -20,6 +21,15 @@ QUERIES = 7
 PRIME = 1009
 RENAMED = "isra" in os.uname().release
 NAMESPACE = "second"
+
+#: The tracepoint that recent kernels have for writes to TCP sockets.
+TRACEPOINT = b"\0btf_trace_tcp_sendmsg_locked\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
+#: Which hook for TCP is tried beside which for UDP.
+TCP_HOOKS = {
+    "ip_send_skb": "auto",
+    "udp_send_skb": "tcp_tracepoint" if TRACEPOINT else "none",
+    "net_dev_queue": "tcp_sendmsg",
+}
 
 ROWS = [f"{way}-{family}" for way in WAYS for family in FAMILIES] + ["namespace-4", "namespace-6", "python-4"]
 
@@ -90,6 +100,29 @@ def verdicts(service: Service) -> dict[str, str]:
     return said
 
 
+def ask_over_tcp() -> dict[str, int]:
+    """Ask in all forms of TCP, and return what a server received of each."""
+    sender = HERE / "stream_sender.py"
+    said = run("ip", "netns", "exec", NAMESPACE, "/usr/bin/python3", sender, "streams.test")
+    received: dict[str, int] = json.loads(said)["received"]
+    return {name.removesuffix(".streams.test"): count for name, count in received.items()}
+
+
+def over_tcp(service: Service) -> dict[str, str]:
+    """Ask in all forms of TCP and say what came of each."""
+    received = ask_over_tcp()
+    said = {}
+    for row in stream_rows():
+        found = {
+            labels["process"]: int(value)
+            for labels, value in service.samples("dnsprobe_queries_total")
+            if labels["domain"] == f"{row}.streams.test" and labels["transport"] == "tcp"
+        }
+        right = {"dig" if row.startswith("dig") else "python3": received.get(row, 0)}
+        said[row] = "yes" if found == right else f"no: {found} of {right}"
+    return said
+
+
 def unparsed(service: Service) -> int:
     return sum(
         count
@@ -118,7 +151,7 @@ def refused(service: Service) -> None:
 def exact(service: Service, hook: str) -> None:
     """Look at what a hook counts."""
     hooks = service.samples("dnsprobe_hook_info")
-    assert {labels["hook"] for labels, _ in hooks} == {hook}
+    assert {labels["hook"] for labels, _ in hooks if labels["path"].startswith("udp")} == {hook}
     symbols = {labels["path"]: labels["symbol"] for labels, _ in hooks}
     if hook == "udp_send_skb":
         assert symbols["udp4"] == ("udp_send_skb.isra.51" if RENAMED else "udp_send_skb")
@@ -134,9 +167,11 @@ def exact(service: Service, hook: str) -> None:
 # The first is what the default comes to: it serves already.
 @pytest.mark.parametrize("hook", ["ip_send_skb", "udp_send_skb", "net_dev_queue"])
 def test_a_hook_by_name_is_right_or_refused(service: Service, hook: str) -> None:
-    domains = ", ".join(["hook.test", *(f"{row}.paths.test" for row in ROWS)])
+    rules = [*(f"{row}.paths.test" for row in ROWS), *(f"{row}.streams.test" for row in stream_rows())]
+    domains = ", ".join(["hook.test", *rules])
     # An entry for each query, as the tests of journald want it after the last.
-    configuration = f"domains: [{domains}]\nprobe: {{hook: {hook}}}\njournal: {{repeat: 0}}"
+    tcp_hook = TCP_HOOKS[hook]
+    configuration = f"domains: [{domains}]\nprobe: {{hook: {hook}, tcp_hook: {tcp_hook}}}\njournal: {{repeat: 0}}"
     if hook == "ip_send_skb":
         service.reload(configuration)
     else:
@@ -152,3 +187,12 @@ def test_a_hook_by_name_is_right_or_refused(service: Service, hook: str) -> None
     assert {row: what for row, what in said.items() if what != "yes" and not row.startswith("corked")} == {}
     # Nothing is lost without being counted.
     assert set(said.values()) <= {"yes", f"no: 0 of {QUERIES}, {QUERIES} counted as not readable"}
+    if tcp_hook == "none":
+        return
+    (rung,) = {
+        labels["hook"] for labels, _ in service.samples("dnsprobe_hook_info") if labels["path"].startswith("tcp")
+    }
+    assert rung == (tcp_hook if tcp_hook != "auto" else "tcp_sendmsg_locked")
+    said = over_tcp(service)
+    keep(f"streams-{rung}", {"kernel": kernel(), "rows": said})
+    assert set(said.values()) == {"yes"}, said
