@@ -14,6 +14,7 @@ from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.ledger import Ledger
 from dnsprobe.model import Identity, Query
 from dnsprobe.rules import RuleSet
+from dnsprobe.runtimes import ContainerNames
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Engine:
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
         )
         self.totals = Totals(config.metrics.max_series, config.metrics.labels)
-        self.ledger = Ledger(self.probe, rules, self.totals, ProcFS(), probe.names)
+        self.ledger = Ledger(self.probe, rules, self.totals, ProcFS(), ContainerNames(), probe.names)
         self._room = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._swept_at = 0.0, (0, 0, 0)
 

@@ -19,6 +19,7 @@ from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DOT, OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule
 from dnsprobe.qname import QTYPES, qtype_name
 from dnsprobe.rules import RuleSet
+from dnsprobe.runtimes import ContainerNames
 
 #: A run of the BPF program takes microseconds. What no run can find any more since this long does not change any more.
 _SETTLED_SECONDS = 2.0
@@ -59,10 +60,12 @@ class Ledger:
         rules: RuleSet,
         totals: Totals,
         procfs: ProcFS,
+        container_names: ContainerNames,
         names_size: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._probe, self._totals, self._procfs, self._clock = probe, totals, procfs, clock
+        self._container_names = container_names
         self._names_size = names_size
         self.rules = rules
         self._rules_by_id: dict[int, Rule] = {abi.ENCRYPTED: _ENCRYPTED}
@@ -113,9 +116,15 @@ class Ledger:
         if rule is None:
             return None
         ancestry = Ancestry(event.chain.processes, event.chain.complete)
-        # The user is that of this query: a process changes its user id and stays the same process.
-        identity = replace(self._identify(ancestry.asker, event.chain.execs), user=self._procfs.user(event.uid))
+        identity = self._identify(ancestry.asker, event.chain.execs)
         self._remember(ancestry, identity)
+        identity = replace(
+            identity,
+            # That of this query: a process changes its user id and stays the same process.
+            user=self._procfs.user(event.uid),
+            # Of a container that has just begun, they may be known later than its first query.
+            container=self._container_names.container(identity),
+        )
         query = Query(
             time_ns=event.time_ns,
             rule=rule,

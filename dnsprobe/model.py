@@ -122,12 +122,16 @@ class Container:
 
     ``id`` has 64 hexadecimal digits, or is a name where the runtime has names only. ``runtime`` is ``docker``,
     ``containerd``, ``cri-o``, ``podman``, ``systemd-nspawn`` or ``lxc``, empty where the form does not say; ``pod`` the
-    uid of its Kubernetes pod, empty if it is in none.
+    uid of its Kubernetes pod, empty if it is in none. ``name``, ``pod_name`` and ``pod_namespace`` are what runtime and
+    Kubernetes call them, empty where that is not known.
     """
 
     id: str
     runtime: str
     pod: str = ""
+    name: str = ""
+    pod_name: str = ""
+    pod_namespace: str = ""
 
     @property
     def short_id(self) -> str:

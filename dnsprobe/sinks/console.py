@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from dnsprobe.model import Identity, Process, Query
+from dnsprobe.model import Container, Identity, Process, Query
 from dnsprobe.qname import qtype_name, to_text
 from dnsprobe.sinks.facts import arguments, command, endpoint, name, shown, summary
 from dnsprobe.sinks.writer import Writer
@@ -31,12 +31,17 @@ def line(query: Query, identity: Identity) -> str:
     if identity.unit:
         facts.append(f"unit {printable(identity.unit)}")
     if identity.container:
-        facts.append(f"container {printable(identity.container.short_id)}")
+        facts.append(f"container {_container(identity.container)}")
     if identity.exe:
         facts.append(f"exe {printable(identity.exe)}")
     if identity.cmdline:
         facts.append(f"command {command(identity.cmdline)}")
     return ", ".join(facts)
+
+
+def _container(container: Container) -> str:
+    short_id = printable(container.short_id)
+    return f"{short_id} ({printable(container.name)})" if container.name not in {"", container.id} else short_id
 
 
 def _moment(query: Query, offset_ns: int) -> datetime:
@@ -138,7 +143,10 @@ def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
             "cgroup": identity.cgroup and printable(identity.cgroup),
             "container": container and printable(container.id),
             "container_runtime": (container and container.runtime) or None,
+            "container_name": (container and printable(container.name)) or None,
             "pod": (container and container.pod) or None,
+            "pod_name": (container and printable(container.pod_name)) or None,
+            "pod_namespace": (container and printable(container.pod_namespace)) or None,
             "net_ns": query.net_ns or None,
             "pid_ns": identity.pid_ns,
             "mnt_ns": identity.mnt_ns,

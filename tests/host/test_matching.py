@@ -26,6 +26,7 @@ from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.ledger import Ledger
 from dnsprobe.model import UNKNOWN, Query
 from dnsprobe.rules import RuleSet, parse_pattern
+from dnsprobe.runtimes import ContainerNames
 
 #: More than any step takes on a slow machine.
 PATIENCE = 120.0
@@ -66,7 +67,7 @@ class Host:
             self.probe.forget_name(name_hash)
         self.before = self.probe.statistics()
         rules = RuleSet.build([(pattern, pattern, 6) for pattern in patterns])
-        self.ledger = Ledger(self.probe, rules, Totals(100_000), ProcFS(), self.names, self.clock)
+        self.ledger = Ledger(self.probe, rules, Totals(100_000), ProcFS(), ContainerNames(), self.names, self.clock)
 
     def build(self, specs: Sequence[tuple[str, str]]) -> RuleSet:
         """Return rules for names and patterns, those that stay with the ids that they have."""

@@ -181,8 +181,28 @@ def test_containers(start_watch: Callable[..., Program], scene: Scene) -> None:
     for query, (path, told), namespaces in zip(queries, CONTAINED.items(), truth, strict=True):
         assert query["cgroup"] == path
         assert (query["unit"], query["container"], query["container_runtime"], query["pod"]) == told
+        assert query["container_name"] == ("web" if query["container_runtime"] == "systemd-nspawn" else None)
         assert (query["pid_ns"], query["mnt_ns"]) == (namespaces["pid"], namespaces["mnt"])
         assert "cgroup" not in query["from_procfs"]
+
+
+#: Puts a file where Docker has one, in what the command behind it sees of the file system.
+WITH_DOCKER = """\
+mount -t tmpfs none /var/lib
+mkdir -p "/var/lib/docker/containers/$1"
+echo '{"Name": "/web"}' > "/var/lib/docker/containers/$1/config.v2.json"
+shift
+exec "$@"
+"""
+
+
+def test_names_of_containers(start: Start, scene: Scene) -> None:
+    service = start("domains: [contained.test]", ["unshare", "--mount", "sh", "-ec", WITH_DOCKER, "sh", CONTAINER])
+    scene("contained", *list(CONTAINED)[:2])
+    assert service.stop() == 0
+    docker, podman = service.entries()
+    assert f", container {CONTAINER[:12]} (web), " in docker
+    assert f", container {CONTAINER[:12]}, " in podman
 
 
 def test_containers_have_series_of_their_own(start: Start, scene: Scene) -> None:

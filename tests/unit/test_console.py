@@ -131,7 +131,10 @@ def test_json() -> None:
         "cgroup": "/user.slice/user-1000.slice/session-3.scope",
         "container": None,
         "container_runtime": None,
+        "container_name": None,
         "pod": None,
+        "pod_name": None,
+        "pod_namespace": None,
         "net_ns": 4026531840,
         "pid_ns": 4026531836,
         "mnt_ns": 4026531841,
@@ -152,6 +155,18 @@ def test_containers() -> None:
     told = json.loads(json_line(QUERY, inside, OFFSET))
     assert (told["container"], told["container_runtime"], told["pod"]) == ("3f4e" * 16, "docker", None)
     assert "unit session-3.scope, container 3f4e3f4e3f4e," in line(QUERY, inside)
+
+
+def test_names_of_containers() -> None:
+    inside = replace(IDENTITY, container=Container("3f4e" * 16, "", "uid", "a\nb", "web-\x1b", "\u202edefault"))
+    told = json.loads(json_line(QUERY, inside, OFFSET))
+    assert (told["container_name"], told["pod_name"], told["pod_namespace"]) == (
+        r"a\x0ab",
+        r"web-\x1b",
+        r"\u202edefault",
+    )
+    assert r"container 3f4e3f4e3f4e (a\x0ab)," in line(QUERY, inside)
+    assert "container web," in line(QUERY, replace(IDENTITY, container=Container("web", "lxc", name="web")))
 
 
 def test_json_time_on_a_whole_second() -> None:

@@ -139,7 +139,19 @@ def test_containers() -> None:
     assert {name: told[f"DNSPROBE_{name}"] for name in expected} == expected
     told = dict(fields(QUERY, Identity(container=Container("a\nb", ""))))
     assert told["DNSPROBE_CONTAINER"] == r"a\x0ab"
-    assert not told.keys() & {"DNSPROBE_CONTAINER_RUNTIME", "DNSPROBE_POD"}
+    assert not told.keys() & {
+        *("DNSPROBE_CONTAINER_RUNTIME", "DNSPROBE_CONTAINER_NAME"),
+        *("DNSPROBE_POD", "DNSPROBE_POD_NAME", "DNSPROBE_POD_NAMESPACE"),
+    }
+
+
+def test_names_of_containers() -> None:
+    told = dict(
+        fields(QUERY, Identity(container=Container("3f4e" * 16, "", "uid", "a\nb", "web-\x1b", "de\u202efault")))
+    )
+    assert told["DNSPROBE_CONTAINER_NAME"] == r"a\x0ab"
+    assert told["DNSPROBE_POD_NAME"] == r"web-\x1b"
+    assert told["DNSPROBE_POD_NAMESPACE"] == r"de\u202efault"
 
 
 def test_message_id_is_a_128_bit_id() -> None:

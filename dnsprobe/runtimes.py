@@ -1,0 +1,150 @@
+"""What a container is called, and its pod, in the files that runtimes keep for themselves.
+
+A control group has ids only. The names lie in folders that root alone may read; where dnsprobe may not, they are not
+known. Who starts a container has a say in what such a file says, so nothing there is taken for well-formed.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from dnsprobe.model import Container, Identity
+
+#: One file for each container: tens of KB, more with many mounts. Podman's list has 1 or 2 KB for each container.
+_FILE_BYTES = 4 << 20
+#: Of Kubernetes, names have at most 253 characters; other runtimes set no limit, and a journal has to hold them.
+_NAME_CHARACTERS = 255
+
+#: Runtimes write these files before they start a container; what was not readable is not read all the time.
+_RETRY_SECONDS = 60.0
+_CONTAINERS = 1024
+
+# An id in these is 64 hexadecimal digits and nothing else: dnsprobe.containers sees to that.
+#: Docker's, below its default data-root (moby, container/container.go).
+_DOCKER = "var/lib/docker/containers/{}/config.v2.json"
+#: The bundle of a container in any of containerd's namespaces, with annotations (OCI runtime specification, config.md).
+_CONTAINERD = (
+    "run/containerd/io.containerd.runtime.v2.task/*/{}/config.json",
+    "run/k3s/containerd/io.containerd.runtime.v2.task/*/{}/config.json",
+)
+_CRIO = "run/containers/storage/overlay-containers/{}/userdata/config.json"
+#: Lists of all containers: those to keep, those of ``podman run --rm``, those of ``podman --transient-store``.
+_PODMAN = (
+    "var/lib/containers/storage/overlay-containers/containers.json",
+    "var/lib/containers/storage/overlay-containers/volatile-containers.json",
+    "run/containers/storage/overlay-containers/volatile-containers.json",
+)
+
+#: nerdctl hands its labels on as annotations (nerdctl, pkg/labels/labels.go).
+_NERDCTL_NAME = "nerdctl/name"
+#: As containerd has them (pkg/cri/annotations), and as kubelet labels containers, which CRI-O and cri-dockerd keep.
+_POD_CONTAINER = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
+_POD_NAME = ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name")
+_POD_NAMESPACE = ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace")
+
+
+def _load(path: str) -> Any:
+    """Return what a file of JSON says; None where it cannot be read, is none, or is too large."""
+    try:
+        # Not to wait for a writer, should it be a FIFO.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            return json.loads(file.read(_FILE_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _get(found: Any, *keys: str) -> Any:
+    """Return what is at the end of nested mappings, None if there is nothing or no mapping."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _name(*found: Any) -> str:
+    """Return the first that can be a name, "" if none can."""
+    return next((name for name in found if isinstance(name, str) and 0 < len(name) <= _NAME_CHARACTERS), "")
+
+
+def _named(container: Container, name: str, annotations: Any) -> Container:
+    # Anybody labels a container as Kubernetes does, but it does not get into a pod's control group that way.
+    if not container.pod:
+        return replace(container, name=name)
+    return replace(
+        container,
+        name=_name(*(_get(annotations, key) for key in _POD_CONTAINER)) or name,
+        pod_name=_name(*(_get(annotations, key) for key in _POD_NAME)),
+        pod_namespace=_name(*(_get(annotations, key) for key in _POD_NAMESPACE)),
+    )
+
+
+class ContainerNames:
+    """The names of containers, kept once they are known: a later ``docker rename`` is not noticed.
+
+    ``root`` is where the host's file system is. A name that was not found is looked for again after a minute of
+    ``clock`` (seconds).
+    """
+
+    def __init__(self, root: str = "/", clock: Callable[[], float] = time.monotonic) -> None:
+        self._root, self._clock = root, clock
+        self._known: dict[Container, tuple[float, Container]] = {}
+
+    def container(self, identity: Identity) -> Container | None:
+        """Return the container of an identity with all names that are known."""
+        container = identity.container
+        # What a user's own runtime started is in no list of root's, and an id there may be that of another's container.
+        if container is None or (identity.unit or "").startswith("user@"):
+            return container
+        now = self._clock()
+        until, named = self._known.get(container, (now, container))
+        if until <= now:
+            if len(self._known) >= _CONTAINERS:
+                self._known.clear()
+            named = next((found for found in self._look_up(container) if found != container), container)
+            self._known[container] = math.inf if named != container else now + _RETRY_SECONDS, named
+        return named
+
+    def _look_up(self, container: Container) -> Iterator[Container]:
+        """Yield what each place says in which the container's runtime may keep its names."""
+        match container.runtime:
+            case "docker":
+                yield self._docker(container)
+            case "podman":
+                yield self._podman(container)
+            case "containerd":
+                yield from self._bundles(container, *_CONTAINERD)
+            case "cri-o":
+                yield from self._bundles(container, _CRIO)
+            case "":  # Kubernetes without systemd: the path does not say which
+                yield from self._bundles(container, *_CONTAINERD, _CRIO)
+                yield self._docker(container)
+            case _:
+                yield replace(container, name=container.id)
+
+    def _docker(self, container: Container) -> Container:
+        config = _load(os.path.join(self._root, _DOCKER.format(container.id)))
+        return _named(container, _name(_get(config, "Name")).removeprefix("/"), _get(config, "Config", "Labels"))
+
+    def _bundles(self, container: Container, *places: str) -> Iterator[Container]:
+        for place in places:
+            for path in glob.glob(place.format(container.id), root_dir=self._root):
+                annotations = _get(_load(os.path.join(self._root, path)), "annotations")
+                yield _named(container, _name(_get(annotations, _NERDCTL_NAME)), annotations)
+
+    def _podman(self, container: Container) -> Container:
+        for path in _PODMAN:
+            listed = _load(os.path.join(self._root, path))
+            for each in listed if isinstance(listed, list) else ():
+                names = _get(each, "names")
+                if _get(each, "id") == container.id and isinstance(names, list):
+                    return replace(container, name=_name(*names))
+        return container
