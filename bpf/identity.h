@@ -72,6 +72,10 @@ static __always_inline void read_exe(struct path *path, u64 mm)
 		return;
 
 	u64 file = read_u64(mm + MM_EXE_FILE);
+
+	if (!file) /* a kernel thread's */
+		return;
+
 	u64 dentry = read_u64(file + FILE_PATH_DENTRY);
 	u64 mount = read_u64(file + FILE_PATH_MNT) - MOUNT_MNT;
 
@@ -137,11 +141,13 @@ static __always_inline void read_cmdline(struct identity *identity, u64 mm)
 
 static __always_inline void read_identity(struct identity *identity, u64 task)
 {
-	u64 mm = IS_THERE(TASK_MM) ? read_u64(task + TASK_MM) : 0;
+	/* A leader that ended before its threads has neither mm nor nsproxy any more (do_exit(), kernel/exit.c). */
+	u64 current = bpf_get_current_task();
+	u64 mm = IS_THERE(TASK_MM) ? read_u64(current + TASK_MM) : 0;
 
 	identity->loginuid_plus_one = IS_THERE(TASK_LOGINUID) ? read_u32(task + TASK_LOGINUID) + 1 : 0;
 	identity->pid_ns = pid_namespace(task);
-	identity->mnt_ns = namespace(task, NSPROXY_MNT_NS, MNT_NS_INUM);
+	identity->mnt_ns = namespace(current, NSPROXY_MNT_NS, MNT_NS_INUM);
 	/* In this order: see append_name(). */
 	read_cgroup(&identity->cgroup, task);
 	read_exe(&identity->exe, mm);

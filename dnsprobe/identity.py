@@ -196,10 +196,9 @@ class ProcFS:
         """
         facts = facts or _NOTHING
         told = Identity(
-            # A kernel thread has none, and no path is the root itself.
-            exe=_path(facts.exe) if facts.exe.names else None,
+            exe=_path(facts.exe),
             cmdline=facts.cmdline or None,
-            # All the same "/" is what the root is called on a host that keeps to version 1 of cgroups.
+            # Without names it may be the root, or a host that keeps to version 1 of cgroups.
             cgroup=_path(facts.cgroup) if facts.cgroup.names else None,
             loginuid=facts.loginuid,
             pid_ns=facts.pid_ns or None,

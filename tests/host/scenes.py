@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,33 @@ def replaced(sender: str) -> Any:
     return {"pid": pid}
 
 
+def own_cmdline() -> list[str]:
+    return Path("/proc/self/cmdline").read_text().rstrip("\0").split("\0")
+
+
+#: exit(2) as the kernel has it, which ends a thread: include/uapi/asm-generic/unistd.h, and x86's own number.
+SYS_EXIT = {"x86_64": 60}.get(os.uname().machine, 93)
+
+
+def leaderless() -> Any:
+    """Send a query from a thread of a process whose first thread has ended."""
+    pid = os.fork()
+    if pid == 0:
+
+        def ask() -> None:
+            while Path("/proc/self/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.001)
+            send("www.leaderless.test", "1")
+            os._exit(0)
+
+        threading.Thread(target=ask).start()
+        ctypes.CDLL(None).syscall(SYS_EXIT, 0)
+    os.waitpid(pid, 0)
+    mnt_ns = os.stat("/proc/self/ns/mnt").st_ino
+    # A fork has the command line of its parent.
+    return {"pid": pid, "cmdline": own_cmdline(), "mnt_ns": mnt_ns, "lineage": lineage()}
+
+
 def logged_in(uid: str) -> Any:
     """Send a query as who has logged in as this user, as pam_loginuid(8) makes it known, where the kernel keeps it."""
     kept = Path("/proc/self/loginuid").exists()
@@ -321,7 +349,10 @@ def send_others(count: str) -> Any:
 
 SCENES: dict[str, Callable[..., Any]] = {
     scene.__name__: scene
-    for scene in (clients, oneshots, executions, replaced, logged_in, contained, many, deep, send, send_others)
+    for scene in (
+        *(clients, oneshots, executions, replaced, leaderless, logged_in),
+        *(contained, many, deep, send, send_others),
+    )
 }
 
 if __name__ == "__main__":

@@ -135,6 +135,21 @@ def test_a_process_that_becomes_another_program(
     assert queries["child"]["ancestors"][0]["pid"] == truth["pid"]
 
 
+def test_a_process_whose_first_thread_has_ended(start_watch: Callable[..., Program], scene: Scene) -> None:
+    watch = start_watch("--json", "leaderless.test")
+    truth = scene("leaderless")
+    watch.stop()
+    (query,) = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    assert (query["pid"], query["exe"], query["cmdline"]) == (
+        truth["pid"],
+        os.path.realpath(sys.executable),
+        truth["cmdline"],
+    )
+    assert query["mnt_ns"] == truth["mnt_ns"]
+    assert query["from_procfs"] == []
+    assert query["tree"] == tree_of(truth["lineage"], query["comm"])
+
+
 def test_the_user_of_the_login(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "login.test")
     truth = scene("logged_in", 4711)

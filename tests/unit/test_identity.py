@@ -357,7 +357,7 @@ def test_version_1_of_cgroups_is_read_from_proc(tmp_path: Path) -> None:
 
 
 def test_a_kernel_thread_has_no_executable(tmp_path: Path) -> None:
-    nothing = PathNames((), whole=True)
+    nothing = PathNames((), whole=False)
     facts = Facts(None, 4026531836, 4026531841, PathNames((b"system.slice",), whole=True), nothing, b"")
     assert procfs(tmp_path).identify(process(), facts).exe is None
 
