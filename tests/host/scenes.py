@@ -218,8 +218,54 @@ def replaced(sender: str) -> Any:
     return {"pid": pid}
 
 
+def set_title(title: bytes) -> list[str]:
+    """Write over the memory that the arguments are in, as setproctitle(3) does; return what procfs has then."""
+    # Fields 48 and 49 of proc(5): from where to where.
+    start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
+    assert len(title) < end - start
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, title, len(title))
+    return own_cmdline()
+
+
 def own_cmdline() -> list[str]:
     return Path("/proc/self/cmdline").read_text().rstrip("\0").split("\0")
+
+
+def _send_from_thread(comm: bytes, name: str) -> None:
+    def work() -> None:
+        set_comm(comm)
+        send(name, "1")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def renamed(sender: str) -> Any:
+    """Send queries from a process that calls itself something else each time, and from one that does so at once."""
+    reader, writer = os.pipe()
+    pids = []
+    for name in ("late", "early"):
+        pid = os.fork()
+        pids.append(pid)
+        if pid == 0:
+            silence()
+            if name == "early":
+                set_title(b"early title")
+                set_comm(b"early")
+                send("early.renamed.test", "1")
+                os._exit(0)
+            set_comm(b"first")
+            send("first.renamed.test", "1")
+            title = set_title(b"late title")
+            set_comm(b"second")
+            send("second.renamed.test", "1")
+            _send_from_thread(b"thread", "thread.renamed.test")
+            os.write(writer, json.dumps(title).encode())
+            os.execv(sender, ["third title", "sendto", "4", "third.renamed.test", "1", "third"])
+        os.waitpid(pid, 0)
+    return {"pids": pids, "cmdline": own_cmdline(), "title": json.loads(os.read(reader, 4096)), "lineage": lineage()}
 
 
 #: exit(2) as the kernel has it, which ends a thread: include/uapi/asm-generic/unistd.h, and x86's own number.
@@ -350,7 +396,7 @@ def send_others(count: str) -> Any:
 SCENES: dict[str, Callable[..., Any]] = {
     scene.__name__: scene
     for scene in (
-        *(clients, oneshots, executions, replaced, leaderless, logged_in),
+        *(clients, oneshots, executions, replaced, renamed, leaderless, logged_in),
         *(contained, many, deep, send, send_others),
     )
 }

@@ -135,6 +135,57 @@ def test_a_process_that_becomes_another_program(
     assert queries["child"]["ancestors"][0]["pid"] == truth["pid"]
 
 
+def test_a_process_that_changes_its_names(start_watch: Callable[..., Program], scene: Scene, sender: Path) -> None:
+    watch = start_watch("--json", "renamed.test")
+    truth = scene("renamed", sender)
+    watch.stop()
+    found = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    queries = {query["qname"].removesuffix(".renamed.test"): query for query in found}
+    late, early = truth["pids"]
+    assert {name: query["pid"] for name, query in queries.items()} == {
+        **dict.fromkeys(("first", "second", "thread", "third"), late),
+        "early": early,
+    }
+    # The process's name is that of the moment, never that of a thread.
+    assert {name: query["comm"] for name, query in queries.items()} == {
+        "first": "first",
+        "second": "second",
+        "thread": "second",
+        "third": "third",
+        "early": "early",
+    }
+    for query in found:
+        assert query["tree"] == tree_of(truth["lineage"], query["comm"])
+        assert query["from_procfs"] == []
+    # The command line is that of the program's first query, though the process has called itself something else since.
+    assert truth["title"] == ["late title"]
+    assert {name: query["cmdline"] for name, query in queries.items()} == {
+        **dict.fromkeys(("first", "second", "thread"), truth["cmdline"]),
+        "third": ["third title", "sendto", "4", "third.renamed.test", "1", "third"],
+        "early": ["early title"],
+    }
+
+
+def test_series_of_a_process_that_changes_its_name(start: Start, scene: Scene, sender: Path) -> None:
+    service = start("domains: [renamed.test]")
+    truth = scene("renamed", sender)
+    assert service.by("dnsprobe_queries_total", "tree") == {
+        tree_of(truth["lineage"], "first"): 4,
+        tree_of(truth["lineage"], "early"): 1,
+    }
+    assert service.by("dnsprobe_queries_total", "process") == {"first": 4, "early": 1}
+    assert service.stop() == 0
+    late, early = truth["pids"]
+    shown = [entry.partition(" (")[0] for entry in service.entries()]
+    assert shown == [
+        f"first[{late}] asked for first.renamed.test",
+        f"second[{late}] asked for second.renamed.test",
+        f"second[{late}] asked for thread.renamed.test",
+        f"third[{late}] asked for third.renamed.test",
+        f"early[{early}] asked for early.renamed.test",
+    ]
+
+
 def test_a_process_whose_first_thread_has_ended(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "leaderless.test")
     truth = scene("leaderless")
