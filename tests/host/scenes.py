@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -232,6 +233,34 @@ def own_cmdline() -> list[str]:
     return Path("/proc/self/cmdline").read_text().rstrip("\0").split("\0")
 
 
+def fork_as(pid: int) -> int:
+    """Fork a child that gets this pid, which has to be free: clone3(2), on Linux 5.5 and later."""
+    wanted = ctypes.c_int(pid)
+    # struct clone_args (include/uapi/linux/sched.h): the fifth is exit_signal, the ninth set_tid, the tenth its size.
+    arguments = (ctypes.c_uint64 * 11)(0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
+    # With Python's lock held, so that the child has it.
+    libc = ctypes.PyDLL(None, use_errno=True)
+    child = int(libc.syscall(435, arguments, ctypes.sizeof(arguments)))
+    if child < 0:
+        raise OSError(ctypes.get_errno(), f"clone3 for pid {pid}")
+    return child
+
+
+def reused(count: str) -> Any:
+    """Send a query each from processes that have the same pid one after the other, and no name in common."""
+    first = 0
+    for index in range(int(count)):
+        pid = fork_as(first) if first else os.fork()
+        if pid == 0:
+            set_comm(f"r{index}".encode())
+            set_title(f"title {index}".encode())
+            send(f"r{index}.reused.test", "1")
+            os._exit(0)
+        first = pid
+        os.waitpid(pid, 0)
+    return {"pid": first, "lineage": lineage()}
+
+
 def _send_from_thread(comm: bytes, name: str) -> None:
     def work() -> None:
         set_comm(comm)
@@ -396,7 +425,7 @@ def send_others(count: str) -> Any:
 SCENES: dict[str, Callable[..., Any]] = {
     scene.__name__: scene
     for scene in (
-        *(clients, oneshots, executions, replaced, renamed, leaderless, logged_in),
+        *(clients, oneshots, executions, replaced, renamed, reused, leaderless, logged_in),
         *(contained, many, deep, send, send_others),
     )
 }

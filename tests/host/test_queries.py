@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Program, Service
+from conftest import PATIENCE, Program, Service
+from scenes import fork_as
 
+from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.abi import CHAIN_SIZE
+from dnsprobe.model import Identity, Process
 from dnsprobe.qname import qtype_name
 from dnsprobe.text import printable
 
@@ -184,6 +189,58 @@ def test_series_of_a_process_that_changes_its_name(start: Start, scene: Scene, s
         f"third[{late}] asked for third.renamed.test",
         f"early[{early}] asked for early.renamed.test",
     ]
+
+
+def test_a_reused_pid_is_another_process(start_watch: Callable[..., Program], scene: Scene) -> None:
+    watch = start_watch("--json", "reused.test")
+    truth = scene("reused", 101)
+    watch.stop()
+    queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    assert {query["pid"] for query in queries} == {truth["pid"]}
+    assert len({query["start_ns"] for query in queries}) == 101
+    assert [(query["qname"], query["comm"], query["cmdline"], query["tree"]) for query in queries] == [
+        (f"r{index}.reused.test", f"r{index}", [f"title {index}"], tree_of(truth["lineage"], f"r{index}"))
+        for index in range(101)
+    ]
+    assert {tuple(query["from_procfs"]) for query in queries} == {()}
+
+
+def test_counts_of_a_reused_pid(start: Start, scene: Scene) -> None:
+    service = start("domains: [reused.test]")
+    truth = scene("reused", 101)
+    expected = {tree_of(truth["lineage"], f"r{index}"): 1 for index in range(101)}
+    assert service.by("dnsprobe_queries_total", "tree") == expected
+
+
+def test_procfs_tells_the_processes_of_a_reused_pid_apart() -> None:
+    procfs = ProcFS()
+    before = _idle_process(os.fork)
+    assert procfs.alive(before)
+    _end(before)
+    # /proc has the start in clock ticks.
+    time.sleep(2 / os.sysconf("SC_CLK_TCK"))
+    after = _idle_process(lambda: fork_as(before.tgid))
+    try:
+        assert (after.tgid, procfs.alive(after), procfs.alive(before)) == (before.tgid, True, False)
+        assert procfs.identify(after, None).exe == os.path.realpath(sys.executable)
+        assert procfs.identify(before, None) == Identity()
+        assert procfs.ancestry(before) is None
+    finally:
+        _end(after)
+
+
+def _idle_process(fork: Callable[[], int]) -> Process:
+    pid = fork()
+    if pid == 0:
+        time.sleep(PATIENCE)
+        os._exit(0)
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return Process(pid, started * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), b"")
+
+
+def _end(process: Process) -> None:
+    os.kill(process.tgid, signal.SIGKILL)
+    os.waitpid(process.tgid, 0)
 
 
 def test_a_process_whose_first_thread_has_ended(start_watch: Callable[..., Program], scene: Scene) -> None:
