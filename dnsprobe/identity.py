@@ -121,13 +121,19 @@ def _ends_as(path: str, told: PathNames) -> bool:
     return not told.names or os.fsencode(os.path.basename(path)) == told.names[-1]
 
 
+def _is_whole(cmdline: bytes) -> bool:
+    # What setproctitle(3) has no room for among the arguments goes on behind them, without a NUL where they end
+    # (get_mm_cmdline(), fs/proc/base.c).
+    return 0 < len(cmdline) < CMDLINE_SIZE and cmdline.endswith(b"\0")
+
+
 def _complete(told: Identity, read: Identity, facts: Facts) -> Identity:
     """Return what the kernel side told with what was read of it afterwards, where the one goes on from the other."""
     added: dict[str, Any] = {}
     same_program = read.exe is None or _ends_as(read.exe.removesuffix(" (deleted)"), facts.exe)
     if read.exe and not facts.exe.whole and same_program:
         added["exe"] = read.exe
-    goes_on = len(facts.cmdline) in {0, CMDLINE_SIZE} and (read.cmdline or b"").startswith(facts.cmdline)
+    goes_on = not _is_whole(facts.cmdline) and (read.cmdline or b"").startswith(facts.cmdline)
     if read.cmdline and goes_on and same_program:
         added["cmdline"] = read.cmdline
     if read.cgroup and not (facts.cgroup.whole and facts.cgroup.names) and _ends_as(read.cgroup, facts.cgroup):
@@ -204,7 +210,7 @@ class ProcFS:
             pid_ns=facts.pid_ns or None,
             mnt_ns=facts.mnt_ns or None,
         )
-        if not (facts.exe.whole and facts.cgroup.whole and told.cgroup and 0 < len(facts.cmdline) < CMDLINE_SIZE):
+        if not (facts.exe.whole and facts.cgroup.whole and told.cgroup and _is_whole(facts.cmdline)):
             told = _complete(told, self._read_all(process), facts)
         return _located(told)
 

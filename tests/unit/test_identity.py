@@ -338,6 +338,15 @@ def test_proc_completes_what_the_kernel_cut_off(tmp_path: Path) -> None:
     )
 
 
+def test_a_title_that_is_longer_than_the_arguments_were(tmp_path: Path) -> None:
+    titled = replace(FACTS, cmdline=b"daemon: serving ada a")
+    assert procfs(tmp_path).identify(process(), titled) == replace(TOLD, cmdline=b"daemon: serving ada a")
+    make(tmp_path, cmdline=b"daemon: serving ada and bob\0")
+    assert procfs(tmp_path).identify(process(), titled) == replace(
+        TOLD, cmdline=b"daemon: serving ada and bob\0", from_procfs=frozenset({"cmdline"})
+    )
+
+
 def test_proc_tells_what_the_kernel_side_could_not(tmp_path: Path) -> None:
     make(tmp_path)
     nothing = Facts(None, 0, 0, PathNames((), whole=False), PathNames((), whole=False), b"")
