@@ -28,6 +28,7 @@ DEPENDS = (
 SYSTEM = (
     "bind9-dnsutils",
     "bpftool",
+    "cron",
     "curl",
     "dbus",
     "iproute2",
@@ -40,6 +41,7 @@ SYSTEM = (
     "procps",
     "python3-pytest",
     "strace",
+    "sudo",
     "systemd",
     "systemd-sysv",
     "udev",

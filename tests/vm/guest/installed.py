@@ -135,6 +135,21 @@ def send(name: str, count: int, family: str = "4") -> None:
     run(SENDERS / "send", "sendto", family, name, str(count))
 
 
+def ancestors() -> list[tuple[int, str]]:
+    """Return pid and comm of this process and its ancestors, as ``/proc`` has them."""
+    chain, pid = [], os.getpid()
+    while pid:
+        text = Path(f"/proc/{pid}/stat").read_text()
+        chain.append((pid, text[text.index("(") + 1 : text.rindex(")")]))
+        pid = int(text[text.rindex(")") + 2 :].split()[1])
+    return chain
+
+
+def own_unit() -> str:
+    """Return the unit that this process runs in."""
+    return Path("/proc/self/cgroup").read_text().strip().rpartition("/")[2]
+
+
 def query(name: str) -> bytes:
     """Return a query for the A record of a name (RFC 1035, section 4.1)."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))

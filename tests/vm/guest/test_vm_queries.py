@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from installed import SENDERS, Server, Service, entries, run, send, until
+from installed import SENDERS, Server, Service, ancestors, entries, own_unit, run, send, until
 
 PRIME = 10007
 
@@ -28,16 +28,6 @@ COMM = {"dig6": "dig", "python": "python3", "static": "send", "static6": "send"}
 @pytest.fixture(scope="module", autouse=True)
 def watched(service: Service) -> None:
     service.reload("domains: [" + ", ".join(f"{client}.clients.test" for client in CLIENTS) + ", prime.test]")
-
-
-def ancestors() -> list[tuple[int, str]]:
-    """Return pid and comm of this process and its ancestors, as ``/proc`` has them."""
-    chain, pid = [], os.getpid()
-    while pid:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        chain.append((pid, text[text.index("(") + 1 : text.rindex(")")]))
-        pid = int(text[text.rindex(")") + 2 :].split()[1])
-    return chain
 
 
 def test_counts_are_what_a_dns_server_received(service: Service, server: Server) -> None:
@@ -133,7 +123,7 @@ def test_curl_shows_exactly_the_prime_number_sent(service: Service) -> None:
     (line,) = [line for line in shown.splitlines() if 'domain="prime.test"' in line]
     assert line.startswith("dnsprobe_queries_total{")
     assert 'process="send",qtype="A",transport="udp"' in line
-    unit = Path("/proc/self/cgroup").read_text().strip().rpartition("/")[2]
+    unit = own_unit()
     assert unit.endswith(".service")
     assert line.endswith(f';send",unit="{unit}"}} {2 * PRIME}.0')
     for metric in ("dnsprobe_events_lost_total", "dnsprobe_queries_unattributed_total"):
