@@ -1,0 +1,71 @@
+"""From events to queries, where the kernel is not needed for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from dnsprobe.counts import Totals
+from dnsprobe.identity import ProcFS
+from dnsprobe.kernel.abi import Chain, Event, Facts, Kind, PathNames, Process
+from dnsprobe.kernel.probe import Probe
+from dnsprobe.ledger import Ledger
+from dnsprobe.model import Container
+from dnsprobe.rules import RuleSet
+from dnsprobe.runtimes import ContainerNames
+
+ID = "3f4e" * 16
+SCOPE = PathNames((b"system.slice", f"docker-{ID}.scope".encode()), whole=True)
+
+
+class Kernel:
+    """A kernel side with one process, in a container of Docker's."""
+
+    generation = 1
+
+    def set_rules(self, trie: Mapping[bytes, int]) -> None:
+        """Take what nothing here is matched by."""
+
+    def facts(self, start_ns: int, tgid: int, execs: int) -> Facts:
+        return Facts(None, 0, 0, SCOPE, PathNames((b"bin", b"curl"), whole=True), b"curl\0")
+
+
+def event(rule: int) -> Event:
+    return Event(
+        time_ns=1,
+        name_hash=0,
+        repeats=0,
+        rule=rule,
+        generation=1,
+        uid=0,
+        gid=0,
+        net_ns=0,
+        qtype=1,
+        port=53,
+        kind=Kind.QUERY,
+        transport=0,
+        server=bytes([127, 0, 0, 1]),
+        name=b"\4test\0",
+        chain=Chain((Process(4242, 9_000_000_000, b"curl"),), complete=True, execs=0),
+    )
+
+
+def test_a_container_gets_its_name_though_its_process_was_known_before_it(tmp_path: Path) -> None:
+    now = 0.0
+    rules = RuleSet.build([("test", "test", 6)])
+    (rule,) = rules.by_id
+    names = ContainerNames(str(tmp_path), clock=lambda: now)
+    ledger = Ledger(cast(Probe, Kernel()), rules, Totals(10), ProcFS(str(tmp_path)), names, 16)
+
+    def container() -> Container | None:
+        told = ledger.query(event(rule))
+        return told and told[1].container
+
+    assert container() == Container(ID, "docker")
+    file = tmp_path / f"var/lib/docker/containers/{ID}/config.v2.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"Name": "/web"}))
+    now = 61.0
+    assert container() == Container(ID, "docker", name="web")
