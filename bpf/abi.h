@@ -11,6 +11,9 @@
 #define COMM_SIZE 16
 /* The asker and 39 ancestors. Deeper chains are cut off and say so. */
 #define CHAIN_SIZE 40
+/* Processes of the lineage that are not the same as in the chain of parents. */
+#define LINEAGE_SIZE 23
+#define CHAIN_ROOM 64 /* CHAIN_SIZE + LINEAGE_SIZE, up to a power of two */
 /* Octets that are kept of a path, and of a command line. */
 #define PATH_SIZE 512
 #define CMDLINE_SIZE 512
@@ -57,6 +60,9 @@ enum statistic {
 	STAT_UNPARSED_UNREADABLE, /* what is sent down a stream lies where it cannot be read, or in too many pieces */
 	STAT_UNPARSED_UNALIGNED,  /* where in a stream a message begins is not known */
 	STAT_UNPARSED_PIPELINED,  /* more messages in one send than one run can read */
+	STAT_LINEAGE_ADDED,	  /* processes whose lineage is followed from their fork on */
+	STAT_LINEAGE_LEFT,	  /* those that ended and were kept, for their children */
+	STAT_LINEAGE_FULL,	  /* processes whose lineage is not followed: no room */
 	STATISTICS,
 };
 
@@ -64,7 +70,7 @@ struct settings {
 	u64 repeat_ns;	 /* how long a query like an earlier one causes no event; 0: each causes one */
 	u64 name_key[2]; /* SipHash key, random at each start */
 	u32 generation;	 /* of the rules, one more at each change */
-	u32 pad;
+	u32 seeding;	 /* 1 while user space reads from /proc who was there before */
 };
 
 /* What the longest matching suffix says of a name: rule id, NO_RULE, CANARY or DECIDE. */
@@ -146,19 +152,42 @@ struct deferred {
 	u32 pad;
 };
 
+/* A process of the lineage, by what /proc/PID/stat tells as well. */
+struct ancestor_key {
+	u64 start_ticks; /* since boot, in units of USER_HZ, rounded down */
+	u32 tgid;	 /* 0: none, or not known */
+	u32 pad;
+};
+
+/* Who forked a process, and what becomes of it. */
+struct ancestor {
+	u64 start_ns; /* 0: taken from /proc, which has ticks alone */
+	struct ancestor_key parent;
+	u32 children;  /* that are here and have counted_by_parent set */
+	u32 exited;    /* not 0: it has */
+	u8 has_others; /* it has or had children beside those counted: only user space can tell when all are gone */
+	u8 counted_by_parent;
+	u8 parent_lost; /* its fork was not seen */
+	u8 pad[5];
+	u8 comm[COMM_SIZE]; /* the last one that it had */
+};
+
 struct process {
 	u64 start_ns;
 	u32 tgid;
-	u32 pad;
+	u32 exited;	    /* 1: before the query; of a lineage's process */
 	u8 comm[COMM_SIZE]; /* cut at the first NUL: older kernels leave bytes behind it */
 };
 
+/* The asker and its parents, and behind them those who started it, where these are others. */
 struct chain {
 	u32 depth;
-	u32 cut;  /* 1: the chain goes on beyond what is here */
-	u32 exec; /* of the asker: which of its identities it had */
-	u32 pad;
-	struct process process[CHAIN_SIZE];
+	u32 cut;	   /* 1: the chain goes on beyond what is here */
+	u32 exec;	   /* of the asker: which of its identities it had */
+	u32 shared;	   /* how many of the first ones are of the lineage, too */
+	u32 lineage_depth; /* how many of the lineage come behind the first `depth` */
+	u32 lineage_cut;   /* 1: the lineage goes on beyond what is here, or is not known any further */
+	struct process process[CHAIN_ROOM];
 };
 
 /* The names of a path, from its end to the root, each ended by NUL. */
@@ -197,7 +226,7 @@ struct event {
 	u8 length;     /* of the name in wire format, root included */
 	u8 server[16]; /* network byte order; IPv4 in the first four */
 	u8 reversed[NAME_SIZE];
-	struct chain chain; /* only the first chain.depth processes are handed over */
+	struct chain chain; /* only the first chain.depth + chain.lineage_depth processes are handed over */
 };
 
 #endif

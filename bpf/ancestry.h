@@ -6,7 +6,7 @@
 #ifndef DNSPROBE_ANCESTRY_H
 #define DNSPROBE_ANCESTRY_H
 
-#include "maps.h"
+#include "lineage.h"
 
 /* The thread group is the process: dig sends from a thread called isc-net-0000. */
 static __always_inline u64 current_process(struct process_key *key)
@@ -25,12 +25,11 @@ static __always_inline void walk_ancestry(struct chain *chain, u64 leader)
 
 	chain->cut = 1;
 	chain->exec = read_u32(leader + TASK_SELF_EXEC_ID);
-	chain->pad = 0;
 	for (u32 i = 0; i < CHAIN_SIZE; i++) {
 		struct process *process = &chain->process[i];
 
 		process->tgid = read_u32(leader + TASK_TGID);
-		process->pad = 0;
+		process->exited = 0;
 		process->start_ns = read_u64(leader + TASK_START_BOOTTIME);
 		bpf_probe_read_kernel(process->comm, COMM_SIZE, (void *)(leader + TASK_COMM));
 		depth = i + 1;
@@ -45,6 +44,7 @@ static __always_inline void walk_ancestry(struct chain *chain, u64 leader)
 		leader = parent;
 	}
 	chain->depth = depth;
+	walk_lineage(chain);
 }
 
 #endif

@@ -97,6 +97,32 @@ int tcp_sendmsg_locked_entry(struct bpf_raw_tracepoint_args *ctx)
 }
 #endif
 
+/*
+ * include/trace/events/sched.h: sched_process_fork(struct task_struct *parent, struct task_struct *child)
+ *
+ * Before the child runs, so nothing that it does is seen earlier.
+ */
+int sched_process_fork_entry(struct bpf_raw_tracepoint_args *ctx)
+{
+	return follow_fork(read_u64(ctx->args[0] + TASK_GROUP_LEADER), ctx->args[1]);
+}
+
+/*
+ * include/trace/events/task.h: task_rename(struct task_struct *task, const char *comm)
+ *
+ * By execve(2) and by prctl(2). The task has its old name still.
+ */
+int task_rename_entry(struct bpf_raw_tracepoint_args *ctx)
+{
+	return follow_rename(ctx->args[0], ctx->args[1]);
+}
+
+/* include/trace/events/sched.h: sched_process_exit(struct task_struct *p), for each thread */
+int sched_process_exit_entry(struct bpf_raw_tracepoint_args *ctx)
+{
+	return follow_exit(ctx->args[0]);
+}
+
 /* BCC makes the license section of it, letter by letter. */
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL

@@ -34,14 +34,14 @@ static __always_inline bool submit_event(void *ring, struct scratch *s)
 	__builtin_memcpy(event->server, to->server, sizeof(event->server));
 	__builtin_memcpy(event->reversed, s->key.reversed, NAME_SIZE);
 
-	u64 depth = event->chain.depth;
+	u64 processes = event->chain.depth + event->chain.lineage_depth;
 
-	if (depth > CHAIN_SIZE)
+	if (processes >= CHAIN_ROOM)
 		return false;
 	/* Newer compilers compare one copy of the number and use another, whose bound the verifier does not know. */
-	KEEP_BELOW_64(depth);
+	KEEP_BELOW_64(processes);
 	return bpf_ringbuf_output(ring, event,
-				  __builtin_offsetof(struct event, chain.process) + depth * sizeof(struct process),
+				  __builtin_offsetof(struct event, chain.process) + processes * sizeof(struct process),
 				  0) == 0;
 }
 

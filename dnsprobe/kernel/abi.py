@@ -5,6 +5,7 @@ Integers are in host byte order; a test compares sizes and offsets with what the
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -12,6 +13,8 @@ from enum import IntEnum
 NAME_SIZE = 256
 COMM_SIZE = 16
 CHAIN_SIZE = 40
+LINEAGE_SIZE = 23
+CHAIN_ROOM = 64
 PATH_SIZE = 512
 CMDLINE_SIZE = 512
 NO_RULE = 0
@@ -20,6 +23,9 @@ DECIDE = 0xFFFFFFFF
 RULE_IDS = 65536
 ENCRYPTED = RULE_IDS
 STREAM_SIZE = 2 + 12 + 255 + 4
+
+#: A unit of the times in ``/proc/PID/stat``: USER_HZ is how many a second has.
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 #: What one run of the program works in. Only its size matters here, rounded up; user space never reads it.
 SCRATCH_SIZE = 12288
@@ -51,6 +57,9 @@ class Statistic(IntEnum):
     UNPARSED_UNREADABLE = 12
     UNPARSED_UNALIGNED = 13
     UNPARSED_PIPELINED = 14
+    LINEAGE_ADDED = 15
+    LINEAGE_LEFT = 16
+    LINEAGE_FULL = 17
 
 
 #: ``enum transport``
@@ -66,14 +75,16 @@ SEEN = struct.Struct("=QQ")
 DEFERRED = struct.Struct("=QQI4x")
 STREAM = struct.Struct(f"=IIII{STREAM_SIZE}s7x")
 NAME = struct.Struct(f"=III{NAME_SIZE}s4x")
-PROCESS = struct.Struct(f"=QI4x{COMM_SIZE}s")
-CHAIN_HEAD = struct.Struct("=III4x")
+ANCESTOR_KEY = struct.Struct("=QI4x")
+ANCESTOR = struct.Struct(f"=Q{ANCESTOR_KEY.size}sIIBBB5x{COMM_SIZE}s")
+PROCESS = struct.Struct(f"=QII{COMM_SIZE}s")
+CHAIN_HEAD = struct.Struct("=IIIIII")
 PATH = struct.Struct(f"=II{PATH_SIZE}s")
 IDENTITY = struct.Struct(f"=IIII{PATH.size}s{PATH.size}s{CMDLINE_SIZE}s")
 EVENT_HEAD = struct.Struct(f"=QQQIIIII4xHHBBBB16s{NAME_SIZE}s")
 COUNTER = struct.Struct("=Q")
 CHAIN_AT = EVENT_HEAD.size
-CHAIN_BYTES = CHAIN_HEAD.size + CHAIN_SIZE * PROCESS.size
+CHAIN_BYTES = CHAIN_HEAD.size + CHAIN_ROOM * PROCESS.size
 #: ``struct lpm_key``: the prefix length in bits, then the longest prefix that the kernel's trie takes
 LPM_KEY_SIZE = 4 + NAME_SIZE
 
@@ -84,23 +95,58 @@ class Process:
 
     ``tgid`` is the pid in the initial pid namespace; ``start_ns`` the start in nanoseconds since boot
     (``task_struct.start_boottime`` of the group leader); ``comm`` the leader's name, up to 15 arbitrary bytes.
+    ``exited``: only those who started a process can be gone before it asks.
     """
 
     tgid: int
     start_ns: int
     comm: bytes
+    exited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The asking process and its ancestors, nearest first (``struct chain``).
+    """The asking process and its parents, and those who started it, nearest first (``struct chain``).
 
-    ``complete`` is False where it goes on; ``execs`` tells the programs apart that the asker ran one after the other.
+    ``complete`` is False where the parents go on; ``execs`` tells the programs apart that the asker ran one after the
+    other. ``lineage`` begins with the asker as well; ``lineage_complete`` is False where it goes on or is not known any
+    further.
     """
 
     processes: tuple[Process, ...]
     complete: bool
     execs: int
+    lineage: tuple[Process, ...]
+    lineage_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AncestorKey:
+    """A process by what ``/proc/PID/stat`` tells as well (``struct ancestor_key``).
+
+    ``start_ticks`` is in units of USER_HZ since boot, rounded down; ``tgid`` 0 is no process, or one that is not known.
+    """
+
+    start_ticks: int
+    tgid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """Who forked a process, and what became of it (``struct ancestor``).
+
+    ``start_ns`` is 0 where it was taken from ``/proc``. ``children`` are those in the map with ``counted_by_parent``;
+    with ``has_others`` there are or were more. ``parent_lost``: its fork was not seen.
+    """
+
+    start_ns: int
+    parent: AncestorKey
+    children: int
+    exited: bool
+    has_others: bool
+    counted_by_parent: bool
+    parent_lost: bool
+    comm: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +210,48 @@ class Event:
 
 def decode_chain(data: bytes, at: int = 0) -> Chain:
     """Decode a ``struct chain``."""
-    depth, cut, execs = CHAIN_HEAD.unpack_from(data, at)
+    depth, cut, execs, shared, lineage_depth, lineage_cut = CHAIN_HEAD.unpack_from(data, at)
     at += CHAIN_HEAD.size
-    processes = []
-    for start_ns, tgid, comm in PROCESS.iter_unpack(data[at : at + depth * PROCESS.size]):
-        processes.append(Process(tgid, start_ns, comm.split(b"\0", 1)[0]))
-    return Chain(tuple(processes), not cut, execs)
+    processes = tuple(
+        Process(tgid, start_ns, comm.split(b"\0", 1)[0], bool(exited))
+        for start_ns, tgid, exited, comm in PROCESS.iter_unpack(data[at : at + (depth + lineage_depth) * PROCESS.size])
+    )
+    parents, others = processes[:depth], processes[depth:]
+    return Chain(parents, not cut, execs, parents[:shared] + others, not lineage_cut)
+
+
+def encode_ancestor_key(key: AncestorKey) -> bytes:
+    """Encode a ``struct ancestor_key``."""
+    return ANCESTOR_KEY.pack(key.start_ticks, key.tgid)
+
+
+def encode_ancestor(ancestor: Ancestor) -> bytes:
+    """Encode a ``struct ancestor``."""
+    return ANCESTOR.pack(
+        ancestor.start_ns,
+        encode_ancestor_key(ancestor.parent),
+        ancestor.children,
+        ancestor.exited,
+        ancestor.has_others,
+        ancestor.counted_by_parent,
+        ancestor.parent_lost,
+        ancestor.comm,
+    )
+
+
+def decode_ancestor(data: bytes) -> Ancestor:
+    """Decode a ``struct ancestor``."""
+    start_ns, parent, children, exited, has_others, counted, parent_lost, comm = ANCESTOR.unpack(data)
+    return Ancestor(
+        start_ns,
+        AncestorKey(*ANCESTOR_KEY.unpack(parent)),
+        children,
+        bool(exited),
+        bool(has_others),
+        bool(counted),
+        bool(parent_lost),
+        comm.split(b"\0", 1)[0],
+    )
 
 
 def decode_path(data: bytes) -> PathNames:

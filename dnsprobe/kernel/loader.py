@@ -19,6 +19,7 @@ from typing import Any
 
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import bpf
+from dnsprobe.kernel.abi import TICK_NS
 from dnsprobe.kernel.attach import attach_kprobe, attach_raw_tracepoint
 from dnsprobe.kernel.btf import Btf, read_btf
 from dnsprobe.kernel.hooks import RUNGS, STREAM_FUNCTION, STREAM_TRACEPOINT, Rung, kprobes_available
@@ -92,6 +93,13 @@ _IDENTITY_MEMBERS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
     ("UPID_NS", "upid", (("ns",),)),
     ("PID_NS_INUM", "pid_namespace", (("ns", "inum"),)),
 )
+# What lineages are followed by. Without, they are not, and all else works.
+_LINEAGE_MEMBERS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
+    ("TASK_SIGNAL", "task_struct", (("signal",),)),
+    ("SIGNAL_LIVE", "signal_struct", (("live",),)),
+)
+_OPTIONAL_MEMBERS = (*_IDENTITY_MEMBERS, *_LINEAGE_MEMBERS)
+_LINEAGE_TRACEPOINTS = ("sched_process_exit", "task_rename", "sched_process_fork")
 _NOT_THERE = 0xFFFFFFFF
 
 # What the program for TCP reads, with the names that a member has or had: the pieces of a write are behind iter.__iov
@@ -140,7 +148,7 @@ def member_offsets(btf: Btf) -> dict[str, int]:
                 f"this kernel has no {struct_name}.{'.'.join(path)}",
                 f"kernel {os.uname().release} is older or newer than what dnsprobe knows: it takes Linux 5.10 or later",
             ) from None
-    for macro, struct_name, alternatives in _IDENTITY_MEMBERS:
+    for macro, struct_name, alternatives in _OPTIONAL_MEMBERS:
         offsets[macro] = _first(btf, struct_name, alternatives)
     span = offsets["SKB_DATA"] + 8 - offsets["SKB_PROTOCOL"]
     if not 0 < span <= 128:
@@ -228,7 +236,7 @@ class Loader:
         self._canary_port: int = request["canary_port"]
         self._maps = dict(zip(request["maps"], map_fds, strict=True))
         self._bcc = self._import_bcc()
-        names = {struct_name for _, struct_name, _ in (*_MEMBERS, *_IDENTITY_MEMBERS, *_STREAM_MEMBERS)}
+        names = {struct_name for _, struct_name, _ in (*_MEMBERS, *_OPTIONAL_MEMBERS, *_STREAM_MEMBERS)}
         btf = read_btf(request["btf"], frozenset(names | {"iter_type"}))
         self._values: dict[str, int | str] = {**member_offsets(btf)}
         self._no_streams = ""
@@ -281,6 +289,7 @@ class Loader:
             "-g0",
             f"-DCANARY_PORT={self._canary_port}",
             f"-DWATCHED_PORT(port)=({_any_of([*self._ports, self._canary_port])})",
+            f"-DTICK_NS={TICK_NS}",
             f"-DENCRYPTED_PORT(port)=({_any_of(self._encrypted_ports)})",
             *(f"-DMAP_{name}={fd}" for name, fd in (*self._maps.items(), ("AGAIN", again.fd))),
             *(f"-D{name}={value}" for name, value in self._values.items()),
@@ -358,6 +367,32 @@ class Loader:
         module.again.set(bytes(4), program.to_bytes(4, sys.byteorder))
         return [os.dup(module.again.fd)]
 
+    def attach_lineage(self) -> tuple[dict[str, Any], list[int]]:
+        """Attach what follows who starts whom, out of what was compiled for a rung.
+
+        Returns how many descriptors are programs and how many keep them attached, or why there are none.
+        """
+        for macro, struct_name, alternatives in _LINEAGE_MEMBERS:
+            if self._values[macro] == _NOT_THERE:
+                return {"refused": f"this kernel has no {struct_name}.{'.'.join(alternatives[0])}"}, []
+        module = next(reversed(self._modules.values()))
+        programs: list[int] = []
+        links: list[int] = []
+        try:
+            # Forks last: who is added is then seen to end.
+            for tracepoint in _LINEAGE_TRACEPOINTS:
+                programs.append(self._load(module, f"{tracepoint}_entry", "raw_tracepoint"))
+                links.append(attach_raw_tracepoint(programs[-1], tracepoint))
+        except UserError as error:
+            reason = error.message
+        except OSError as error:
+            reason = f"cannot attach to the tracepoint {tracepoint}: {error.strerror}"
+        else:
+            return {"programs": len(programs), "links": len(links)}, programs + links
+        for fd in programs + links:
+            os.close(fd)
+        return {"refused": reason}, []
+
     def _attach_function(self, rung: Rung, function: str, attempt: int) -> tuple[str, list[int]]:
         if not kprobes_available():
             raise UserError("this kernel has no kprobes")
@@ -393,6 +428,8 @@ def serve(channel: socket.socket) -> None:
             if loader is None:
                 loader = Loader(request, received)
                 answer: dict[str, Any] = {"ready": True}
+            elif "lineage" in request:
+                answer, fds = loader.attach_lineage()
             else:
                 hooks, refused, fds = loader.attach(RUNGS[request["rung"]], request["paths"], request["attempt"])
                 answer = {"hooks": hooks, "refused": refused}

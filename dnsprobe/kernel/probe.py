@@ -34,17 +34,19 @@ _SCRATCH_KINDS = 4
 _DEFERRED = 4096
 #: TCP connections that can be in the middle of a message; those that asked longest ago make room.
 _STREAMS = 8192
+_LINEAGE_STATISTICS = {statistic for statistic in abi.Statistic if statistic.name.startswith("LINEAGE_")}
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Entries of the maps, and octets of the ring."""
+    """Entries of the maps, and octets of the ring. With 0 of ``lineage``, no lineages are followed."""
 
     ring: int
     processes: int
     counters: int
     names: int
     recent: int
+    lineage: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,12 @@ class Probe:
         self.generation = 0
         self._waiting: Sequence[abi.TrieEntry] = ()
         self.hooks: list[Hook] = []
+        self._follows = sizes.lineage > 0
+        self.lineage: Hook | None = None
+        #: Why no lineages are followed, though there is room for them.
+        self.lineage_problem = ""
+        self._lost_lineage_misses = 0
+        self._seeds_refused = 0
         self.paths: dict[str, PathState] = {path: PathState() for path in PATHS}
         self._lost_misses = 0
         try:
@@ -175,7 +183,7 @@ class Probe:
             self._child.close()
             hint = HINT
             if error.errno in {errno.ENOMEM, errno.E2BIG}:
-                hint = "give probe.processes, probe.counters, probe.names and probe.recent smaller sizes"
+                hint = "give probe.processes, probe.counters, probe.names, probe.recent and probe.lineage smaller sizes"
             raise UserError(f"cannot make BPF maps: {error.strerror or error}", hint) from error
 
     def _make_maps(self, sizes: Sizes) -> None:
@@ -193,6 +201,7 @@ class Probe:
         self._names = bpf.Map(bpf.HASH, "names", 8, abi.NAME.size, sizes.names)
         self._pending = bpf.Map(bpf.HASH, "pending", abi.PENDING_KEY.size, counter, sizes.names)
         self._seen = bpf.Map(bpf.LRU_HASH, "seen", abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
+        self._ancestors = bpf.Map(bpf.HASH, "lineage", abi.ANCESTOR_KEY.size, abi.ANCESTOR.size, max(sizes.lineage, 1))
         self._deferred = bpf.Map(bpf.LRU_HASH, "deferred", 8, abi.DEFERRED.size, _DEFERRED)
         self._streams = bpf.Map(bpf.LRU_HASH, "streams", 8, abi.STREAM.size, _STREAMS)
         self._events = bpf.Map(bpf.RINGBUF, "events", 0, 0, sizes.ring)
@@ -232,7 +241,10 @@ class Probe:
         self._trie.close()
         self._trie = trie
         self.generation = generation
-        settings = abi.SETTINGS.pack(self._repeat_ns, *self._name_key, self.generation, 0)
+        self._write_settings()
+
+    def _write_settings(self, *, seeding: bool = False) -> None:
+        settings = abi.SETTINGS.pack(self._repeat_ns, *self._name_key, self.generation, seeding)
         self._settings.set(struct.pack("=I", 0), settings)
 
     def _suffix_labels(self) -> int:
@@ -245,11 +257,15 @@ class Probe:
     # Hooks
 
     def start(
-        self, log: Callable[[str], None] = lambda _: None, trying: Callable[[str], None] = lambda _: None
+        self,
+        log: Callable[[str], None] = lambda _: None,
+        trying: Callable[[str], None] = lambda _: None,
+        seed: Callable[[], None] = lambda: None,
     ) -> None:
         """Attach, for each path, the first rung whose canaries come back right. UserError if a UDP path has none.
 
-        ``trying`` gets the name of a rung before each attempt, of which a rung may take several.
+        ``trying`` gets the name of a rung before each attempt, of which a rung may take several. ``seed`` is called
+        where lineages are followed, to :meth:`add_ancestor` who is there already.
         """
         assert self._child is not None
         paths = self.active_paths
@@ -267,6 +283,8 @@ class Probe:
                 if not any(climb.open for climb in climbs):
                     break
                 canaries = self._canaries_for(paths)
+            if self._follows and not climbs[0].open:
+                self._follow_lineage(self._child, seed)
         finally:
             canaries.dismiss()
             self._child.close()
@@ -276,7 +294,7 @@ class Probe:
             raise UserError(self._failure(climbs[0].open), "dnsprobe doctor shows what this kernel offers")
         self._put_in_force(self._waiting, self.generation)
         # What a wrong way to attach took for malformed queries.
-        for statistic in abi.Statistic:
+        for statistic in set(abi.Statistic) - _LINEAGE_STATISTICS:
             key = struct.pack("=I", statistic)
             self._statistics.set(key, bytes(len(self._statistics.get(key) or b"")))
 
@@ -297,6 +315,7 @@ class Probe:
             "NAMES": self._names,
             "PENDING": self._pending,
             "SEEN": self._seen,
+            "LINEAGE": self._ancestors,
             "DEFERRED": self._deferred,
             "STREAMS": self._streams,
             "EVENTS": self._events,
@@ -327,6 +346,16 @@ class Probe:
                 return self._take(rung, answer["hooks"], fds)
             climb.next_rung()
         return []
+
+    def _follow_lineage(self, child: LoaderChild, seed: Callable[[], None]) -> None:
+        self._write_settings(seeding=True)
+        answer, fds = child.ask({"lineage": True})
+        self.lineage_problem = answer.get("refused", "")
+        if not self.lineage_problem:
+            programs = answer["programs"]
+            self.lineage = Hook("lineage", (), "sched_process_fork", fds[:programs], fds[programs:])
+            seed()
+        self._write_settings()
 
     def _note_refusals(self, rung: Rung, refused: Mapping[str, str], complaints: str) -> None:
         # The verifier says in its last line but one what it does not like; in the last how much work it was.
@@ -440,6 +469,15 @@ class Probe:
         programs = [program for hook in self.hooks for program in hook.programs]
         return self._lost_misses + sum(bpf.program_runs(program).missed for program in programs)
 
+    def lineage_missed_runs(self) -> int:
+        """Return how many forks, changes of name and exits were not followed because another BPF program ran."""
+        programs = self.lineage.programs if self.lineage else []
+        return self._lost_lineage_misses + sum(bpf.program_runs(program).missed for program in programs)
+
+    def lineage_full(self) -> int:
+        """Return how many processes are not followed for want of room."""
+        return self.statistics()[abi.Statistic.LINEAGE_FULL] + self._seeds_refused
+
     def counts(self) -> Iterator[tuple[tuple[int, int, int, int, int], int]]:
         """Yield (start_ns, tgid, rule, qtype, transport) and the count, for each counter."""
         unpack, number = abi.COUNT_KEY.unpack, abi.COUNTER.unpack
@@ -503,6 +541,29 @@ class Probe:
         """Make room for those of another process."""
         self._identities.delete(abi.PROCESS_KEY.pack(start_ns, tgid, execs))
 
+    def ancestors(self) -> Iterator[tuple[abi.AncestorKey, abi.Ancestor]]:
+        """Yield all processes whose lineage is followed."""
+        for key, value in self._ancestors.items():
+            yield abi.AncestorKey(*abi.ANCESTOR_KEY.unpack(key)), abi.decode_ancestor(value)
+
+    def add_ancestor(self, key: abi.AncestorKey, ancestor: abi.Ancestor) -> None:
+        """Add a process that is not there yet; that there is no room is counted."""
+        try:
+            self._ancestors.set(abi.encode_ancestor_key(key), abi.encode_ancestor(ancestor), bpf.NOEXIST)
+        except FileExistsError:
+            pass
+        except OSError:
+            self._seeds_refused += 1
+
+    def set_ancestor(self, key: abi.AncestorKey, ancestor: abi.Ancestor) -> None:
+        """Say something else of a process that is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ancestors.set(abi.encode_ancestor_key(key), abi.encode_ancestor(ancestor), bpf.EXIST)
+
+    def forget_ancestor(self, key: abi.AncestorKey) -> None:
+        """Make room for another process."""
+        self._ancestors.delete(abi.encode_ancestor_key(key))
+
     def names(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Yield hash, verdict, generation and name (wire format, lower case) of each name that is for us to decide."""
         for key, value in self._names.items():
@@ -529,9 +590,12 @@ class Probe:
             self._child = None
         with contextlib.suppress(OSError):
             self._lost_misses = self.missed_runs()
+            self._lost_lineage_misses = self.lineage_missed_runs()
         for hook in self.hooks:
             hook.close()
         self.hooks = []
+        if self.lineage is not None:
+            self.lineage.close()
         self._canary_port.close()
 
     def release(self) -> None:
@@ -551,6 +615,7 @@ class Probe:
             self._names,
             self._pending,
             self._seen,
+            self._ancestors,
             self._deferred,
             self._streams,
             self._events,

@@ -29,6 +29,8 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "name": abi.NAME,
     "stream": abi.STREAM,
     "deferred": abi.DEFERRED,
+    "ancestor_key": abi.ANCESTOR_KEY,
+    "ancestor": abi.ANCESTOR,
     "process": abi.PROCESS,
     "chain": None,
     "path": abi.PATH,
@@ -41,6 +43,8 @@ CONSTANTS = {
     "NAME_SIZE": abi.NAME_SIZE,
     "COMM_SIZE": abi.COMM_SIZE,
     "CHAIN_SIZE": abi.CHAIN_SIZE,
+    "LINEAGE_SIZE": abi.LINEAGE_SIZE,
+    "CHAIN_ROOM": abi.CHAIN_ROOM,
     "PATH_SIZE": abi.PATH_SIZE,
     "CMDLINE_SIZE": abi.CMDLINE_SIZE,
     "NO_RULE": abi.NO_RULE,
@@ -94,13 +98,19 @@ int main(void)
 	event.chain.depth = DEPTH;
 	event.chain.cut = CUT;
 	event.chain.exec = 4711;
-	for (int i = 0; i < DEPTH; i++) {
+	event.chain.shared = SHARED;
+	event.chain.lineage_depth = LINEAGE;
+	event.chain.lineage_cut = LINEAGE_CUT;
+	for (int i = 0; i < DEPTH + LINEAGE; i++) {
 		NUMBER(event.chain.process[i].start_ns);
 		NUMBER(event.chain.process[i].tgid);
+		event.chain.process[i].exited = i >= DEPTH;
 		NUMBER(event.chain.process[i].comm);
 		event.chain.process[i].comm[i % COMM_SIZE] = 0;
 	}
-	fwrite(&event, __builtin_offsetof(struct event, chain.process) + DEPTH * sizeof(struct process), 1, stdout);
+	size_t size = __builtin_offsetof(struct event, chain.process) + (DEPTH + LINEAGE) * sizeof(struct process);
+
+	fwrite(&event, size, 1, stdout);
 	return 0;
 }
 """
@@ -182,7 +192,7 @@ def test_struct(name: str, tmp_path: Path) -> None:
         # A format counts the octets of a text as one value, and the numbers of an array as so many.
         one_by_one = field.is_array and field.type != "u8"
         members = [f"{field.name}[{index}]" for index in range(field.elements)] if one_by_one else [field.name]
-        if field.type in {"struct process", "struct chain"} or (field.name == "pad" and name != "settings"):
+        if field.type in {"struct process", "struct chain"} or field.name == "pad":
             continue
         for member in members:
             expressions += [
@@ -235,10 +245,19 @@ def test_enums(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "length", "depth", "cut"), [(4, 255, abi.CHAIN_SIZE, 1), (6, 1, 1, 0), (6, 17, 3, 0)]
+    ("family", "length", "depth", "cut", "shared", "lineage", "lineage_cut"),
+    [
+        (4, 255, abi.CHAIN_SIZE, 1, 1, abi.LINEAGE_SIZE, 0),
+        (6, 1, 1, 0, 1, 0, 1),
+        (6, 17, 3, 0, 3, 0, 0),
+        (6, 17, 3, 0, 2, 4, 0),
+    ],
 )
-def test_event_is_decoded_field_by_field(tmp_path: Path, family: int, length: int, depth: int, cut: int) -> None:
-    defines = (f"FAMILY={family}", f"LENGTH={length}", f"DEPTH={depth}", f"CUT={cut}")
+def test_event_is_decoded_field_by_field(
+    tmp_path: Path, family: int, length: int, depth: int, cut: int, shared: int, lineage: int, lineage_cut: int
+) -> None:
+    defines = [f"FAMILY={family}", f"LENGTH={length}", f"DEPTH={depth}", f"CUT={cut}"]
+    defines += [f"SHARED={shared}", f"LINEAGE={lineage}", f"LINEAGE_CUT={lineage_cut}"]
     data = run(tmp_path, HEAD + EVENT, *defines)
     at = 0
 
@@ -259,12 +278,23 @@ def test_event_is_decoded_field_by_field(tmp_path: Path, family: int, length: in
     assert event.server == server[: 4 if family == 4 else 16]
     assert event.name == name[:length][::-1]
     chain = []
-    for index in range(depth):
+    for index in range(depth + lineage):
         start_ns, tgid, comm = number(8), number(4), octets(abi.COMM_SIZE)
-        chain.append(abi.Process(tgid, start_ns, comm[: index % abi.COMM_SIZE]))
-    assert event.chain == abi.Chain(tuple(chain), not cut, 4711)
+        chain.append(abi.Process(tgid, start_ns, comm[: index % abi.COMM_SIZE], index >= depth))
+    parents, starters = tuple(chain[:depth]), tuple(chain[:shared] + chain[depth:])
+    assert event.chain == abi.Chain(parents, not cut, 4711, starters, not lineage_cut)
     # No field is left out above.
     assert len(fields(event)) == 3 + 5 + 2 + 2 + 2 + 1
+
+
+def test_ancestor_comes_back() -> None:
+    parent = abi.AncestorKey(start_ticks=1, tgid=2)
+    ancestor = abi.Ancestor(3, parent, 4, True, False, True, False, b"fifteen octets.")
+    assert abi.decode_ancestor(abi.encode_ancestor(ancestor)) == ancestor
+
+
+def test_room_for_both_chains() -> None:
+    assert abi.CHAIN_SIZE + abi.LINEAGE_SIZE < abi.CHAIN_ROOM
 
 
 def test_identity_is_decoded() -> None:
