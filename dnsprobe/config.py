@@ -20,6 +20,8 @@ from dnsprobe.text import printable
 
 HOOKS = ("auto", "ip_send_skb", "udp_send_skb", "net_dev_queue")
 TCP_HOOKS = ("auto", "tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint", "none")
+#: What a tree shows: the parents that a process has now, or who started it.
+TREES = ("current", "lineage")
 
 #: Syslog's names for the levels 0 to 7 (RFC 5424, section 6.2.1; sd-daemon(3)).
 PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
@@ -55,8 +57,8 @@ class ProbeConfig:
     """The kernel side.
 
     ``hook`` is one of HOOKS, ``tcp_hook`` one of TCP_HOOKS; ``ports`` are destination ports of DNS, ``dot_ports`` of
-    DNS over TLS; ``btf`` is the path of the kernel's BTF;
-    ``verify_interval_ns`` nanoseconds, 0 for only at start; ``ring_size`` bytes; the others are numbers of map entries.
+    DNS over TLS; ``btf`` is the path of the kernel's BTF; ``verify_interval_ns`` nanoseconds, 0 for only at start;
+    ``ring_size`` bytes; ``tree`` one of TREES; the others are numbers of map entries, 0 of ``lineage`` for none.
     """
 
     hook: str = "auto"
@@ -70,6 +72,8 @@ class ProbeConfig:
     counters: int = 65536
     names: int = 16384
     recent: int = 32768
+    lineage: int = 32768
+    tree: str = "current"
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,6 +510,8 @@ _PROBE: _Fields = {
     "counters": ("counters", _number(1, _MAX_ENTRIES)),
     "names": ("names", _number(1, _MAX_ENTRIES)),
     "recent": ("recent", _number(1, _MAX_ENTRIES)),
+    "lineage": ("lineage", _number(0, _MAX_ENTRIES)),
+    "tree": ("tree", _choice(*TREES)),
 }
 
 _JOURNAL: _Fields = {

@@ -269,6 +269,7 @@ class Daemon:
                 "unaligned": statistics[Statistic.UNPARSED_UNALIGNED],
                 "pipelined": statistics[Statistic.UNPARSED_PIPELINED],
             },
+            lineage_lost={"full": probe.lineage_full(), "run_missed": probe.lineage_missed_runs()},
             journal_entries=self._sink.entries,
             journal_dropped=self._sink.dropped,
             rules=len(self._engine.ledger.rules.rules),

@@ -12,6 +12,7 @@ from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.ledger import Ledger
+from dnsprobe.lineage import Lineage
 from dnsprobe.model import Identity, Query
 from dnsprobe.rules import RuleSet
 from dnsprobe.runtimes import ContainerNames
@@ -35,11 +36,13 @@ class Engine:
         probe = config.probe
         self.probe = Probe(
             where_of(probe),
-            Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent),
+            Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage),
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
         )
         self.totals = Totals(config.metrics.max_series, config.metrics.labels)
-        self.ledger = Ledger(self.probe, rules, self.totals, ProcFS(), ContainerNames(), probe.names)
+        procfs = ProcFS()
+        self.ledger = Ledger(self.probe, rules, self.totals, procfs, ContainerNames(), probe.names, tree=probe.tree)
+        self._lineage = Lineage(self.probe, probe.lineage, procfs.alive)
         self._room = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._swept_at = 0.0, (0, 0, 0)
 
@@ -48,7 +51,9 @@ class Engine:
 
         ``trying`` gets the name of a hook before each attempt to attach to it.
         """
-        self.probe.start(_log.debug, trying)
+        self.probe.start(_log.debug, trying, self._lineage.seed)
+        if self.probe.lineage_problem:
+            _log.warning("who started whom is not followed: %s", self.probe.lineage_problem)
 
     def queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield the next queries, a bounded number of them."""
@@ -68,6 +73,7 @@ class Engine:
     def tend(self) -> bool:
         """Carry over what is done, if that is due; to be called about once a second. Return whether it was."""
         statistics = self.probe.statistics()
+        self._lineage.tend(statistics)
         # A process that counts has added a counter at least.
         counters = statistics[Statistic.COUNTERS_ADDED]
         added = (counters, counters, statistics[Statistic.NAMES_ADDED])

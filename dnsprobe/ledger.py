@@ -51,7 +51,7 @@ class _Cached:
 class Ledger:
     """Turns the probe's events into queries and its counters into series.
 
-    ``clock`` gives seconds that never go back.
+    ``clock`` gives seconds that never go back; ``tree`` is ``current`` or ``lineage``: what trees are made of.
     """
 
     def __init__(
@@ -63,10 +63,12 @@ class Ledger:
         container_names: ContainerNames,
         names_size: int,
         clock: Callable[[], float] = time.monotonic,
+        tree: str = "current",
     ) -> None:
         self._probe, self._totals, self._procfs, self._clock = probe, totals, procfs, clock
         self._container_names = container_names
         self._names_size = names_size
+        self._by_lineage = tree == "lineage"
         self.rules = rules
         self._rules_by_id: dict[int, Rule] = {abi.ENCRYPTED: _ENCRYPTED}
         self._rule_sets: dict[int, RuleSet] = {}
@@ -115,7 +117,7 @@ class Ledger:
             rule = self._rules_by_id.get(event.rule)
         if rule is None:
             return None
-        ancestry = Ancestry(event.chain.processes, event.chain.complete)
+        ancestry = self._ancestry(event.chain)
         identity = self._identify(ancestry.asker, event.chain.execs)
         self._remember(ancestry, identity)
         identity = replace(
@@ -140,6 +142,18 @@ class Ledger:
             repeats=event.repeats,
         )
         return query, identity
+
+    def _ancestry(self, chain: abi.Chain) -> Ancestry:
+        if self._probe.lineage is None:
+            return Ancestry(chain.processes, chain.complete)
+        return Ancestry(chain.processes, chain.complete, chain.lineage, chain.lineage_complete, self._by_lineage)
+
+    def _ancestry_now(self, process: Process) -> Ancestry | None:
+        ancestry = self._procfs.ancestry(process)
+        if ancestry is None or self._probe.lineage is None:
+            return ancestry
+        # /proc does not tell who started it.
+        return replace(ancestry, lineage=ancestry.chain[:1], lineage_complete=False, by_lineage=self._by_lineage)
 
     def _decide(self, name_hash: int, name: bytes) -> None:
         rule = self.rules.match(name)
@@ -177,7 +191,7 @@ class Ledger:
         chain = self._probe.chain(*key)
         start_ns, tgid = key
         process = Process(tgid, start_ns, b"")
-        ancestry = Ancestry(chain.processes, chain.complete) if chain else self._procfs.ancestry(process)
+        ancestry = self._ancestry(chain) if chain else self._ancestry_now(process)
         if ancestry is None:
             self._known[key] = _Known(UNKNOWN, UNKNOWN)
             return self._known[key]

@@ -40,15 +40,32 @@ class Ancestry:
     """The asking process, then its parents: nearest first, pid 1 or a kernel thread's root last.
 
     ``complete`` is False where the chain was longer than the kernel side follows.
+
+    ``lineage`` is who started it, in the same form: another chain where one of them is gone, as its children then have
+    another parent. It is the chain of parents where nothing else is said, or known. ``lineage_complete`` is False where
+    it is longer, or is not known any further. ``by_lineage`` says which of the two is shown as the tree.
     """
 
     chain: tuple[Process, ...]
     complete: bool = True
+    lineage: tuple[Process, ...] = ()
+    lineage_complete: bool = True
+    by_lineage: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lineage:
+            object.__setattr__(self, "lineage", self.chain)
+            object.__setattr__(self, "lineage_complete", self.complete)
 
     @property
     def asker(self) -> Process:
         """The process that sent the query."""
         return self.chain[0]
+
+    @property
+    def differs(self) -> bool:
+        """True where who started it are others than its parents, or where that is not known."""
+        return (self.lineage, self.lineage_complete) != (self.chain, self.complete)
 
     @staticmethod
     def _element(comm: bytes) -> str:
@@ -56,15 +73,27 @@ class Ancestry:
         # A process may be called like one of our own marks; a tree is never mistaken for one.
         return f"\\x{ord(text[0]):02x}{text[1:]}" if text in {OTHER, UNKNOWN, "..."} else text
 
-    def _below_init(self) -> list[Process]:
+    def _below_init(self, *, by_lineage: bool) -> list[Process]:
         """Return what a tree shows, oldest first: all but pid 1, unless pid 1 itself asks."""
-        return [process for process in reversed(self.chain) if process.tgid != 1] or [self.asker]
+        chain = self.lineage if by_lineage else self.chain
+        return [process for process in reversed(chain) if process.tgid != 1] or [self.asker]
+
+    def _pids(self, *, by_lineage: bool) -> str:
+        pids = [str(process.tgid) for process in self._below_init(by_lineage=by_lineage)]
+        return self._joined(pids, by_lineage=by_lineage)
+
+    def _comms(self, *, by_lineage: bool) -> str:
+        comms = [self._element(process.comm) for process in self._below_init(by_lineage=by_lineage)]
+        return self._joined(comms, by_lineage=by_lineage)
+
+    def _joined(self, elements: list[str], *, by_lineage: bool) -> str:
+        complete = self.lineage_complete if by_lineage else self.complete
+        return ";".join(elements if complete else ["...", *elements])
 
     @property
     def tree_pids(self) -> str:
         """The pids of :attr:`tree`, in the same form and order."""
-        pids = [str(process.tgid) for process in self._below_init()]
-        return ";".join(pids if self.complete else ["...", *pids])
+        return self._pids(by_lineage=self.by_lineage)
 
     @property
     def tree(self) -> str:
@@ -72,8 +101,17 @@ class Ancestry:
 
         This is the folded-stack form that flame graph tools read. A cut-off chain begins with ``...``.
         """
-        comms = [self._element(process.comm) for process in self._below_init()]
-        return ";".join(comms if self.complete else ["...", *comms])
+        return self._comms(by_lineage=self.by_lineage)
+
+    @property
+    def lineage_tree(self) -> str:
+        """The comms of those who started it, in the form of :attr:`tree`."""
+        return self._comms(by_lineage=True)
+
+    @property
+    def lineage_tree_pids(self) -> str:
+        """The pids of :attr:`lineage_tree`, in the same form and order."""
+        return self._pids(by_lineage=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from dnsprobe.model import Container, Identity, Process, Query
 from dnsprobe.qname import qtype_name, to_text
-from dnsprobe.sinks.facts import arguments, command, endpoint, name, shown, summary
+from dnsprobe.sinks.facts import arguments, command, endpoint, name, other_chain, shown, summary
 from dnsprobe.sinks.writer import Writer
 from dnsprobe.text import printable
 
@@ -36,6 +36,8 @@ def line(query: Query, identity: Identity) -> str:
         facts.append(f"exe {printable(identity.exe)}")
     if identity.cmdline:
         facts.append(f"command {command(identity.cmdline)}")
+    if query.ancestry.differs:
+        facts.append(other_chain(query.ancestry))
     return ", ".join(facts)
 
 
@@ -73,6 +75,7 @@ def tree(
     """Return a query's headline and, below it, its process tree: the oldest ancestor first, the asker last.
 
     ``offset_ns`` is what to add to the query's time for nanoseconds since the epoch; the time shown is local.
+    Where who started it are others than its parents, a last line has those of the two that the tree does not show.
     ``colour`` allows ANSI escape sequences; ``width`` is that of the terminal in columns (None: no limit): the asker's
     command line is cut to it; without ``unicode`` all is ASCII. No newline at the end.
     """
@@ -92,14 +95,17 @@ def tree(
         headline.append(f"and {query.repeats} more")
     lines = [" ".join(headline)]
 
-    steps: list[Process | None] = list(reversed(query.ancestry.chain))
-    if not query.ancestry.complete:
+    ancestry = query.ancestry
+    shown_chain = ancestry.lineage if ancestry.by_lineage else ancestry.chain
+    steps: list[Process | None] = list(reversed(shown_chain))
+    if not (ancestry.lineage_complete if ancestry.by_lineage else ancestry.complete):
         steps.insert(0, None)
     for depth, step in enumerate(steps):
         lead = "   " * (depth - 1) + corner if depth else ""
         label = ellipsis_mark if step is None else name(step)
         if depth < len(steps) - 1:
-            lines.append(paint(lead, _DIM) + label if lead else label)
+            gone = paint(" (exited)", _DIM) if step is not None and step.exited else ""
+            lines.append((paint(lead, _DIM) if lead else "") + label + gone)
             continue
         asker = (paint(lead, _DIM) if lead else "") + paint(label, _BOLD, _GREEN)
         owner = printable(identity.user) if identity.user else f"uid {query.uid}"
@@ -109,6 +115,8 @@ def tree(
             text = command(identity.cmdline)
             asker += " " + (_shorten(text, max(width - room, _LEAST), ellipsis_mark) if width else text)
         lines.append(asker)
+    if ancestry.differs:
+        lines.append(paint(other_chain(ancestry, ellipsis_mark), _DIM))
     text = "\n".join(lines)
     return text if unicode else text.encode("ascii", "backslashreplace").decode("ascii")
 
@@ -116,8 +124,9 @@ def tree(
 def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
     """Return a query as one JSON object on one line of ASCII; what is not known is null.
 
-    ``time`` is in UTC (RFC 3339, microseconds), ``start_ns`` in nanoseconds since boot. Texts have the same escapes as
-    everywhere (:func:`dnsprobe.text.printable`), for JSON has no way to carry bytes that are not UTF-8.
+    ``time`` is in UTC (RFC 3339, microseconds), ``start_ns`` in nanoseconds since boot. ``lineage`` is empty where
+    those who started the process are its ``ancestors``. Texts have the same escapes as everywhere
+    (:func:`dnsprobe.text.printable`), for JSON has no way to carry bytes that are not UTF-8.
     """
     ancestry, container = query.ancestry, identity.container
     return json.dumps(
@@ -158,6 +167,16 @@ def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
                 for parent in ancestry.chain[1:]
             ],
             "complete": ancestry.complete,
+            "lineage": [
+                {
+                    "pid": starter.tgid,
+                    "comm": printable(starter.comm),
+                    "start_ns": starter.start_ns,
+                    "exited": starter.exited,
+                }
+                for starter in (ancestry.lineage[1:] if ancestry.differs else ())
+            ],
+            "lineage_complete": ancestry.lineage_complete,
         }
     )
 

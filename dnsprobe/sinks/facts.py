@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 
-from dnsprobe.model import Process, Query
+from dnsprobe.model import Ancestry, Process, Query
 from dnsprobe.qname import qtype_name, to_text
 from dnsprobe.text import printable
 
@@ -39,6 +40,22 @@ def command(cmdline: bytes) -> str:
 def name(process: Process) -> str:
     """Return a process as ``comm[pid]``."""
     return f"{printable(process.comm)}[{process.tgid}]"
+
+
+def steps(processes: Sequence[Process], *, complete: bool, ellipsis_mark: str = "...") -> str:
+    """Return processes in one line, nearest first, those marked that are gone."""
+    names = [f"{name(process)} (exited)" if process.exited else name(process) for process in processes]
+    return ", ".join(names if complete else [*names, ellipsis_mark])
+
+
+def other_chain(ancestry: Ancestry, ellipsis_mark: str = "...") -> str:
+    """Return, where who started a process are others than its parents, those of the two that the tree does not show."""
+    if not ancestry.differs:
+        return ""
+    if ancestry.by_lineage:
+        return f"now below {steps(ancestry.chain[1:], complete=ancestry.complete, ellipsis_mark=ellipsis_mark)}"
+    starters = steps(ancestry.lineage[1:], complete=ancestry.lineage_complete, ellipsis_mark=ellipsis_mark)
+    return f"started by {starters}"
 
 
 def endpoint(query: Query) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TextIO, cast
 
 from dnsprobe.errors import UserError
-from dnsprobe.model import Identity, Query
+from dnsprobe.model import Ancestry, Identity, Query
 from dnsprobe.qname import qtype_name, to_text
 from dnsprobe.sinks.facts import command, shown, summary
 from dnsprobe.sinks.writer import Writer
@@ -87,8 +87,26 @@ def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
         ("DNSPROBE_REPEATS", str(query.repeats)),
         *(("DNSPROBE_ANCESTOR", f"{parent.tgid} {printable(parent.comm)}") for parent in ancestry.chain[1:]),
         ("DNSPROBE_ANCESTRY_CUT", None if ancestry.complete else "yes"),
+        *_lineage(ancestry),
     ]
     return [(name, value) for name, value in known if value]
+
+
+def _lineage(ancestry: Ancestry) -> list[tuple[str, str | None]]:
+    """Return who started the asker, where these are others than its parents."""
+    if not ancestry.differs:
+        return []
+    starters = [
+        # The mark is in front, where no name of a process can be.
+        f"{'exited ' if process.exited else ''}{process.tgid} {printable(process.comm)}"
+        for process in ancestry.lineage[1:]
+    ]
+    return [
+        ("DNSPROBE_LINEAGE_TREE", ancestry.lineage_tree),
+        ("DNSPROBE_LINEAGE_TREE_PIDS", ancestry.lineage_tree_pids),
+        *(("DNSPROBE_LINEAGE", starter) for starter in starters),
+        ("DNSPROBE_LINEAGE_CUT", None if ancestry.lineage_complete else "yes"),
+    ]
 
 
 def _number(value: int | None) -> str | None:

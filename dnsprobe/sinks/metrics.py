@@ -34,6 +34,7 @@ class Snapshot:
     events_lost: Mapping[str, int] = field(default_factory=dict)
     queries_unattributed: Mapping[str, int] = field(default_factory=dict)
     packets_unparsed: Mapping[str, int] = field(default_factory=dict)
+    lineage_lost: Mapping[str, int] = field(default_factory=dict)
     journal_entries: int = 0
     journal_dropped: int = 0
     rules: int = 0
@@ -109,6 +110,12 @@ class DaemonCollector(Collector):
             "dnsprobe_packets_unparsed",
             "Packets and writes to a watched port that could not be read as a query, or not in full.",
             now.packets_unparsed,
+        )
+        yield _by_reason(
+            "dnsprobe_lineage_lost",
+            "Processes whose lineage is not followed for want of room (full); "
+            "forks, exits and changes of name that were not seen (run_missed).",
+            now.lineage_lost,
         )
         yield CounterMetricFamily("dnsprobe_journal_entries", "Entries sent to the journal.", now.journal_entries)
         yield CounterMetricFamily(

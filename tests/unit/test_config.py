@@ -88,6 +88,8 @@ probe:
   counters: 2
   names: 3
   recent: 1048576
+  lineage: 0
+  tree: lineage
 journal:
   repeat: 1500ms
   queue: 1
@@ -116,6 +118,8 @@ metrics:
             counters=2,
             names=3,
             recent=1048576,
+            lineage=0,
+            tree="lineage",
         ),
         journal=JournalConfig(repeat_ns=1_500_000_000, queue=1, rate_interval_ns=0, rate_burst=7),
         metrics=MetricsConfig(listen=("::1", 0), max_series=5, labels=("container",), connections=6),

@@ -147,6 +147,8 @@ def test_json() -> None:
             {"pid": 1, "comm": "systemd", "start_ns": 10_000_000},
         ],
         "complete": True,
+        "lineage": [],
+        "lineage_complete": True,
     }
 
 

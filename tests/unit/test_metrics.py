@@ -34,6 +34,7 @@ FULL = Snapshot(
     events_lost={"ring_full": 3, "parse": 0},
     queries_unattributed={"map_full": 5},
     packets_unparsed={"truncated": 1, "fragmented": 0},
+    lineage_lost={"full": 13, "run_missed": 0},
     journal_entries=40,
     journal_dropped=2,
     rules=2,
@@ -74,7 +75,9 @@ def test_promtool_on_an_empty_scrape() -> None:
 
 
 def test_everything_is_there_from_the_start() -> None:
-    reasons = Snapshot(events_lost={"a": 0}, queries_unattributed={"b": 0}, packets_unparsed={"c": 0})
+    reasons = Snapshot(
+        events_lost={"a": 0}, queries_unattributed={"b": 0}, packets_unparsed={"c": 0}, lineage_lost={"d": 0}
+    )
     text = generate_latest(build_registry(lambda: reasons)).decode()
     for name in (
         "dnsprobe_queries_total",
@@ -85,6 +88,7 @@ def test_everything_is_there_from_the_start() -> None:
         "dnsprobe_events_lost_total",
         "dnsprobe_queries_unattributed_total",
         "dnsprobe_packets_unparsed_total",
+        "dnsprobe_lineage_lost_total",
         "dnsprobe_journal_entries_total",
         "dnsprobe_journal_dropped_total",
         "dnsprobe_series_folded_total",
@@ -102,6 +106,7 @@ def test_everything_is_there_from_the_start() -> None:
         'dnsprobe_events_lost_total{reason="a"} 0.0',
         'dnsprobe_queries_unattributed_total{reason="b"} 0.0',
         'dnsprobe_packets_unparsed_total{reason="c"} 0.0',
+        'dnsprobe_lineage_lost_total{reason="d"} 0.0',
         "dnsprobe_journal_entries_total 0.0",
         "dnsprobe_journal_dropped_total 0.0",
         "dnsprobe_series_folded_total 0.0",
