@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -14,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import PATIENCE, Program, Service
 from scenes import fork_as
 
@@ -85,18 +83,6 @@ def test_processes_that_exit_at_once_keep_their_counts(start: Start, scene: Scen
     truth = scene("oneshots", 1000, 16)
     trees = service.by("dnsprobe_queries_total", "tree")
     assert trees == {tree_of(truth["lineage"], f"p{index}"): 1 for index in range(1000)}
-
-
-@pytest.fixture(scope="session")
-def sender(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a program that sends queries and ends, linked statically: it is there and gone within a millisecond."""
-    program = tmp_path_factory.mktemp("sender") / "send"
-    source = Path(__file__).parents[1] / "vm/guest/senders/send.c"
-    subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", program, source], check=True)
-    for folder in program.parents:
-        if folder.stat().st_mode & 0o001 == 0:  # other users run it too
-            folder.chmod(folder.stat().st_mode | 0o011)
-    return program
 
 
 def test_each_of_ten_thousand_programs_has_its_own_identity(

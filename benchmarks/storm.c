@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * Makes processes as fast as it can: storm KIND FAMILIES WORKERS. Each family is
+ *
+ *   leaf    a process that ends at once: fork, exit
+ *   job     as make(1) has them: a shell that has a compiler run; fork, exec, fork, exec, exit, exit
+ *   orphan  a process that forks another and does not wait for it; fork, fork, exit, exit
+ *
+ * Prints how many processes there were. Each worker takes in those that nobody waits for (PR_SET_CHILD_SUBREAPER), so
+ * that all have ended when storm ends.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char *self;
+
+static void fail(const char *what)
+{
+	perror(what);
+	_exit(1);
+}
+
+static pid_t start(void)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		fail("fork");
+	return pid;
+}
+
+static void become(const char *name)
+{
+	execl(self, self, name, (char *)NULL);
+	fail(self);
+}
+
+/* What a job executes: the shell has the compiler run and waits, the compiler ends. */
+static int be(const char *name)
+{
+	if (!strcmp(name, "shell")) {
+		pid_t compiler = start();
+
+		if (compiler == 0)
+			become("compiler");
+		waitpid(compiler, NULL, 0);
+	}
+	return 0;
+}
+
+static void make_family(const char *kind)
+{
+	pid_t pid = start();
+
+	if (pid == 0) {
+		if (!strcmp(kind, "job"))
+			become("shell");
+		if (!strcmp(kind, "orphan"))
+			start();
+		_exit(0);
+	}
+	waitpid(pid, NULL, 0);
+}
+
+static void work(const char *kind, long families)
+{
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	for (long i = 0; i < families; i++) {
+		make_family(kind);
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+	}
+	while (wait(NULL) > 0 || errno != ECHILD)
+		;
+	_exit(0);
+}
+
+int main(int argc, char **argv)
+{
+	long families, workers;
+
+	self = argv[0];
+	if (argc == 2)
+		return be(argv[1]);
+	if (argc != 4) {
+		fprintf(stderr, "usage: storm leaf|job|orphan FAMILIES WORKERS\n");
+		return 2;
+	}
+	families = atol(argv[2]);
+	workers = atol(argv[3]);
+	for (long i = 0; i < workers; i++)
+		if (start() == 0)
+			work(argv[1], families / workers + (i < families % workers));
+	for (long i = 0; i < workers; i++) {
+		int status;
+
+		if (wait(&status) < 0 || status)
+			return 1;
+	}
+	printf("%ld\n", workers + families * (strcmp(argv[1], "leaf") ? 2 : 1));
+	return 0;
+}
