@@ -32,12 +32,16 @@ class Finding:
 def examine(config: Config, *, as_json: bool) -> int:
     """Print the findings and the paths, and return the exit status: 1 if a path is not proved."""
     for finding in _findings(config):
-        if as_json:
-            print(json.dumps({"check": finding.check, "good": finding.good, "detail": finding.detail}), flush=True)
-        else:
-            mark = {True: "ok", False: "NO", None: "--"}[finding.good]
-            print(f"{mark}  {finding.check:<14} {finding.detail}", flush=True)
+        _print_finding(finding, as_json=as_json)
     return _examine_paths(config, as_json=as_json)
+
+
+def _print_finding(finding: Finding, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"check": finding.check, "good": finding.good, "detail": finding.detail}), flush=True)
+    else:
+        mark = {True: "ok", False: "NO", None: "--"}[finding.good]
+        print(f"{mark}  {finding.check:<14} {finding.detail}", flush=True)
 
 
 def _findings(config: Config) -> Iterator[Finding]:
@@ -100,7 +104,7 @@ def _capabilities() -> Finding:
 
 def _examine_paths(config: Config, *, as_json: bool) -> int:
     problem = ""
-    sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16)
+    sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=min(config.probe.lineage, 16))
     try:
         probe = Probe(where_of(config.probe), sizes, repeat_ns=0)
     except UserError as error:
@@ -127,9 +131,19 @@ def _examine_paths(config: Config, *, as_json: bool) -> int:
         print(f"{'ok' if state.verified else 'NO'}  {path:<14} {what}")
         for tried in state.tried:
             print(f"      not {tried}")
+    _print_finding(_lineage(probe, config), as_json=as_json)
     probe.close()
     probe.release()
     return EXIT_GOOD if proved else EXIT_FAILED
+
+
+def _lineage(probe: Probe, config: Config) -> Finding:
+    if probe.lineage is not None:
+        return Finding("lineage", True, "who starts whom is followed")
+    if config.probe.lineage == 0:
+        return Finding("lineage", None, "not followed: probe.lineage is 0")
+    # Without a hook for each path, it was not tried.
+    return Finding("lineage", False, f"not followed: {probe.lineage_problem or 'it needs a hook for each path'}")
 
 
 def _print_problem(error: UserError, *, as_json: bool) -> None:

@@ -245,6 +245,7 @@ def test_doctor() -> None:
     done = subprocess.run([str(PROGRAM), "doctor", "--json"], stdout=subprocess.PIPE, text=True, check=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {entry["path"]: entry["proved"] for entry in found if "path" in entry} == dict.fromkeys(PATHS, True)
+    assert {entry["check"]: entry["good"] for entry in found if "check" in entry}["lineage"] is True
 
 
 def test_doctor_says_what_is_not_proved() -> None:

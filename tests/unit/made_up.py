@@ -17,6 +17,18 @@ ANCESTRY = Ancestry(
     )
 )
 
+#: The parent of dig has ended, and those of that one, up to systemd, are still there.
+ORPHANED = Ancestry(
+    (ANCESTRY.asker, Process(1, 10_000_000, b"systemd")),
+    lineage=(
+        ANCESTRY.asker,
+        Process(4210, 8_000_000_000, b"make", exited=True),
+        Process(4200, 7_000_000_000, b"bash", exited=True),
+        Process(4100, 6_000_000_000, b"sshd"),
+        Process(1, 10_000_000, b"systemd"),
+    ),
+)
+
 QUERY = Query(
     time_ns=12_345_678_901,
     rule=RULE,
@@ -71,8 +83,9 @@ def hostile(raw: bytes) -> tuple[Query, Identity]:
     label = raw[:63]
     name = bytes([len(label)]) + label + b"\0" if label else b"\0"
     chain = (Process(4242, 9, raw[:15]), Process(4210, 8, raw[:15]), Process(1, 1, b"systemd"))
+    lineage = (chain[0], Process(4205, 8, raw[:15], exited=True))
     text = raw.decode("utf-8", "surrogateescape")
     return (
-        query(qname=name, ancestry=Ancestry(chain, complete=False), repeats=3),
+        query(qname=name, ancestry=Ancestry(chain, complete=False, lineage=lineage), repeats=3),
         Identity(exe=text, cmdline=b"a\0" + raw + b"\0b", user=text, unit=text, cgroup=text),
     )

@@ -9,7 +9,7 @@ from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
-from made_up import ANCESTRY, HOSTILE, IDENTITY, QUERY, hostile, query
+from made_up import ANCESTRY, HOSTILE, IDENTITY, ORPHANED, QUERY, hostile, query
 
 from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
 from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree
@@ -66,6 +66,42 @@ def test_tree_of_all_names_does_not_name_the_rule() -> None:
     assert text.split("\n")[0] == "03:04:05.678 www.example.test A udp 127.0.0.53#53"
 
 
+def test_tree_of_an_orphan() -> None:
+    orphan = query(ancestry=ORPHANED)
+    assert tree(orphan, Identity(), OFFSET).split("\n")[1:] == [
+        "systemd[1]",
+        "└─ dig[4242] uid 1000",
+        "started by make[4210] (exited), bash[4200] (exited), sshd[4100], systemd[1]",
+    ]
+    assert line(orphan, Identity()).endswith(
+        " by dig, server 127.0.0.53#53, uid 1000,"
+        " started by make[4210] (exited), bash[4200] (exited), sshd[4100], systemd[1]"
+    )
+
+
+def test_tree_of_who_started_it() -> None:
+    orphan = query(ancestry=replace(ORPHANED, by_lineage=True))
+    assert tree(orphan, Identity(), OFFSET).split("\n")[1:] == [
+        "systemd[1]",
+        "└─ sshd[4100]",
+        "   └─ bash[4200] (exited)",
+        "      └─ make[4210] (exited)",
+        "         └─ dig[4242] uid 1000",
+        "now below systemd[1]",
+    ]
+
+
+def test_tree_of_who_started_it_where_that_is_not_known() -> None:
+    unknown = replace(ORPHANED, lineage=ORPHANED.lineage[:2], lineage_complete=False)
+    assert tree(query(ancestry=unknown), Identity(), OFFSET).split("\n")[3:] == ["started by make[4210] (exited), …"]
+    nothing = query(ancestry=replace(unknown, lineage=unknown.chain[:1], by_lineage=True))
+    assert tree(nothing, Identity(), OFFSET, unicode=False).split("\n")[1:] == [
+        "...",
+        "`- dig[4242] uid 1000",
+        "now below systemd[1]",
+    ]
+
+
 def test_tree_of_pid_1() -> None:
     text = tree(query(ancestry=Ancestry((Process(1, 0, b"systemd"),))), Identity(), OFFSET)
     assert text.split("\n")[1:] == ["systemd[1] uid 1000"]
@@ -100,10 +136,10 @@ def test_hostile(raw: bytes) -> None:
     for shown in (line(*hostile(raw)), *tree(*hostile(raw), OFFSET).split("\n")):
         assert shown.isprintable()
         shown.encode()
-    assert tree(*hostile(raw), OFFSET).count("\n") == 4
+    assert tree(*hostile(raw), OFFSET).count("\n") == 5
     ascii_only = tree(*hostile(raw), OFFSET, unicode=False)
     assert ascii_only.isascii()
-    assert ascii_only.count("\n") == 4
+    assert ascii_only.count("\n") == 5
 
 
 def test_json() -> None:
@@ -150,6 +186,18 @@ def test_json() -> None:
         "lineage": [],
         "lineage_complete": True,
     }
+
+
+def test_json_of_an_orphan() -> None:
+    told = json.loads(json_line(query(ancestry=ORPHANED), IDENTITY, OFFSET))
+    assert [starter["pid"] for starter in told["lineage"]] == [4210, 4200, 4100, 1]
+    assert told["lineage"][0] == {"pid": 4210, "comm": "make", "start_ns": 8_000_000_000, "exited": True}
+    assert told["lineage"][2]["exited"] is False
+    assert [parent["pid"] for parent in told["ancestors"]] == [1]
+    assert (told["tree"], told["lineage_complete"]) == ("dig", True)
+    unknown = replace(ORPHANED, lineage=ORPHANED.chain[:1], lineage_complete=False)
+    told = json.loads(json_line(query(ancestry=unknown), IDENTITY, OFFSET))
+    assert (told["lineage"], told["lineage_complete"]) == ([], False)
 
 
 def test_containers() -> None:

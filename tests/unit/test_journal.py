@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import ANCESTRY, HOSTILE, IDENTITY, QUERY, RULE, hostile, query
+from made_up import ANCESTRY, HOSTILE, IDENTITY, ORPHANED, QUERY, RULE, hostile, query
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Ancestry, Container, Identity, Process, Query, Rule
@@ -124,6 +125,37 @@ def test_all_fields() -> None:
         ("DNSPROBE_ANCESTOR", "4210 make"),
         ("DNSPROBE_ANCESTOR", "4200 bash"),
         ("DNSPROBE_ANCESTOR", "1 systemd"),
+    ]
+
+
+def lineage_fields(ancestry: Ancestry) -> list[tuple[str, str]]:
+    return [field for field in fields(query(ancestry=ancestry), IDENTITY) if field[0].startswith("DNSPROBE_LINEAGE")]
+
+
+def test_who_started_it() -> None:
+    expected = [
+        ("DNSPROBE_LINEAGE_TREE", "sshd;bash;make;dig"),
+        ("DNSPROBE_LINEAGE_TREE_PIDS", "4100;4200;4210;4242"),
+        ("DNSPROBE_LINEAGE", "exited 4210 make"),
+        ("DNSPROBE_LINEAGE", "exited 4200 bash"),
+        ("DNSPROBE_LINEAGE", "4100 sshd"),
+        ("DNSPROBE_LINEAGE", "1 systemd"),
+    ]
+    assert lineage_fields(ORPHANED) == expected
+    told = fields(query(ancestry=ORPHANED), IDENTITY)
+    assert [value for name, value in told if name == "DNSPROBE_ANCESTOR"] == ["1 systemd"]
+    assert dict(told)["DNSPROBE_TREE"] == "dig"
+    by_lineage = replace(ORPHANED, by_lineage=True)
+    assert lineage_fields(by_lineage) == expected
+    assert dict(fields(query(ancestry=by_lineage), IDENTITY))["DNSPROBE_TREE"] == "sshd;bash;make;dig"
+
+
+def test_who_started_it_is_not_known() -> None:
+    unknown = replace(ORPHANED, lineage=ORPHANED.chain[:1], lineage_complete=False)
+    assert lineage_fields(unknown) == [
+        ("DNSPROBE_LINEAGE_TREE", "...;dig"),
+        ("DNSPROBE_LINEAGE_TREE_PIDS", "...;4242"),
+        ("DNSPROBE_LINEAGE_CUT", "yes"),
     ]
 
 

@@ -1,6 +1,9 @@
 """Trees: who is in them, and that a name cannot pass for something else."""
 
+from dataclasses import replace
+
 import pytest
+from made_up import ORPHANED
 
 from dnsprobe.model import Ancestry, Process
 
@@ -25,3 +28,29 @@ def chain(*comms: bytes) -> tuple[Process, ...]:
 def test_tree(ancestry: Ancestry, tree: str, pids: str) -> None:
     assert ancestry.tree == tree
     assert ancestry.tree_pids == pids
+
+
+def test_the_lineage_is_that_of_the_parents_where_nothing_else_is_said() -> None:
+    for complete in (True, False):
+        ancestry = Ancestry(chain(b"dig", b"bash", b"init"), complete)
+        assert (ancestry.lineage, ancestry.lineage_complete) == (ancestry.chain, complete)
+        assert not ancestry.differs
+
+
+@pytest.mark.parametrize(
+    ("ancestry", "tree", "pids", "lineage_tree"),
+    [
+        (ORPHANED, "dig", "4242", "sshd;bash;make;dig"),
+        (replace(ORPHANED, by_lineage=True), "sshd;bash;make;dig", "4100;4200;4210;4242", "sshd;bash;make;dig"),
+        (replace(ORPHANED, lineage=ORPHANED.lineage[:2], lineage_complete=False), "dig", "4242", "...;make;dig"),
+        (
+            Ancestry(ORPHANED.chain, lineage=ORPHANED.chain[:1], lineage_complete=False, by_lineage=True),
+            "...;dig",
+            "...;4242",
+            "...;dig",
+        ),
+    ],
+)
+def test_tree_of_who_started_it(ancestry: Ancestry, tree: str, pids: str, lineage_tree: str) -> None:
+    assert ancestry.differs
+    assert (ancestry.tree, ancestry.tree_pids, ancestry.lineage_tree) == (tree, pids, lineage_tree)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HERE, PATIENCE, Program, Service
+from conftest import HERE, PATIENCE, PROGRAM, Program, Service
 from test_overload import usage
 
 from dnsprobe.identity import ProcFS
@@ -23,6 +24,7 @@ from dnsprobe.text import printable
 
 Start = Callable[..., Service]
 Watch = Callable[..., Program]
+Scene = Callable[..., Any]
 Family = Callable[..., Any]
 
 #: Pid and comm.
@@ -132,7 +134,7 @@ def test_who_was_there_before(start_watch: Watch, command: list[str]) -> None:
         assert there(found[name]) == named(truth["starters"])
 
 
-def test_nothing_to_tell_where_all_are_there(start_watch: Watch, scene: Callable[..., Any]) -> None:
+def test_nothing_to_tell_where_all_are_there(start_watch: Watch, scene: Scene) -> None:
     watch = start_watch("--json", "oneshot.test")
     scene("oneshots", 50, 8)
     assert watch.stop() == 0
@@ -166,13 +168,17 @@ def test_the_log_has_both(start: Start, family: Family) -> None:
     assert service.entries()[0].endswith(f"started by {', '.join(starters)}")
 
 
-def test_the_lineage_is_kept_beside_the_counter(start: Start, family: Family) -> None:
-    # Without any room for events, the kernel's own memory of the process is all there is.
-    service = start("domains: [daemon.test]\nprobe: {tree: lineage, ring_size: 4KiB}")
+def test_the_lineage_is_kept_beside_the_counter(start: Start, scene: Scene, family: Family) -> None:
+    service = start("domains: [daemon.test, oneshot.test]\nprobe: {tree: lineage, ring_size: 4KiB}")
+    # While it does not read, the ring gets full: what the kernel keeps of the process is all there is.
+    service.process.send_signal(signal.SIGSTOP)
+    scene("oneshots", 50, 8)
     truth = family("daemonised")
-    (tree,) = service.by("dnsprobe_queries_total", "tree")
-    assert tree.endswith(";".join(["launcher", "middle", "daemon"]))
-    assert truth["gone"]
+    service.process.send_signal(signal.SIGCONT)
+    starters = [*named(truth["gone"]), *named(truth["starters"])]
+    tree = ";".join([*(comm for pid, comm in reversed(starters) if pid != 1), "daemon"])
+    assert service.by("dnsprobe_queries_total", "tree")[tree] == 1
+    assert not any("daemon.test" in entry for entry in service.entries())
 
 
 def test_without_room_nothing_wrong_is_told(start: Start, start_watch: Watch, family: Family, tmp_path: Path) -> None:
@@ -213,6 +219,12 @@ def test_a_kernel_that_does_not_let_us(start: Start, family: Family, tmp_path: P
     assert "who started whom is not followed: this kernel has no signal_struct.live" in service.err.read_text("utf-8")
     (tree,) = service.by("dnsprobe_queries_total", "tree")
     assert tree == ";".join([*(comm for pid, comm in reversed(named(truth["parents"])) if pid != 1), "daemon"])
+    done = subprocess.run(
+        [str(PROGRAM), "doctor", "--json", "--config", str(service.configuration)], stdout=subprocess.PIPE, check=True
+    )
+    found = {entry["check"]: entry for line in done.stdout.splitlines() if "check" in (entry := json.loads(line))}
+    assert found["lineage"]["good"] is False
+    assert "signal_struct.live" in found["lineage"]["detail"]
 
 
 @contextmanager

@@ -1,0 +1,215 @@
+"""Who is there at the start, and who is forgotten: with a table and a /proc that are made up."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_identity import stat_line
+
+from dnsprobe.kernel.abi import TICK_NS, Ancestor, AncestorKey, Statistic
+from dnsprobe.lineage import Lineage, Running, parse_stat
+from dnsprobe.model import Process
+
+NOBODY = AncestorKey(0, 0)
+
+
+def key(pid: int, start: int = 100) -> AncestorKey:
+    return AncestorKey(start, pid)
+
+
+def ancestor(parent: AncestorKey = NOBODY, *, exited: bool = False, comm: bytes = b"sh") -> Ancestor:
+    return Ancestor(0, parent, 0, exited, False, False, False, comm)
+
+
+class Table:
+    """A table as the kernel has it; what is ``hidden`` came into it while it was read."""
+
+    def __init__(self, **entries: Ancestor) -> None:
+        self.entries = {key(int(name[1:])): entry for name, entry in entries.items()}
+        self.hidden: set[AncestorKey] = set()
+        self.reads = 0
+
+    def ancestors(self) -> Iterator[tuple[AncestorKey, Ancestor]]:
+        self.reads += 1
+        yield from [(at, entry) for at, entry in self.entries.items() if at not in self.hidden]
+
+    def add_ancestor(self, at: AncestorKey, entry: Ancestor) -> None:
+        self.entries.setdefault(at, entry)
+
+    def set_ancestor(self, at: AncestorKey, entry: Ancestor) -> None:
+        if at in self.entries:
+            self.entries[at] = entry
+
+    def forget_ancestor(self, at: AncestorKey) -> None:
+        del self.entries[at]
+
+    @property
+    def pids(self) -> set[int]:
+        return {at.tgid for at in self.entries}
+
+
+def write(root: Path, *lines: bytes) -> None:
+    for line in lines:
+        folder = root / line.split()[0].decode()
+        folder.mkdir()
+        (folder / "stat").write_bytes(line)
+
+
+def stat(pid: int, parent: int, comm: bytes = b"sh", start: int = 100) -> bytes:
+    return stat_line(comm=comm, start=start, pid=pid).replace(b" S 1 ", b" S %d " % parent)
+
+
+def make(table: Table, root: Path, clock: list[float] | None = None, size: int = 80) -> Lineage:
+    """Return what tends a table; alive is who has a folder in ``root`` with the right start time."""
+
+    def alive(process: Process) -> bool:
+        path = root / str(process.tgid) / "stat"
+        running = parse_stat(path.read_bytes()) if path.exists() else None
+        return running is not None and running.key.start_ticks == process.start_ns // TICK_NS
+
+    now = clock or [0.0]
+    return Lineage(table, size, alive, str(root), lambda: now[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (stat(4242, 17, b"dig"), Running(key(4242), 17, b"dig")),
+        (stat(1, 0, b"systemd"), Running(key(1), 0, b"systemd")),
+        (stat(7, 1, b"a) S 9 (b"), Running(key(7), 1, b"a) S 9 (b")),
+        (stat(7, 1, b")"), Running(key(7), 1, b")")),
+        (stat(7, 1, b"a\nb \xff"), Running(key(7), 1, b"a\nb \xff")),
+        (stat(7, 1, b""), Running(key(7), 1, b"")),
+        (stat(7, 2, b"kworker/0:1-events_power_efficient"), Running(key(7), 2, b"kworker/0:1-eve")),
+        (b"", None),
+        (b"7 (sh", None),
+        (b"7 (sh) S 1 1", None),
+        (b"7 (sh) " + b"x " * 40, None),
+        (b"x" + stat(7, 1), None),
+    ],
+)
+def test_stat(line: bytes, expected: Running | None) -> None:
+    assert parse_stat(line) == expected
+
+
+def test_own_stat() -> None:
+    running = parse_stat(Path("/proc/self/stat").read_bytes())
+    assert running
+    assert (running.key.tgid, running.parent) == (os.getpid(), os.getppid())
+
+
+def test_seed(tmp_path: Path) -> None:
+    write(
+        tmp_path, stat(1, 0, b"init", start=1), stat(20, 1, b"shell"), stat(30, 20, b"dig", start=300), b"40 (cut off"
+    )
+    (tmp_path / "50").mkdir()  # gone while it is read
+    write(tmp_path, stat(60, 50, b"left"))
+    (tmp_path / "self").mkdir()
+    table = Table()
+    make(table, tmp_path).seed()
+    seeded = Ancestor(0, NOBODY, 0, False, False, False, False, b"")
+    assert table.entries == {
+        key(1, 1): replace(seeded, comm=b"init", has_others=True),
+        key(20): replace(seeded, comm=b"shell", has_others=True, parent=key(1, 1)),
+        key(30, 300): replace(seeded, comm=b"dig", parent=key(20)),
+        # Its parent has no entry: pid 50 is known to have children, but not since when it is there.
+        key(60): replace(seeded, comm=b"left", parent_lost=True),
+    }
+
+
+def test_seed_leaves_what_the_kernel_knows_better(tmp_path: Path) -> None:
+    write(tmp_path, stat(20, 1))
+    forked = replace(ancestor(key(17)), start_ns=100 * TICK_NS + 1)
+    table = Table(p20=forked)
+    make(table, tmp_path).seed()
+    assert table.entries == {key(20): forked}
+
+
+def test_sweep_keeps_who_has_descendants(tmp_path: Path) -> None:
+    write(tmp_path, stat(5, 1))
+    table = Table(
+        p2=ancestor(exited=True),
+        p3=ancestor(key(2), exited=True),
+        p4=ancestor(key(3), exited=True),
+        p5=ancestor(key(4)),
+        p6=ancestor(key(2), exited=True),
+        p7=ancestor(key(6), exited=True),
+        p8=ancestor(key(9), exited=True),
+        p9=ancestor(key(8), exited=True),
+    )
+    lineage = make(table, tmp_path)
+    lineage.sweep()
+    assert table.pids == {2, 3, 4, 5, 6, 7, 8, 9}
+    lineage.sweep()
+    assert table.pids == {2, 3, 4, 5}
+    table.entries[key(5)] = ancestor(key(4), exited=True)
+    lineage.sweep()
+    assert table.pids == {2, 3, 4, 5}
+    lineage.sweep()
+    assert table.pids == set()
+
+
+def test_a_descendant_that_comes_while_the_table_is_read(tmp_path: Path) -> None:
+    write(tmp_path, stat(3, 1))
+    table = Table(p2=ancestor(exited=True), p3=ancestor(key(2)))
+    table.hidden = {key(3)}
+    lineage = make(table, tmp_path)
+    lineage.sweep()
+    table.hidden = set()
+    lineage.sweep()
+    lineage.sweep()
+    assert table.pids == {2, 3}
+
+
+def test_an_exit_that_was_missed(tmp_path: Path) -> None:
+    write(tmp_path, stat(3, 1, start=300), stat(4, 1))
+    table = Table(p2=ancestor(), p3=ancestor(), p4=ancestor(key(2)))
+    table.entries[key(3, 300)] = ancestor()
+    lineage = make(table, tmp_path)
+    lineage.sweep()
+    gone = {at for at, entry in table.entries.items() if entry.exited}
+    # The pid of the one is nobody's, that of the other somebody else's.
+    assert gone == {key(2), key(3)}
+    assert all(table.entries[at].has_others for at in gone)
+    lineage.sweep()
+    assert set(table.entries) == {key(2), key(4), key(3, 300)}
+
+
+def test_who_is_hidden_is_not_gone(tmp_path: Path) -> None:
+    table = Table(p2=ancestor())
+    lineage = Lineage(table, 80, lambda _: True, str(tmp_path))
+    lineage.sweep()
+    lineage.sweep()
+    assert table.entries == {key(2): ancestor()}
+
+
+def statistics(added: int, left: int) -> dict[Statistic, int]:
+    return {**dict.fromkeys(Statistic, 0), Statistic.LINEAGE_ADDED: added, Statistic.LINEAGE_LEFT: left}
+
+
+def test_when_a_sweep_is_due(tmp_path: Path) -> None:
+    table, clock = Table(), [0.0]
+    lineage = make(table, tmp_path, clock)
+    assert not lineage.tend(statistics(0, 0))
+    assert not lineage.tend(statistics(1000, 10))
+    assert lineage.tend(statistics(1000, 11))  # more than an eighth of 80
+    assert not lineage.tend(statistics(1001, 11))
+    clock[0] = 10.5
+    assert lineage.tend(statistics(1001, 11))
+    clock[0] = 100.0
+    assert not lineage.tend(statistics(1001, 11))
+    assert table.reads == 2
+
+
+def test_a_sweep_comes_again_for_what_it_put_off(tmp_path: Path) -> None:
+    table, clock = Table(p2=ancestor(exited=True)), [11.0]
+    lineage = make(table, tmp_path, clock)
+    clock[0] = 22.0
+    assert lineage.tend(statistics(1, 1))
+    clock[0] = 33.0
+    assert lineage.tend(statistics(1, 1))
+    assert table.pids == set()
+    clock[0] = 44.0
+    assert not lineage.tend(statistics(1, 1))
