@@ -152,7 +152,7 @@ struct deferred {
 	u32 pad;
 };
 
-/* A process of the lineage, by what /proc/PID/stat tells as well. */
+/* A process of the lineage, by what /proc/PID/stat tells as well: a pid does not come round within a tick. */
 struct ancestor_key {
 	u64 start_ticks; /* since boot, in units of USER_HZ, rounded down */
 	u32 tgid;	 /* 0: none, or not known */

@@ -11,7 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from scenes import lineage, send, set_comm
@@ -81,6 +85,77 @@ def daemonised() -> Any:
     return {**told, "gone": [[middle, "middle"], [launcher, "launcher"]], "starters": lineage()}
 
 
+def shell_in_another_thread(sender: str) -> Any:
+    """As :func:`shell_gone`, where not the first thread of a process becomes the shell."""
+    reader, writer = os.pipe()
+    out_reader, out_writer = os.pipe()
+    shell = os.fork()
+    if shell == 0:
+        os.set_inheritable(reader, True)
+        os.dup2(out_writer, 1)
+        script = f"(read line; exec {sender} sendto 4 www.orphan.test 1 orphan) <&{reader} & echo $!"
+        threading.Thread(target=os.execv, args=("/bin/bash", ["bash", "-c", script])).start()
+        signal.pause()
+    os.close(out_writer)
+    os.waitpid(shell, 0)
+    with open(out_reader, encoding="utf-8") as out:
+        pid = int(out.readline())
+        os.write(writer, b"\n")
+        out.read()  # until the sender ends
+    return {"pid": pid, "shell": [shell, "bash"], "starters": lineage()}
+
+
+def elder_gone() -> Any:
+    """Let the one go that forked the one that forked who asks."""
+    gate, (reader, writer) = Gate(), os.pipe()
+    elder = os.fork()
+    if elder == 0:
+        set_comm(b"elder")
+        if os.fork() == 0:
+            set_comm(b"parent")
+            child = os.fork()
+            if child == 0:
+                ask(gate, "www.elder.test", writer)
+            os.waitpid(child, 0)
+        os._exit(0)
+    os.waitpid(elder, 0)
+    gate.open()
+    told = json.loads(os.read(reader, 65536))
+    return {**told, "gone": [[elder, "elder"]], "starters": lineage()}
+
+
+def any_runs(pids: list[int]) -> bool:
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                return True
+    return False
+
+
+def generations(count: str) -> Any:
+    """Have each process fork the next one and go, so many times; the last one asks."""
+    gate, (reader, writer) = Gate(), os.pipe()
+    first = os.fork()
+    if first == 0:
+        pids = []
+        for generation in range(int(count)):
+            pids.append(os.getpid())
+            set_comm(f"generation{generation}".encode())
+            if os.fork():
+                os._exit(0)
+        os.write(writer, json.dumps(pids).encode())
+        set_comm(b"last")
+        ask(gate, "www.generations.test", writer)
+    os.waitpid(first, 0)
+    pids = json.loads(os.read(reader, 65536))
+    while any_runs(pids):
+        time.sleep(0.01)
+    gate.open()
+    told = json.loads(os.read(reader, 65536))
+    gone = [[pid, f"generation{generation}"] for generation, pid in enumerate(pids)]
+    return {**told, "gone": gone[::-1], "starters": lineage()}
+
+
 def renamed() -> Any:
     """Let a process go that was called otherwise when it forked the one that asks."""
     gate, (reader, writer) = Gate(), os.pipe()
@@ -129,6 +204,8 @@ def pid_reused() -> Any:
             ask(gate, "www.reused.test", writer)
         os._exit(0)
     os.waitpid(starter, 0)
+    # A pid does not come round within a tick of the clock, in which start times are kept.
+    time.sleep(2 / os.sysconf("SC_CLK_TCK"))
     own, (own_reader, own_writer) = Gate(), os.pipe()
     impostor = fork_as(starter)
     if impostor == 0:
@@ -174,7 +251,17 @@ def there_before() -> Any:
 
 
 FAMILIES: dict[str, Callable[..., Any]] = {
-    family.__name__: family for family in (shell_gone, daemonised, renamed, pid_reused, there_before)
+    family.__name__: family
+    for family in (
+        shell_gone,
+        shell_in_another_thread,
+        daemonised,
+        renamed,
+        elder_gone,
+        generations,
+        pid_reused,
+        there_before,
+    )
 }
 
 if __name__ == "__main__":

@@ -86,9 +86,10 @@ def assert_told(query: dict[str, Any], truth: dict[str, Any]) -> None:
     assert query["lineage_complete"]
 
 
-def test_a_shell_that_is_gone(start_watch: Watch, family: Family, sender: Path) -> None:
+@pytest.mark.parametrize("name", ["shell_gone", "shell_in_another_thread"])
+def test_a_shell_that_is_gone(start_watch: Watch, family: Family, sender: Path, name: str) -> None:
     watch = start_watch("--json", "orphan.test")
-    truth = family("shell_gone", sender)
+    truth = family(name, sender)
     query = queries(watch)["orphan"]
     assert (query["pid"], query["comm"]) == (truth["pid"], "orphan")
     assert tuple(truth["shell"]) not in parents(query)
@@ -103,9 +104,30 @@ def test_a_shell_that_is_gone(start_watch: Watch, family: Family, sender: Path) 
 def test_who_forked_is_gone(start_watch: Watch, family: Family, name: str) -> None:
     watch = start_watch("--json", "daemon.test", "renamed.test")
     truth = family(name)
-    ((query),) = queries(watch).values()
+    (query,) = queries(watch).values()
     assert query["pid"] == truth["pid"]
     assert_told(query, truth)
+
+
+def test_who_forked_the_parent_is_gone(start_watch: Watch, family: Family) -> None:
+    watch = start_watch("--json", "elder.test")
+    truth = family("elder_gone")
+    query = queries(watch)["elder"]
+    assert parents(query) == named(truth["parents"])
+    parent, *rest = ((starter["pid"], starter["comm"]) for starter in query["lineage"])
+    assert parent == parents(query)[0]
+    assert rest == [*named(truth["gone"]), *named(truth["starters"])]
+    assert gone(query) == named(truth["gone"])
+
+
+def test_more_generations_than_are_handed_over(start_watch: Watch, family: Family) -> None:
+    watch = start_watch("--json", "generations.test")
+    truth = family("generations", abi.LINEAGE_SIZE + 7)
+    query = queries(watch)["generations"]
+    assert gone(query) == named(truth["gone"])[: abi.LINEAGE_SIZE]
+    assert there(query) == []
+    assert not query["lineage_complete"]
+    assert query["complete"]
 
 
 def test_a_pid_that_another_has_now(start_watch: Watch, family: Family) -> None:
@@ -261,6 +283,19 @@ def test_processes_that_are_gone_leave_nothing_behind(storm: Path, kind: str, fa
         lineage.sweep()
         lineage.sweep()
         assert named_storm(probe) == []
+
+
+def test_many_generations_leave_nothing_behind(family: Family) -> None:
+    def named_generations(probe: Probe) -> list[bytes]:
+        return [ancestor.comm for _, ancestor in probe.ancestors() if ancestor.comm.startswith(b"generation")]
+
+    with followed(4096) as (probe, lineage):
+        family("generations", 30)
+        # One exit takes along seven others.
+        assert len(named_generations(probe)) == 30 - 7
+        lineage.sweep()
+        lineage.sweep()
+        assert named_generations(probe) == []
 
 
 def test_memory_of_the_daemon_stays(start: Start, storm: Path) -> None:
