@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.bpf import program_runs
-from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.lineage import Lineage
 
 _SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
@@ -43,7 +43,7 @@ def _storm(program: str, kind: str, families: int) -> tuple[int, float, float]:
 
 @contextmanager
 def _followed() -> Iterator[tuple[Probe, Lineage]]:
-    probe = Probe([5], Sizes(4096, 16, 16, 16, 16, _ENTRIES), 0)
+    probe = Probe(Where([5], tcp_hook="none"), Sizes(4096, 16, 16, 16, 16, _ENTRIES), 0)
     lineage = Lineage(probe, _ENTRIES, ProcFS().alive)
     try:
         probe.set_rules([])

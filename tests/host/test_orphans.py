@@ -18,7 +18,7 @@ from test_overload import usage
 
 from dnsprobe.identity import ProcFS
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.lineage import Lineage
 from dnsprobe.text import printable
 
@@ -253,7 +253,7 @@ def test_a_kernel_that_does_not_let_us(start: Start, family: Family, tmp_path: P
 def followed(entries: int) -> Iterator[tuple[Probe, Lineage]]:
     """Give a probe that follows lineages in a map of so many entries, and what tends them."""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=entries)
-    probe = Probe([5], sizes, repeat_ns=0)
+    probe = Probe(Where([5], tcp_hook="none"), sizes, repeat_ns=0)
     lineage = Lineage(probe, entries, ProcFS().alive)
     try:
         probe.set_rules([])

@@ -24,6 +24,7 @@ class Kernel:
     """A kernel side with one process, in a container of Docker's."""
 
     generation = 1
+    lineage = None
 
     def set_rules(self, trie: Mapping[bytes, int]) -> None:
         """Take what nothing here is matched by."""
@@ -33,6 +34,7 @@ class Kernel:
 
 
 def event(rule: int) -> Event:
+    curl = Process(4242, 9_000_000_000, b"curl")
     return Event(
         time_ns=1,
         name_hash=0,
@@ -48,7 +50,7 @@ def event(rule: int) -> Event:
         transport=0,
         server=bytes([127, 0, 0, 1]),
         name=b"\4test\0",
-        chain=Chain((Process(4242, 9_000_000_000, b"curl"),), complete=True, execs=0),
+        chain=Chain((curl,), complete=True, execs=0, lineage=(curl,), lineage_complete=True),
     )
 
 
