@@ -30,7 +30,10 @@ def ask(name: str) -> list[str]:
 
 
 class Launch(NamedTuple):
-    """A way to start a process: ``tree`` is what is expected, ``OURS`` being this process with its ancestors."""
+    """A way to start a process: ``tree`` is what is expected, ``OURS`` being this process with its ancestors.
+
+    ``left`` is how many shells started it and ended; it is another's child since.
+    """
 
     command: list[str]
     tree: str
@@ -38,6 +41,7 @@ class Launch(NamedTuple):
     unit: str = own_unit()
     loginuid: str | None = None
     container: str | None = None
+    left: int = 0
 
 
 LAUNCHES = {
@@ -71,11 +75,14 @@ LAUNCHES = {
     ),
     # Whoever started it is gone: the tree does not have it any more, the unit is still the same.
     "orphan": Launch(
-        ["sh", "-c", 'sh -c "$1" >/dev/null 2>&1 &', "sh", f"{ORPHAN} {shlex.join(ask('orphan'))}"], tree="send"
+        ["sh", "-c", 'sh -c "$1" >/dev/null 2>&1 &', "sh", f"{ORPHAN} {shlex.join(ask('orphan'))}"],
+        tree="send",
+        left=1,
     ),
     "daemon": Launch(
-        ["sh", "-c", '(setsid sh -c "$1" >/dev/null 2>&1 &)', "sh", f"{ORPHAN} {shlex.join(ask('daemon'))}"],
+        ["sh", "-c", '(setsid sh -c "$1" >/dev/null 2>&1 &); :', "sh", f"{ORPHAN} {shlex.join(ask('daemon'))}"],
         tree="send",
+        left=2,
     ),
     "container": Launch(
         [
@@ -149,6 +156,24 @@ def test_who_was_started_how(name: str, launched: dict[str, dict[str, Any]]) -> 
     assert "DNSPROBE_FROM_PROCFS" not in entry
     pid_ns = os.stat("/proc/self/ns/pid").st_ino
     assert (entry["DNSPROBE_PID_NS"] == str(pid_ns)) == (name not in {"container", "userns"})
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_who_started_it(name: str, launched: dict[str, dict[str, Any]]) -> None:
+    entry, launch = launched[name], LAUNCHES[name]
+    starters = entry.get("DNSPROBE_LINEAGE", [])
+    assert "DNSPROBE_LINEAGE_CUT" not in entry
+    if not launch.left:
+        assert starters == []
+        return
+    ours = ancestors()
+    shells = ["sh"] * launch.left
+    tree = [comm for _, comm in reversed(ours[:-1])]
+    assert entry["DNSPROBE_LINEAGE_TREE"] == ";".join([*tree, *shells, "send"])
+    assert sorted(starter for starter in starters if not starter.startswith("exited ")) == sorted(
+        f"{pid} {comm}" for pid, comm in ours
+    )
+    assert [starter.split()[2] for starter in starters if starter.startswith("exited ")] == shells
 
 
 def send_from_few_pids() -> list[int]:
