@@ -99,7 +99,8 @@ _LINEAGE_MEMBERS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
     ("SIGNAL_LIVE", "signal_struct", (("live",),)),
 )
 _OPTIONAL_MEMBERS = (*_IDENTITY_MEMBERS, *_LINEAGE_MEMBERS)
-_LINEAGE_TRACEPOINTS = ("sched_process_exit", "task_rename", "sched_process_fork")
+#: In the order in which they are attached: forks last, for who is added has to be seen to end.
+LINEAGE_TRACEPOINTS = ("sched_process_exit", "task_rename", "sched_process_fork")
 _NOT_THERE = 0xFFFFFFFF
 
 # What the program for TCP reads, with the names that a member has or had: the pieces of a write are behind iter.__iov
@@ -379,8 +380,7 @@ class Loader:
         programs: list[int] = []
         links: list[int] = []
         try:
-            # Forks last: who is added is then seen to end.
-            for tracepoint in _LINEAGE_TRACEPOINTS:
+            for tracepoint in LINEAGE_TRACEPOINTS:
                 programs.append(self._load(module, f"{tracepoint}_entry", "raw_tracepoint"))
                 links.append(attach_raw_tracepoint(programs[-1], tracepoint))
         except UserError as error:
