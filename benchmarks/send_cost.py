@@ -1,21 +1,27 @@
 """What dnsprobe costs those who send: UDP packets and TCP writes, not attached and attached, by turns in one run.
 
-Usage: .venv/bin/python benchmarks/send_cost.py [SENDS [ROUNDS]]
+Usage: .venv/bin/python benchmarks/send_cost.py [ROUNDS [SENDS]]
 
-Compiles sends.c. What is compared is the CPU time of the sender: the least in all rounds, for what disturbs it only
-adds. Each is sent to a port that is not watched, and to one that is, where each is a query that is counted.
+Compiles sends.c. Each is sent to a port that is not watched, and to one that is, where each is a query that is counted.
+What is compared is what perf(1) counts of sender and receiver, user and kernel: of each the median of all rounds.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 from dnsprobe.kernel.abi import TrieEntry
 from dnsprobe.kernel.probe import Probe, Sizes, Where
+
+_EVENTS = ("instructions", "cycles")
+_KINDS = [(protocol, watched) for protocol in ("udp", "tcp") for watched in (False, True)]
 
 
 def _free_port() -> int:
@@ -24,48 +30,65 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _send(program: str, protocol: str, port: int, sends: int) -> float:
-    """Return the nanoseconds that a send took."""
-    return (
-        int(subprocess.run([program, protocol, str(port), str(sends)], capture_output=True, check=True).stdout) / sends
-    )
+def _send(program: str, protocol: str, port: int, sends: int) -> list[float]:
+    """Return what a send took of each of _EVENTS."""
+    pinned = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
+    command = [*pinned, "perf", "stat", "-x,", "-e", ",".join(_EVENTS), program, protocol, str(port), str(sends)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    counted = [line.split(",")[0] for line in done.stderr.strip().splitlines()[-len(_EVENTS) :]]
+    if not all(number.isdecimal() for number in counted):
+        sys.exit(f"perf cannot count {' and '.join(_EVENTS)} here:\n{done.stderr}")
+    return [int(number) / sends for number in counted]
 
 
-def _compare(program: str, port: int, sends: int, rounds: int) -> None:
-    kinds = [(protocol, watched) for protocol in ("udp", "tcp") for watched in (False, True)]
-    least: dict[tuple[str, bool, bool], float] = {}
+def _send_all(program: str, port: int, sends: int) -> dict[tuple[str, bool], list[float]]:
+    return {
+        (protocol, watched): _send(program, protocol, port if watched else _free_port(), sends)
+        for protocol, watched in _KINDS
+    }
+
+
+def _send_attached(program: str, port: int, sends: int) -> dict[tuple[str, bool], list[float]]:
+    probe = Probe(Where([port]), Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9)
+    try:
+        probe.set_rules([TrieEntry(b"\0", 0, 1, 1)])
+        probe.start(print)
+        taken = _send_all(program, port, sends)
+        counted = sum(queries for _, queries in probe.counts())
+        if counted != 2 * sends:
+            sys.exit(f"{counted} of {2 * sends} counted")
+        return taken
+    finally:
+        probe.close()
+        probe.release()
+
+
+def _compare(program: str, port: int, rounds: int, sends: int) -> None:
+    without: dict[tuple[str, bool], list[list[float]]] = defaultdict(list)
+    attached: dict[tuple[str, bool], list[list[float]]] = defaultdict(list)
     for _ in range(rounds):
-        for attached in (False, True):
-            probe = Probe(Where([port]), Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9) if attached else None
-            if probe:
-                probe.set_rules([TrieEntry(b"\0", 0, 1, 1)])
-                probe.start(print)
-            for protocol, watched in kinds:
-                each = _send(program, protocol, port if watched else _free_port(), sends)
-                key = (protocol, watched, attached)
-                least[key] = min(each, least.get(key, each))
-            if probe:
-                counted = sum(queries for _, queries in probe.counts())
-                assert counted == 2 * sends, f"{counted} of {2 * sends} counted"
-                probe.close()
-                probe.release()
-    for protocol, watched in kinds:
-        without, with_probe = least[protocol, watched, False], least[protocol, watched, True]
+        for numbers, send in ((without, _send_all), (attached, _send_attached)):
+            for kind, taken in send(program, port, sends).items():
+                numbers[kind].append(taken)
+    for protocol, watched in _KINDS:
         what = "a query that is counted" if watched else "no watched port"
-        print(
-            f"{protocol}  {what:<24} {without:6.0f} ns, attached {with_probe:6.0f} ns: {with_probe / without:.2f} times"
-        )
+        for at, event in enumerate(_EVENTS):
+            before, after = (median(taken[at] for taken in each[protocol, watched]) for each in (without, attached))
+            print(
+                f"{protocol}  {what:<24} {before:6.0f} {event:<12} and {after - before:5.0f} more attached: "
+                f"{after / before:.3f} times"
+            )
 
 
 def main() -> None:
-    """Print a table: nanoseconds per send."""
-    sends = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    """Print what a send takes."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    sends = int(sys.argv[2]) if len(sys.argv) > 2 else 50_000
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/sends"
         source = Path(__file__).with_name("sends.c")
         subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", program, str(source)], check=True)
-        _compare(program, _free_port(), sends, rounds)
+        _compare(program, _free_port(), rounds, sends)
 
 
 if __name__ == "__main__":
