@@ -210,10 +210,12 @@ static __always_inline void next_message(struct scratch *s, struct stream *strea
 
 	s->progress = MESSAGE_INCOMPLETE;
 	s->more = 0;
-	if (!stream->known || (s32)(stream->start + stream->have - write->sequence) < 0) {
+	/* Something was sent that did not come by here. */
+	if (stream->known && (s32)(stream->start + stream->have - write->sequence) < 0)
+		lose_stream(stream, port, STAT_UNPARSED_UNALIGNED);
+	if (!stream->known) {
 		stream->start = write->sequence;
 		stream->have = 0;
-		stream->known = 0;
 	}
 
 	u32 have = FORGET(stream->have);
@@ -318,8 +320,7 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message)
 		return 0;
 	tail_call(ctx, MAP(AGAIN), 0);
 	/* So many messages in one write that the kernel follows no further (MAX_TAIL_CALL_CNT). */
-	if (s->to.port != CANARY_PORT)
-		count_statistic(STAT_UNPARSED_PIPELINED);
+	lose_stream(stream, s->to.port, STAT_UNPARSED_PIPELINED);
 	return 0;
 }
 

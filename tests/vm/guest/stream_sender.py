@@ -215,22 +215,22 @@ FORMS = {
 DIGS = {"dig": ["+tcp"], "digopen": ["+tcp", "+keepopen"]}
 
 
-def rows() -> Iterator[str]:
+def rows(families: Sequence[str] = tuple(FAMILIES)) -> Iterator[str]:
     """Yield what a query's first label may be: form and family."""
     for form in FORMS:
-        for family in FAMILIES:
+        for family in families:
             yield f"{form}-{family}"
     for form in DIGS:
         for family in "46":
             yield f"{form}-{family}"
 
 
-def main(suffix: str) -> None:
-    """Ask for each row's name below ``suffix``."""
+def main(suffix: str, *families: str) -> None:
+    """Ask for each row's name below ``suffix``, over some of the families or all."""
     READING.set()
     server = Server()
     server.start()
-    for row in rows():
+    for row in rows(families or tuple(FAMILIES)):
         form, _, family = row.rpartition("-")
         name = f"{row}.{suffix}"
         if form in DIGS:
@@ -245,4 +245,4 @@ def main(suffix: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 from installed import SENDERS, Service, ancestors, entries, own_unit, run, until
 
-#: Each sends one query and is gone. There are a hundred pids for them, or a few more.
-SHORT_LIVED = 607
+#: Each sends one query and is gone. There are fifty pids for them, or a few more.
+SHORT_LIVED = 307
 PID_MAX = Path("/proc/sys/kernel/pid_max")
 #: The kernel gives those from 300 on again (RESERVED_PIDS, include/linux/threads.h).
-FEW_PIDS = 450
+FEW_PIDS = 400
 
 SENDER = str(SENDERS / "send")
 CONTAINER = "3f4e" * 16

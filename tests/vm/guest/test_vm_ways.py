@@ -21,6 +21,8 @@ QUERIES = 7
 PRIME = 1009
 RENAMED = "isra" in os.uname().release
 NAMESPACE = "second"
+STREAM_FAMILIES = ("4", "6")
+STREAM_ROWS = list(stream_rows(STREAM_FAMILIES))
 
 #: The tracepoint that recent kernels have for writes to TCP sockets.
 TRACEPOINT = b"\0btf_trace_tcp_sendmsg_locked\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
@@ -103,7 +105,7 @@ def verdicts(service: Service) -> dict[str, str]:
 def ask_over_tcp() -> dict[str, int]:
     """Ask in all forms of TCP, and return what a server received of each."""
     sender = HERE / "stream_sender.py"
-    said = run("ip", "netns", "exec", NAMESPACE, "/usr/bin/python3", sender, "streams.test")
+    said = run("ip", "netns", "exec", NAMESPACE, "/usr/bin/python3", sender, "streams.test", *STREAM_FAMILIES)
     received: dict[str, int] = json.loads(said)["received"]
     return {name.removesuffix(".streams.test"): count for name, count in received.items()}
 
@@ -112,7 +114,7 @@ def over_tcp(service: Service) -> dict[str, str]:
     """Ask in all forms of TCP and say what came of each."""
     received = ask_over_tcp()
     said = {}
-    for row in stream_rows():
+    for row in STREAM_ROWS:
         found = {
             labels["process"]: int(value)
             for labels, value in service.samples("dnsprobe_queries_total")
@@ -167,7 +169,7 @@ def exact(service: Service, hook: str) -> None:
 # The first is what the default comes to: it serves already.
 @pytest.mark.parametrize("hook", ["ip_send_skb", "udp_send_skb", "net_dev_queue"])
 def test_a_hook_by_name_is_right_or_refused(service: Service, hook: str) -> None:
-    rules = [*(f"{row}.paths.test" for row in ROWS), *(f"{row}.streams.test" for row in stream_rows())]
+    rules = [*(f"{row}.paths.test" for row in ROWS), *(f"{row}.streams.test" for row in STREAM_ROWS)]
     domains = ", ".join(["hook.test", *rules])
     # An entry for each query, as the tests of journald want it after the last.
     tcp_hook = TCP_HOOKS[hook]
