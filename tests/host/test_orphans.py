@@ -279,10 +279,27 @@ def test_processes_that_are_gone_leave_nothing_behind(storm: Path, kind: str, fa
         statistics = probe.statistics()
         assert statistics[abi.Statistic.LINEAGE_ADDED] >= made >= families
         assert (probe.lineage_full(), probe.lineage_missed_runs()) == (0, 0)
-        # The kernel alone has forgotten them. What two CPUs come to at once may be left to the sweep, on some machines.
+        # The kernel alone forgets them. What two CPUs come to at once may be left to the sweep, on some machines.
+        assert len(named_storm(probe)) < made / 1000
         lineage.sweep()
         lineage.sweep()
         assert named_storm(probe) == []
+
+
+def test_room_comes_back() -> None:
+    there = sum(name.isdecimal() for name in os.listdir("/proc"))
+    with followed(there + 30) as (probe, _):
+        children = [subprocess.Popen(["sleep", "60"]) for _ in range(60)]
+        full = probe.statistics()[abi.Statistic.LINEAGE_FULL]
+        for child in children:
+            child.terminate()
+            child.wait()
+        assert full > 0
+        assert probe.lineage_full() == full
+        with subprocess.Popen(["sleep", "60"]) as child:
+            found = {key.tgid for key, _ in probe.ancestors()}
+            child.terminate()
+        assert child.pid in found
 
 
 def test_many_generations_leave_nothing_behind(family: Family) -> None:
