@@ -32,22 +32,22 @@ static __always_inline bool count_one(void *map, const void *key, bool *added)
 
 /* Keeps the tree of a process that counts for the first time: its events may get lost, its counts must not lose the
  * tree. */
-static __always_inline void keep_process(struct scratch *s, const struct process_key *key, u64 leader, bool *walked)
+static __always_inline void keep_process(struct scratch *s)
 {
-	if (bpf_map_lookup_elem(MAP(PROCESSES), (void *)key))
-		return;
-	walk_ancestry(&s->event.chain, leader);
-	*walked = true;
-	if (bpf_map_update_elem(MAP(PROCESSES), (void *)key, &s->event.chain, BPF_ANY))
+	if (bpf_map_update_elem(MAP(PROCESSES), &s->process, &s->event.chain, BPF_ANY))
 		count_statistic(STAT_UNATTRIBUTED_PROCESSES_FULL);
 }
 
-static __always_inline void count_query(struct scratch *s, u32 rule, u8 transport, const struct process_key *process,
-					u64 leader, bool *walked)
+static __always_inline bool is_kept(const struct scratch *s)
+{
+	return bpf_map_lookup_elem(MAP(PROCESSES), (void *)&s->process) != NULL;
+}
+
+static __always_inline void count_query(struct scratch *s, u32 rule, u8 transport)
 {
 	struct count_key key = {
-		.start_ns = process->start_ns,
-		.tgid = process->tgid,
+		.start_ns = s->process.start_ns,
+		.tgid = s->process.tgid,
 		.rule = rule,
 		.qtype = s->question.qtype,
 		.transport = transport,
@@ -62,18 +62,16 @@ static __always_inline void count_query(struct scratch *s, u32 rule, u8 transpor
 			__sync_fetch_and_add(overflow, 1);
 		return;
 	}
-	if (added)
-		keep_process(s, process, leader, walked);
+	s->counted = added && !is_kept(s);
 }
 
 /* Counts a query whose rule is open, and remembers its name; false where that is not possible. */
-static __always_inline bool count_pending(struct scratch *s, u32 generation, bool known, u8 transport,
-					  const struct process_key *process, u64 leader, bool *walked)
+static __always_inline bool count_pending(struct scratch *s, u32 generation, bool known, u8 transport)
 {
 	struct pending_key key = {
-		.start_ns = process->start_ns,
+		.start_ns = s->process.start_ns,
 		.name_hash = s->question.hash,
-		.tgid = process->tgid,
+		.tgid = s->process.tgid,
 		.generation = generation,
 		.qtype = s->question.qtype,
 		.transport = transport,
@@ -94,8 +92,7 @@ static __always_inline bool count_pending(struct scratch *s, u32 generation, boo
 	}
 	if (!count_one(MAP(PENDING), &key, &added))
 		return false;
-	if (added)
-		keep_process(s, process, leader, walked);
+	s->counted = added && !is_kept(s);
 	return true;
 }
 

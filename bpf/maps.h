@@ -63,6 +63,11 @@ struct scratch {
 	u32 progress; /* how the message that was read goes on: enum progress */
 	u32 more;     /* another one follows */
 	struct destination to;
+	struct process_key process;
+	u64 leader;  /* its task */
+	u32 counted; /* for the first time: its tree is to be kept */
+	u32 tell;    /* an event is to be submitted */
+	u32 fresh;   /* none like it is remembered */
 	u64 last_skb;
 	u64 last_sock;
 	u64 first_device;

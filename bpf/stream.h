@@ -260,26 +260,15 @@ static __always_inline void take_message(struct scratch *s, const struct setting
 }
 
 /* Counts a connection whose queries cannot be read, at its first octets. */
-static __always_inline void handle_encrypted(struct scratch *s, u32 sequence)
+static __always_inline void take_encrypted(struct scratch *s, struct stream *stream, u32 sequence)
 {
-	struct process_key process;
-	struct stream *stream;
-	u64 sock = s->to.sock;
-	bool walked = false;
-
-	if (!at_start(sock, sequence))
-		return;
-	stream = find_stream(s, sock, sequence);
-	if (!stream || !stream->known)
+	if (!stream->known || stream->first != sequence)
 		return;
 	stream->known = 0; /* the same octets may come once more */
-
-	u64 leader = current_process(&process);
-
+	s->leader = current_process(&s->process);
 	s->question.qtype = 0;
-	count_query(s, ENCRYPTED, TRANSPORT_DOT, &process, leader, &walked);
-	if (walked)
-		keep_identity(s, &process, leader);
+	s->event.kind = KIND_QUERY;
+	count_query(s, ENCRYPTED, TRANSPORT_DOT);
 }
 
 /* One write to a TCP socket, from reject to submit. Each message in it takes a run of its own. */
@@ -298,24 +287,27 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message)
 
 	struct write write = { .sequence = read_u32(sock + TCP_WRITE_SEQ) };
 
-	s->to = to;
-	if (!WATCHED_PORT(to.port)) {
-		handle_encrypted(s, write.sequence);
-		return 0;
-	}
-	read_write(&write, message);
-	if (!write.size)
-		return 0;
-
 	struct stream *stream = find_stream(s, sock, write.sequence);
 
 	if (!stream)
 		return 0;
-	next_message(s, stream, &write);
-	if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
-		count_statistic(STAT_UNPARSED_MALFORMED);
-	if (FORGET(s->progress) == MESSAGE_READ)
-		take_message(s, now);
+	s->to = to;
+	s->counted = 0;
+	s->tell = 0;
+	s->more = 0;
+	if (WATCHED_PORT(to.port)) {
+		read_write(&write, message);
+		if (!write.size)
+			return 0;
+		next_message(s, stream, &write);
+		if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
+			count_statistic(STAT_UNPARSED_MALFORMED);
+		if (FORGET(s->progress) == MESSAGE_READ)
+			take_message(s, now);
+	} else {
+		take_encrypted(s, stream, write.sequence);
+	}
+	settle(s, now);
 	if (!FORGET(s->more))
 		return 0;
 	tail_call(ctx, MAP(AGAIN), 0);

@@ -14,8 +14,8 @@
 #define SERVED_FAMILY(family) true
 #endif
 
-/* Hands the event over, whose chain is there already. */
-static __always_inline bool submit_event(void *ring, struct scratch *s)
+/* Completes the event, whose chain is there already; returns its size, or 0 where that is not to be trusted. */
+static __always_inline u64 complete_event(struct scratch *s)
 {
 	const struct destination *to = &s->to;
 	struct event *event = &s->event;
@@ -37,59 +37,99 @@ static __always_inline bool submit_event(void *ring, struct scratch *s)
 	u64 processes = event->chain.depth + event->chain.lineage_depth;
 
 	if (processes >= CHAIN_ROOM)
-		return false;
+		return 0;
 	/* Newer compilers compare one copy of the number and use another, whose bound the verifier does not know. */
 	KEEP_BELOW_64(processes);
-	return bpf_ringbuf_output(ring, event,
-				  __builtin_offsetof(struct event, chain.process) + processes * sizeof(struct process),
-				  0) == 0;
+	return __builtin_offsetof(struct event, chain.process) + processes * sizeof(struct process);
 }
 
-/* Submits the event unless one like it was submitted less than settings->repeat_ns ago. */
-static __always_inline void submit_new(struct scratch *s, const struct settings *settings,
-				       const struct process_key *process, u64 leader, bool walked)
+/* True unless an event like it was submitted less than settings->repeat_ns ago. */
+static __always_inline bool is_new(struct scratch *s, const struct seen_key *key, const struct settings *settings)
 {
-	u64 now = bpf_ktime_get_ns();
-	struct seen_key key = {
-		.start_ns = process->start_ns,
-		.name_hash = s->question.hash,
-		.tgid = process->tgid,
-		.qtype = s->question.qtype,
-		.transport = s->event.transport,
-	};
-	struct seen first = { .last_ns = now };
-	struct seen *seen = NULL;
+	struct seen first = { .last_ns = s->event.time_ns };
+	struct seen *seen;
 
+	s->fresh = 0;
 	s->event.repeats = 0;
-	if (settings->repeat_ns) {
-		seen = bpf_map_lookup_elem(MAP(SEEN), &key);
-		if (seen) {
-			/* Signed: another CPU may have taken its time after we took ours. */
-			if ((s64)(now - seen->last_ns) < (s64)settings->repeat_ns) {
-				__sync_fetch_and_add(&seen->repeats, 1);
-				return;
-			}
-			s->event.repeats = seen->repeats;
-		} else if (bpf_map_update_elem(MAP(SEEN), &key, &first, BPF_NOEXIST) == -EEXIST) {
-			return; /* another thread of the process was first, a moment ago */
-		}
+	if (!settings->repeat_ns)
+		return true;
+	seen = bpf_map_lookup_elem(MAP(SEEN), (void *)key);
+	if (!seen) {
+		s->fresh = 1;
+		/* Or another thread of the process was first, a moment ago. */
+		return bpf_map_update_elem(MAP(SEEN), (void *)key, &first, BPF_NOEXIST) != -EEXIST;
 	}
-	s->event.time_ns = now;
-	if (!walked)
-		walk_ancestry(&s->event.chain, leader);
-	keep_identity(s, process, leader);
-	if (submit_event(MAP(EVENTS), s)) {
-		count_statistic(STAT_EVENTS);
-		if (seen) {
-			seen->repeats = 0;
-			seen->last_ns = now;
-		}
+	/* Signed: another CPU may have taken its time after we took ours. */
+	if ((s64)(first.last_ns - seen->last_ns) < (s64)settings->repeat_ns) {
+		__sync_fetch_and_add(&seen->repeats, 1);
+		return false;
+	}
+	s->event.repeats = seen->repeats;
+	return true;
+}
+
+static __always_inline void set_seen_key(struct seen_key *key, const struct scratch *s)
+{
+	key->start_ns = s->process.start_ns;
+	key->name_hash = s->question.hash;
+	key->tgid = s->process.tgid;
+	key->qtype = s->question.qtype;
+	key->transport = s->event.transport;
+	key->pad = 0;
+}
+
+/* Remembers that an event was submitted, or that it could not be: the next one like it gets another chance. */
+static __always_inline void remember(struct scratch *s, const struct settings *settings, bool submitted)
+{
+	struct seen_key key;
+	struct seen *seen;
+
+	if (!settings->repeat_ns)
+		return;
+	set_seen_key(&key, s);
+	if (s->fresh) {
+		if (!submitted)
+			bpf_map_delete_elem(MAP(SEEN), &key);
 		return;
 	}
-	count_statistic(STAT_LOST_RING_FULL);
-	/* The next one like it gets another chance. */
-	if (settings->repeat_ns && !seen)
-		bpf_map_delete_elem(MAP(SEEN), &key);
+	if (!submitted)
+		return;
+	seen = bpf_map_lookup_elem(MAP(SEEN), &key);
+	if (seen) {
+		seen->repeats = 0;
+		seen->last_ns = s->event.time_ns;
+	}
+}
+
+/*
+ * Does what take_query() and its like found to be done, with the ancestors that all of it takes: at one place, as
+ * walking them is half of the program.
+ */
+static __always_inline void settle(struct scratch *s, const struct settings *settings)
+{
+	if (!FORGET(s->counted) && !FORGET(s->tell))
+		return;
+	walk_ancestry(&s->event.chain, s->leader);
+	if (FORGET(s->counted))
+		keep_process(s);
+	if (s->event.kind != KIND_CANARY)
+		keep_identity(s, &s->process, s->leader);
+	if (!FORGET(s->tell))
+		return;
+
+	u64 size = complete_event(s);
+
+	if (!size)
+		return;
+	if (s->event.kind == KIND_CANARY) {
+		bpf_ringbuf_output(MAP(CANARIES), &s->event, size, 0);
+		return;
+	}
+
+	bool submitted = bpf_ringbuf_output(MAP(EVENTS), &s->event, size, 0) == 0;
+
+	count_statistic(submitted ? STAT_EVENTS : STAT_LOST_RING_FULL);
+	remember(s, settings, submitted);
 }
 
 /* True where a rule, or the canaries' name, and the port go together: nothing else that is sent to their port counts.
@@ -99,49 +139,46 @@ static __always_inline bool fits_port(u32 rule, u16 port)
 	return (rule == CANARY) == (port == CANARY_PORT);
 }
 
-/* Counts and tells a query whose question and destination are in the scratch space, and for which match_name() found
- * `rule`. */
+/*
+ * Counts a query whose question and destination are in the scratch space, and for which match_name() found `rule`; says
+ * what settle() has to do.
+ */
 static __always_inline void take_query(struct scratch *s, const struct settings *now, u32 rule)
 {
-	struct process_key process;
-	bool walked = false;
+	struct seen_key key;
 
 	hash_name(s, now);
-
-	u64 leader = current_process(&process);
-	u32 generation = now->generation;
-
+	s->leader = current_process(&s->process);
 	s->event.transport = s->to.transport;
-	s->event.generation = generation;
-	s->event.kind = KIND_QUERY;
-	if (rule == CANARY) {
-		s->event.kind = KIND_CANARY;
-		s->event.rule = rule;
-		s->event.repeats = 0;
-		s->event.time_ns = bpf_ktime_get_ns();
-		walk_ancestry(&s->event.chain, leader);
-		submit_event(MAP(CANARIES), s);
+	s->event.generation = now->generation;
+	s->event.kind = rule == CANARY ? KIND_CANARY : KIND_QUERY;
+	s->event.rule = rule;
+	s->event.repeats = 0;
+	s->event.time_ns = bpf_ktime_get_ns();
+	s->tell = 1;
+	if (rule == CANARY)
 		return;
-	}
+	s->tell = 0;
 	if (rule == DECIDE) {
 		struct name *name = bpf_map_lookup_elem(MAP(NAMES), &s->question.hash);
 
-		if (name && name->generation == generation)
+		if (name && name->generation == now->generation)
 			rule = name->verdict;
 		if (rule == NO_RULE)
 			return;
+		s->event.rule = rule;
 		if (rule == DECIDE) {
 			s->event.kind = KIND_UNDECIDED;
-			if (!count_pending(s, generation, name != NULL, s->to.transport, &process, leader, &walked)) {
+			if (!count_pending(s, now->generation, name != NULL, s->to.transport)) {
 				count_statistic(STAT_UNDECIDED_NAMES_FULL);
 				return;
 			}
 		}
 	}
-	s->event.rule = rule;
 	if (rule != DECIDE)
-		count_query(s, rule, s->to.transport, &process, leader, &walked);
-	submit_new(s, now, &process, leader, walked);
+		count_query(s, rule, s->to.transport);
+	set_seen_key(&key, s);
+	s->tell = is_new(s, &key, now);
 }
 
 /* One packet at one of the hooks, from reject to submit. */
@@ -180,7 +217,9 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u32 hook_kind)
 	if (rule == NO_RULE)
 		return 0;
 	s->to = packet.to;
+	s->counted = 0;
 	take_query(s, now, rule);
+	settle(s, now);
 	return 0;
 }
 
