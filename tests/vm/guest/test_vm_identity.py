@@ -20,6 +20,8 @@ FEW_PIDS = 400
 
 SENDER = str(SENDERS / "send")
 CONTAINER = "3f4e" * 16
+#: The kernel keeps login uids with CONFIG_AUDIT alone.
+AUDITED = Path("/proc/self/loginuid").exists()
 CRONTAB = Path("/etc/cron.d/launch")
 #: Waits until its parent is gone and it is a child of pid 1's.
 ORPHAN = "until grep -q '^PPid:[[:space:]]*1$' /proc/$$/status; do sleep .2; done; exec"
@@ -71,7 +73,7 @@ LAUNCHES = {
         tree="cron;cron;send",
         user="daemon",
         unit="cron.service",
-        loginuid="1",
+        loginuid="1" if AUDITED else None,
     ),
     # Whoever started it is gone: the tree does not have it any more, the unit is still the same.
     "orphan": Launch(
