@@ -120,6 +120,15 @@ def test_program_and_documents_are_there(tree: DebianTree) -> None:
     assert [place for place in places if not (tree.root / place.lstrip("/")).exists()] == []
 
 
+def test_examples_are_there(tree: DebianTree) -> None:
+    examples = tree.root / "usr/share/doc/dnsprobe/examples"
+    shipped = {str(path.relative_to(examples)): path.read_text() for path in examples.rglob("*") if path.is_file()}
+    assert shipped == {
+        name: (REPOSITORY / "packaging" / name).read_text()
+        for name in ("prometheus/dnsprobe-alerts.yaml", "prometheus/dnsprobe-recording.yaml")
+    }
+
+
 def test_units_are_good_and_off(tree: DebianTree) -> None:
     assert tree.run("systemctl", "is-enabled", *UNITS, status=1) == "disabled\n" * 2
     assert tree.run("systemd-analyze", "verify", "--man=no", *UNITS) == ""

@@ -1,7 +1,5 @@
 """A scrape, byte for byte, and what promtool says of it."""
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from made_up import HOSTILE
 from prometheus_client import parser
 from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.registry import CollectorRegistry
+from promtool import promtool
 
 from dnsprobe import __version__
 from dnsprobe.counts import Series
@@ -53,11 +52,8 @@ def scrape(snapshot: Snapshot) -> bytes:
     return generate_latest(registry)
 
 
-def promtool(text: bytes) -> None:
-    tool = shutil.which("promtool")
-    if tool is None:
-        pytest.skip("promtool is not installed: apt install prometheus")
-    result = subprocess.run([tool, "check", "metrics"], input=text, capture_output=True, check=False)
+def check(text: bytes) -> None:
+    result = promtool("check", "metrics", text=text)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
@@ -67,11 +63,11 @@ def test_golden_scrape() -> None:
 
 
 def test_promtool_on_a_full_scrape() -> None:
-    promtool(generate_latest(build_registry(lambda: FULL)))
+    check(generate_latest(build_registry(lambda: FULL)))
 
 
 def test_promtool_on_an_empty_scrape() -> None:
-    promtool(generate_latest(build_registry(Snapshot)))
+    check(generate_latest(build_registry(Snapshot)))
 
 
 def test_everything_is_there_from_the_start() -> None:
@@ -155,7 +151,7 @@ def test_hostile_labels(raw: bytes, form: str) -> None:
         return
     text = generate_latest(registry).decode()
     assert all(line.isprintable() for line in text.split("\n"))
-    promtool(text.encode())
+    check(text.encode())
     (queries,) = [found for found in parse(text) if found.name == "dnsprobe_queries"]
     (sample,) = queries.samples
     assert sample.value == 3

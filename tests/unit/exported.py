@@ -1,0 +1,33 @@
+"""The metrics and labels that dnsprobe exports, by its registry with something in each metric."""
+
+from __future__ import annotations
+
+from dnsprobe.counts import Series
+from dnsprobe.sinks.metrics import Snapshot, build_registry
+
+#: At least one sample of each metric.
+_FULL = Snapshot(
+    counts={
+        Series("watched.test", "A", "udp", "dig", "bash;dig", "session-3.scope", ""): 3,
+        Series("", "", "dot", "firefox", "sway;firefox", "session-3.scope", ""): 1,
+    },
+    hooks=[("udp4", "ip_send_skb", "ip_send_skb")],
+    verified={"udp4": True},
+    events_lost={"ring_full": 0},
+    queries_unattributed={"counters_full": 0},
+    packets_unparsed={"malformed": 0},
+    lineage_lost={"full": 0},
+)
+
+#: What Prometheus adds: a metric of each target, and labels that say which it is.
+OF_PROMETHEUS = {"up": {"job", "instance"}}
+OF_TARGETS = {"job", "instance"}
+
+
+def exported() -> dict[str, set[str]]:
+    """Return the labels of each metric by its name, as a scrape shows them."""
+    found: dict[str, set[str]] = {}
+    for family in build_registry(lambda: _FULL).collect():
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
