@@ -123,10 +123,8 @@ def test_program_and_documents_are_there(tree: DebianTree) -> None:
 def test_examples_are_there(tree: DebianTree) -> None:
     examples = tree.root / "usr/share/doc/dnsprobe/examples"
     shipped = {str(path.relative_to(examples)): path.read_text() for path in examples.rglob("*") if path.is_file()}
-    assert shipped == {
-        name: (REPOSITORY / "packaging" / name).read_text()
-        for name in ("prometheus/dnsprobe-alerts.yaml", "prometheus/dnsprobe-recording.yaml")
-    }
+    names = ("prometheus/dnsprobe-alerts.yaml", "prometheus/dnsprobe-recording.yaml", "grafana/dnsprobe.json")
+    assert shipped == {name: (REPOSITORY / "packaging" / name).read_text() for name in names}
 
 
 def test_units_are_good_and_off(tree: DebianTree) -> None:

@@ -1,0 +1,398 @@
+"""Writes dnsprobe.json, the dashboard for Grafana 10 to 12, in the classic schema: run it after a change here.
+
+A panel's place follows from its order: panels stand side by side until the 24 columns of the grid are full.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+PLACE = Path(__file__).with_name("dnsprobe.json")
+#: That of Grafana 10.0: later ones bring it up to date as they read it.
+SCHEMA_VERSION = 38
+COLUMNS = 24
+
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+#: What the variables choose; with "All", also what has no unit.
+OF_HOSTS = 'instance=~"$instance"'
+OF_UNITS = f'{OF_HOSTS}, unit=~"$unit"'
+CHOSEN = f'{OF_HOSTS}, domain=~"$domain", unit=~"$unit"'
+#: Of all that has process_* metrics under these names, dnsprobe.
+OF_DNSPROBE = "and on (job, instance) dnsprobe_build_info"
+
+RATE = f"rate(dnsprobe_queries_total{{{CHOSEN}}}[$__rate_interval])"
+QUERIES_A_SECOND = "reqps"
+WHO = "instance, domain, tree, unit"
+
+
+def target(expression: str, legend: str = "") -> Json:
+    """Return a query over the time that the dashboard shows."""
+    return {"expr": expression, "legendFormat": legend or "__auto", "range": True, "instant": False}
+
+
+def now(expression: str, form: str = "time_series") -> Json:
+    """Return a query at the end of that time."""
+    return {"expr": expression, "format": form, "range": False, "instant": True}
+
+
+def rows(expression: str) -> Json:
+    """Return a query whose answer is the rows of a table."""
+    return now(expression, "table")
+
+
+def panel(kind: str, title: str, targets: Sequence[Json], description: str, *, size: tuple[int, int]) -> Json:
+    """Return what panels of all kinds have. ``size``: columns, and rows of about 30 pixels."""
+    lettered = [
+        {**one, "refId": chr(ord("A") + at), "datasource": DATASOURCE, "editorMode": "code"}
+        for at, one in enumerate(targets)
+    ]
+    return {
+        "type": kind,
+        "title": title,
+        "description": description,
+        "datasource": DATASOURCE,
+        "gridPos": {"w": size[0], "h": size[1]},
+        "targets": lettered,
+    }
+
+
+def graph(
+    title: str, unit: str, targets: Sequence[Json], description: str, *, width: int = 12, stacked: bool = False
+) -> Json:
+    """Return a panel with lines, or with areas one above the other where their sum means something."""
+    custom = {"drawStyle": "line", "fillOpacity": 30 if stacked else 5, "showPoints": "auto", "spanNulls": False}
+    return panel("timeseries", title, targets, description, size=(width, 8)) | {
+        "fieldConfig": {
+            "defaults": {
+                "unit": unit,
+                "min": 0,
+                "custom": custom | {"stacking": {"mode": "normal" if stacked else "none", "group": "A"}},
+            },
+            "overrides": [],
+        },
+        "options": {
+            "legend": {"displayMode": "table", "placement": "bottom", "calcs": ["mean", "max"], "showLegend": True},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
+    }
+
+
+def number(title: str, unit: str, query: Json, description: str, *, alarm: bool = False) -> Json:
+    """Return a panel with one number; with ``alarm``, red from 1 on."""
+    steps: list[Json] = [{"color": "green" if alarm else "text", "value": None}]
+    if alarm:
+        steps.append({"color": "red", "value": 1})
+    return panel("stat", title, [query], description, size=(4, 4)) | {
+        "fieldConfig": {
+            "defaults": {"unit": unit, "thresholds": {"mode": "absolute", "steps": steps}},
+            "overrides": [],
+        },
+        "options": {
+            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "colorMode": "value",
+            "graphMode": "area",
+        },
+    }
+
+
+def override(column: str, **properties: Any) -> Json:
+    """Return what is different for one column of a table."""
+    return {
+        "matcher": {"id": "byName", "options": column},
+        "properties": [{"id": name.replace("_", "."), "value": value} for name, value in properties.items()],
+    }
+
+
+def table(
+    title: str, targets: Sequence[Json], description: str, *, columns: dict[str, str], overrides: Sequence[Json] = ()
+) -> Json:
+    """Return a table with these columns in this order: what Grafana calls them, and what they are."""
+    hidden = {"Time": True, "__name__": True, "job": True}
+    # Tables of several queries come as one, a row for what has the same labels.
+    merge = [{"id": "merge", "options": {}}] if len(targets) > 1 else []
+    order = {"indexByName": {name: at for at, name in enumerate(columns)}, "renameByName": columns}
+    return panel("table", title, targets, description, size=(24, 9)) | {
+        "fieldConfig": {"defaults": {"unit": "short", "custom": {"filterable": True}}, "overrides": list(overrides)},
+        "options": {"showHeader": True, "cellHeight": "sm"},
+        "transformations": [*merge, {"id": "organize", "options": {"excludeByName": hidden, **order}}],
+    }
+
+
+def queries() -> Iterator[Json]:
+    """Yield the panels about who asks for what."""
+    yield number("Queries", QUERIES_A_SECOND, target(f"sum({RATE})"), "Queries a second of all that is chosen.")
+    yield number(
+        "Queries in this time",
+        "short",
+        now(f"sum(increase(dnsprobe_queries_total{{{CHOSEN}}}[$__range]))"),
+        "All that is chosen.",
+    )
+    yield number(
+        "Process trees",
+        "short",
+        target(f"count(count by (instance, tree) (dnsprobe_queries_total{{{CHOSEN}}}))"),
+        "Different trees that have asked since the start of each daemon.",
+    )
+    yield number("Hosts", "short", target(f"count(dnsprobe_build_info{{{OF_HOSTS}}})"), "Hosts that answer.")
+    yield number(
+        "Paths not proved",
+        "short",
+        target(f"count(dnsprobe_path_verified{{{OF_HOSTS}}} == 0) or vector(0)"),
+        "Ways for queries to leave a host that are not seen: see below.",
+        alarm=True,
+    )
+    yield number(
+        "Queries lost",
+        "short",
+        now(f'ceil(sum(increase(dnsprobe_events_lost_total{{{OF_HOSTS}, reason!="ring_full"}}[$__range])))'),
+        "Queries that are missing from the counts, at least.",
+        alarm=True,
+    )
+    for title, label in (("domain", "domain"), ("unit", "unit"), ("type", "qtype"), ("transport", "transport")):
+        # What is in no unit would have no name in the legend.
+        rate = f'label_replace(sum by ({label}) ({RATE}), "{label}", "(none)", "{label}", "")'
+        yield graph(
+            f"Queries by {title}",
+            QUERIES_A_SECOND,
+            [target(rate, f"{{{{{label}}}}}")],
+            "A series is seen from its second scrape on.",
+            stacked=True,
+        )
+    yield graph(
+        "Queries by process tree",
+        QUERIES_A_SECOND,
+        [target(f"topk(10, sum by (tree) ({RATE}))", "{{tree}}")],
+        "The ten trees that ask most at each moment.",
+    )
+    yield graph(
+        "Encrypted connections",
+        "cps",
+        [
+            target(
+                f"sum by (transport, tree) "
+                f"(rate(dnsprobe_encrypted_connections_total{{{OF_UNITS}}}[$__rate_interval]))",
+                "{{transport}} {{tree}}",
+            )
+        ],
+        "Connections a second to a port of DNS over TLS, whose queries cannot be read; of all domains.",
+    )
+    yield table(
+        "Most talkative process trees",
+        [rows(f"topk(25, sum by ({WHO}) (increase(dnsprobe_queries_total{{{CHOSEN}}}[$__range])))")],
+        "Queries in the time that is shown.",
+        columns={"Value": "Queries", "tree": "Tree", "domain": "Domain", "unit": "Unit", "instance": "Host"},
+        overrides=[override("Queries", decimals=0, custom_cellOptions={"type": "gauge", "mode": "basic"})],
+    )
+    yield table(
+        "New in the last hour",
+        [
+            rows(
+                f"sum by ({WHO}) (dnsprobe_queries_total{{{CHOSEN}}}) "
+                f"unless sum by ({WHO}) (present_over_time(dnsprobe_queries_total{{{CHOSEN}}}[1d] offset 1h))"
+            )
+        ],
+        "Trees that had not asked for a domain in the day before the last hour, with the number of their queries. At a "
+        "host that was not scraped then, all are.",
+        columns={"Value": "Queries", "tree": "Tree", "domain": "Domain", "unit": "Unit", "instance": "Host"},
+    )
+
+
+def losses() -> list[Json]:
+    """Return queries for all that can be lost, by reason."""
+    return [
+        target(
+            f"sum by (reason) (increase(dnsprobe_{name}_total{{{OF_HOSTS}}}[$__rate_interval]))",
+            f"{text}: {{{{reason}}}}",
+        )
+        for name, text in (
+            ("events_lost", "events lost"),
+            ("queries_unattributed", "no room"),
+            ("packets_unparsed", "not read"),
+            ("lineage_lost", "lineage lost"),
+        )
+    ]
+
+
+def health() -> Iterator[Json]:
+    """Yield the panels about dnsprobe itself."""
+    hook, proved = f"dnsprobe_hook_info{{{OF_HOSTS}}}", f"dnsprobe_path_verified{{{OF_HOSTS}}}"
+    yield table(
+        "Paths",
+        [
+            rows(
+                f"{hook} * on (job, instance, path) group_left () {proved} "
+                f"or ({proved} unless on (job, instance, path) {hook})"
+            )
+        ],
+        "Where in the kernel the queries of each path are seen, and whether the last canaries came back right.",
+        columns={"instance": "Host", "path": "Path", "Value": "Proved", "hook": "Hook", "symbol": "Symbol"},
+        overrides=[
+            override(
+                "Proved",
+                mappings=[
+                    {
+                        "type": "value",
+                        "options": {"0": {"text": "no", "color": "red"}, "1": {"text": "yes", "color": "green"}},
+                    }
+                ],
+                custom_cellOptions={"type": "color-text"},
+            )
+        ],
+    )
+    yield table(
+        "Daemons",
+        [
+            rows(f"dnsprobe_build_info{{{OF_HOSTS}}}"),
+            rows(f"max by (job, instance) (dnsprobe_rules{{{OF_HOSTS}}})"),
+            rows(f"max by (job, instance) (dnsprobe_config_last_reload_successful{{{OF_HOSTS}}})"),
+            rows(f"time() - max by (job, instance) (process_start_time_seconds{{{OF_HOSTS}}} {OF_DNSPROBE})"),
+        ],
+        "",
+        columns={
+            "instance": "Host",
+            "version": "Version",
+            "Value #B": "Rules",
+            "Value #C": "Last reload good",
+            "Value #D": "Runs for",
+            "Value #A": "Up",
+        },
+        overrides=[
+            override("Runs for", unit="s"),
+            override("Last reload good", unit="bool_yes_no"),
+            override("Up", custom_hidden=True),
+        ],
+    )
+    yield graph(
+        "Lost, and not counted in full",
+        "short",
+        losses(),
+        "The page on metrics says of each whether the queries are counted. “not read: malformed” is no query.",
+    )
+    yield graph(
+        "Series",
+        "short",
+        [
+            target(f"count by (instance) (dnsprobe_queries_total{{{OF_HOSTS}}})", "{{instance}}"),
+            target(
+                f"sum by (instance) (dnsprobe_series_folded_total{{{OF_HOSTS}}})", "{{instance}} folded into (other)"
+            ),
+        ],
+        "At most metrics.max_series, and one for each domain and transport.",
+    )
+    yield graph(
+        "Journal entries",
+        "cps",
+        [
+            target(
+                f"sum by (instance) (rate(dnsprobe_journal_{name}_total{{{OF_HOSTS}}}[$__rate_interval]))",
+                f"{{{{instance}}}} {text}",
+            )
+            for name, text in (("entries", "written"), ("dropped", "dropped"))
+        ],
+        "",
+        width=8,
+    )
+    yield graph(
+        "CPU of the daemon",
+        "percentunit",
+        [
+            target(
+                f"rate(process_cpu_seconds_total{{{OF_HOSTS}}}[$__rate_interval]) {OF_DNSPROBE}",
+                "{{instance}}",
+            )
+        ],
+        "Of one CPU. What the kernel side takes counts for the processes that ask.",
+        width=8,
+    )
+    yield graph(
+        "Memory of the daemon",
+        "bytes",
+        [target(f"process_resident_memory_bytes{{{OF_HOSTS}}} {OF_DNSPROBE}", "{{instance}}")],
+        "Resident. The maps in the kernel come on top.",
+        width=8,
+    )
+
+
+def row(title: str) -> Json:
+    """Return the headline of the panels behind it."""
+    return {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": COLUMNS, "h": 1}}
+
+
+def placed(panels: Sequence[Json]) -> list[Json]:
+    """Return panels with numbers and places."""
+    done: list[Json] = []
+    x = y = height = 0
+    for number_, one in enumerate(panels, 1):
+        size = one["gridPos"]
+        if x + size["w"] > COLUMNS:
+            x, y, height = 0, y + height, 0
+        done.append({**one, "id": number_, "gridPos": {**size, "x": x, "y": y}})
+        x, height = x + size["w"], max(height, size["h"])
+    return done
+
+
+def choice(name: str, label: str, query: str) -> Json:
+    """Return a variable with the values of a label."""
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": "StandardVariableQuery"},
+        "refresh": 2,  # whenever the time that is shown changes
+        "sort": 1,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+        "options": [],
+        "hide": 0,
+    }
+
+
+def variables() -> list[Json]:
+    """Return what can be chosen at the top."""
+    return [
+        {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
+        | {"refresh": 1, "multi": False, "includeAll": False, "current": {}, "options": [], "hide": 0},
+        choice("instance", "Host", "label_values(dnsprobe_build_info, instance)"),
+        choice("domain", "Domain", f"label_values(dnsprobe_queries_total{{{OF_HOSTS}}}, domain)"),
+        choice("unit", "Unit", f'label_values(dnsprobe_queries_total{{{OF_HOSTS}, domain=~"$domain"}}, unit)'),
+    ]
+
+
+def dashboard() -> Json:
+    """Return the whole dashboard."""
+    return {
+        "uid": "dnsprobe",
+        "title": "dnsprobe",
+        "description": "Which process, with which ancestors, asks for which DNS name.",
+        "tags": ["dns", "dnsprobe"],
+        "id": None,
+        "version": 1,
+        "schemaVersion": SCHEMA_VERSION,
+        "editable": True,
+        "graphTooltip": 1,  # one crosshair for all panels
+        "timezone": "",
+        "time": {"from": "now-6h", "to": "now"},
+        "refresh": "1m",
+        "annotations": {"list": []},
+        "links": [],
+        "templating": {"list": variables()},
+        "panels": placed([row("Queries"), *queries(), row("dnsprobe itself"), *health()]),
+    }
+
+
+def text() -> str:
+    """Return the dashboard as it is kept in the file."""
+    return json.dumps(dashboard(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    PLACE.write_text(text(), encoding="utf-8")

@@ -1,0 +1,88 @@
+"""The dashboard for Grafana: made by its script, importable, and about what dnsprobe exports."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import dashboard
+import promql
+import pytest
+from exported import OF_TARGETS, exported
+
+PANELS = [panel for panel in dashboard.dashboard()["panels"] if panel["type"] != "row"]
+QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
+#: What Grafana itself puts in.
+BUILT_IN = {"__rate_interval", "__range"}
+#: What of dnsprobe has no panel: told by another one, or too little.
+NOT_SHOWN = {
+    "dnsprobe_events_total",
+    "dnsprobe_config_last_reload_success_timestamp_seconds",
+}
+
+
+def test_the_file_is_what_the_script_writes() -> None:
+    assert dashboard.PLACE.read_text("utf-8") == dashboard.text(), "run packaging/grafana/dashboard.py"
+
+
+def test_nothing_comes_from_elsewhere() -> None:
+    assert "://" not in dashboard.text()
+
+
+def test_an_import_finds_it_by_its_uid_and_asks_for_the_data_source() -> None:
+    found = json.loads(dashboard.text())
+    assert (found["uid"], found["id"]) == ("dnsprobe", None)
+    assert [variable["name"] for variable in found["templating"]["list"]] == [
+        "datasource",
+        "instance",
+        "domain",
+        "unit",
+    ]
+    for panel in PANELS:
+        assert {target["datasource"]["uid"] for target in panel["targets"]} == {panel["datasource"]["uid"]}
+        assert panel["datasource"]["uid"] == "${datasource}"
+
+
+def test_panels_lie_side_by_side() -> None:
+    taken: set[tuple[int, int]] = set()
+    panels = dashboard.dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken
+        assert all(0 <= x < dashboard.COLUMNS for x, _ in cells)
+        taken |= cells
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_each_panel_has_a_unit_and_letters(panel: dashboard.Json) -> None:
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    letters = [target["refId"] for target in panel["targets"]]
+    assert letters == list("ABCDEFGH"[: len(letters)])
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_each_query_asks_for_what_is_exported(query: str) -> None:
+    there = {name: labels | OF_TARGETS for name, labels in exported().items()}
+    used = promql.metrics(query)
+    assert used
+    assert used <= there.keys()
+    assert promql.labels(query) <= set().union(*(there[name] for name in used))
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_each_query_heeds_what_is_chosen(query: str) -> None:
+    used = set(re.findall(r"\$(\w+)", query))
+    assert "instance" in used
+    assert used <= {"instance", "domain", "unit"} | BUILT_IN
+    if "dnsprobe_queries_total" in query and "$__" in query:
+        assert {"domain", "unit"} <= used
+    # A window of its own would be empty, or miss some, where Prometheus scrapes at another interval.
+    assert re.findall(r"\brate\([^[]*\[([^]]*)\]", query) in ([], ["$__rate_interval"])
+
+
+def test_all_that_dnsprobe_says_is_shown() -> None:
+    shown = set().union(*(promql.metrics(query) for query in QUERIES))
+    ours = {name for name in exported() if name.startswith("dnsprobe_")}
+    assert ours - shown == NOT_SHOWN
