@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if HERE in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason="needs root, for BPF: run scripts/test as root"))
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on."""
+    takers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [taker.getsockname()[1] for taker in takers]
+    for taker in takers:
+        taker.close()
+    return ports
 
 
 class Program:

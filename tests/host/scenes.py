@@ -412,6 +412,16 @@ def send(name: str, count: str) -> Any:
     return {"sent": int(count), "pid": os.getpid(), "lineage": lineage()}
 
 
+def streams(name: str) -> Any:
+    """Send a query over TCP, and what begins a connection of DNS over TLS."""
+    query = message(name)
+    for port, sent in ((PORT, len(query).to_bytes(2, "big") + query), (853, bytes([22, 3, 1]) + bytes(300))):
+        address = ("127.0.0.1", port)
+        with socket.create_server(address), socket.create_connection(address) as sender:
+            sender.sendall(sent)
+    return {"lineage": lineage()}
+
+
 def send_others(count: str) -> Any:
     """Send what is no query of one of the watched names."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -426,7 +436,7 @@ SCENES: dict[str, Callable[..., Any]] = {
     scene.__name__: scene
     for scene in (
         *(clients, oneshots, executions, replaced, renamed, reused, leaderless, logged_in),
-        *(contained, many, deep, send, send_others),
+        *(contained, many, deep, send, send_others, streams),
     )
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import IN_OWN_NET, PATIENCE, PROGRAM, Service
+from conftest import IN_OWN_NET, PATIENCE, PROGRAM, Service, free_ports
 
 from dnsprobe.privileges import ONLY_AT_START, Capability
 
@@ -164,14 +164,6 @@ for number, port in enumerate(sys.argv[1].split(",")):
 os.environ.update(LISTEN_FDS=str(number + 1), LISTEN_PID=str(os.getpid()))
 os.execvp(sys.argv[2], sys.argv[2:])
 """
-
-
-def free_ports(count: int) -> list[int]:
-    takers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [taker.getsockname()[1] for taker in takers]
-    for taker in takers:
-        taker.close()
-    return ports
 
 
 def test_a_socket_from_systemd(start: Start) -> None:

@@ -1,0 +1,216 @@
+"""The shipped rules and dashboard in a real Prometheus, which scrapes a real dnsprobe.
+
+It finds dnsprobe in a file, as two hosts of one job: what is added up over hosts has to be twice what one has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import dashboard
+import pytest
+import yaml
+from conftest import HERE, IN_OWN_NET, PATIENCE, Service, free_ports
+
+SHIPPED = HERE.parents[1] / "packaging" / "prometheus"
+HOSTS = ("one:10059", "two:10059")
+UNIT = "nightly.service"
+#: Far fewer series than there will be trees.
+CONFIGURATION = "domains: [watched.test, forbidden.test, oneshot.test, contained.test]\nmetrics: {max_series: 40}"
+
+#: What the dashboard asks with: all that it lets one choose, chosen by name, and windows that have scrapes in them.
+CHOSEN = {
+    "instance": "|".join(HOSTS),
+    "domain": r"watched\\.test|forbidden\\.test|oneshot\\.test|contained\\.test",
+    "unit": f".*|{UNIT}",
+    "__rate_interval": "1m",
+    "__range": "1h",
+}
+
+
+def at_once(path: Path) -> str:
+    """Return a file of rules without the time that an alert has to last, and without intervals of its groups."""
+    groups = yaml.safe_load(path.read_text("utf-8"))["groups"]
+    for group in groups:
+        group.pop("interval", None)
+        for rule in group["rules"]:
+            rule.pop("for", None)
+    return yaml.safe_dump({"groups": groups})
+
+
+class Prometheus:
+    """A Prometheus that scrapes ``address`` each second, with the shipped rules."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        targets = [{"targets": [address], "labels": {"instance": host}} for host in HOSTS]
+        (folder / "targets.yaml").write_text(yaml.safe_dump(targets))
+        for path in SHIPPED.glob("*.yaml"):
+            (folder / path.name).write_text(at_once(path))
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": ["dnsprobe-*.yaml"],
+            "scrape_configs": [{"job_name": "dnsprobe", "file_sd_configs": [{"files": ["targets.yaml"]}]}],
+        }
+        (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+        (port,) = free_ports(1)
+        self._url = f"http://127.0.0.1:{port}"
+        self._log = folder / "log"
+        command = ["prometheus", "--config.file=prometheus.yaml", "--storage.tsdb.path=data"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, f"--web.listen-address=127.0.0.1:{port}"], cwd=folder, stdout=log, stderr=log
+            )
+
+    def ask(self, what: str, **parameters: str) -> Any:
+        """Return what its API answers."""
+        url = f"{self._url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str, **parameters: str) -> list[tuple[dict[str, str], float]]:
+        """Return labels and value of each series."""
+        found = self.ask("query", query=expression, **parameters)["result"]
+        return [(series["metric"], float(series["value"][1])) for series in found]
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until an expression has a value."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and self._process.poll() is None:
+            with suppress(OSError):  # not listening yet
+                if self.query(expression):
+                    return
+            time.sleep(0.2)
+        raise AssertionError(f"nothing came of {expression}:\n{self._log.read_text('utf-8')}")
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+        self._process.wait(PATIENCE)
+
+
+def play(scene: str, *arguments: object) -> None:
+    command = [*IN_OWN_NET, sys.executable, str(HERE / "scenes.py"), scene, *map(str, arguments)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Return a Prometheus that has seen something of everything, and three things that are wrong."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed: run scripts/test, which unpacks Debian's")
+    with ExitStack() as stack:
+        service = Service(CONFIGURATION, tmp_path_factory.mktemp("service"))
+        stack.callback(service.kill)
+        play("many", 2, 13, 3, "www.watched.test")
+        play("streams", "www.watched.test")
+        play("contained", f"/system.slice/{UNIT}")
+        server = Prometheus(service.url, tmp_path_factory.mktemp("prometheus"))
+        stack.callback(server.stop)
+        server.wait_for(f"count(instance_domain:dnsprobe_queries:rate5m) >= {len(HOSTS)}")
+        play("many", 2, 101, 3, "www.watched.test")
+        play("send", "www.forbidden.test", 1)
+        play("oneshots", 60, 8)
+        service.configuration.write_text("domains: [a..b]")
+        service.process.send_signal(signal.SIGHUP)
+        service.wait_for("reload failed")
+        for alert in ("DnsprobeDomainSeen", "DnsprobeSeriesFolded", "DnsprobeReloadFailed"):
+            server.wait_for(f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) >= {len(HOSTS)}')
+        server.wait_for("domain:dnsprobe_queries:rate5m > 0")
+        # Nothing is sent any more: what the rules have counted becomes what there is.
+        server.wait_for("job:dnsprobe_queries_total:count == on () count(dnsprobe_queries_total)")
+        yield server
+
+
+def shipped() -> list[dict[str, Any]]:
+    groups = [group for path in SHIPPED.glob("*.yaml") for group in yaml.safe_load(path.read_text("utf-8"))["groups"]]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def names(kind: str) -> set[str]:
+    return {rule[kind] for rule in shipped() if kind in rule}
+
+
+def test_all_rules_are_loaded_and_evaluated(prometheus: Prometheus) -> None:
+    rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+    assert {rule["name"] for rule in rules} == names("alert") | names("record")
+    assert [(rule["name"], rule["lastError"]) for rule in rules if rule["health"] != "ok"] == []
+
+
+def test_alerts_fire_for_what_is_wrong(prometheus: Prometheus) -> None:
+    alerts = prometheus.ask("alerts")["alerts"]
+    said = {(alert["labels"]["alertname"], alert["labels"].get("instance")): alert["annotations"] for alert in alerts}
+    for host in HOSTS:
+        assert {alert for alert, where in said if where == host} == {
+            "DnsprobeDomainSeen",
+            "DnsprobeSeriesFolded",
+            "DnsprobeReloadFailed",
+        }
+        seen = said["DnsprobeDomainSeen", host]
+        assert seen["summary"] == f"{host} asks for forbidden.test, which nobody should"
+        assert re.match(rf"Asked by .*;{Path(sys.executable).name}( in \S+)?\. ", seen["description"])
+    assert {where for _, where in said} == set(HOSTS)
+
+
+@pytest.mark.parametrize("record", sorted(names("record")))
+def test_recording_rules_have_data(prometheus: Prometheus, record: str) -> None:
+    series = prometheus.query(record)
+    assert series
+    if record.startswith("instance"):
+        assert {labels["instance"] for labels, _ in series} == set(HOSTS)
+    else:
+        assert not any("instance" in labels for labels, _ in series)
+
+
+def test_hosts_are_added_up(prometheus: Prometheus) -> None:
+    ((_, of_all),) = prometheus.query("job:dnsprobe_queries_total:count")
+    of_each = {labels["instance"]: value for labels, value in prometheus.query("instance:dnsprobe_queries_total:count")}
+    assert of_each.keys() == set(HOSTS)
+    assert of_all == sum(of_each.values())
+    for labels, without in prometheus.query("instance:dnsprobe_queries_total:count_without_tree"):
+        assert without < of_each[labels["instance"]]
+
+
+def test_reasons_in_the_rules_are_those_of_dnsprobe(prometheus: Prometheus) -> None:
+    reasons = {reason for rule in shipped() for reason in re.findall(r'reason!?="(\w+)"', rule["expr"])}
+    assert reasons == {"ring_full", "malformed"}
+    found = prometheus.query('{__name__=~"dnsprobe_.+_total",reason!=""}')
+    assert reasons <= {labels["reason"] for labels, _ in found}
+
+
+def filled(text: str) -> str:
+    return re.sub(r"\$(\w+)", lambda name: CHOSEN[name[1]], text)
+
+
+QUERIES = [
+    pytest.param(target["expr"], id=f"{panel['title']}-{target['refId']}")
+    for panel in dashboard.dashboard()["panels"]
+    for target in panel.get("targets", ())
+]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_each_query_of_the_dashboard_has_data(prometheus: Prometheus, query: str) -> None:
+    assert prometheus.query(filled(query))
+
+
+def test_the_dashboard_offers_what_there_is(prometheus: Prometheus) -> None:
+    offered = {}
+    for variable in dashboard.variables():
+        found = re.fullmatch(r"label_values\((.+), (\w+)\)", filled(variable.get("definition", "")))
+        if found:
+            offered[variable["name"]] = set(prometheus.ask(f"label/{found[2]}/values", **{"match[]": found[1]}))
+    assert offered["instance"] == set(HOSTS)
+    assert offered["domain"] == {"watched.test", "forbidden.test", "oneshot.test", "contained.test"}
+    assert UNIT in offered["unit"]
