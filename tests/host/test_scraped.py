@@ -1,6 +1,7 @@
 """The shipped rules and dashboard in a real Prometheus, which scrapes a real dnsprobe.
 
-It finds dnsprobe in a file, as two hosts of one job: what is added up over hosts has to be twice what one has.
+It finds dnsprobe in a file, as two hosts of one job: what is added up over hosts has to be twice what one has. To
+another one, an agent writes.
 """
 
 from __future__ import annotations
@@ -51,31 +52,20 @@ def at_once(path: Path) -> str:
 
 
 class Prometheus:
-    """A Prometheus that scrapes ``address`` each second, with the shipped rules."""
+    """A Prometheus with this configuration, of which ``folder`` has the files."""
 
-    def __init__(self, address: str, folder: Path) -> None:
-        targets = [{"targets": [address], "labels": {"instance": host}} for host in HOSTS]
-        (folder / "targets.yaml").write_text(yaml.safe_dump(targets))
-        for path in SHIPPED.glob("*.yaml"):
-            (folder / path.name).write_text(at_once(path))
-        config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": ["dnsprobe-*.yaml"],
-            "scrape_configs": [{"job_name": "dnsprobe", "file_sd_configs": [{"files": ["targets.yaml"]}]}],
-        }
+    def __init__(self, folder: Path, config: dict[str, Any], *options: str) -> None:
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         (port,) = free_ports(1)
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         self._log = folder / "log"
-        command = ["prometheus", "--config.file=prometheus.yaml", "--storage.tsdb.path=data"]
+        command = ["prometheus", "--config.file=prometheus.yaml", f"--web.listen-address=127.0.0.1:{port}", *options]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, f"--web.listen-address=127.0.0.1:{port}"], cwd=folder, stdout=log, stderr=log
-            )
+            self._process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
 
     def ask(self, what: str, **parameters: str) -> Any:
         """Return what its API answers."""
-        url = f"{self._url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
+        url = f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return json.load(answer)["data"]
 
@@ -105,18 +95,39 @@ def play(scene: str, *arguments: object) -> None:
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
 
 
+def with_rules(folder: Path) -> dict[str, Any]:
+    """Put the shipped rules into a folder and return a configuration that has them, each second."""
+    for path in SHIPPED.glob("*.yaml"):
+        (folder / path.name).write_text(at_once(path))
+    every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    return {"global": every, "rule_files": ["dnsprobe-*.yaml"]}
+
+
+def scraping(address: str, folder: Path) -> Prometheus:
+    """Start a Prometheus that finds ``address`` in a file, as each of the hosts."""
+    targets = [{"targets": [address], "labels": {"instance": host}} for host in HOSTS]
+    (folder / "targets.yaml").write_text(yaml.safe_dump(targets))
+    job = {"job_name": "dnsprobe", "file_sd_configs": [{"files": ["targets.yaml"]}]}
+    return Prometheus(folder, with_rules(folder) | {"scrape_configs": [job]}, "--storage.tsdb.path=data")
+
+
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Return a Prometheus that has seen something of everything, and three things that are wrong."""
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: run scripts/test, which unpacks Debian's")
+    service = Service(CONFIGURATION, tmp_path_factory.mktemp("service"))
+    yield service
+    service.kill()
+
+
+@pytest.fixture(scope="module")
+def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Return a Prometheus that has seen something of everything, and three things that are wrong."""
     with ExitStack() as stack:
-        service = Service(CONFIGURATION, tmp_path_factory.mktemp("service"))
-        stack.callback(service.kill)
         play("many", 2, 13, 3, "www.watched.test")
         play("streams", "www.watched.test")
         play("contained", f"/system.slice/{UNIT}")
-        server = Prometheus(service.url, tmp_path_factory.mktemp("prometheus"))
+        server = scraping(service.url, tmp_path_factory.mktemp("prometheus"))
         stack.callback(server.stop)
         server.wait_for(f"count(instance_domain:dnsprobe_queries:rate5m) >= {len(HOSTS)}")
         play("many", 2, 101, 3, "www.watched.test")
@@ -214,3 +225,30 @@ def test_the_dashboard_offers_what_there_is(prometheus: Prometheus) -> None:
     assert offered["instance"] == set(HOSTS)
     assert offered["domain"] == {"watched.test", "forbidden.test", "oneshot.test", "contained.test"}
     assert UNIT in offered["unit"]
+
+
+def test_an_agent_writes_what_the_rules_need(service: Service, tmp_path: Path) -> None:
+    """With the agent's configuration of docs/fleet.md."""
+    play("send", "www.watched.test", 7)
+    page = (HERE.parents[1] / "docs" / "fleet.md").read_text("utf-8")
+    config = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0])
+    (target,), (receiver,) = config["scrape_configs"][0]["static_configs"], config["remote_write"]
+    middle, host = tmp_path / "middle", tmp_path / "host"
+    middle.mkdir()
+    host.mkdir()
+    with ExitStack() as stack:
+        receiving = ("--web.enable-remote-write-receiver", "--storage.tsdb.path=data")
+        server = Prometheus(middle, with_rules(middle), *receiving)
+        stack.callback(server.stop)
+        config["global"]["scrape_interval"] = "1s"
+        target["targets"] = [service.url]
+        receiver["url"] = f"{server.url}/api/v1/write"
+        agent = Prometheus(host, config, "--enable-feature=agent", "--storage.agent.path=data")
+        stack.callback(agent.stop)
+        server.wait_for('instance_domain:dnsprobe_queries:rate5m{domain="watched.test",instance="web1.example"}')
+        server.wait_for('domain:dnsprobe_queries:rate5m{domain="watched.test",job="dnsprobe"}')
+        assert [value for _, value in server.query("up")] == [1]
+        # "About 40", as the page has it.
+        exported = '{__name__=~"up|(dnsprobe|process)_.+",__name__!="dnsprobe_queries_total"}'
+        ((_, own),) = server.query(f"count({exported})")
+        assert 35 <= own <= 45
