@@ -127,6 +127,15 @@ def test_examples_are_there(tree: DebianTree) -> None:
     assert shipped == {name: (REPOSITORY / "packaging" / name).read_text() for name in names}
 
 
+def test_completions_are_there(tree: DebianTree) -> None:
+    for place in (
+        "bash-completion/completions/dnsprobe",
+        "fish/vendor_completions.d/dnsprobe.fish",
+        "zsh/vendor-completions/_dnsprobe",
+    ):
+        assert (tree.root / "usr/share" / place).is_file()
+
+
 def test_units_are_good_and_off(tree: DebianTree) -> None:
     assert tree.run("systemctl", "is-enabled", *UNITS, status=1) == "disabled\n" * 2
     assert tree.run("systemd-analyze", "verify", "--man=no", *UNITS) == ""
