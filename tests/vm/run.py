@@ -21,7 +21,7 @@ _TREE = _HERE.parent.parent
 _PAGE = _TREE / "docs/kernels.md"
 
 #: Seconds for all boots of one guest.
-_DEADLINE = 3000.0
+_DEADLINE = 3000
 
 #: Guests at a time. Most have one emulated processor, and at times one waits: for a watchdog, for a reboot.
 _JOBS = len(os.sched_getaffinity(0)) + 1
