@@ -19,6 +19,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 
+from perf import EVENTS, count
+
 from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.attach import attach_raw_tracepoint
 from dnsprobe.kernel.bpf import program_runs
@@ -28,19 +30,12 @@ from dnsprobe.lineage import Lineage
 
 _SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
 _ENTRIES = 32768
-_EVENTS = ("instructions", "cycles")
 
 
 def _storm(program: str, kind: str, families: int) -> tuple[int, list[float]]:
-    """Return how many processes there were, and what they took of each of _EVENTS in all."""
-    # On one CPU, so that nobody's wait for a lock of another is counted.
-    pinned = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
-    command = [*pinned, "perf", "stat", "-x,", "-e", ",".join(_EVENTS), program, kind, str(families), "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    counted = [line.split(",")[0] for line in done.stderr.strip().splitlines()[-len(_EVENTS) :]]
-    if not all(number.isdecimal() for number in counted):
-        sys.exit(f"perf cannot count {' and '.join(_EVENTS)} here:\n{done.stderr}")
-    return int(done.stdout), [float(number) for number in counted]
+    """Return how many processes there were, and what they took of each of EVENTS in all."""
+    printed, counted = count([program, kind, str(families), "2"])
+    return int(printed), counted
 
 
 @contextmanager
@@ -67,7 +62,7 @@ def _compare(probe: Probe, program: str, kind: str, rounds: int, families: int) 
                 made, counted = _storm(program, kind, families)
             each[attached].append([number / made for number in counted])
     print(f"{kind:<7} {rounds} times {made} processes; each takes")
-    for at, event in enumerate(_EVENTS):
+    for at, event in enumerate(EVENTS):
         without, followed = (median(numbers[at] for numbers in each[attached]) for attached in (False, True))
         print(
             f"{kind:<7}   {without:8.0f} {event}, and {followed - without:5.0f} more followed: "

@@ -8,7 +8,6 @@ What is compared is what perf(1) counts of sender and receiver, user and kernel:
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -17,10 +16,11 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
+from perf import EVENTS, count
+
 from dnsprobe.kernel.abi import TrieEntry
 from dnsprobe.kernel.probe import Probe, Sizes, Where
 
-_EVENTS = ("instructions", "cycles")
 _KINDS = [(protocol, watched) for protocol in ("udp", "tcp") for watched in (False, True)]
 
 
@@ -31,14 +31,9 @@ def _free_port() -> int:
 
 
 def _send(program: str, protocol: str, port: int, sends: int) -> list[float]:
-    """Return what a send took of each of _EVENTS."""
-    pinned = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
-    command = [*pinned, "perf", "stat", "-x,", "-e", ",".join(_EVENTS), program, protocol, str(port), str(sends)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    counted = [line.split(",")[0] for line in done.stderr.strip().splitlines()[-len(_EVENTS) :]]
-    if not all(number.isdecimal() for number in counted):
-        sys.exit(f"perf cannot count {' and '.join(_EVENTS)} here:\n{done.stderr}")
-    return [int(number) / sends for number in counted]
+    """Return what a send took of each of EVENTS."""
+    _, counted = count([program, protocol, str(port), str(sends)])
+    return [number / sends for number in counted]
 
 
 def _send_all(program: str, port: int, sends: int) -> dict[tuple[str, bool], list[float]]:
@@ -72,7 +67,7 @@ def _compare(program: str, port: int, rounds: int, sends: int) -> None:
                 numbers[kind].append(taken)
     for protocol, watched in _KINDS:
         what = "a query that is counted" if watched else "no watched port"
-        for at, event in enumerate(_EVENTS):
+        for at, event in enumerate(EVENTS):
             before, after = (median(taken[at] for taken in each[protocol, watched]) for each in (without, attached))
             print(
                 f"{protocol}  {what:<24} {before:6.0f} {event:<12} and {after - before:5.0f} more attached: "
