@@ -292,8 +292,10 @@ class Probe:
         if climbs[0].open:
             self.close()
             raise UserError(self._failure(climbs[0].open), "dnsprobe doctor shows what this kernel offers")
+        # What a wrong way to attach took for encrypted connections, and for malformed queries.
+        for counter, _count in list(self.counts()):
+            self.forget_count(counter)
         self._put_in_force(self._waiting, self.generation)
-        # What a wrong way to attach took for malformed queries.
         for statistic in set(abi.Statistic) - _LINEAGE_STATISTICS:
             key = struct.pack("=I", statistic)
             self._statistics.set(key, bytes(len(self._statistics.get(key) or b"")))
