@@ -140,8 +140,9 @@ struct stream {
 	u32 start; /* of the message that comes next, or has begun */
 	u32 have;  /* octets of it that are here */
 	u32 known; /* 0: where the next message begins is not known */
+	u32 lost;  /* where it was given up last */
 	u8 octets[STREAM_SIZE];
-	u8 pad[7];
+	u8 pad[3];
 };
 
 /* A packet that was counted while it waits for its neighbour's address. */

@@ -12,6 +12,7 @@
 #define HOOK_DEVICE 1
 #define HOOK_NEIGHBOUR 2
 #define HOOK_STREAM 3
+#define HOOK_STREAM_AGAIN 4
 
 #define IFF_LOOPBACK 8 /* include/uapi/linux/if.h */
 

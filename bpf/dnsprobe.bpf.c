@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * The hooks. Which of them is compiled is said by HOOK_*; each leads into handle_packet().
+ * The hooks. Which of them are compiled is said by HOOK_*, each of which leads into handle_packet(), and by STREAM_*,
+ * which lead into handle_stream(). Those that follow lineages are always there.
  */
 #include "stream.h"
 
@@ -80,7 +81,7 @@ int neigh_event_send_done_entry(struct bpf_raw_tracepoint_args *ctx)
  */
 int tcp_sendmsg_entry(struct pt_regs *ctx)
 {
-	return handle_stream(ctx, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx));
+	return handle_stream(ctx, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), HOOK_STREAM, 0);
 }
 #endif
 
@@ -93,8 +94,20 @@ int tcp_sendmsg_entry(struct pt_regs *ctx)
  */
 int tcp_sendmsg_locked_entry(struct bpf_raw_tracepoint_args *ctx)
 {
-	return handle_stream(ctx, ctx->args[0], ctx->args[1]);
+	return handle_stream(ctx, ctx->args[0], ctx->args[1], HOOK_STREAM, 0);
 }
+
+#ifdef STREAM_TWICE
+/*
+ * Where programs at tracepoints can be interrupted, another thread may take the CPU in the middle of a run; the kernel
+ * then leaves out that thread's runs of the same program (kernel/trace/bpf_trace.c, __bpf_trace_run()). This is the
+ * same as another program, with a scratch space of its own: what both see, the second finds known already.
+ */
+int tcp_sendmsg_locked_again_entry(struct bpf_raw_tracepoint_args *ctx)
+{
+	return handle_stream(ctx, ctx->args[0], ctx->args[1], HOOK_STREAM_AGAIN, 1);
+}
+#endif
 #endif
 
 /*

@@ -176,6 +176,7 @@ static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u
 	if (!stream) {
 		s->stream.known = 0;
 		s->stream.first = ~sequence;
+		s->stream.lost = ~sequence;
 		bpf_map_update_elem(MAP(STREAMS), &sock, &s->stream, BPF_ANY);
 		stream = bpf_map_lookup_elem(MAP(STREAMS), &sock);
 		if (!stream)
@@ -192,9 +193,10 @@ static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u
 }
 
 /* Gives a stream up; it is taken up again where a write begins with a message. */
-static __always_inline void lose_stream(struct stream *stream, u16 port, u32 statistic)
+static __always_inline void lose_stream(struct stream *stream, u16 port, u32 sequence, u32 statistic)
 {
 	stream->known = 0;
+	stream->lost = sequence;
 	if (port != CANARY_PORT)
 		count_statistic(statistic);
 }
@@ -212,7 +214,7 @@ static __always_inline void next_message(struct scratch *s, struct stream *strea
 	s->more = 0;
 	/* Something was sent that did not come by here. */
 	if (stream->known && (s32)(stream->start + stream->have - write->sequence) < 0)
-		lose_stream(stream, port, STAT_UNPARSED_UNALIGNED);
+		lose_stream(stream, port, write->sequence, STAT_UNPARSED_UNALIGNED);
 	if (!stream->known) {
 		stream->start = write->sequence;
 		stream->have = 0;
@@ -227,7 +229,7 @@ static __always_inline void next_message(struct scratch *s, struct stream *strea
 	s->size = write->size - skip < STREAM_SIZE - have ? write->size - skip : STREAM_SIZE - have;
 	bpf_probe_read_kernel(s->packet + STREAM_FRONT, STREAM_SIZE, stream->octets);
 	if (!copy_octets(s, write, skip, have)) {
-		lose_stream(stream, port, STAT_UNPARSED_UNREADABLE);
+		lose_stream(stream, port, write->sequence, STAT_UNPARSED_UNREADABLE);
 		return;
 	}
 	s->size += have;
@@ -235,7 +237,7 @@ static __always_inline void next_message(struct scratch *s, struct stream *strea
 	length = LENGTH_SIZE + FORGET(s->length);
 	if (!FORGET(stream->known) && (FORGET(s->progress) != MESSAGE_READ || length > write->size)) {
 		s->progress = MESSAGE_INCOMPLETE;
-		lose_stream(stream, port, STAT_UNPARSED_UNALIGNED);
+		lose_stream(stream, port, write->sequence, STAT_UNPARSED_UNALIGNED);
 		return;
 	}
 	stream->known = 1;
@@ -271,15 +273,16 @@ static __always_inline void take_encrypted(struct scratch *s, struct stream *str
 	count_query(s, ENCRYPTED, TRANSPORT_DOT);
 }
 
-/* One write to a TCP socket, from reject to submit. Each message in it takes a run of its own. */
-static __always_inline int handle_stream(void *ctx, u64 sock, u64 message)
+/* One write to a TCP socket, from reject to submit. Each message in it takes a run of its own, of the same program: it
+ * stands in the array at `again`. */
+static __always_inline int handle_stream(void *ctx, u64 sock, u64 message, u32 kind, u32 again)
 {
 	struct destination to;
 
 	if (!read_destination(&to, sock))
 		return 0;
 
-	struct scratch *s = scratch(HOOK_STREAM);
+	struct scratch *s = scratch(kind);
 	struct settings *now = settings();
 
 	if (!s || !now)
@@ -290,6 +293,9 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message)
 	struct stream *stream = find_stream(s, sock, write.sequence);
 
 	if (!stream)
+		return 0;
+	/* The first of two programs has seen this write, and counted that it cannot be read. */
+	if (kind == HOOK_STREAM_AGAIN && !stream->known && stream->lost == write.sequence)
 		return 0;
 	s->to = to;
 	s->counted = 0;
@@ -310,9 +316,9 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message)
 	settle(s, now);
 	if (!FORGET(s->more))
 		return 0;
-	tail_call(ctx, MAP(AGAIN), 0);
+	tail_call(ctx, MAP(AGAIN), again);
 	/* So many messages in one write that the kernel follows no further (MAX_TAIL_CALL_CNT). */
-	lose_stream(stream, s->to.port, STAT_UNPARSED_PIPELINED);
+	lose_stream(stream, s->to.port, write.sequence, STAT_UNPARSED_PIPELINED);
 	return 0;
 }
 

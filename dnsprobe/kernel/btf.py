@@ -92,6 +92,10 @@ class Btf:
                 return int(value)
         raise KeyError(f"{enum_name}: {name}")
 
+    def has_name(self, name: str) -> bool:
+        """True where the kernel has anything of that name: a type, a member, a function."""
+        return self._data.find(b"\0" + name.encode() + b"\0", self._text) >= 0
+
     def _find(self, type_id: int, member: str) -> tuple[int, int] | None:
         """Return the type and the offset of a member, also of one inside anonymous structs and unions."""
         start = self._starts[self._resolve(type_id)]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 #: The ways out of the host that are told apart, each with hooks and proofs of its own.
 PATHS = ("udp4", "udp6", "tcp4", "tcp6")
 
-#: Macros that have the program for TCP compiled: at a function, at a tracepoint.
-STREAM_FUNCTION, STREAM_TRACEPOINT = "STREAM_FUNCTION", "STREAM_TRACEPOINT"
+#: Macros that have the program for TCP compiled: at a function, at a tracepoint; and a second one at the tracepoint.
+STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE = "STREAM_FUNCTION", "STREAM_TRACEPOINT", "STREAM_TWICE"
 
 KPROBE_TYPE = "/sys/bus/event_source/devices/kprobe/type"
 
@@ -33,6 +33,11 @@ class Rung:
     def program(self, function: str) -> str:
         """Return the name of the BPF program for a function."""
         return self.entry or f"{function}_entry"
+
+    @property
+    def reads_streams(self) -> bool:
+        """True for TCP, whose program calls itself for the next message in a write."""
+        return self.macro in {STREAM_FUNCTION, STREAM_TRACEPOINT}
 
 
 def _both(function: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import socket
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,15 @@ from dnsprobe.kernel import bpf
 from dnsprobe.kernel.abi import TICK_NS
 from dnsprobe.kernel.attach import attach_kprobe, attach_raw_tracepoint
 from dnsprobe.kernel.btf import Btf, read_btf
-from dnsprobe.kernel.hooks import RUNGS, STREAM_FUNCTION, STREAM_TRACEPOINT, Rung, kprobes_available
+from dnsprobe.kernel.hooks import (
+    RUNGS,
+    STREAM_FUNCTION,
+    STREAM_TRACEPOINT,
+    STREAM_TWICE,
+    Rung,
+    kprobes_available,
+)
 from dnsprobe.kernel.symbols import Symbol, find_functions, read_kallsyms
-
-_STREAM_MACROS = (STREAM_FUNCTION, STREAM_TRACEPOINT)
 
 #: More than any message of either side.
 MESSAGE_SIZE = 1 << 20
@@ -122,6 +128,8 @@ _STREAM_MEMBERS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
     ("ITER_NR_SEGS", "iov_iter", (("nr_segs",),)),
 )
 _ITER_KINDS = ("ITER_UBUF", "ITER_IOVEC", "ITER_KVEC")
+# The guard that tracepoints are run under where that leaves preemption on: include/linux/tracepoint.h of Linux 7.
+_PREEMPTIBLE = "class_srcu_fast_notrace_t"
 
 # Where a clone of udp_send_skb may have the port: the flow behind the second argument as in the source, or the port
 # itself in a register of its own, as GCC's IPA-SRA passes it. The canaries say which it is.
@@ -245,6 +253,7 @@ class Loader:
             self._values |= stream_values(btf)
         except UserError as error:
             self._no_streams = error.message
+        self._twice = btf.has_name(_PREEMPTIBLE)
         self._modules: dict[tuple[str, ...], _Module] = {}
         self._kallsyms: bytes | None = None
 
@@ -269,20 +278,21 @@ class Loader:
     def _compile(self, rung: Rung, *defines: str) -> _Module:
         """Compile what a rung needs, and along with a UDP rung what TCP will most likely need: each run of the compiler
         takes long, whatever it compiles."""
-        streams = STREAM_FUNCTION if kprobes_available() else STREAM_TRACEPOINT
-        if rung.macro in _STREAM_MACROS:
+        tracepoint = (STREAM_TRACEPOINT, *((STREAM_TWICE,) if self._twice else ()))
+        if rung.reads_streams:
             for macros, module in self._modules.items():
                 if rung.macro in macros:
                     return module
-            macros = (rung.macro, *defines)
+            macros = tracepoint if rung.macro == STREAM_TRACEPOINT else (rung.macro,)
         else:
-            macros = (rung.macro, *defines, *(() if self._no_streams else (streams,)))
+            streams = (STREAM_FUNCTION,) if kprobes_available() else tracepoint
+            macros = (rung.macro, *defines, *(() if self._no_streams else streams))
         if macros not in self._modules:
             self._modules[macros] = self._build(rung.name, macros)
         return self._modules[macros]
 
     def _build(self, name: str, macros: Sequence[str]) -> _Module:
-        again = bpf.Map(bpf.PROG_ARRAY, "again", 4, 4, 1)
+        again = bpf.Map(bpf.PROG_ARRAY, "again", 4, 4, 2)
         flags = [
             f"-I{bpf_folder()}",
             "-Wno-unused-function",
@@ -317,7 +327,7 @@ class Loader:
         Returns the hooks (each with its paths, its symbol and how many descriptors are its), why other paths were
         refused, and all descriptors in order: of each hook those of its programs, then those that keep them attached.
         """
-        if rung.macro in _STREAM_MACROS and self._no_streams:
+        if rung.reads_streams and self._no_streams:
             return [], dict.fromkeys(paths, self._no_streams), []
         if rung.kind == "raw_tracepoint":
             return self._attach_tracepoint(rung, paths, attempt)
@@ -348,7 +358,10 @@ class Loader:
             for tracepoint in (name, *rung.helpers):
                 programs.append(self._load(module, rung.program(tracepoint), rung.kind))
                 links.append(attach_raw_tracepoint(programs[-1], tracepoint))
-            links += self._run_again(rung, module, programs[0])
+            if rung.reads_streams and self._twice:
+                programs.append(self._load(module, f"{name}_again_entry", rung.kind))
+                links.append(attach_raw_tracepoint(programs[-1], tracepoint))
+            links += self._run_again(rung, module, programs)
         except UserError as error:
             reason = error.message
         except OSError as error:
@@ -361,11 +374,12 @@ class Loader:
         return [], dict.fromkeys(paths, reason), []
 
     @staticmethod
-    def _run_again(rung: Rung, module: _Module, program: int) -> list[int]:
-        """Let a program for TCP call itself for the next message. As long as the descriptor is open, it can."""
-        if rung.macro not in _STREAM_MACROS:
+    def _run_again(rung: Rung, module: _Module, programs: Sequence[int]) -> list[int]:
+        """Let programs for TCP call themselves for the next message. As long as the descriptor is open, they can."""
+        if not rung.reads_streams:
             return []
-        module.again.set(bytes(4), program.to_bytes(4, sys.byteorder))
+        for at, program in enumerate(programs):
+            module.again.set(struct.pack("=I", at), struct.pack("=I", program))
         return [os.dup(module.again.fd)]
 
     def attach_lineage(self) -> tuple[dict[str, Any], list[int]]:
@@ -404,7 +418,7 @@ class Loader:
         symbols, defines = ways[attempt]
         module = self._compile(rung, *defines)
         program = self._load(module, rung.program(function), rung.kind)
-        fds = [program, *self._run_again(rung, module, program)]
+        fds = [program, *self._run_again(rung, module, [program])]
         for symbol in symbols:
             try:
                 fds.append(attach_kprobe(program, symbol))

@@ -23,13 +23,13 @@ from typing import Any
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import abi, bpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort, canary_suffix
-from dnsprobe.kernel.hooks import PATHS, TCP_LADDER, UDP_LADDER, Hook, Rung
+from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung
 from dnsprobe.kernel.loader import MESSAGE_SIZE
 from dnsprobe.privileges import HINT
 
 #: Room for canaries on their way: they must come back even while the ring of events is full.
 _CANARY_RING_SIZE = 64 * 1024
-_SCRATCH_KINDS = 4
+_SCRATCH_KINDS = 5
 #: Packets that wait for a neighbour's address: a neighbour keeps about a hundred (net.ipv4.neigh.*.unres_qlen).
 _DEFERRED = 4096
 #: TCP connections that can be in the middle of a message; those that asked longest ago make room.
@@ -468,8 +468,12 @@ class Probe:
 
     def missed_runs(self) -> int:
         """Return how many packets the kernel did not show us because another BPF program ran on that CPU."""
-        programs = [program for hook in self.hooks for program in hook.programs]
-        return self._lost_misses + sum(bpf.program_runs(program).missed for program in programs)
+        missed = 0
+        for hook in self.hooks:
+            runs = [bpf.program_runs(program).missed for program in hook.programs]
+            # Of two programs for TCP each sees all writes: lost is what both missed, so no more than either did.
+            missed += min(runs) if RUNGS[hook.rung].reads_streams else sum(runs)
+        return self._lost_misses + missed
 
     def lineage_missed_runs(self) -> int:
         """Return how many forks, changes of name and exits were not followed because another BPF program ran."""

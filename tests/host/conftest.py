@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -35,6 +36,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if HERE in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason="needs root, for BPF: run scripts/test as root"))
+
+
+def preemptible_btf(folder: Path) -> Path:
+    """Return this kernel's BTF as if it had one thing more: what tells that programs at tracepoints are preempted."""
+    data = bytearray(Path("/sys/kernel/btf/vmlinux").read_bytes())
+    # The names come last; the header has how long they are at its end (Documentation/bpf/btf.rst).
+    (size,) = struct.unpack_from("=I", data, 20)
+    name = b"class_srcu_fast_notrace_t\0"
+    struct.pack_into("=I", data, 20, size + len(name))
+    path = folder / "btf"
+    path.write_bytes(data + name)
+    return path
 
 
 def free_ports(count: int) -> list[int]:

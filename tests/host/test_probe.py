@@ -6,26 +6,32 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
-from conftest import IN_OWN_NET
+from conftest import IN_OWN_NET, preemptible_btf
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.canary import Canaries, CanaryPort
+from dnsprobe.kernel.hooks import kprobes_available
 from dnsprobe.kernel.probe import Probe, Sizes, Where
 
 ALL_NAMES = abi.TrieEntry(b"\0", 0, 1, 1)
 QUERY = bytes.fromhex("0001 0100 0001 0000 0000 0000 03 777777 04 74657374 00 0001 0001")
 #: Begins as a query does, and has no question: counted as malformed.
 MALFORMED = bytes.fromhex("0001 0100 0001 0000 0000 0000 ff")
+TLS = bytes.fromhex("16 0301")
 
 
 def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     prove = Probe._prove
     port = CanaryPort()
     proofs = []
+    listener = socket.create_server(("127.0.0.1", 0))
 
     def send() -> None:
+        with socket.create_connection(listener.getsockname()) as sender:
+            sender.send(TLS)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(QUERY, ("127.0.0.1", port.port))
             sender.sendto(MALFORMED, ("127.0.0.1", port.port))
@@ -33,25 +39,43 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     def proving(probe: Probe, canaries: Canaries, paths: Sequence[str]) -> Mapping[str, str]:
         send()
         verdicts = prove(probe, canaries, paths)
-        proofs.append(probe.statistics()[abi.Statistic.UNPARSED_MALFORMED])
+        proofs.append((probe.statistics()[abi.Statistic.UNPARSED_MALFORMED], len(list(probe.counts()))))
         return verdicts
 
     monkeypatch.setattr(Probe, "_prove", proving)
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16)
-    probe = Probe(Where([port.port], tcp_hook="none"), sizes, repeat_ns=0)
+    probe = Probe(Where([port.port], [listener.getsockname()[1]]), sizes, repeat_ns=0)
     try:
         probe.set_rules([ALL_NAMES])
         probe.start()
-        assert 1 in proofs, "the hook was there"
+        assert (1, 1) in proofs, "the hooks were there"
         assert list(probe.counts()) == []
         assert set(probe.statistics().values()) == {0}
         send()
-        assert [queries for _, queries in probe.counts()] == [1]
+        assert [count for _, count in probe.counts()] == [1, 1]
         assert probe.statistics()[abi.Statistic.UNPARSED_MALFORMED] == 1
     finally:
         probe.close()
         probe.release()
         port.close()
+        listener.close()
+
+
+@pytest.mark.skipif(
+    kprobes_available(), reason="no tracepoint is needed where there are kprobes: run on a kernel without"
+)
+@pytest.mark.parametrize("preemptible", [False, True])
+def test_two_programs_where_one_can_be_interrupted(preemptible: bool, tmp_path: Path) -> None:
+    where = Where([53], btf=str(preemptible_btf(tmp_path))) if preemptible else Where([53])
+    probe = Probe(where, Sizes(ring=4096, processes=16, counters=16, names=16, recent=16), repeat_ns=0)
+    try:
+        probe.set_rules([])
+        probe.start()
+        (hook,) = [hook for hook in probe.hooks if "tcp4" in hook.paths]
+        assert (hook.rung, len(hook.programs)) == ("tcp_tracepoint", 1 + preemptible)
+    finally:
+        probe.close()
+        probe.release()
 
 
 IN_FEW_PORTS = """\

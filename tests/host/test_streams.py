@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Program, Service
+from conftest import PATIENCE, Program, Service, preemptible_btf
 
 from dnsprobe.kernel.hooks import kprobes_available
 
@@ -37,13 +37,28 @@ def python(in_namespace: list[str]) -> Callable[[str], str]:
     return run
 
 
+@pytest.fixture(params=["once", "twice"])
+def start_either(request: pytest.FixtureRequest, start: Start, tmp_path: Path) -> Start:
+    """Give ``start``, with one program at the tracepoint or with two, as on kernels that preempt them."""
+    if request.param == "once":
+        return start
+    if kprobes_available():
+        pytest.skip("TCP is not watched at a tracepoint where there are kprobes: run on a kernel without")
+    btf = preemptible_btf(tmp_path)
+
+    def run(configuration: str) -> Service:
+        return start(f"{configuration}\nprobe: {{btf: {btf}}}")
+
+    return run
+
+
 def unparsed(service: Service) -> dict[str, float]:
     return {reason: value for reason, value in service.by("dnsprobe_packets_unparsed_total", "reason").items() if value}
 
 
-def test_each_form_is_counted_exactly(start: Start, in_namespace: Sequence[str]) -> None:
+def test_each_form_is_counted_exactly(start_either: Start, in_namespace: Sequence[str]) -> None:
     names = [f"{row}.forms.test" for row in stream_sender.rows()]
-    service = start(f"domains: [{', '.join(names)}]\njournal: {{repeat: 0}}")
+    service = start_either(f"domains: [{', '.join(names)}]\njournal: {{repeat: 0}}")
     command = [*in_namespace, sys.executable, str(SENDER), "forms.test"]
     said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE * 3).stdout)
     assert said["written_again"] > 0
@@ -76,7 +91,7 @@ print(os.getpid())
     assert all(query["net_ns"] and query["cmdline"] and not query["from_procfs"] for query in told)
 
 
-def test_a_connection_that_was_open_before(start: Start, in_namespace: Sequence[str]) -> None:
+def test_a_connection_that_was_open_before(start_either: Start, in_namespace: Sequence[str]) -> None:
     lines = """
 server = Server()
 server.start()
@@ -100,7 +115,7 @@ finish(other)
         assert early.stdin
         assert early.stdout
         assert early.stdout.readline() == "open\n"
-        service = start("domains: [early.test]\njournal: {repeat: 0}")
+        service = start_either("domains: [early.test]\njournal: {repeat: 0}")
         early.communicate("\n", PATIENCE)
     assert service.by("dnsprobe_queries_total", "domain") == {"early.test": 12}
     assert sum(" asked for www.early.test " in entry for entry in service.entries()) == 12
@@ -108,8 +123,8 @@ finish(other)
     assert unparsed(service) == {"unaligned": 1}
 
 
-def test_what_is_not_read_is_counted(start: Start, python: Callable[[str], str]) -> None:
-    service = start("domains: [lost.test]")
+def test_what_is_not_read_is_counted(start_either: Start, python: Callable[[str], str]) -> None:
+    service = start_either("domains: [lost.test]")
     python("""
 server = Server()
 server.start()
@@ -132,8 +147,8 @@ sender.sendall(bytes.fromhex("0012 0001 0100 0001 0000 0000 0000 ff 01 0001 0001
     assert unparsed(service) == {"pipelined": 1, "unreadable": 1, "malformed": 1}
 
 
-def test_what_is_no_query_is_passed_over(start: Start, python: Callable[[str], str]) -> None:
-    service = start("domains: [passed.test]")
+def test_what_is_no_query_is_passed_over(start_either: Start, python: Callable[[str], str]) -> None:
+    service = start_either("domains: [passed.test]")
     python("""
 server = Server()
 server.start()
@@ -149,8 +164,8 @@ sender.close()
     assert unparsed(service) == {}
 
 
-def test_connections_of_dns_over_tls(start: Start, python: Callable[[str], str]) -> None:
-    service = start("domains: [unseen.test]\nmetrics: {labels: [unit]}")
+def test_connections_of_dns_over_tls(start_either: Start, python: Callable[[str], str]) -> None:
+    service = start_either("domains: [unseen.test]\nmetrics: {labels: [unit]}")
     python("""
 listeners = [socket.create_server((address, 853), family=family) for family, address in list(FAMILIES.values())[:2]]
 refused = socket.socket()
@@ -177,12 +192,28 @@ for listener in listeners:
     assert "0 queries counted" in service.err.read_text("utf-8")
 
 
-def test_other_ports_for_it_or_none(start: Start, python: Callable[[str], str]) -> None:
-    service = start("probe: {dot_ports: [8853], tcp_hook: none, ports: [53, 5353]}")
+def test_other_ports_for_it(start: Start, python: Callable[[str], str]) -> None:
+    service = start("domains: [unseen.test]\nprobe: {dot_ports: [8853]}")
+    python("""
+for port in (853, 8853):
+    with socket.create_server(("127.0.0.1", port)) as listener, socket.socket() as sender:
+        sender.connect(listener.getsockname())
+        sender.send(bytes([22, 3, 1]) + bytes(port % 300))
+""")
+    ((labels, value),) = service.samples("dnsprobe_encrypted_connections_total")
+    assert (labels["transport"], value) == ("dot", 1)
+    assert unparsed(service) == {}
+
+
+def test_no_hook_for_it(start: Start, python: Callable[[str], str]) -> None:
+    service = start("probe: {tcp_hook: none, ports: [53, 5353]}")
     python("""
 server = Server()
 server.start()
 whole("4", "www.none.test")
+with socket.create_server(("127.0.0.1", 853)) as listener, socket.socket() as sender:
+    sender.connect(listener.getsockname())
+    sender.send(bytes([22, 3, 1]))
 """)
     assert service.samples("dnsprobe_encrypted_connections_total") == []
     assert service.samples("dnsprobe_queries_total") == []

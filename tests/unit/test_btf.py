@@ -72,6 +72,12 @@ def btf() -> Btf:
     return Btf(make.data(), frozenset({"outer", "inner", "bits", "missing", "named"}))
 
 
+def test_names(btf: Btf) -> None:
+    assert btf.has_name("inner_t")
+    assert btf.has_name("call")
+    assert not btf.has_name("inner_")
+
+
 def test_enumerators(btf: Btf) -> None:
     assert (btf.enumerator("named", "MINUS"), btf.enumerator("named", "SEVEN")) == (-1, 7)
     for enum, name in (("named", "EIGHT"), ("kinds", "SEVEN"), ("missing", "SEVEN")):
