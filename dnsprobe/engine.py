@@ -10,6 +10,7 @@ from dnsprobe.config import Config, ProbeConfig
 from dnsprobe.counts import Totals
 from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.abi import Statistic
+from dnsprobe.kernel.bpf import undisturbed
 from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.ledger import Ledger
 from dnsprobe.lineage import Lineage
@@ -57,7 +58,7 @@ class Engine:
 
     def queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield the next queries, a bounded number of them."""
-        for event in self.probe.events():
+        for event in undisturbed.slices(self.probe.events()):
             told = self.ledger.query(event)
             if told is not None:
                 yield told

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from dnsprobe.counts import Series, Totals
 from dnsprobe.identity import ProcFS
 from dnsprobe.kernel import abi
+from dnsprobe.kernel.bpf import undisturbed
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DOT, OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule
 from dnsprobe.qname import QTYPES, qtype_name
@@ -102,7 +103,7 @@ class Ledger:
         self._put_in_force(rules)
         for rule in gone:
             self._retired[rule] = now
-        for name_hash, _verdict, _generation, name in list(self._probe.names()):
+        for name_hash, _verdict, _generation, name in undisturbed.slices(list(self._probe.names())):
             self._decide(name_hash, name)
 
     # Events
@@ -221,7 +222,7 @@ class Ledger:
         """Return all series with their totals as of now."""
         live = [
             self._count((start_ns, tgid), self._rules_by_id[rule], qtype, transport, queries)
-            for (start_ns, tgid, rule, qtype, transport), queries in self._probe.counts()
+            for (start_ns, tgid, rule, qtype, transport), queries in undisturbed.slices(self._probe.counts())
         ]
         live += self._pending_counts()
         live += self._overflow_counts()
@@ -271,7 +272,7 @@ class Ledger:
         alive: dict[ProcessKey, bool] = {}
         present: set[ProcessKey] = set()
         finished: set[ProcessKey] = set()
-        for entry, _ in list(self._probe.counts()):
+        for entry, _ in undisturbed.slices(list(self._probe.counts())):
             start_ns, tgid, rule, qtype, transport = entry
             key = (start_ns, tgid)
             if key not in alive:
@@ -297,7 +298,7 @@ class Ledger:
 
     def _sweep_processes(self, present: set[ProcessKey], finished: set[ProcessKey]) -> None:
         """Forget the trees of processes without counts, but not while one can still count, even during this sweep."""
-        for key in self._ended - present - finished:
+        for key in undisturbed.slices(self._ended - present - finished):
             self._probe.forget_process(*key)
         idle = (self._idle | finished) - present
         self._idle = {key for key in idle if self._procfs.alive(Process(key[1], key[0], b""))}
@@ -308,7 +309,7 @@ class Ledger:
         current = {(*key, cached.execs) for key, cached in self._identities.items()}
         unclaimed = set(self._probe.facts_kept()) - current
         # Its event may still be on its way, but not from one sweep to the next.
-        for entry in unclaimed & self._unclaimed:
+        for entry in undisturbed.slices(unclaimed & self._unclaimed):
             self._probe.forget_facts(*entry)
         self._unclaimed = unclaimed
 
@@ -321,7 +322,7 @@ class Ledger:
         entries = [entry for entry, _ in self._probe.pending()]
         open_names: set[int] = set()
         verdicts = self._verdicts(entries) if entries else {}
-        for entry in entries:
+        for entry in undisturbed.slices(entries):
             start_ns, name_hash, tgid, generation, qtype, transport = entry
             since = self._decided.get(name_hash)
             if since is None or since > settled:
@@ -340,12 +341,12 @@ class Ledger:
         names_full = self._probe.statistics()[abi.Statistic.UNDECIDED_NAMES_FULL]
         if names_full != self._names_full:
             self._names_full = names_full
-            for name_hash, _verdict, _generation, name in list(self._probe.names()):
+            for name_hash, _verdict, _generation, name in undisturbed.slices(list(self._probe.names())):
                 if name_hash not in self._decided:
                     self._decide(name_hash, name)
         if len(self._decided) < self._names_size * _NAMES_FILL:
             return
-        for name_hash, since in list(self._decided.items()):
+        for name_hash, since in undisturbed.slices(list(self._decided.items())):
             if since <= settled and name_hash not in open_names:
                 self._probe.forget_name(name_hash)
                 del self._decided[name_hash]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dnsprobe.kernel.abi import COMM_SIZE, TICK_NS, Ancestor, AncestorKey, Statistic
+from dnsprobe.kernel.bpf import undisturbed
 from dnsprobe.model import Process
 
 _SWEEP_SECONDS = 10.0
@@ -141,7 +142,7 @@ class Lineage:
                 key = table[key].parent
         unneeded = {key for key, ancestor in table.items() if ancestor.exited} - needed
         forgotten = unneeded & self._unneeded
-        for key in forgotten:
+        for key in undisturbed.slices(forgotten):
             self._table.forget_ancestor(key)
         self._unneeded = unneeded - forgotten
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 from dnsprobe.errors import UserError
 
@@ -97,6 +99,11 @@ def _check(result: int) -> int:
     return result
 
 
+_T = TypeVar("_T")
+#: Items that are worked on without a pause: some milliseconds. To change the scheduler takes longer than most of them.
+_SLICE = 32
+
+
 class _Undisturbed:
     """Keeps other processes from taking the CPU while this one is inside the kernel's map functions.
 
@@ -125,6 +132,13 @@ class _Undisturbed:
         self._depth -= 1
         if self._depth == 0 and self._allowed:
             os.sched_setscheduler(0, *self._before)
+
+    def slices(self, items: Iterable[_T]) -> Iterator[_T]:
+        """Yield items whose work is with the maps. Others get the CPU now and then, not at each call."""
+        left = iter(items)
+        while some := list(islice(left, _SLICE)):
+            with self:
+                yield from some
 
 
 #: For the thread that works with the maps; used around each group of calls.
