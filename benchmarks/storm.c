@@ -3,6 +3,7 @@
  * Makes processes as fast as it can: storm KIND FAMILIES WORKERS. Each family is
  *
  *   leaf    a process that ends at once: fork, exit
+ *   asker   a process that asks for www.watched.test (A) at 127.0.0.1 and ends: fork, exit
  *   job     as make(1) has them: a shell that has a compiler run; fork, exec, fork, exec, exit, exit
  *   orphan  a process that forks another and does not wait for it; fork, fork, exit, exit
  *
@@ -13,7 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <netinet/in.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -53,6 +56,18 @@ static int be(const char *name)
 	return 0;
 }
 
+static void ask(void)
+{
+	static const char query[] = "\0\1\1\0\0\1\0\0\0\0\0\0\3www\7watched\4test\0\0\1\0\1";
+	struct sockaddr_in server = { .sin_family = AF_INET,
+				      .sin_port = htons(53),
+				      .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	int sender = socket(AF_INET, SOCK_DGRAM, 0);
+
+	if (sendto(sender, query, sizeof(query) - 1, 0, (struct sockaddr *)&server, sizeof(server)) < 0)
+		fail("sendto");
+}
+
 static void make_family(const char *kind)
 {
 	pid_t pid = start();
@@ -62,6 +77,8 @@ static void make_family(const char *kind)
 			become("shell");
 		if (!strcmp(kind, "orphan"))
 			start();
+		if (!strcmp(kind, "asker"))
+			ask();
 		_exit(0);
 	}
 	waitpid(pid, NULL, 0);
@@ -88,7 +105,7 @@ int main(int argc, char **argv)
 	if (argc == 2)
 		return be(argv[1]);
 	if (argc != 4) {
-		fprintf(stderr, "usage: storm leaf|job|orphan FAMILIES WORKERS\n");
+		fprintf(stderr, "usage: storm leaf|asker|job|orphan FAMILIES WORKERS\n");
 		return 2;
 	}
 	families = atol(argv[2]);
@@ -102,6 +119,6 @@ int main(int argc, char **argv)
 		if (wait(&status) < 0 || status)
 			return 1;
 	}
-	printf("%ld\n", workers + families * (strcmp(argv[1], "leaf") ? 2 : 1));
+	printf("%ld\n", workers + families * (!strcmp(argv[1], "job") || !strcmp(argv[1], "orphan") ? 2 : 1));
 	return 0;
 }

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 #: How often the loop looks whether there is something to carry over; cheap when there is not.
 _TICK_SECONDS = 1.0
+#: After there was: while thousands of processes ask and are gone, the kernel's room for them is full in no time.
+_NEXT_TICK_SECONDS = 0.25
 _DRAIN_SECONDS = 5.0
 #: For one attempt to attach: half a second where nothing else is going on.
 _ATTEMPT_SECONDS = 150
@@ -174,9 +176,12 @@ class Daemon:
     async def _tick(self) -> None:
         # In the loop that does the work, after the work: when that hangs, systemd hears nothing and starts us anew.
         watchdog = "WATCHDOG_USEC" in os.environ
+        pause = _TICK_SECONDS
         while True:
-            await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(pause)
+            pause = _TICK_SECONDS
             if self._engine.tend():
+                pause = _NEXT_TICK_SECONDS
                 notify(f"STATUS={self._status()}")
             self._sink.settle()
             if watchdog:

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -264,8 +265,9 @@ def followed(entries: int) -> Iterator[tuple[Probe, Lineage]]:
         probe.release()
 
 
-def run_storm(storm: Path, kind: str, families: int) -> int:
-    return int(subprocess.run([storm, kind, str(families), "4"], stdout=subprocess.PIPE, check=True).stdout)
+def run_storm(storm: Path, kind: str, families: int, prefix: Sequence[str] = ()) -> int:
+    command = [*prefix, str(storm), kind, str(families), "4"]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def named_storm(probe: Probe) -> list[abi.Ancestor]:
@@ -325,6 +327,29 @@ def test_memory_of_the_daemon_stays(start: Start, storm: Path) -> None:
     _, after = usage(service.process.pid)
     assert after - before < 1024  # KiB; 100,000 of anything would be more
     assert service.by("dnsprobe_lineage_lost_total", "reason") == {"full": 0, "run_missed": 0}
+
+
+def test_100_000_who_ask_and_are_gone(start: Start, storm: Path, in_namespace: list[str]) -> None:
+    service = start("domains: [watched.test]")
+    run_storm(storm, "asker", 20_000, in_namespace)
+    service.get("/metrics")
+    _, before = usage(service.process.pid)
+    run_storm(storm, "asker", 80_000, in_namespace)
+    # So many at once may find no room for their trees, but none is lost.
+    assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 100_000}
+    _, after = usage(service.process.pid)
+    assert after - before < 24 * 1024  # KiB; 80,000 of anything would be more
+    until = time.monotonic() + PATIENCE
+    while lacking_room(service, storm, in_namespace) and time.monotonic() < until:
+        pass
+    assert not lacking_room(service, storm, in_namespace), "the room of those that are gone did not come back"
+
+
+def lacking_room(service: Service, storm: Path, in_namespace: list[str]) -> bool:
+    """True if the kernel had no room for one of so many new processes, which is half of what it can have."""
+    before = service.by("dnsprobe_queries_unattributed_total", "reason")
+    run_storm(storm, "asker", 4096, in_namespace)
+    return service.by("dnsprobe_queries_unattributed_total", "reason") != before
 
 
 def test_what_was_missed_is_found_by_the_sweep() -> None:
