@@ -168,7 +168,9 @@
   }
 
   function zoomTo(path) {
-    zoomed = cursor = path;
+    zoomed = path;
+    // All of it has room for where one was.
+    if (path !== "") cursor = path;
     draw();
     tell(drawn.get(cursor)?.box);
   }
@@ -241,7 +243,7 @@
   });
   back.addEventListener("click", () => {
     zoomTo("");
-    drawn.get("")?.element.focus();
+    drawn.get(cursor)?.element.focus();
   });
   window.addEventListener("resize", draw);
 
