@@ -2,6 +2,8 @@
 "use strict";
 (() => {
   const REFRESH_MS = 5000;
+  // A page that takes the daemon long is asked for less often: this is the most that one who looks on takes of its time.
+  const SHARE = 1 / 20;
   const PATIENCE_MS = 10000;
   const ROW_REM = 1.6;
   // Narrower, nobody sees or hits it: what is in there shows once one zooms in.
@@ -21,6 +23,7 @@
   let paused = false;
   let timer = 0;
   let answered = new Date();
+  let interval = REFRESH_MS;
 
   const counted = (total) => `${total.toLocaleString("en")} ${total === 1 ? "query" : "queries"}`;
   const share = (part) => `${(root.total ? (100 * part) / root.total : 0).toFixed(1)} %`;
@@ -265,17 +268,20 @@
   }
 
   function sayHow() {
-    say(paused ? "Paused." : `Refreshes itself every ${REFRESH_MS / 1000} seconds.`, false);
+    say(paused ? "Paused." : `Refreshes itself every ${Math.round(interval / 1000)} seconds.`, false);
   }
 
   async function refresh() {
     clearTimeout(timer);
     if (!paused && !document.hidden) {
+      const began = performance.now();
       try {
         const options = {cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS)};
         const answer = await fetch(location.pathname, options);
         if (!answer.ok) throw new Error(`it answers with status ${answer.status}`);
-        take(new DOMParser().parseFromString(await answer.text(), "text/html"));
+        const text = await answer.text();
+        interval = Math.max(REFRESH_MS, (performance.now() - began) / SHARE);
+        take(new DOMParser().parseFromString(text, "text/html"));
         answered = new Date();
         sayHow();
       } catch (error) {
@@ -284,7 +290,7 @@
       }
     }
     clearTimeout(timer);
-    timer = setTimeout(refresh, REFRESH_MS);
+    timer = setTimeout(refresh, interval);
   }
 
   pause.addEventListener("click", () => {
@@ -303,5 +309,5 @@
   root = grow(JSON.parse(byId("data").textContent));
   draw();
   sayHow();
-  timer = setTimeout(refresh, REFRESH_MS);
+  timer = setTimeout(refresh, interval);
 })();
