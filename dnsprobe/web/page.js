@@ -2,7 +2,8 @@
 "use strict";
 (() => {
   const REFRESH_MS = 5000;
-  // A page that takes the daemon long is asked for less often: this is the most that one who looks on takes of its time.
+  // A page that takes the daemon long is asked for less often: this is the most that one who looks on takes of its
+  // time.
   const SHARE = 1 / 20;
   const PATIENCE_MS = 10000;
   const ROW_REM = 1.6;
@@ -19,6 +20,7 @@
   // Paths, not nodes: they stay the same when the nodes are made anew.
   let zoomed = "";
   let cursor = "";
+  let told;
   let drawn = new Map();
   let paused = false;
   let timer = 0;
@@ -89,7 +91,8 @@
 
   function describe(box) {
     const total = box.rest ? box.node.rest : box.node.total;
-    const own = box.rest || box.node.own === box.node.total || !box.node.own ? "" : `, ${counted(box.node.own)} its own`;
+    const own =
+        box.rest || box.node.own === box.node.total || !box.node.own ? "" : `, ${counted(box.node.own)} its own`;
     return `${counted(total)}, ${share(total)}${own}`;
   }
 
@@ -111,8 +114,10 @@
     element.tabIndex = box.key === cursor ? 0 : -1;
     element.setAttribute("aria-level", String(box.node.depth + (box.rest ? 2 : 1)));
     element.setAttribute("aria-label", `${title}: ${describe(box)}`);
-    if (box.key === zoomed) element.setAttribute("aria-current", "true");
-    else element.removeAttribute("aria-current");
+    if (box.key === zoomed)
+      element.setAttribute("aria-current", "true");
+    else
+      element.removeAttribute("aria-current");
   }
 
   function draw() {
@@ -141,12 +146,14 @@
       drawn.set(box.key, {element, box});
     }
     for (const {element} of before.values()) element.remove();
-    icicle.style.height = `${ROW_REM * (1 + Math.max(0, ...boxes.map((box) => box.node.depth + (box.rest ? 1 : 0))))}rem`;
+    icicle.style.height =
+        `${ROW_REM * (1 + Math.max(0, ...boxes.map((box) => box.node.depth + (box.rest ? 1 : 0))))}rem`;
     icicle.classList.toggle("searching", text !== "");
     back.disabled = zoomed === "";
     // To move an element, or to remove it, takes the focus away.
     if (focused && !icicle.contains(document.activeElement)) drawn.get(cursor)?.element.focus();
     addUp(text);
+    tell(drawn.get(told)?.box);
   }
 
   // What matches below something that matches is in that one's number already.
@@ -166,7 +173,9 @@
     if (text !== "") visit(root);
     const least = hidden ? "at least " : "";
     const where = `${places.toLocaleString("en")} ${places === 1 ? "place" : "places"}`;
-    const found = text === "" ? "" : `${least}${counted(total)} of ${root.total.toLocaleString("en")} (${share(total)}) in ${where}`;
+    const found = text === "" ?
+        "" :
+        `${least}${counted(total)} of ${root.total.toLocaleString("en")} (${share(total)}) in ${where}`;
     if (byId("found").textContent !== found) byId("found").textContent = found;
   }
 
@@ -178,8 +187,12 @@
     tell(drawn.get(cursor)?.box);
   }
 
+  // What the line below the graph says goes on to be true while numbers change.
   function tell(box) {
-    byId("told").textContent = box === undefined ? "" : `${box.node.path.slice(1)}${box.rest ? `: ${label(box)}` : ""} ${describe(box)}`;
+    told = box?.key;
+    const path = box === undefined ? "" : `${box.node.path.slice(1)}${box.rest ? `: ${label(box)}` : ""} `;
+    const text = box === undefined ? "" : path + describe(box);
+    if (byId("told").textContent !== text) byId("told").textContent = text;
   }
 
   function moveTo(key) {

@@ -105,6 +105,9 @@ def in_tree(comm: bytes) -> str:
 
 WWW = name(b"www", b"watched")
 HOSTILE = [name(*labels, b"hostile") for labels in NAMES]
+#: With what is above them, nearly as deep as a tree gets.
+DEEP = [b"deep%02d" % depth for depth in range(25)]
+TOTAL = 60 + 1 + len(COMMS) * len(HOSTILE)
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +119,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             ([b"shop", b"buyer", b"curl"], [WWW] * 30),
             ([b"shop", b"seller", b"curl"], [WWW] * 20),
             ([b"shop", b"seller", b"wget"], [WWW] * 10),
+            (DEEP, [WWW]),
             *(([b"hostile", comm], HOSTILE) for comm in COMMS),
         )
         until = time.monotonic() + PATIENCE
-        while len(service.entries()) < 60 + len(COMMS) * len(HOSTILE) and time.monotonic() < until:
+        while len(service.entries()) < TOTAL and time.monotonic() < until:
             time.sleep(0.02)
         yield service
     finally:
@@ -207,13 +211,12 @@ def test_the_graph_adds_up(open_tab: Open) -> None:
         assert tab.box("shop").get_attribute("aria-label") == f"shop: 60 queries, {shown_share(60)}"
         assert "30 queries" in tab.box("shop;buyer;curl").get_attribute("aria-label")
         assert tab.share("shop;seller") == pytest.approx(tab.share("shop") / 2, rel=1e-3)
-        total = 60 + len(COMMS) * len(HOSTILE)
-        expect(tab.page.locator("#summary strong")).to_have_text(str(total))
+        expect(tab.page.locator("#summary strong")).to_have_text(str(TOTAL))
         assert tab.box_names()[0] == "all"
 
 
 def shown_share(part: int) -> str:
-    return f"{100 * part / (60 + len(COMMS) * len(HOSTILE)):.1f} %"
+    return f"{100 * part / TOTAL:.1f} %"
 
 
 def test_zoom_by_click_and_back(open_tab: Open) -> None:
@@ -268,14 +271,14 @@ def test_search_adds_up_what_it_finds(open_tab: Open) -> None:
     with open_tab() as tab:
         found, search = tab.page.locator("#found"), tab.page.get_by_label("Search")
         search.fill("CURL")
-        expect(found).to_have_text(f"50 queries of 130 ({shown_share(50)}) in 2 places")
+        expect(found).to_have_text(f"50 queries of {TOTAL} ({shown_share(50)}) in 2 places")
         assert tab.page.locator(".node.match").all_text_contents() == ["curl", "curl"]
         search.fill("sell")  # seller, and what is below it is not counted twice
-        expect(found).to_have_text(f"30 queries of 130 ({shown_share(30)}) in 1 place")
+        expect(found).to_have_text(f"30 queries of {TOTAL} ({shown_share(30)}) in 1 place")
         search.fill("<script>")
-        expect(found).to_contain_text("5 queries of 130")
+        expect(found).to_contain_text(f"5 queries of {TOTAL}")
         search.fill("nothing like it")
-        expect(found).to_contain_text("0 queries of 130")
+        expect(found).to_contain_text(f"0 queries of {TOTAL}")
         search.press("Escape")
         expect(found).to_have_text("")
         expect(tab.page.locator(".node.match")).to_have_count(0)
@@ -290,9 +293,11 @@ def test_it_refreshes_itself_and_keeps_what_one_looks_at(open_tab: Open, start: 
         tab.box("shop;buyer").click()
         tab.page.get_by_label("Search").fill("curl")
         expect(tab.page.locator("#found")).to_contain_text("3 queries of 4")
+        expect(tab.page.locator("#told")).to_contain_text("shop;buyer 3 queries, 75.0 %")
         tab.page.locator("#as-list summary").click()
         send((chain, [fresh] * 4), ([b"other"], [name(b"later", b"fresh")]), ([b"another"], [fresh]))
         expect(tab.page.locator("#found")).to_contain_text("7 queries of 10", timeout=PATIENCE * 1000)
+        expect(tab.page.locator("#told")).to_contain_text("shop;buyer 7 queries, 70.0 %")
         assert tab.share("shop;buyer") == 1
         expect(tab.box("another")).to_have_count(0)
         expect(tab.page.locator("#summary strong")).to_have_text("10")
@@ -347,7 +352,7 @@ def test_hostile_values_are_text(open_tab: Open, script: bool) -> None:
         assert trees[0].endswith(f"hostile;{in_tree(COMMS[-1])}")
         assert {tree.rpartition("hostile;")[2] for tree in trees if ";hostile;" in tree} == set(map(in_tree, COMMS))
         assert page.locator("#rules td:first-child").all_text_contents() == ["watched.test", RULE_NAME, HEBREW]
-        assert page.locator("#rules td:last-child").all_text_contents() == ["60", str(len(COMMS) * len(HOSTILE)), "0"]
+        assert page.locator("#rules td:last-child").all_text_contents() == ["61", str(len(COMMS) * len(HOSTILE)), "0"]
         text = page.locator("body").text_content() or ""
         assert [char for char in set(text) if not char.isprintable() and char != "\n"] == []
 
@@ -395,6 +400,7 @@ def test_nothing_to_scroll_sideways(open_tab: Open, script: bool, width: int) ->
     with open_tab(java_script_enabled=script, viewport={"width": width, "height": 640}) as tab:
         if script:
             tab.page.locator("#as-list summary").click()
+            expect(tab.page.locator("#list").get_by_text("deep24", exact=True)).to_be_visible()
             tab.box("hostile").click()
             tab.page.get_by_label("Search").fill("x" * 100)
             expect(tab.page.locator("#found")).not_to_be_empty()
