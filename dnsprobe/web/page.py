@@ -217,10 +217,12 @@ def _moment(time_ns: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000).astimezone()
 
 
-def _time(time_ns: int, shape: str) -> str:
+def _time(time_ns: int, *, day: bool) -> str:
+    """Return a moment with its day, to the second; or without, to the millisecond."""
     moment = _moment(time_ns)
     utc = moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return f'<time datetime="{utc}">{moment.strftime(shape)}</time>'
+    text = f"{moment:%Y-%m-%d %H:%M:%S}" if day else moment.time().isoformat("milliseconds")
+    return f'<time datetime="{utc}">{text}</time>'
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
@@ -260,7 +262,7 @@ def _summary(page: Page, queries: int) -> str:
         facts.append(f"{encrypted:,} encrypted {'connection' if encrypted == 1 else 'connections'}")
     ready = '<span class="good">ready</span>' if page.ready else '<span class="bad">not ready: not all is proved</span>'
     zone = _moment(page.time_ns).strftime("%z")
-    facts.append(f"as of {_time(page.time_ns, '%Y-%m-%d %H:%M:%S')} {zone}")
+    facts.append(f"as of {_time(page.time_ns, day=True)} {zone}")
     return f"<p>{ready} · {' · '.join(facts)}</p>"
 
 
@@ -285,7 +287,7 @@ def _last(page: Page) -> str:
         return "<p>No query yet.</p>"
     rows = [
         (
-            _time(query.time_ns + page.offset_ns, "%H:%M:%S.%f")[: -len("000</time>")] + "</time>",
+            _time(query.time_ns + page.offset_ns, day=False),
             _text(name(query.ancestry.asker)),
             _text(query.ancestry.tree),
             _text(to_text(query.qname)),
@@ -305,12 +307,16 @@ def _rules(page: Page) -> str:
         if not series.encrypted:
             counted[series.domain] += queries
     ruled = {rule.name for rule in page.rules}
-    rows = [(_short(rule.name), _short(rule.pattern), counted[rule.name]) for rule in page.rules]
-    rows += [(_short(domain), "not watched any more", counted[domain]) for domain in sorted(counted.keys() - ruled)]
+    rows = [(rule.name, rule.pattern) for rule in page.rules]
+    rows += [(domain, "") for domain in sorted(counted.keys() - ruled)]
     # With few rules the order of the configuration; with many, first those that count.
     if len(rows) > _MAX_RULES:
-        rows.sort(key=lambda row: -row[2])
-    table = _table(("Rule", "Pattern", "#Queries"), [(*row[:2], f"{row[2]:,}") for row in rows[:_MAX_RULES]])
+        rows.sort(key=lambda row: -counted[row[0]])
+    cells = [
+        (_short(domain), _short(pattern) if pattern else "not watched any more", f"{counted[domain]:,}")
+        for domain, pattern in rows[:_MAX_RULES]
+    ]
+    table = _table(("Rule", "Pattern", "#Queries"), cells)
     left_out = len(rows) - _MAX_RULES
     return table + (f"\n<p>{left_out:,} more, with fewer queries.</p>" if left_out > 0 else "")
 
@@ -356,7 +362,7 @@ def _losses(page: Page) -> str:
         )
         for metric, reason, lost in losses(now)
     ]
-    reload = _time(int(now.reload_time * 1e9), "%Y-%m-%d %H:%M:%S")
+    reload = _time(int(now.reload_time * 1e9), day=True)
     good = "read" if now.reload_successful else '<span class="bad">not good when it was last read</span>, before that'
     entries = number(now.journal_entries, "journal entry", "journal entries")
     about = f"<p>{number(now.events, 'event')} from the kernel, {entries}. Configuration {good} at {reload}.</p>"

@@ -106,7 +106,7 @@ def in_tree(comm: bytes) -> str:
 WWW = name(b"www", b"watched")
 HOSTILE = [name(*labels, b"hostile") for labels in NAMES]
 #: With what is above them, nearly as deep as a tree gets.
-DEEP = [b"deep%02d" % depth for depth in range(25)]
+DEEP = [b"under%02d" % depth for depth in range(25)]
 TOTAL = 60 + 1 + len(COMMS) * len(HOSTILE)
 
 
@@ -400,7 +400,7 @@ def test_nothing_to_scroll_sideways(open_tab: Open, script: bool, width: int) ->
     with open_tab(java_script_enabled=script, viewport={"width": width, "height": 640}) as tab:
         if script:
             tab.page.locator("#as-list summary").click()
-            expect(tab.page.locator("#list").get_by_text("deep24", exact=True)).to_be_visible()
+            expect(tab.page.locator("#list").get_by_text("under24", exact=True)).to_be_visible()
             tab.box("hostile").click()
             tab.page.get_by_label("Search").fill("x" * 100)
             expect(tab.page.locator("#found")).not_to_be_empty()
