@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     run = command("run", "run the service in the foreground", _run)
-    run.add_argument("--listen", metavar="ADDR:PORT", help="where to serve /metrics, instead of metrics.listen")
+    run.add_argument(
+        "--listen", metavar="ADDR:PORT", help="where to serve /metrics and the page, instead of metrics.listen"
+    )
     run.add_argument(
         "--log-target",
         choices=("auto", "journal", "console"),

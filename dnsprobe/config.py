@@ -93,13 +93,14 @@ class JournalConfig:
 class MetricsConfig:
     """The HTTP side: ``listen`` is an IP address without brackets and a port, 0 for any free one.
 
-    ``labels`` are those of OPTIONAL_LABELS that are shown.
+    ``labels`` are those of OPTIONAL_LABELS that are shown; ``page`` says whether there is a page for people.
     """
 
     listen: tuple[str, int] = ("127.0.0.1", 10059)
     max_series: int = 10000
     labels: tuple[str, ...] = OPTIONAL_LABELS
     connections: int = 128
+    page: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,6 +406,14 @@ def _ports(fewest: int, example: str) -> _Reader:
     return read_all
 
 
+def _truth(place: _Place) -> bool:
+    # Of all that YAML 1.1 takes for a truth value, these two are so to everybody.
+    text = place.scalar("bool") or ""
+    if text not in {"true", "false"}:
+        place.wrong("not a choice", "true or false, without quotes")
+    return text == "true"
+
+
 def _path(place: _Place) -> str:
     text = place.scalar("str") or ""
     if not text.startswith("/") or not text.isprintable():
@@ -526,6 +535,7 @@ _METRICS: _Fields = {
     "max_series": ("max_series", _number(1, 1_000_000)),
     "labels": ("labels", _choices(*OPTIONAL_LABELS)),
     "connections": ("connections", _number(1, 65535)),
+    "page": ("page", _truth),
 }
 
 

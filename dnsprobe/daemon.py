@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 
 from dnsprobe.config import Config, JournalConfig
@@ -17,9 +18,11 @@ from dnsprobe.counts import total_queries
 from dnsprobe.engine import Engine
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
+from dnsprobe.model import Query
 from dnsprobe.privileges import give_up
 from dnsprobe.rules import RuleSet
 from dnsprobe.sinks.console import ConsoleSink
+from dnsprobe.sinks.facts import wall_offset_ns
 from dnsprobe.sinks.journal import (
     PATH_LOST_ID,
     PATH_PROVED_ID,
@@ -31,6 +34,7 @@ from dnsprobe.sinks.journal import (
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.sinks.writer import Writer
 from dnsprobe.text import number
+from dnsprobe.web.page import LAST_QUERIES, Page
 from dnsprobe.web.server import Server
 
 _log = logging.getLogger(__name__)
@@ -94,8 +98,12 @@ class Daemon:
         self._reload_successful, self._reload_time = True, time.time()
         # The listener first: that its port is taken is known before anything is attached.
         self._server = Server(
-            build_registry(self._snapshot, config.metrics.labels), self._sees_queries, config.metrics.connections
+            build_registry(self._snapshot, config.metrics.labels),
+            self._sees_queries,
+            config.metrics.connections,
+            self._page if config.metrics.page else None,
         )
+        self._last: deque[Query] = deque(maxlen=LAST_QUERIES)
         self._listen(passed_sockets())
         self._engine = Engine(config, RuleSet.build(config.domains))
         # The child that attaches has started, and has its own. Before there is a thread, which would keep them.
@@ -172,6 +180,7 @@ class Daemon:
     def _take_events(self) -> None:
         for query, identity in self._engine.queries():
             self._sink.put(query, identity)
+            self._last.append(query)
 
     async def _tick(self) -> None:
         # In the loop that does the work, after the work: when that hangs, systemd hears nothing and starts us anew.
@@ -280,6 +289,19 @@ class Daemon:
             rules=len(self._engine.ledger.rules.rules),
             reload_successful=self._reload_successful,
             reload_time=self._reload_time,
+        )
+
+    def _page(self) -> Page:
+        probe = self._engine.probe
+        return Page(
+            snapshot=self._snapshot(),
+            ready=self._sees_queries(),
+            rules=self._engine.ledger.rules.rules,
+            unserved=probe.unserved,
+            lineage_problem=probe.lineage_problem,
+            last=tuple(self._last),
+            offset_ns=wall_offset_ns(),
+            time_ns=time.time_ns(),
         )
 
     def _drain(self) -> None:

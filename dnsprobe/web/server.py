@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import gzip
-import html
 import logging
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import cast
 
@@ -28,6 +27,7 @@ from tornado.iostream import IOStream
 
 from dnsprobe import __version__
 from dnsprobe.errors import UserError
+from dnsprobe.web.page import CONTENT_TYPE, HEADERS, Page, render
 
 _log = logging.getLogger(__name__)
 
@@ -55,29 +55,6 @@ _MAX_UNREAD = 16 * 1024 * 1024
 _GZIP_LEVEL = 4
 
 _PLAIN = "text/plain; charset=utf-8"
-_PAGE = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="light dark">
-<title>dnsprobe</title>
-</head>
-<body>
-<h1>dnsprobe {html.escape(__version__)}</h1>
-<p>Tells which process, with which ancestors, asks for which DNS name.</p>
-<ul>
-<li><a href="/metrics">Metrics</a> for Prometheus</li>
-<li><a href="/-/ready">Ready?</a> Whether queries are being seen</li>
-<li><a href="/-/healthy">Healthy?</a> Whether the daemon answers at all</li>
-</ul>
-</body>
-</html>
-"""
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +78,23 @@ def _takes_gzip(accept_encoding: str) -> bool:
     return False
 
 
+def _zipped(response: _Response, headers: httputil.HTTPHeaders) -> _Response:
+    """Return a response compressed, for a request that allows it."""
+    if not _takes_gzip(headers.get("Accept-Encoding", "")):
+        return response
+    body = gzip.compress(response.body, _GZIP_LEVEL)
+    return replace(response, body=body, headers={**response.headers, "Content-Encoding": "gzip"})
+
+
 def _metrics(registry: CollectorRegistry, headers: httputil.HTTPHeaders) -> _Response:
     encode, content_type = choose_encoder(headers.get("Accept", ""))
-    body = encode(registry)
     more = {"Vary": "Accept, Accept-Encoding"}
-    if _takes_gzip(headers.get("Accept-Encoding", "")):
-        body = gzip.compress(body, _GZIP_LEVEL)
-        more["Content-Encoding"] = "gzip"
-    return _Response(HTTPStatus.OK, content_type, body, more)
+    return _zipped(_Response(HTTPStatus.OK, content_type, encode(registry), more), headers)
+
+
+def _page(now: Page, headers: httputil.HTTPHeaders) -> _Response:
+    more = {"Vary": "Accept-Encoding", **HEADERS}
+    return _zipped(_Response(HTTPStatus.OK, CONTENT_TYPE, render(now), more), headers)
 
 
 class _Exchange(httputil.HTTPMessageDelegate):
@@ -168,13 +154,22 @@ class _Unread:
 class Server(httputil.HTTPServerConnectionDelegate):
     """Serves ``registry`` and the answer of ``ready`` over HTTP, to at most ``connections`` clients at a time.
 
+    ``page`` gives what the page for people shows; without it there is none.
+
     At that bound, a new client takes the place of the one that has been without a request for the longest, or, if all
     have one, of the one whose request is the oldest.
     """
 
-    def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool], connections: int) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        connections: int,
+        page: Callable[[], Page] | None = None,
+    ) -> None:
         self._registry = registry
         self._ready = ready
+        self._page = page
         self._limit = connections
         self._parameters = HTTP1ConnectionParameters(
             chunk_size=_READ_CHUNK,
@@ -384,7 +379,7 @@ class Server(httputil.HTTPServerConnectionDelegate):
         self._busy[client] = asyncio.get_running_loop().time()
         if exchange.method not in {"GET", "HEAD"}:
             self._respond(exchange, _plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", Allow="GET, HEAD"))
-        elif exchange.path == "/metrics":
+        elif exchange.path == "/metrics" or (exchange.path == "/" and self._page is not None):
             self._put_off.append(exchange)
             self._serve_put_off()
         elif exchange.path == "/-/healthy":
@@ -395,9 +390,6 @@ class Server(httputil.HTTPServerConnectionDelegate):
                 exchange,
                 _plain(HTTPStatus.OK, "ready") if ready else _plain(HTTPStatus.SERVICE_UNAVAILABLE, "not ready"),
             )
-        elif exchange.path == "/":
-            page = _Response(HTTPStatus.OK, "text/html; charset=utf-8", _PAGE.encode(), _PAGE_HEADERS)
-            self._respond(exchange, page)
         else:
             self._respond(exchange, _plain(HTTPStatus.NOT_FOUND, "not found"))
 
@@ -407,13 +399,19 @@ class Server(httputil.HTTPServerConnectionDelegate):
             if exchange.client.stream.closed():
                 continue
             try:
-                response = _metrics(self._registry, exchange.headers)
+                response = self._collect(exchange)
             except Exception:  # one bad metric must not end the daemon
-                _log.exception("cannot collect the metrics")
-                response = _plain(HTTPStatus.INTERNAL_SERVER_ERROR, "cannot collect the metrics: see dnsprobe's log")
+                what = "metrics" if exchange.path == "/metrics" else "page"
+                _log.exception("cannot collect the %s", what)
+                response = _plain(HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot collect the {what}: see dnsprobe's log")
             self._respond(exchange, response)
         if self._put_off and self._relief is None:
             self._relief = asyncio.get_running_loop().call_later(_BUSY_GRACE, self._relieve)
+
+    def _collect(self, exchange: _Exchange) -> _Response:
+        if exchange.path == "/" and self._page is not None:
+            return _page(self._page(), exchange.headers)
+        return _metrics(self._registry, exchange.headers)
 
     def _relieve(self) -> None:
         """Close whoever has not read its response for the longest, while others wait for theirs."""

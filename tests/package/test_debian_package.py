@@ -170,6 +170,8 @@ def test_counts_and_imports_nothing_of_the_environment(tree: DebianTree, tmp_pat
             sample = rf'^dnsprobe_queries_total{{.*domain="{domain}".*}} (.*)$'
             counted = re.findall(sample, answer.read().decode(), re.MULTILINE)
         assert [float(value) for value in counted] == [7.0]
+        with urllib.request.urlopen(url.removesuffix("metrics"), timeout=PATIENCE) as answer:
+            assert domain in answer.read().decode()
     finally:
         service.terminate()
         try:

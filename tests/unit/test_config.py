@@ -64,6 +64,7 @@ def test_the_shipped_file_and_the_page_have_every_key() -> None:
         for key, value in shipped[section].items():
             row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` "))
             text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
+            text = str(value).lower() if isinstance(value, bool) else text
             assert f"| `{text}`" in row
 
 
@@ -100,6 +101,7 @@ metrics:
   max_series: 5
   labels: [container]
   connections: 6
+  page: false
 """,
     ) == Config(
         domains=(
@@ -122,7 +124,7 @@ metrics:
             tree="lineage",
         ),
         journal=JournalConfig(repeat_ns=1_500_000_000, queue=1, rate_interval_ns=0, rate_burst=7),
-        metrics=MetricsConfig(listen=("::1", 0), max_series=5, labels=("container",), connections=6),
+        metrics=MetricsConfig(listen=("::1", 0), max_series=5, labels=("container",), connections=6, page=False),
     )
 
 
@@ -246,6 +248,10 @@ SCALARS = [
     ("journal", "queue", "!!python/name:os.system 1", "not a whole number (1)"),
     ("metrics", "labels", "unit", "not a list (unit); give a list of any of unit, container; [] is none"),
     ("metrics", "max_series", "1000001", "out of range (1000001); give a number from 1 to 1000000"),
+    *(
+        ("metrics", "page", value, f"not a choice ({shown}); true or false, without quotes")
+        for value, shown in [("yes", "yes"), ("'true'", "true"), ("1", "1"), ("[]", "a list"), ("", "no value")]
+    ),
     ("metrics", "connections", "65536", "out of range (65536); give a number from 1 to 65535"),
     ("metrics", "listen", ":10059", "no address (:10059); for all addresses write 0.0.0.0:10059 or [::]:10059"),
     ("metrics", "listen", "10059", "not an address and a port (10059); write ADDR:PORT"),

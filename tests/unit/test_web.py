@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import pytest
 from prometheus_client.registry import CollectorRegistry
 
-from dnsprobe import __version__
 from dnsprobe.counts import Series
 from dnsprobe.errors import EXIT_FAILED, UserError
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.web import server as web
+from dnsprobe.web.page import Page
 from dnsprobe.web.server import Server
 
 #: More than any test needs; a test that gets here has failed.
@@ -33,9 +33,12 @@ def big_registry(megabytes: int = 8) -> CollectorRegistry:
 
 @asynccontextmanager
 async def serving(
-    registry: CollectorRegistry | None = None, ready: Callable[[], bool] = lambda: True, connections: int = 128
+    registry: CollectorRegistry | None = None,
+    ready: Callable[[], bool] = lambda: True,
+    connections: int = 128,
+    page: Callable[[], Page] | None = lambda: Page(SNAPSHOT),
 ) -> AsyncIterator[Server]:
-    server = Server(registry or build_registry(lambda: SNAPSHOT), ready, connections)
+    server = Server(registry or build_registry(lambda: SNAPSHOT), ready, connections, page)
     server.bind("127.0.0.1", 0)
     server.start()
     try:
@@ -179,20 +182,48 @@ def test_checks() -> None:
 def test_page() -> None:
     async def test() -> None:
         async with serving() as server:
-            answer = await ask(server, "/")
+            answer = await ask(server, "/?x=y")
             assert answer.status == 200
             assert answer.headers["content-type"] == "text/html; charset=utf-8"
             assert "default-src 'none'" in answer.headers["content-security-policy"]
             assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cache-control"] == "no-store"
             page = answer.body.decode()
-            assert f"dnsprobe {__version__}" in page
-            assert "script" not in page
-            links = re.findall('href="([^"]*)"', page)
+            assert "<strong>42</strong>" in page
+            links = re.findall('<a href="([^"]*)"', page)
             assert links == ["/metrics", "/-/ready", "/-/healthy"]
             for link in links:
                 assert (await ask(server, link)).status == 200
+            zipped = await ask(server, "/", more="Accept-Encoding: gzip\r\n")
+            assert zipped.headers["content-encoding"] == "gzip"
+            assert zipped.headers["vary"] == "Accept-Encoding"
+            assert gzip.decompress(zipped.body).decode() == page
 
     run(test)
+
+
+def test_no_page() -> None:
+    async def test() -> None:
+        async with serving(page=None) as server:
+            answer = await ask(server, "/")
+            assert (answer.status, answer.body) == (404, b"not found\n")
+
+    run(test)
+
+
+def test_a_page_that_cannot_be_made_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Page:
+        raise RuntimeError("broken")
+
+    async def test() -> None:
+        async with serving(page=broken) as server, Client(server) as client:
+            answer = await client.ask("/")
+            assert answer.status == 500
+            assert b"broken" not in answer.body
+            assert (await client.ask("/metrics")).status == 200
+
+    run(test)
+    assert "cannot collect the page" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,490 @@
+"""The page in a real browser: Debian's Chromium, the real program, and queries of processes that mean harm."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from conftest import IN_OWN_NET, PATIENCE, Service
+from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, expect, sync_playwright
+from reference import message, wire
+
+from dnsprobe.qname import to_text
+from dnsprobe.text import printable
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: run scripts/test")
+
+RULE_NAME = "</script><img src=x onerror=alert(1)><!--"
+HEBREW = "\u05d0\u05d1\u05d2"
+#: Each program sees all queries of the host: what other tests send is of another domain, fresh.test.
+CONFIGURATION = (
+    "domains:\n- watched.test\n"
+    f"- {{pattern: hostile.test, name: {json.dumps(RULE_NAME)}}}\n"
+    f"- {{pattern: silent.test, name: {HEBREW}}}\n"
+    "journal: {repeat: 0}\n"
+)
+
+#: As prctl(2) takes them, each of at most 15 octets.
+COMMS = [
+    b"<script>alert(1",
+    b"</script><b>x",
+    b"<!--",
+    b'"onload="x',
+    b"'><i>&amp;",
+    "\u202egnp.exe\u2066".encode(),
+    HEBREW.encode(),
+    b"\x1b[31mred\x07",
+    b"\xff\xfe\n\t\\",
+    b"(other)",
+    b"__proto__",
+    b"",
+    b" ",
+    b"a;b",
+]
+
+#: Labels below hostile.test.
+NAMES = [
+    [b"<script>alert(1)</script>"],
+    [b'"><img src=x onerror=alert(1)>', b"'"],
+    ["\u202eexe.\u2066".encode(), HEBREW.encode()],
+    [b"\x1b[2J", b"\x00\n", b"\xff"],
+    [b"a" * 63, b"b" * 63, b"c" * 63, b"\xff" * 48],
+]
+
+# Forks down each chain, one process for each comm; the last one asks.
+SENDER = """
+import ctypes, json, os, socket, sys
+
+def descend(chain, messages):
+    ctypes.CDLL(None).prctl(15, bytes.fromhex(chain[0]), 0, 0, 0)
+    if chain[1:]:
+        child = os.fork()
+        if child == 0:
+            descend(chain[1:], messages)
+            os._exit(0)
+        os.waitpid(child, 0)
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for each in messages:
+            sender.sendto(bytes.fromhex(each), ("127.0.0.1", 53))
+
+for chain, messages in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        descend(chain, messages)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def name(*labels: bytes) -> bytes:
+    return wire([*labels, b"test"])
+
+
+def send(*senders: tuple[Sequence[bytes], Sequence[bytes]]) -> None:
+    """Have the last process of each chain of comms ask for each of its names."""
+    told = [([comm.hex() for comm in chain], [message(each).hex() for each in names]) for chain, names in senders]
+    command = [*IN_OWN_NET, sys.executable, "-I", "-S", "-c", SENDER, json.dumps(told)]
+    subprocess.run(command, check=True, timeout=PATIENCE)
+
+
+def in_tree(comm: bytes) -> str:
+    text = printable(comm, also=";")
+    return f"\\x{ord(text[0]):02x}{text[1:]}" if text == "(other)" else text
+
+
+WWW = name(b"www", b"watched")
+HOSTILE = [name(*labels, b"hostile") for labels in NAMES]
+#: With what is above them, nearly as deep as a tree gets.
+DEEP = [b"under%02d" % depth for depth in range(25)]
+TOTAL = 60 + 1 + len(COMMS) * len(HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Return a service that has seen two trees of one shop, and hostile processes."""
+    service = Service(CONFIGURATION, tmp_path_factory.mktemp("service"))
+    try:
+        send(
+            ([b"shop", b"buyer", b"curl"], [WWW] * 30),
+            ([b"shop", b"seller", b"curl"], [WWW] * 20),
+            ([b"shop", b"seller", b"wget"], [WWW] * 10),
+            (DEEP, [WWW]),
+            *(([b"hostile", comm], HOSTILE) for comm in COMMS),
+        )
+        until = time.monotonic() + PATIENCE
+        while len(service.entries()) < TOTAL and time.monotonic() < until:
+            time.sleep(0.02)
+        yield service
+    finally:
+        service.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Root has no sandbox there.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """A tab that shows the page, and all that went on in it which should not."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.url = f"http://{url}/"
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        context.set_default_timeout(PATIENCE * 1000)
+        self.page = context.new_page()
+        self.page.on("console", lambda said: self.problems.append(f"console: {said.type}: {said.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        self.page.on("dialog", self._dismiss)
+        context.on("request", lambda request: self.requests.append(request.url))
+        # Kept by the browser for the page's own world, whatever the policy of the page is.
+        self.page.add_init_script(
+            "window.violations = [];"
+            "addEventListener('securitypolicyviolation', (event) => window.violations.push(event.violatedDirective));"
+        )
+        self.page.goto(self.url)
+
+    def _dismiss(self, dialog: Dialog) -> None:
+        self.problems.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def violations(self) -> list[str]:
+        return list(self.page.evaluate("window.violations"))
+
+    def box(self, label: str) -> Locator:
+        """Return the box of the graph with this path's last names, such as ``shop;curl``."""
+        return self.page.locator(f'.node[data-path$="{label}"]')
+
+    def box_names(self) -> list[str]:
+        return self.page.locator(".node").all_text_contents()
+
+    def share(self, label: str) -> float:
+        """Return the width of a box in relation to that of the graph."""
+        return float(self.box(label).evaluate("(box) => parseFloat(box.style.width) / 100"))
+
+    def fits(self) -> bool:
+        """Return whether there is nothing to scroll to at the sides."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def open_tab(browser: Browser, service: Service) -> Open:
+    """Give a context manager: a tab with the page, in which nothing may be wrong in the end."""
+
+    @contextmanager
+    def opened(url: str = "", **options: Any) -> Iterator[Tab]:
+        context = browser.new_context(**options)
+        try:
+            tab = Tab(context, url or service.url)
+            yield tab
+            if options.get("java_script_enabled", True):
+                assert tab.violations() == []
+            assert tab.problems == []
+            # The icon is empty, and in the page.
+            assert set(tab.requests) <= {tab.url, "data:,"}
+        finally:
+            context.close()
+
+    return opened
+
+
+def test_the_graph_adds_up(open_tab: Open) -> None:
+    with open_tab() as tab:
+        assert tab.box("shop").get_attribute("aria-label") == f"shop: 60 queries, {shown_share(60)}"
+        assert "30 queries" in tab.box("shop;buyer;curl").get_attribute("aria-label")
+        assert tab.share("shop;seller") == pytest.approx(tab.share("shop") / 2, rel=1e-3)
+        expect(tab.page.locator("#summary strong")).to_have_text(str(TOTAL))
+        assert tab.box_names()[0] == "all"
+
+
+def shown_share(part: int) -> str:
+    return f"{100 * part / TOTAL:.1f} %"
+
+
+def test_zoom_by_click_and_back(open_tab: Open) -> None:
+    with open_tab() as tab:
+        back = tab.page.get_by_role("button", name="Show all")
+        expect(back).to_be_disabled()
+        tab.box("shop;seller").click()
+        assert tab.share("shop;seller") == 1
+        assert tab.share("shop;seller;curl") == pytest.approx(2 / 3, rel=1e-3)
+        assert tab.share("shop") == 1  # what is above stays, as a way back
+        expect(tab.box("shop;buyer")).to_have_count(0)
+        expect(tab.box("hostile")).to_have_count(0)
+        tab.box("shop").click()
+        expect(tab.box("shop;buyer")).to_have_count(1)
+        back.click()
+        expect(tab.box("hostile")).to_have_count(1)
+        expect(back).to_be_disabled()
+
+
+def test_zoom_by_keyboard_and_back(open_tab: Open) -> None:
+    with open_tab() as tab:
+        tab.page.locator("#search").focus()
+        tab.page.keyboard.press("Tab")  # past "Show all", which is disabled
+        focused = tab.page.locator(":focus")
+        expect(focused).to_have_text("all")
+        depth = int(tab.box(";hostile").get_attribute("aria-level") or 0)
+        for _ in range(depth - 1):
+            tab.page.keyboard.press("ArrowDown")
+        expect(focused).to_have_text("hostile")
+        tab.page.keyboard.press("ArrowRight")
+        expect(focused).to_have_text("shop")
+        tab.page.keyboard.press("ArrowDown")
+        tab.page.keyboard.press("ArrowRight")
+        tab.page.keyboard.press("ArrowLeft")
+        expect(focused).to_have_text("buyer")
+        expect(tab.page.locator("#told")).to_contain_text(f"shop;buyer 30 queries, {shown_share(30)}")
+        tab.page.keyboard.press("Enter")
+        assert tab.share("shop;buyer") == 1
+        expect(focused).to_have_text("buyer")
+        tab.page.keyboard.press("ArrowUp")
+        tab.page.keyboard.press(" ")
+        assert tab.share("shop") == 1
+        expect(tab.box("shop;seller")).to_have_count(1)
+        tab.page.keyboard.press("Escape")
+        expect(focused).to_have_text("shop")
+        assert tab.share("shop") < 1
+        tab.page.keyboard.press("Home")
+        expect(focused).to_have_text("all")
+
+
+def test_search_adds_up_what_it_finds(open_tab: Open) -> None:
+    with open_tab() as tab:
+        found, search = tab.page.locator("#found"), tab.page.get_by_label("Search")
+        search.fill("CURL")
+        expect(found).to_have_text(f"50 queries of {TOTAL} ({shown_share(50)}) in 2 places")
+        assert tab.page.locator(".node.match").all_text_contents() == ["curl", "curl"]
+        search.fill("sell")  # seller, and what is below it is not counted twice
+        expect(found).to_have_text(f"30 queries of {TOTAL} ({shown_share(30)}) in 1 place")
+        search.fill("<script>")
+        expect(found).to_contain_text(f"5 queries of {TOTAL}")
+        search.fill("nothing like it")
+        expect(found).to_contain_text(f"0 queries of {TOTAL}")
+        search.press("Escape")
+        expect(found).to_have_text("")
+        expect(tab.page.locator(".node.match")).to_have_count(0)
+
+
+def test_it_refreshes_itself_and_keeps_what_one_looks_at(open_tab: Open, start: Callable[..., Service]) -> None:
+    service = start("domains: [fresh.test]")
+    fresh = name(b"www", b"fresh")
+    chain = [b"shop", b"buyer", b"curl"]
+    send((chain, [fresh] * 3), ([b"other"], [fresh]))
+    with open_tab(service.url) as tab:
+        tab.box("shop;buyer").click()
+        tab.page.get_by_label("Search").fill("curl")
+        expect(tab.page.locator("#found")).to_contain_text("3 queries of 4")
+        expect(tab.page.locator("#told")).to_contain_text("shop;buyer 3 queries, 75.0 %")
+        tab.page.locator("#as-list summary").click()
+        send((chain, [fresh] * 4), ([b"other"], [name(b"later", b"fresh")]), ([b"another"], [fresh]))
+        expect(tab.page.locator("#found")).to_contain_text("7 queries of 10", timeout=PATIENCE * 1000)
+        expect(tab.page.locator("#told")).to_contain_text("shop;buyer 7 queries, 70.0 %")
+        assert tab.share("shop;buyer") == 1
+        expect(tab.box("another")).to_have_count(0)
+        expect(tab.page.locator("#summary strong")).to_have_text("10")
+        expect(tab.page.locator("#last")).to_contain_text("later.fresh.test")
+        expect(tab.page.locator("#list")).to_contain_text("another")
+        expect(tab.page.locator("#as-list")).to_have_attribute("open", "")
+        tab.page.get_by_role("button", name="Show all").click()
+        expect(tab.box("another")).to_have_count(1)
+
+
+def test_one_that_is_paused_asks_for_nothing(open_tab: Open) -> None:
+    with open_tab() as tab:
+        tab.page.clock.install()
+        tab.page.reload()
+        pause = tab.page.get_by_role("button", name="Pause")
+        pause.click()
+        expect(pause).to_have_attribute("aria-pressed", "true")
+        asked = len(tab.requests)
+        tab.page.clock.run_for(60_000)
+        assert len(tab.requests) == asked
+        with tab.page.expect_request(tab.url):
+            pause.click()
+
+
+def test_it_says_when_the_daemon_is_gone(open_tab: Open, start: Callable[..., Service]) -> None:
+    service = start(CONFIGURATION)
+    with open_tab(service.url) as tab:
+        state = tab.page.get_by_role("status").and_(tab.page.locator("#state"))
+        expect(state).to_contain_text("Refreshes itself every")
+        assert service.stop() == 0
+        expect(state).to_contain_text("the numbers below are old", timeout=PATIENCE * 1000)
+        expect(tab.page.locator("body")).to_have_class("stale")
+        # What the browser itself has to say of it.
+        assert all("ERR_CONNECTION_REFUSED" in said for said in tab.problems)
+        tab.problems.clear()
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_hostile_values_are_text(open_tab: Open, script: bool) -> None:
+    with open_tab(java_script_enabled=script) as tab:
+        page: Page = tab.page
+        assert page.locator("body :is(b, i, img, iframe, object, svg)").count() == 0
+        assert page.locator("script").count() == 2
+        if script:
+            tab.box("hostile").click()
+            below = page.locator('.node[data-path*="hostile;"]').all_text_contents()
+            assert sorted(below) == sorted(map(in_tree, COMMS))
+        trees = page.locator("#last td:nth-child(3)").all_text_contents()
+        names = page.locator("#last td:nth-child(4)").all_text_contents()
+        newest = [to_text(each.lower()) for each in reversed(HOSTILE)]
+        assert names[: len(HOSTILE)] == newest
+        assert trees[0].endswith(f"hostile;{in_tree(COMMS[-1])}")
+        assert {tree.rpartition("hostile;")[2] for tree in trees if ";hostile;" in tree} == set(map(in_tree, COMMS))
+        assert page.locator("#rules td:first-child").all_text_contents() == ["watched.test", RULE_NAME, HEBREW]
+        assert page.locator("#rules td:last-child").all_text_contents() == ["61", str(len(COMMS) * len(HOSTILE)), "0"]
+        text = page.locator("body").text_content() or ""
+        assert [char for char in set(text) if not char.isprintable() and char != "\n"] == []
+
+
+def test_text_from_right_to_left_stays_where_it_is(open_tab: Open) -> None:
+    """Its number follows it in the line, as with any other."""
+    with open_tab(java_script_enabled=False) as tab:
+        item = tab.page.locator("#list li", has=tab.page.locator(f'bdi:text-is("{HEBREW}")')).last
+        name_box, number_box = item.locator("bdi").bounding_box(), item.locator("span").bounding_box()
+        assert name_box
+        assert number_box
+        assert name_box["x"] + name_box["width"] <= number_box["x"]
+
+
+def test_the_basics_are_there_without_a_script(open_tab: Open, service: Service) -> None:
+    with open_tab(java_script_enabled=False) as tab:
+        page: Page = tab.page
+        expect(page.locator("#graph")).to_be_hidden()
+        expect(page.locator("#refresh")).to_be_hidden()
+        shop = page.locator("#list li", has_text="shop").last
+        expect(shop).to_be_visible()
+        for part in ("last", "rules", "paths", "losses"):
+            expect(page.locator(f"#{part} table")).to_be_visible()
+        paths = [row.split("\t") for row in page.locator("#paths tbody tr").all_inner_texts()]
+        hooks = [labels for labels, _ in service.samples("dnsprobe_hook_info")]
+        assert paths == [[hook["path"], hook["hook"], hook["symbol"], "proved"] for hook in hooks]
+
+
+def test_every_loss_is_there(open_tab: Open, service: Service) -> None:
+    losses = re.findall(
+        r"^(dnsprobe_\w+(?:lost|unattributed|unparsed|dropped|folded)_total)(?:\{reason=\"(\w+)\"\})? (\d+)\.0$",
+        service.get("/metrics"),
+        re.MULTILINE,
+    )
+    assert len(losses) >= 17
+    with open_tab() as tab:
+        rows = [row.locator("td").all_text_contents() for row in tab.page.locator("#losses tbody tr").all()]
+        assert sorted((metric, reason, lost) for metric, reason, _, lost in rows) == sorted(losses)
+        assert all(meaning for _, _, meaning, _ in rows)
+
+
+@pytest.mark.parametrize("script", [True, False])
+@pytest.mark.parametrize("width", [320, 600, 1280])
+def test_nothing_to_scroll_sideways(open_tab: Open, script: bool, width: int) -> None:
+    with open_tab(java_script_enabled=script, viewport={"width": width, "height": 640}) as tab:
+        if script:
+            tab.page.locator("#as-list summary").click()
+            expect(tab.page.locator("#list").get_by_text("under24", exact=True)).to_be_visible()
+            tab.box("hostile").click()
+            tab.page.get_by_label("Search").fill("x" * 100)
+            expect(tab.page.locator("#found")).not_to_be_empty()
+        assert tab.fits()
+
+
+@pytest.mark.parametrize(("theme", "bright"), [("light", True), ("dark", False)])
+def test_both_themes(open_tab: Open, theme: str, bright: bool) -> None:
+    with open_tab(color_scheme=theme, reduced_motion="reduce") as tab:
+        tab.page.get_by_label("Search").fill("curl")
+        for place in ("body", ".node:not(.match):not(.root)", ".node.root"):
+            assert (luminance(tab, place, "backgroundColor") > 0.4) is bright
+        for place in ("body", "#losses th", "#summary .good", "footer a", ".node.match", ".note"):
+            assert contrast(tab, place) >= 4.5, place
+        assert tab.page.locator(".node").first.evaluate("(box) => getComputedStyle(box).transitionDuration") == "0s"
+
+
+def luminance(tab: Tab, place: str, what: str) -> float:
+    """Return the relative luminance of a colour (WCAG 2.2)."""
+    colour = tab.page.locator(place).first.evaluate(
+        """(element, what) => {
+            for (let at = element; at; at = at.parentElement) {
+                const colour = getComputedStyle(at)[what];
+                if (colour !== "rgba(0, 0, 0, 0)") return colour;
+            }
+        }""",
+        what,
+    )
+    values = [int(value) / 255 for value in re.fullmatch(r"rgb\((\d+), (\d+), (\d+)\)", colour).groups()]  # type: ignore[union-attr]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(tab: Tab, place: str) -> float:
+    low, high = sorted(luminance(tab, place, what) for what in ("color", "backgroundColor"))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_policy_is_in_force(open_tab: Open) -> None:
+    """What is not of the page is neither run nor loaded nor asked for."""
+    with open_tab() as tab:
+        done = tab.page.evaluate(
+            """async () => {
+                const script = document.createElement("script");
+                script.textContent = "window.ran = true";
+                document.body.append(script);
+                const image = document.createElement("img");
+                image.setAttribute("onerror", "window.ran = true");
+                image.src = "/metrics";
+                document.body.append(image);
+                const style = document.createElement("style");
+                style.textContent = "body { display: none }";
+                document.body.append(style);
+                const asked = await fetch("http://elsewhere.invalid/").catch((error) => error.name);
+                return [window.ran, getComputedStyle(document.body).display, asked];
+            }"""
+        )
+        assert done == [None, "block", "TypeError"]
+        assert {directive.removesuffix("-elem") for directive in tab.violations()} >= {
+            "script-src",
+            "style-src",
+            "img-src",
+            "connect-src",
+        }
+        tab.page.evaluate("window.violations = []")
+        # The browser tells of it before it asks its policy.
+        tab.requests.remove(f"{tab.url}metrics")
+        assert all("Content Security Policy" in said for said in tab.problems), tab.problems
+        tab.problems.clear()
+
+
+def test_it_can_be_switched_off(start: Callable[..., Service]) -> None:
+    service = start("domains: [watched.test]\nmetrics: {page: false}")
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        service.get("/")
+    assert raised.value.code == 404
+    assert "dnsprobe_build_info" in service.get("/metrics")
+
+
+def test_only_the_last_queries_are_kept(open_tab: Open, start: Callable[..., Service]) -> None:
+    service = start("domains: [fresh.test]")
+    numbered = [name(b"n%d" % number, b"fresh") for number in range(150)]
+    send(([b"counter"], numbered))
+    service.wait_for("n149.fresh.test")
+    with open_tab(service.url) as tab:
+        names = tab.page.locator("#last td:nth-child(4)").all_text_contents()
+        assert names == [f"n{number}.fresh.test" for number in range(149, 49, -1)]

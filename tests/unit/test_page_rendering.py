@@ -1,0 +1,313 @@
+"""What the page is made of: text that stays text, numbers that add up, and bounds."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up import HOSTILE, QUERY, RULE, hostile, query
+
+from dnsprobe import __version__
+from dnsprobe.counts import Series
+from dnsprobe.model import Ancestry, Process, Rule
+from dnsprobe.qname import to_text
+from dnsprobe.sinks.metrics import Snapshot
+from dnsprobe.text import printable
+from dnsprobe.web import page as web
+from dnsprobe.web.page import HEADERS, Kept, Page, embedded, grow, losses, prune, render
+
+#: HTML's own hostilities on top of those of terminals and journals.
+MARKUP = [
+    b"</script><b>x",
+    b"<script>alert(1)",
+    b"<!--<script>",
+    b"]]><i>",
+    b'"onload="x()',
+    b"'><img src=x>",
+    b"&lt;&amp;&#60;",
+    b"__proto__",
+]
+
+#: Elements that HTML does not close.
+VOID = {"meta", "link", "input"}
+
+
+class Document(HTMLParser):
+    """A page as a parser reads it: elements with their attributes, and the text of each kind of element."""
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = raw.decode("utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(self.source)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+            self.text.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.text[self._open[-1]][-1] += data
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"a comment: {data}")
+
+    @property
+    def shape(self) -> list[str]:
+        return [tag for tag, _ in self.elements]
+
+    @property
+    def nodes(self) -> list[list[Any]]:
+        (index,) = [
+            at
+            for at, attributes in enumerate(attributes for tag, attributes in self.elements if tag == "script")
+            if attributes.get("type") == "application/json"
+        ]
+        return list(json.loads(self.text["script"][index]))
+
+
+def series(tree: str, **changes: str) -> Series:
+    return Series("example.test", "A", "udp", tree.rpartition(";")[2], tree, "", "")._replace(**changes)
+
+
+def snapshot(trees: dict[str, int], **changes: Any) -> Snapshot:
+    return Snapshot(counts={series(tree): queries for tree, queries in trees.items()}, **changes)
+
+
+def in_full(raw: bytes) -> Page:
+    """Return a page with something in every part of it, ``raw`` wherever a stranger has a say."""
+    text = printable(raw)
+    asked, _ = hostile(raw)
+    return Page(
+        snapshot=replace(
+            snapshot({asked.ancestry.tree: 2}),
+            hooks=[("udp4", "ip_send_skb", text)],
+            verified={"udp4": True},
+            events_lost={text: 0},
+        ),
+        rules=(replace(RULE, name=text or "x", pattern=text or "x"),),
+        unserved={"tcp4": text},
+        lineage_problem=text or "x",
+        last=[asked],
+    )
+
+
+def test_the_policy_allows_exactly_what_is_in_the_page() -> None:
+    document = Document(render(in_full(b"x")))
+    directives = {name: sources for name, *sources in map(str.split, HEADERS["Content-Security-Policy"].split(";"))}
+    script = [text for text in document.text["script"] if "use strict" in text]
+    for content, directive in ((script, "script-src"), (document.text["style"], "style-src")):
+        digest = hashlib.sha256(content[0].encode()).digest()
+        assert len(content) == 1
+        assert directives.pop(directive) == [f"'sha256-{base64.b64encode(digest).decode()}'"]
+    assert directives == {
+        "default-src": ["'none'"],
+        "connect-src": ["'self'"],
+        "img-src": ["data:"],
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+        "frame-ancestors": ["'none'"],
+    }
+    assert "unsafe" not in str(HEADERS)
+
+
+def test_nothing_in_the_page_needs_more_than_that() -> None:
+    document = Document(render(in_full(b"x")))
+    for _, attributes in document.elements:
+        assert not any(name == "style" or name.startswith("on") for name in attributes)
+        assert "src" not in attributes
+    links = [attributes["href"] for _, attributes in document.elements if "href" in attributes]
+    assert links == ["data:,", "/metrics", "/-/ready", "/-/healthy"]
+    identifiers = [attributes["id"] for _, attributes in document.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.parametrize("file", ["page.js", "page.css"])
+def test_no_markup_ends_script_or_style(file: str) -> None:
+    text = (Path(web.__file__).parent / file).read_text("utf-8")
+    assert "</" not in text
+    assert "<!--" not in text
+    # What makes of a text more than text, or asks for something.
+    assert (
+        re.findall(r"\w*(?:inner|outer|Adjacent)HTML|\beval\b|Function\(|document\.write|url\(|@import|https?:", text)
+        == []
+    )
+
+
+@pytest.mark.parametrize("raw", [*HOSTILE, *MARKUP])
+def test_strangers_have_no_say_in_the_markup(raw: bytes) -> None:
+    plain, document = Document(render(in_full(b"plain"))), Document(render(in_full(raw)))
+    assert document.shape == plain.shape
+    assert [names.keys() for _, names in document.elements] == [names.keys() for _, names in plain.elements]
+    assert [char for char in document.source if not char.isprintable() and char != "\n"] == []
+    asked, _ = hostile(raw)
+    assert to_text(asked.qname) in document.text["bdi"]
+    assert asked.ancestry.tree in document.text["bdi"]
+    assert [node[1] for node in document.nodes] == ["", *asked.ancestry.tree.split(";")]
+
+
+@pytest.mark.parametrize("text", ["</script>", "</SCRIPT ", "<!--<script>", "-->", "&lt;", "\u2028", "\ud800", '"\\'])
+def test_what_is_embedded_is_json_and_no_markup(text: str) -> None:
+    written = embedded([text])
+    assert json.loads(written) == [text]
+    assert written.isascii()
+    assert not set(written) & set("<>&")
+
+
+def test_trees_add_up() -> None:
+    counts = {
+        series("a;b"): 3,
+        series("a;b", qtype="AAAA"): 4,
+        series("a;b;c"): 5,
+        series("a"): 1,
+        series("d"): 2,
+        series("(other)", transport="tcp"): 6,
+        series("a;b", transport="dot", domain="", qtype=""): 100,
+    }
+    document = Document(render(Page(Snapshot(counts=counts))))
+    assert document.nodes == [
+        [-1, "", 21, 0, 0, 0],
+        [0, "(other)", 6, 6, 0, 0],
+        [0, "a", 13, 1, 0, 0],
+        [2, "b", 12, 7, 0, 0],
+        [3, "c", 5, 5, 0, 0],
+        [0, "d", 2, 2, 0, 0],
+    ]
+    assert document.text["strong"] == ["21"]
+    text = document.source
+    assert "100 encrypted connections" in text
+    assert "by 5 process trees" in text
+
+
+def check(node: Kept) -> int:
+    """Return how many nodes there are; all their numbers have to add up."""
+    assert node.total == node.own + node.rest + sum(child.total for child in node.children)
+    assert (node.more == 0) is (node.rest == 0)
+    assert all(part >= 0 for part in (node.own, node.rest, node.more))
+    names = [child.name for child in node.children]
+    assert names == sorted(names)
+    return 1 + sum(map(check, node.children))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 100, 1110, 1111, 5000])
+def test_the_greatest_are_kept(limit: int) -> None:
+    trees = {f"a{n // 100};b{n // 10};c{n}": n + 1 for n in range(1000)}
+    root = grow(snapshot(trees))
+    kept = prune(root, limit)
+    assert kept.total == sum(trees.values())
+    assert check(kept) == min(limit, 1111)
+
+    def totals(node: Kept) -> list[int]:
+        return [node.total, *(total for child in node.children for total in totals(child))]
+
+    everything = sorted(totals(prune(root, 1111)), reverse=True)
+    assert sorted(totals(kept), reverse=True) == everything[:limit]
+
+
+def test_a_page_has_a_bound() -> None:
+    """As many trees as there can be series, as deep as they get, with the longest comms there are, all hostile."""
+    comm = "\\xff" * 15
+    trees = {";".join([comm] * 38 + [f"{number:x}{comm}"[:60]]): number for number in range(1, 10001)}
+    asked = query(
+        qname=b"".join(b"\x3f" + b"&" * 63 for _ in range(3)) + b"\x3d" + b"&" * 61 + b"\0",
+        ancestry=Ancestry(tuple(Process(n, n, b"&" * 15) for n in range(40, 0, -1))),
+    )
+    rules = [Rule(n, f"&{n}" + "&" * 5000, "&" * 5000) for n in range(1, 1001)]
+    raw = render(Page(snapshot(trees), rules=rules, last=[asked] * web.LAST_QUERIES))
+    assert len(raw) < 2_000_000
+    document = Document(raw)
+    assert len(document.nodes) == 2000
+    assert [(node[4], node[5]) for node in document.nodes if node[4]] == [
+        (10000 - (2000 - 39), sum(range(1, 10000 - (2000 - 39) + 1)))
+    ]
+    assert "9,839 more" in document.source  # of the list
+    # With the one of whom nobody knows the rule any more.
+    assert "<p>801 more, with fewer queries.</p>" in document.source
+
+
+def test_with_many_rules_those_that_count_are_shown() -> None:
+    rules = [Rule(n, f"r{n}.test", f"r{n}.test") for n in range(1, 501)]
+    counts = {series("a", domain="r500.test"): 3, series("a", domain="gone.test"): 4}
+    text = Document(render(Page(Snapshot(counts=counts, rules=500), rules=rules))).text["bdi"]
+    # A new rule of that name would be another.
+    assert "gone.test" in text
+    assert "r500.test" in text
+    assert "r499.test" not in text
+    assert "500 rules" in render(Page(Snapshot(rules=500))).decode()
+
+
+def test_losses_are_there_at_zero() -> None:
+    now = Snapshot(
+        events_lost={"ring_full": 0, "a": 1},
+        queries_unattributed={"b": 2},
+        packets_unparsed={"c": 3},
+        lineage_lost={"d": 4},
+        journal_dropped=5,
+        series_folded=6,
+    )
+    assert losses(now) == [
+        ("dnsprobe_events_lost_total", "a", 1),
+        ("dnsprobe_events_lost_total", "ring_full", 0),
+        ("dnsprobe_queries_unattributed_total", "b", 2),
+        ("dnsprobe_packets_unparsed_total", "c", 3),
+        ("dnsprobe_lineage_lost_total", "d", 4),
+        ("dnsprobe_journal_dropped_total", "", 5),
+        ("dnsprobe_series_folded_total", "", 6),
+    ]
+    document = Document(render(Page(now)))
+    shown = [text for text in document.text["span"] if text.isdecimal()]
+    assert shown == ["1", "2", "3", "4", "5", "6"]
+    assert [text for text in document.text["td"] if text == "0"] == ["0"]
+
+
+def test_what_is_wrong_is_said() -> None:
+    wrong = Page(
+        Snapshot(
+            hooks=[("udp4", "ip_send_skb", "ip_send_skb")],
+            verified={"udp4": False, "tcp4": False},
+            reload_successful=False,
+        ),
+        ready=False,
+        unserved={"tcp4": "tcp_sendmsg: no such symbol"},
+        lineage_problem="no tracepoint",
+    )
+    bad = [text for text in Document(render(wrong)).text["span"] if text.startswith("not ")]
+    assert bad == ["not ready: not all is proved", "not proved", "not seen", "not good when it was last read"]
+    text = render(wrong).decode()
+    assert "tcp_sendmsg: no such symbol" in text
+    assert "no tracepoint" in text
+    right = render(replace(wrong, snapshot=Snapshot(verified={"udp4": True}), ready=True, unserved={}))
+    assert b'class="bad"' not in right
+
+
+def test_the_last_queries_are_shown_newest_first() -> None:
+    newer = query(time_ns=QUERY.time_ns + 1_500_000_000, qname=b"\5newer\4test\0")
+    document = Document(render(Page(last=[QUERY, newer], offset_ns=1_700_000_000 * 10**9)))
+    times = [attributes["datetime"] for tag, attributes in document.elements if tag == "time"]
+    assert times[1:3] == ["2023-11-14T22:13:33.845Z", "2023-11-14T22:13:32.345Z"]
+    row = ["dig[4242]", "bash;make;dig", "newer.test", "A", "udp", "127.0.0.53#53"]
+    assert document.text["bdi"][: len(row)] == row
+    assert re.search(r">\d\d:\d\d:33\.845</time>", document.source)
+
+
+def test_nothing_yet() -> None:
+    document = Document(render(Page()))
+    assert document.nodes == [[-1, "", 0, 0, 0, 0]]
+    assert document.source.count("No query yet.") == 2
+    assert f"<small>{__version__}</small>" in document.source
