@@ -15,6 +15,7 @@ _AGENT = _HERE / "agent"
 #: What the package of dnsprobe depends on: the guests have no network to fetch it through.
 DEPENDS = (
     "python3",
+    "python3-bcrypt",
     "python3-bpfcc",
     "python3-idna",
     "python3-prometheus-client",
