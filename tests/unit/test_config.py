@@ -10,10 +10,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dnsprobe import config
+from dnsprobe import config, yaml_file
 from dnsprobe.config import (
     Config,
-    ConfigError,
     DomainSpec,
     JournalConfig,
     MetricsConfig,
@@ -23,6 +22,7 @@ from dnsprobe.config import (
 )
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.rules import RuleSet
+from dnsprobe.yaml_file import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = REPOSITORY / "config" / "dnsprobe.yaml"
@@ -356,7 +356,7 @@ SYNTAX = [
 def test_bad_syntax(
     file: Path, monkeypatch: pytest.MonkeyPatch, loader: str, text: str, message: str, hint: str
 ) -> None:
-    monkeypatch.setattr(config, "_LOADER", getattr(yaml, loader))
+    monkeypatch.setattr(yaml_file, "_LOADER", getattr(yaml, loader))
     (line,) = errors(file, text)
     assert line.startswith(f"dnsprobe.yaml:{message}")
     assert f"; {hint}" in line
