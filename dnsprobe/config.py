@@ -83,13 +83,15 @@ class JournalConfig:
 class MetricsConfig:
     """The HTTP side: ``listen`` is an IP address without brackets and a port, 0 for any free one.
 
-    ``labels`` are those of OPTIONAL_LABELS that are shown.
+    ``labels`` are those of OPTIONAL_LABELS that are shown. ``web_config`` is the path of a file that
+    :mod:`dnsprobe.web.webconfig` reads, None for none.
     """
 
     listen: tuple[str, int] = ("127.0.0.1", 10059)
     max_series: int = 10000
     labels: tuple[str, ...] = OPTIONAL_LABELS
     connections: int = 128
+    web_config: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +257,10 @@ def _path(place: Place) -> str:
     return text
 
 
+def _optional_path(place: Place) -> str | None:
+    return None if place.empty else _path(place)
+
+
 def _listen(place: Place) -> tuple[str, int]:
     text = place.scalar("str", "int")
     if not text:
@@ -369,6 +375,7 @@ _METRICS: _Fields = {
     "max_series": ("max_series", _number(1, 1_000_000)),
     "labels": ("labels", _choices(*OPTIONAL_LABELS)),
     "connections": ("connections", _number(1, 65535)),
+    "web_config": ("web_config", _optional_path),
 }
 
 

@@ -31,6 +31,7 @@ from dnsprobe.sinks.journal import (
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.sinks.writer import Writer
 from dnsprobe.text import number
+from dnsprobe.web.protection import Protection
 from dnsprobe.web.server import Server
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,10 @@ class Daemon:
         self._reload_successful, self._reload_time = True, time.time()
         # The listener first: that its port is taken is known before anything is attached.
         self._server = Server(
-            build_registry(self._snapshot, config.metrics.labels), self._sees_queries, config.metrics.connections
+            build_registry(self._snapshot, config.metrics.labels),
+            self._sees_queries,
+            config.metrics.connections,
+            Protection(config.metrics.web_config),
         )
         self._listen(passed_sockets())
         self._engine = Engine(config, RuleSet.build(config.domains))
@@ -135,8 +139,9 @@ class Daemon:
             notify(f"READY=1\nSTATUS={self._status()}")
             host, port = self._server.address
             _log.info(
-                "ready after %.2f s: http://%s:%d/metrics, %s",
+                "ready after %.2f s: %s://%s:%d/metrics, %s",
                 time.monotonic() - started,
+                self._server.protection.scheme,
                 f"[{host}]" if ":" in host else host,
                 port,
                 self._rules_in_force(),
@@ -203,8 +208,9 @@ class Daemon:
                     _log.info("%s is proved again", path, extra={"message_id": PATH_PROVED_ID})
 
     def _reload(self) -> None:
-        """Re-read the rules; a bad file leaves the old ones in force."""
+        """Re-read the rules and the web configuration; a bad file leaves the old ones in force."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._server.protection.refresh(force=True)
         ledger = self._engine.ledger
         try:
             config = self._reread()
@@ -275,6 +281,7 @@ class Daemon:
             rules=len(self._engine.ledger.rules.rules),
             reload_successful=self._reload_successful,
             reload_time=self._reload_time,
+            web_config_good=self._server.protection.good,
         )
 
     def _drain(self) -> None:

@@ -63,7 +63,7 @@ def test_the_shipped_file_and_the_page_have_every_key() -> None:
         assert list(shipped[section]) == [field.name.removesuffix("_ns") for field in fields(kind)]
         for key, value in shipped[section].items():
             row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` "))
-            text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
+            text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value or "null"
             assert f"| `{text}`" in row
 
 
@@ -100,6 +100,7 @@ metrics:
   max_series: 5
   labels: [container]
   connections: 6
+  web_config: /etc/web.yml
 """,
     ) == Config(
         domains=(
@@ -122,7 +123,9 @@ metrics:
             tree="lineage",
         ),
         journal=JournalConfig(repeat_ns=1_500_000_000, queue=1, rate_interval_ns=0, rate_burst=7),
-        metrics=MetricsConfig(listen=("::1", 0), max_series=5, labels=("container",), connections=6),
+        metrics=MetricsConfig(
+            listen=("::1", 0), max_series=5, labels=("container",), connections=6, web_config="/etc/web.yml"
+        ),
     )
 
 
