@@ -131,12 +131,19 @@ class Protection:
             self._marks = marks
 
     def _check_change(self, now: InForce) -> None:
-        """Refuse what would let in everyone, as half a file does that is being written, or no client there is."""
+        """Refuse what would let in more than before, as half a file does that is being written, or no client at all."""
         hint = "restart dnsprobe if it is meant"
         if (now.context is None) != (self._now.context is None):
             raise UserError(f"TLS cannot be turned {'off' if now.context is None else 'on'} while running", hint)
         if self._now.config.users and not now.config.users:
             raise UserError("basic_auth_users has no user any more", hint)
+        before, after = self._now.config.tls, now.config.tls
+        if before is None or after is None:
+            return
+        if before.client_auth == ssl.CERT_REQUIRED != after.client_auth:
+            raise UserError("client_auth_type does not require a certificate any more", hint)
+        if before.allowed_sans is not None and after.allowed_sans is None:
+            raise UserError("client_allowed_sans is not there any more", hint)
 
 
 def parse_basic(authorization: str) -> tuple[bytes, bytes] | None:

@@ -780,6 +780,27 @@ def test_tls_is_not_turned_off_while_running(folder: Path) -> None:
     run(test)
 
 
+@pytest.mark.parametrize(
+    ("less", "said"),
+    [
+        (TLS, "client_auth_type does not require a certificate any more"),
+        (MUTUAL.replace("RequireAndVerifyClientCert", "VerifyClientCertIfGiven"), "client_auth_type does not require"),
+        (MUTUAL, "client_allowed_sans is not there any more"),
+    ],
+)
+def test_half_a_file_does_not_let_in_more(folder: Path, less: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving(folder, MUTUAL + ", client_allowed_sans: [prometheus.test]}") as server:
+            written(folder, less + "}")
+            assert await refused(server, context(folder, "nameless"))
+            assert not await refused(server, context(folder, "client"))
+            assert said in caplog.text
+            written(folder, MUTUAL + ", client_allowed_sans: [other.test]}")
+            assert not await refused(server, context(folder, "nameless"))
+
+    run(test)
+
+
 def test_nothing_is_read_that_has_not_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
