@@ -14,7 +14,8 @@ def authority(folder: Path, name: str) -> Path:
     """Make NAME.pem and NAME.key of an authority, and return the first."""
     new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     place = folder / name
-    _openssl("req", "-x509", *new, "-subj", f"/CN={name}", "-keyout", f"{place}.key", "-out", f"{place}.pem")
+    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # wanted by clients that are strict, as Python 3.13
+    _openssl("req", "-x509", *new, *usage, "-subj", f"/CN={name}", "-keyout", f"{place}.key", "-out", f"{place}.pem")
     return Path(f"{place}.pem")
 
 

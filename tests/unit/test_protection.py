@@ -318,7 +318,7 @@ OLD = ("-cipher", "ALL:@SECLEVEL=0")
         ("cipher_suites: [TLS_AES_128_GCM_SHA256]", ("-tls1_2",), "New, (NONE), Cipher is (NONE)"),
         ("cipher_suites: [TLS_AES_128_GCM_SHA256]", ("-tls1_3",), "New, TLSv1.3, "),
         ("curve_preferences: [CurveP384]", (), "Server Temp Key: ECDH, secp384r1, 384 bits"),
-        ("", (), "Server Temp Key: X25519, 253 bits"),
+        ("", ("-groups", "X25519"), "Server Temp Key: X25519, 253 bits"),
         ("curve_preferences: [CurveP521]", ("-groups", "P-256"), "New, (NONE), Cipher is (NONE)"),
     ],
 )
