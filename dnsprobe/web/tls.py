@@ -119,7 +119,11 @@ def _same_form(name: str) -> str:
 
 
 class TlsStream(SSLIOStream):
-    """The server's end of a connection; ``allowed_sans`` are names of clients, None for any client."""
+    """The server's end of a connection; ``allowed_sans`` are names of clients, None for any client.
+
+    It closes without TLS's own end (answers have their length in front): SSL_shutdown to a client that has left leaves
+    an error behind in OpenSSL 3.5, which another connection of the same thread then takes for its own.
+    """
 
     def __init__(
         self,
@@ -154,9 +158,3 @@ class TlsStream(SSLIOStream):
                 socket.socket.recv(self.socket, 1 << 16)
                 socket.socket.send(self.socket, _PLAIN_HTTP)
         super().close(exc_info)
-
-    def close_fd(self) -> None:
-        """Say that this is the end, where that can be said at once: without it, an answer may have been cut off."""
-        with suppress(OSError, ValueError):
-            self.socket.unwrap()
-        super().close_fd()

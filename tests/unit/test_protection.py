@@ -352,10 +352,10 @@ def test_sessions_are_resumed_and_the_names_of_clients_still_count(folder: Path)
         wrapped = tls.wrap_socket(
             socket.create_connection(server.address), server_hostname="localhost", session=session
         )
-        wrapped.sendall(b"GET /-/healthy HTTP/1.1\r\nConnection: close\r\n\r\n")
+        wrapped.sendall(b"GET /-/healthy HTTP/1.1\r\n\r\n")
         answer = b""
-        while more := wrapped.recv(4096):
-            answer += more
+        while not answer.endswith(b"healthy\n"):
+            answer += wrapped.recv(4096)
         return answer, wrapped
 
     async def test() -> None:
