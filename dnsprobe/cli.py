@@ -55,10 +55,15 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(call=call)
         return added
 
+    def add_web_config(to: argparse.ArgumentParser) -> None:
+        text = "TLS, headers and users of the HTTP side, instead of metrics.web_config"
+        to.add_argument("--web.config.file", dest="web_config", metavar="FILE", help=text)
+
     run = command("run", "run the service in the foreground", _run)
     run.add_argument(
         "--listen", metavar="ADDR:PORT", help="where to serve /metrics and the page, instead of metrics.listen"
     )
+    add_web_config(run)
     run.add_argument(
         "--log-target",
         choices=("auto", "journal", "console"),
@@ -70,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         "domains", nargs="*", metavar="DOMAIN", help="patterns to watch (default: those of --config, or all names)"
     )
     watch.add_argument("--json", action="store_true", help="one JSON object a line")
-    command("check", "check a configuration and say all that is wrong with it", _check)
+    check = command("check", "check a configuration and say all that is wrong with it", _check)
+    add_web_config(check)
     doctor = command("doctor", "show what this kernel offers and prove each path", _doctor)
     doctor.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
@@ -98,10 +104,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
     def configuration() -> Config:
         config = _load(arguments)
-        if arguments.listen is None:
-            return config
-        metrics = dataclasses.replace(config.metrics, listen=parse_listen(arguments.listen))
-        return dataclasses.replace(config, metrics=metrics)
+        if arguments.listen is not None:
+            metrics = dataclasses.replace(config.metrics, listen=parse_listen(arguments.listen))
+            config = dataclasses.replace(config, metrics=metrics)
+        if arguments.web_config is not None:
+            metrics = dataclasses.replace(config.metrics, web_config=arguments.web_config)
+            config = dataclasses.replace(config, metrics=metrics)
+        return config
 
     config = configuration()
     privileges.need()
@@ -120,7 +129,12 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from dnsprobe.web.protection import read  # noqa: PLC0415
+
     config = _load(arguments)
+    web_config = arguments.web_config or config.metrics.web_config
+    if web_config is not None:
+        read(web_config)
     print(f"good: {number(len(config.domains), 'rule')}{'' if config.domains else ', so all names are watched'}")
     return EXIT_GOOD
 

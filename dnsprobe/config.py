@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import yaml
 from dnsprobe.counts import OPTIONAL_LABELS
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.rules import MAX_RULE_ID, Pattern, RuleError, parse_pattern, shorten
-from dnsprobe.text import printable
+from dnsprobe.yaml_file import ConfigError, Place, Problem, document
 
 HOOKS = ("auto", "ip_send_skb", "udp_send_skb", "net_dev_queue")
 TCP_HOOKS = ("auto", "tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint", "none")
@@ -33,15 +32,6 @@ _YEAR_NS = 365 * _NS["d"]
 _PAGE = 4096
 _MAX_PORTS = 16
 _MAX_ENTRIES = 1 << 20
-
-#: libyaml's binding builds nested nodes by recursion in C, without a limit: far deeper than this ends the process.
-_MAX_DEPTH = 32
-
-#: libyaml's loader reads 10,000 domains eight times as fast; not every build of PyYAML has it.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-#: What may not be in a YAML stream (YAML 1.1, section 5.1), or only at its start: the byte order mark.
-_NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 
 
 class DomainSpec(NamedTuple):
@@ -93,7 +83,8 @@ class JournalConfig:
 class MetricsConfig:
     """The HTTP side: ``listen`` is an IP address without brackets and a port, 0 for any free one.
 
-    ``labels`` are those of OPTIONAL_LABELS that are shown; ``page`` says whether there is a page for people.
+    ``labels`` are those of OPTIONAL_LABELS that are shown; ``page`` says whether there is a page for people;
+    ``web_config`` is the path of a file that :mod:`dnsprobe.web.webconfig` reads, None for none.
     """
 
     listen: tuple[str, int] = ("127.0.0.1", 10059)
@@ -101,6 +92,7 @@ class MetricsConfig:
     labels: tuple[str, ...] = OPTIONAL_LABELS
     connections: int = 128
     page: bool = True
+    web_config: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,30 +105,6 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One error: ``line`` from 1 up, 0 for the file as a whole; ``key`` a path such as ``domains[2].pattern``."""
-
-    file: str
-    line: int
-    key: str
-    message: str
-    hint: str
-
-    def __str__(self) -> str:
-        where = f"{self.file}:{self.line}" if self.line else self.file
-        what = f"{self.key}: {self.message}" if self.key else self.message
-        return f"{where}: {what}; {self.hint}" if self.hint else f"{where}: {what}"
-
-
-class ConfigError(UserError):
-    """All that is wrong with a configuration file, one line for each error, in the order of the file."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
-        super().__init__("\n".join(map(str, self.problems)), status=EXIT_USAGE)
-
-
 def default() -> Config:
     """Return what an empty file means."""
     return Config()
@@ -144,12 +112,11 @@ def default() -> Config:
 
 def load(path: str | os.PathLike[str]) -> Config:
     """Return the configuration in a file; raise ConfigError with all that is wrong with it."""
-    file = printable(os.fspath(path))
-    root = _compose(_read(path, file), file)
+    problems: list[Problem] = []
+    root = document(path, problems)
     if root is None:
         return default()
-    problems: list[Problem] = []
-    config = _config(_Place(root, "", file, problems))
+    config = _config(root)
     if problems:
         raise ConfigError(problems)
     return config
@@ -191,134 +158,12 @@ def _ip_version(text: str) -> int | None:
         return None
 
 
-def _read(path: str | os.PathLike[str], file: str) -> str:
-    try:
-        with open(path, "rb") as stream:
-            raw = stream.read()
-    except OSError as error:
-        hints = {
-            FileNotFoundError: "give the path of a configuration file with --config",
-            IsADirectoryError: "give the path of a file in it",
-            PermissionError: "make it readable for the user that runs dnsprobe",
-        }
-        hint = hints.get(type(error), "check the path")
-        raise ConfigError([Problem(file, 0, "", f"cannot be read: {error.strerror}", hint)]) from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The marker at the start, if there is one, is not in the bytes that the error counts in.
-        line = error.object.count(b"\n", 0, error.start) + 1
-        message = f"not UTF-8 (byte 0x{error.object[error.start]:02x})"
-        raise ConfigError([Problem(file, line, "", message, "save the file as UTF-8")]) from error
-    stray = _NOT_YAML.search(text)
-    if stray:
-        line = text.count("\n", 0, stray.start()) + 1
-        message = f"a character that YAML does not allow (U+{ord(stray[0]):04X})"
-        raise ConfigError([Problem(file, line, "", message, "remove it")])
-    return text
-
-
-def _compose(text: str, file: str) -> yaml.Node | None:
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=_LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH:
-                line = event.start_mark.line + 1 if event.start_mark else 0
-                raise ConfigError([Problem(file, line, "", "nested too deeply", "no key takes lists in lists")])
-        node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 0
-        message = f"not valid YAML: {error.problem or error.context}"
-        raise ConfigError([Problem(file, line, "", message, _yaml_hint(text, mark))]) from error
-    return node
-
-
-def _yaml_hint(text: str, mark: yaml.Mark | None) -> str:
-    lines = text.splitlines()
-    line = lines[mark.line] if mark and mark.line < len(lines) else ""
-    if re.search(r"(^|[-:\[,])\s*\*", line):
-        return 'a pattern that begins with * needs quotes: "*.example.com"'
-    if re.search(r'"[^"]*\\', line):
-        return "put a value with backslashes in single quotes"
-    if re.search(r":\s+\[[0-9A-Fa-f.]*:", line):
-        return 'an address in brackets needs quotes: "[::1]:10059"'
-    if "\t" in line:
-        return "indent with spaces, not with tabs"
-    return "check quotes, colons and indentation here and in the line before"
-
-
-class _Place:
-    """A node of the file, the key path that leads to it, and where to report what is wrong with it."""
-
-    __slots__ = ("file", "key", "node", "problems")
-
-    def __init__(self, node: yaml.Node, key: str, file: str, problems: list[Problem]) -> None:
-        self.node = node
-        self.key = key
-        self.file = file
-        self.problems = problems
-
-    @property
-    def line(self) -> int:
-        return int(self.node.start_mark.line) + 1
-
-    @property
-    def empty(self) -> bool:
-        return self.scalar("null") is not None
-
-    def scalar(self, *types: str) -> str | None:
-        """Return the text of a scalar whose YAML type is one of ``types``, or of any without; None for all else."""
-        if not isinstance(self.node, yaml.ScalarNode):
-            return None
-        return str(self.node.value) if not types or self.node.tag.rpartition(":")[2] in types else None
-
-    def report(self, message: str, hint: str) -> None:
-        self.problems.append(Problem(self.file, self.line, self.key, message, hint))
-
-    def wrong(self, what: str, hint: str) -> None:
-        """Report the value of this node as ``what``."""
-        if isinstance(self.node, yaml.ScalarNode):
-            shown = "no value" if self.empty else shorten(self.node.value)
-        else:
-            shown = "a list" if isinstance(self.node, yaml.SequenceNode) else "a mapping"
-        self.report(f"{what} ({shown})", hint)
-
-    def items(self) -> Iterator[_Place]:
-        for index, node in enumerate(self.node.value):
-            yield _Place(node, f"{self.key}[{index}]", self.file, self.problems)
-
-    def entries(self, known: Sequence[str]) -> dict[str, _Place]:
-        """Return the values of a mapping by key; report what is not a mapping, unknown keys and duplicate ones."""
-        found: dict[str, _Place] = {}
-        if not isinstance(self.node, yaml.MappingNode):
-            self.wrong("not a mapping of keys to values", f"known keys: {', '.join(known)}")
-            return found
-        for key_node, value_node in self.node.value:
-            place = _Place(key_node, self.key, self.file, self.problems)
-            key = place.scalar()
-            if key is None:
-                place.wrong("not a key", f"known keys: {', '.join(known)}")
-                continue
-            place.key = f"{self.key}.{shorten(key)}" if self.key else shorten(key)
-            if key in found:
-                place.report(f"a duplicate of the key in line {found[key].line}", "remove one of them")
-            elif key in known:
-                found[key] = _Place(value_node, place.key, self.file, self.problems)
-            else:
-                close = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-                place.report(f"an unknown key ({shorten(key)})", hint)
-        return found
-
-
 #: Takes a value from its place; what it returns after it has reported a problem is never used.
-_Reader = Callable[[_Place], Any]
+_Reader = Callable[[Place], Any]
 
 
 def _number(low: int, high: int) -> _Reader:
-    def read(place: _Place) -> int:
+    def read(place: Place) -> int:
         text = place.scalar("int") or ""
         # Neither 010 (8 to YAML 1.1) nor 1:30 (90).
         if not re.fullmatch("-?(0|[1-9][0-9]*)", text):
@@ -335,7 +180,7 @@ def _number(low: int, high: int) -> _Reader:
 def _duration(low_ns: int, low: str) -> _Reader:
     """Return a reader of 0, or ``low`` to a year, as nanoseconds."""
 
-    def read(place: _Place) -> int:
+    def read(place: Place) -> int:
         text = place.scalar("str", "int") or ""
         match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", text)
         if text != "0" and not match:
@@ -351,7 +196,7 @@ def _duration(low_ns: int, low: str) -> _Reader:
 
 
 def _size(low: int, high: int) -> _Reader:
-    def read(place: _Place) -> int:
+    def read(place: Place) -> int:
         match = re.fullmatch("([0-9]{1,15})(|KiB|MiB)", place.scalar("str", "int") or "")
         if not match:
             place.wrong("not a size", "give a number of bytes, or one with KiB or MiB, such as 1MiB")
@@ -365,7 +210,7 @@ def _size(low: int, high: int) -> _Reader:
 
 
 def _choice(*choices: str) -> _Reader:
-    def read(place: _Place) -> str:
+    def read(place: Place) -> str:
         text = place.scalar("str") or ""
         if text not in choices:
             place.wrong("not a choice", f"one of {', '.join(choices)}")
@@ -375,7 +220,7 @@ def _choice(*choices: str) -> _Reader:
 
 
 def _choices(*choices: str) -> _Reader:
-    def read(place: _Place) -> tuple[str, ...]:
+    def read(place: Place) -> tuple[str, ...]:
         if not isinstance(place.node, yaml.SequenceNode):
             place.wrong("not a list", f"give a list of any of {', '.join(choices)}; [] is none")
             return ()
@@ -388,7 +233,7 @@ def _ports(fewest: int, example: str) -> _Reader:
     hint = f"give a list of {fewest} to {_MAX_PORTS}, such as {example}"
     read = _number(1, 65535)
 
-    def read_all(place: _Place) -> tuple[int, ...]:
+    def read_all(place: Place) -> tuple[int, ...]:
         if not isinstance(place.node, yaml.SequenceNode):
             place.wrong("not a list of ports", hint)
             return ()
@@ -406,7 +251,7 @@ def _ports(fewest: int, example: str) -> _Reader:
     return read_all
 
 
-def _truth(place: _Place) -> bool:
+def _truth(place: Place) -> bool:
     # Of all that YAML 1.1 takes for a truth value, these two are so to everybody.
     text = place.scalar("bool") or ""
     if text not in {"true", "false"}:
@@ -414,14 +259,18 @@ def _truth(place: _Place) -> bool:
     return text == "true"
 
 
-def _path(place: _Place) -> str:
+def _path(place: Place) -> str:
     text = place.scalar("str") or ""
     if not text.startswith("/") or not text.isprintable():
         place.wrong("not an absolute path", "give a path from / on")
     return text
 
 
-def _listen(place: _Place) -> tuple[str, int]:
+def _optional_path(place: Place) -> str | None:
+    return None if place.empty else _path(place)
+
+
+def _listen(place: Place) -> tuple[str, int]:
     text = place.scalar("str", "int")
     if not text:
         place.wrong("not an address and a port", 'give ADDR:PORT, such as 127.0.0.1:10059 or "[::1]:10059"')
@@ -433,7 +282,7 @@ def _listen(place: _Place) -> tuple[str, int]:
         return "", 0
 
 
-def _priority(place: _Place) -> int:
+def _priority(place: Place) -> int:
     text = place.scalar("str", "int") or ""
     if text in PRIORITIES:
         return PRIORITIES.index(text)
@@ -443,7 +292,7 @@ def _priority(place: _Place) -> int:
     return int(text)
 
 
-def _text(place: _Place) -> str:
+def _text(place: Place) -> str:
     # Any scalar as it is written: to YAML 1.1, "no" is a truth value, but it is Norway's domain, too.
     text = place.scalar()
     if not text or place.empty or not text.isprintable():
@@ -452,7 +301,7 @@ def _text(place: _Place) -> str:
     return text
 
 
-def _domain(place: _Place) -> tuple[DomainSpec, Pattern] | None:
+def _domain(place: Place) -> tuple[DomainSpec, Pattern] | None:
     if isinstance(place.node, yaml.MappingNode):
         entries = place.entries(("name", "pattern", "priority"))
         if "pattern" not in entries:
@@ -472,7 +321,7 @@ def _domain(place: _Place) -> tuple[DomainSpec, Pattern] | None:
         return None
 
 
-def _domains(place: _Place) -> tuple[DomainSpec, ...]:
+def _domains(place: Place) -> tuple[DomainSpec, ...]:
     if place.empty:
         return ()
     if not isinstance(place.node, yaml.SequenceNode):
@@ -482,8 +331,8 @@ def _domains(place: _Place) -> tuple[DomainSpec, ...]:
         place.report(f"too many rules ({len(place.node.value)})", f"give at most {MAX_RULE_ID}")
         return ()
     specs = []
-    names: dict[str, _Place] = {}
-    patterns: dict[Pattern, _Place] = {}
+    names: dict[str, Place] = {}
+    patterns: dict[Pattern, Place] = {}
     for item in place.items():
         domain = _domain(item)
         if domain is None:
@@ -499,7 +348,7 @@ def _domains(place: _Place) -> tuple[DomainSpec, ...]:
     return tuple(specs)
 
 
-def _duplicate(place: _Place, what: str, value: str, other: _Place) -> None:
+def _duplicate(place: Place, what: str, value: str, other: Place) -> None:
     message = f"the same {what} as {other.key} in line {other.line} ({shorten(value)})"
     place.report(message, "remove one of the two rules" if what == "pattern" else "give one of the two another name")
 
@@ -536,6 +385,7 @@ _METRICS: _Fields = {
     "labels": ("labels", _choices(*OPTIONAL_LABELS)),
     "connections": ("connections", _number(1, 65535)),
     "page": ("page", _truth),
+    "web_config": ("web_config", _optional_path),
 }
 
 
@@ -546,7 +396,7 @@ _SECTIONS: Mapping[str, tuple[Callable[..., Any], _Fields]] = {
 }
 
 
-def _config(root: _Place) -> Config:
+def _config(root: Place) -> Config:
     if root.empty:
         return default()
     entries = root.entries(("domains", *_SECTIONS))

@@ -35,6 +35,7 @@ from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.sinks.writer import Writer
 from dnsprobe.text import number
 from dnsprobe.web.page import LAST_QUERIES, Page
+from dnsprobe.web.protection import Protection
 from dnsprobe.web.server import Server
 
 _log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Daemon:
             self._sees_queries,
             config.metrics.connections,
             self._page if config.metrics.page else None,
+            Protection(config.metrics.web_config),
         )
         self._last: deque[Query] = deque(maxlen=LAST_QUERIES)
         self._listen(passed_sockets())
@@ -145,8 +147,9 @@ class Daemon:
             notify(f"READY=1\nSTATUS={self._status()}")
             host, port = self._server.address
             _log.info(
-                "ready after %.2f s: http://%s:%d/metrics, %s",
+                "ready after %.2f s: %s://%s:%d/metrics, %s",
                 time.monotonic() - started,
+                self._server.protection.scheme,
                 f"[{host}]" if ":" in host else host,
                 port,
                 self._rules_in_force(),
@@ -217,8 +220,9 @@ class Daemon:
                     _log.info("%s is proved again", path, extra={"message_id": PATH_PROVED_ID})
 
     def _reload(self) -> None:
-        """Re-read the rules; a bad file leaves the old ones in force."""
+        """Re-read the rules and the web configuration; a bad file leaves the old ones in force."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._server.protection.refresh(force=True)
         ledger = self._engine.ledger
         try:
             config = self._reread()
@@ -289,6 +293,7 @@ class Daemon:
             rules=len(self._engine.ledger.rules.rules),
             reload_successful=self._reload_successful,
             reload_time=self._reload_time,
+            web_config_good=self._server.protection.good,
         )
 
     def _page(self) -> Page:

@@ -40,6 +40,7 @@ class Snapshot:
     rules: int = 0
     reload_successful: bool = True
     reload_time: float = 0.0
+    web_config_good: bool = True
 
 
 def _by_reason(name: str, documentation: str, numbers: Mapping[str, int]) -> CounterMetricFamily:
@@ -90,6 +91,11 @@ class DaemonCollector(Collector):
             "dnsprobe_config_last_reload_success_timestamp_seconds",
             "When the configuration was last read and good, since the epoch.",
             now.reload_time,
+        )
+        yield GaugeMetricFamily(
+            "dnsprobe_web_config_last_reload_successful",
+            "Whether the web configuration and its certificates were good when they were last read, 1 or 0.",
+            int(now.web_config_good),
         )
 
     @staticmethod

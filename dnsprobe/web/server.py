@@ -23,11 +23,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import CollectorRegistry
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
-from tornado.iostream import IOStream
 
 from dnsprobe import __version__
 from dnsprobe.errors import UserError
 from dnsprobe.web.page import CONTENT_TYPE, HEADERS, Page, render
+from dnsprobe.web.passwords import Verdict
+from dnsprobe.web.protection import Protection
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ class _Exchange(httputil.HTTPMessageDelegate):
                 "Server": f"dnsprobe/{__version__}",
                 "Cache-Control": "no-store",
                 "X-Content-Type-Options": "nosniff",
+                **self._server.protection.headers,
                 **response.headers,
             }
         )
@@ -166,7 +168,9 @@ class Server(httputil.HTTPServerConnectionDelegate):
         ready: Callable[[], bool],
         connections: int,
         page: Callable[[], Page] | None = None,
+        protection: Protection | None = None,
     ) -> None:
+        self.protection = protection or Protection()
         self._registry = registry
         self._ready = ready
         self._page = page
@@ -281,6 +285,7 @@ class Server(httputil.HTTPServerConnectionDelegate):
         await asyncio.gather(*(client.close() for client in list(self._clients)))
         if self._relief is not None:
             self._relief.cancel()
+        self.protection.close()
 
     # Clients: accepted, idle, busy, gone
 
@@ -317,7 +322,12 @@ class Server(httputil.HTTPServerConnectionDelegate):
                     self._drop(next(iter(self._idle)))
                 self._hold(_IDLE_GRACE)
             return  # anything else is the client's, who is gone already
-        stream = IOStream(connection, max_buffer_size=_MAX_HEADER + _MAX_BODY, read_chunk_size=_READ_CHUNK)
+        try:
+            # A handshake of TLS is like a request that does not come: its client is idle, in the same bounds.
+            stream = self.protection.stream(connection, _MAX_HEADER + _MAX_BODY, _READ_CHUNK)
+        except OSError:
+            connection.close()
+            return
         client = HTTP1ServerConnection(stream, self._parameters, address[0])
         self._clients.add(client)
         self._idle[client] = asyncio.get_running_loop().time()
@@ -377,7 +387,23 @@ class Server(httputil.HTTPServerConnectionDelegate):
         if client.stream.closed():
             return
         self._busy[client] = asyncio.get_running_loop().time()
-        if exchange.method not in {"GET", "HEAD"}:
+        self.protection.admit(
+            exchange.headers.get("Authorization", ""),
+            str(client.context),
+            lambda verdict: self._admit(exchange, verdict),
+            lambda: not client.stream.closed(),
+        )
+
+    def _admit(self, exchange: _Exchange, verdict: Verdict) -> None:
+        if exchange.client.stream.closed():
+            return
+        if verdict is Verdict.BAD:
+            challenge = {"WWW-Authenticate": 'Basic realm="dnsprobe", charset="UTF-8"'}
+            self._respond(exchange, _plain(HTTPStatus.UNAUTHORIZED, "unauthorized", **challenge))
+        elif verdict is Verdict.BUSY:
+            text = "too many passwords at a time"
+            self._respond(exchange, _plain(HTTPStatus.TOO_MANY_REQUESTS, text, **{"Retry-After": "1"}))
+        elif exchange.method not in {"GET", "HEAD"}:
             self._respond(exchange, _plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", Allow="GET, HEAD"))
         elif exchange.path == "/metrics" or (exchange.path == "/" and self._page is not None):
             self._put_off.append(exchange)

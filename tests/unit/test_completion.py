@@ -49,7 +49,8 @@ def test_bash_offers_every_command_and_option() -> None:
     assert completed("dnsprobe", "wa") == {"watch"}
     for name, parser in commands().items():
         assert completed("dnsprobe", name, "") == options(parser)
-        assert completed("dnsprobe", name, "--config", str(BASH)[:-1]) == {str(BASH)}
+        for option in options(parser) & {"--config", "--web.config.file"}:
+            assert completed("dnsprobe", name, option, str(BASH)[:-1]) == {str(BASH)}
     (targets,) = [action.choices for action in commands()["run"]._actions if action.dest == "log_target"]
     assert completed("dnsprobe", "run", "--log-target", "") == set(targets or ())
     assert completed("dnsprobe", "run", "--listen", "") == set()
@@ -58,11 +59,11 @@ def test_bash_offers_every_command_and_option() -> None:
 def test_zsh_knows_every_command_and_option() -> None:
     text = ZSH.read_text("utf-8")
     assert dict(re.findall(r"^\t\t'(\w+):(.+)'$", text, re.MULTILINE)) == helps()
-    shared = set(re.findall(r"(--[a-z-]+)\[", re.findall(r"config=\((.*)\)$", text, re.MULTILINE)[0]))
+    shared = set(re.findall(r"(--[a-z.-]+)\[", re.findall(r"config=\((.*)\)$", text, re.MULTILINE)[0]))
     for name, parser in commands().items():
         (own,) = re.findall(rf"^\t\t{name}\)(.*?);;$", text, re.MULTILINE | re.DOTALL)
         assert "$config" in own
-        assert shared | set(re.findall(r"'(--[a-z-]+)\[", own)) == options(parser)
+        assert shared | set(re.findall(r"'(--[a-z.-]+)\[", own)) == options(parser)
     assert "(auto journal console)" in text
 
 

@@ -10,10 +10,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dnsprobe import config
+from dnsprobe import config, yaml_file
 from dnsprobe.config import (
     Config,
-    ConfigError,
     DomainSpec,
     JournalConfig,
     MetricsConfig,
@@ -23,6 +22,7 @@ from dnsprobe.config import (
 )
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.rules import RuleSet
+from dnsprobe.yaml_file import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = REPOSITORY / "config" / "dnsprobe.yaml"
@@ -64,7 +64,7 @@ def test_the_shipped_file_and_the_page_have_every_key() -> None:
         for key, value in shipped[section].items():
             row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` "))
             text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
-            text = str(value).lower() if isinstance(value, bool) else text
+            text = "null" if value is None else str(value).lower() if isinstance(value, bool) else text
             assert f"| `{text}`" in row
 
 
@@ -102,6 +102,7 @@ metrics:
   labels: [container]
   connections: 6
   page: false
+  web_config: /etc/web.yml
 """,
     ) == Config(
         domains=(
@@ -124,7 +125,14 @@ metrics:
             tree="lineage",
         ),
         journal=JournalConfig(repeat_ns=1_500_000_000, queue=1, rate_interval_ns=0, rate_burst=7),
-        metrics=MetricsConfig(listen=("::1", 0), max_series=5, labels=("container",), connections=6, page=False),
+        metrics=MetricsConfig(
+            listen=("::1", 0),
+            max_series=5,
+            labels=("container",),
+            connections=6,
+            page=False,
+            web_config="/etc/web.yml",
+        ),
     )
 
 
@@ -362,7 +370,7 @@ SYNTAX = [
 def test_bad_syntax(
     file: Path, monkeypatch: pytest.MonkeyPatch, loader: str, text: str, message: str, hint: str
 ) -> None:
-    monkeypatch.setattr(config, "_LOADER", getattr(yaml, loader))
+    monkeypatch.setattr(yaml_file, "_LOADER", getattr(yaml, loader))
     (line,) = errors(file, text)
     assert line.startswith(f"dnsprobe.yaml:{message}")
     assert f"; {hint}" in line

@@ -39,6 +39,7 @@ FULL = Snapshot(
     rules=2,
     reload_successful=False,
     reload_time=1_767_323_045.25,
+    web_config_good=False,
 )
 
 
@@ -90,6 +91,7 @@ def test_everything_is_there_from_the_start() -> None:
         "dnsprobe_series_folded_total",
         "dnsprobe_config_last_reload_successful",
         "dnsprobe_config_last_reload_success_timestamp_seconds",
+        "dnsprobe_web_config_last_reload_successful",
         "dnsprobe_rules",
         "process_resident_memory_bytes",
         "process_cpu_seconds_total",

@@ -1,0 +1,832 @@
+"""The HTTP side behind TLS and passwords, with real certificates, real clients, and clients as bad as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import bcrypt
+import pytest
+from certificates import authority, certificate
+from prometheus_client.registry import CollectorRegistry
+
+from dnsprobe.sinks.metrics import Snapshot, build_registry
+from dnsprobe.web import passwords
+from dnsprobe.web.passwords import Verdict, Verifier, network
+from dnsprobe.web.protection import Protection, parse_basic
+from dnsprobe.web.server import Server
+
+#: More than any test needs; a test that gets here has failed.
+PATIENCE = 120.0
+
+TLS = "tls_server_config: {cert_file: server.pem, key_file: server.key"
+MUTUAL = TLS + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an authority, a stranger one, and certificates of both."""
+    folder = tmp_path_factory.mktemp("certificates")
+    ca, stranger = authority(folder, "ca"), authority(folder, "stranger")
+    certificate(folder, "server", ca, "DNS:localhost,IP:127.0.0.1", "serverAuth")
+    certificate(folder, "renewed", ca, "DNS:localhost,IP:127.0.0.1", "serverAuth")
+    names = "DNS:prometheus.test,email:ada@monitor.test,URI:spiffe://monitor.test/p,IP:2001:db8::7"
+    certificate(folder, "client", ca, names, "clientAuth")
+    certificate(folder, "nameless", ca, "DNS:other.test", "clientAuth")
+    certificate(folder, "wrong", stranger, names, "clientAuth")
+    certificate(folder, "misused", ca, names, "serverAuth")
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """Return a folder of the test's own with all of it."""
+    for path in made.iterdir():
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def hashed(password: str, cost: int = 4) -> str:
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode()
+
+
+def users(**of: str) -> str:
+    return "\nbasic_auth_users:\n" + "".join(f"  {name}: '{text}'\n" for name, text in of.items())
+
+
+def written(folder: Path, text: str) -> Path:
+    """Put a web configuration in place as a careful administrator does."""
+    new = folder / "web.yml.new"
+    new.write_text(text, encoding="utf-8")
+    return new.rename(folder / "web.yml")
+
+
+@asynccontextmanager
+async def serving(folder: Path, text: str, connections: int = 128) -> AsyncIterator[Server]:
+    protection = Protection(str(written(folder, text)))
+    registry = build_registry(lambda: Snapshot(events=7, web_config_good=protection.good))
+    server = Server(registry, lambda: True, connections, protection)
+    server.bind("127.0.0.1", 0)
+    server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def context(folder: Path, client: str = "", ca: str = "ca") -> ssl.SSLContext:
+    made = ssl.create_default_context(cafile=folder / f"{ca}.pem")
+    if client:
+        made.load_cert_chain(folder / f"{client}.pem", folder / f"{client}.key")
+    return made
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+async def read_answer(reader: asyncio.StreamReader) -> Answer:
+    status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return Answer(int(status.split(" ")[1]), headers, await reader.readexactly(int(headers["content-length"])))
+
+
+def basic(name: str, password: str) -> str:
+    return f"Authorization: Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}\r\n"
+
+
+async def ask(
+    server: Server, tls: ssl.SSLContext | None, path: str = "/metrics", more: str = "", source: str = "127.0.0.1"
+) -> Answer:
+    name = "localhost" if tls else None
+    reader, writer = await asyncio.open_connection(
+        *server.address, ssl=tls, server_hostname=name, local_addr=(source, 0)
+    )
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
+        return await read_answer(reader)
+    finally:
+        writer.transport.abort()
+
+
+async def refused(server: Server, tls: ssl.SSLContext) -> bool:
+    """Tell whether the server ends a connection without an answer: TLS 1.3 tells a client only after its handshake."""
+    try:
+        answer = await ask(server, tls)
+    except (ssl.SSLError, ConnectionError, asyncio.IncompleteReadError):
+        return True
+    assert answer.status == 200
+    return False
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_https(folder: Path) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            answer = await ask(server, context(folder))
+            assert answer.status == 200
+            assert b"\ndnsprobe_events_total 7.0\n" in answer.body
+            assert server.protection.scheme == "https"
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await ask(server, context(folder, ca="stranger"))
+
+    run(test)
+
+
+def test_plain_http_is_told_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            reader, writer = await asyncio.open_connection(*server.address)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 100 + b"\r\n")
+            told = await reader.read()
+            assert told == b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+            writer.close()
+            assert (await ask(server, context(folder))).status == 200
+
+    run(test)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\x00" * 100, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"a" * 70000, b"\x80\x80", b"x"],
+)
+def test_garbage_is_closed_and_not_logged(folder: Path, garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            reader, writer = await asyncio.open_connection(*server.address)
+            writer.write(garbage)
+            writer.write_eof()
+            with suppress(ConnectionResetError):
+                assert b"HTTP" not in await reader.read()
+            writer.close()
+            await until(lambda: not server._clients)
+            assert (await ask(server, context(folder))).status == 200
+
+    run(test)
+    assert not caplog.records
+
+
+def hello() -> bytes:
+    """Return what a client says first."""
+    out = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
+
+
+def test_handshakes_that_hang_hold_up_nobody(folder: Path) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server, AsyncExitStack() as stack:
+            half = hello()
+            for number in range(300):
+                hanging = await asyncio.open_connection(*server.address)
+                stack.callback(hanging[1].transport.abort)
+                hanging[1].write((b"", half[:7], half, half[:5])[number % 4])
+            answers = await asyncio.gather(*(ask(server, context(folder)) for _ in range(20)))
+            assert [answer.status for answer in answers] == [200] * 20
+            assert len(server._idle) + len(server._busy) <= 128
+
+    run(test)
+
+
+def test_handshake_that_hangs_ends_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnsprobe.web.server._REQUEST_TIMEOUT", 0.05)
+
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            reader, writer = await asyncio.open_connection(*server.address)
+            writer.write(hello()[:20])
+            assert await reader.read() == b""
+            writer.close()
+
+    run(test)
+
+
+def test_a_client_that_leaves_at_once(folder: Path) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            for _ in range(20):
+                with closing(socket.create_connection(server.address)) as left:
+                    left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # its close is a reset
+                    left.send(hello())
+            assert (await ask(server, context(folder))).status == 200
+            await until(lambda: not server._clients)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("more", "client", "lets_in"),
+    [
+        (MUTUAL, "client", True),
+        (MUTUAL, "nameless", True),
+        (MUTUAL, "", False),
+        (MUTUAL, "wrong", False),
+        (MUTUAL, "misused", False),
+        (TLS + ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: ca.pem", "", True),
+        (TLS + ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: ca.pem", "client", True),
+        (TLS + ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: ca.pem", "wrong", False),
+        (TLS + ", client_auth_type: NoClientCert", "wrong", True),
+        (MUTUAL + ", client_allowed_sans: [prometheus.test]", "client", True),
+        (MUTUAL + ", client_allowed_sans: [x.test, 'ada@monitor.test']", "client", True),
+        (MUTUAL + ", client_allowed_sans: ['spiffe://monitor.test/p']", "client", True),
+        (MUTUAL + ", client_allowed_sans: ['2001:DB8:0::7']", "client", True),
+        (MUTUAL + ", client_allowed_sans: [prometheus.test]", "nameless", False),
+        (MUTUAL + ", client_allowed_sans: [test, PROMETHEUS, '*.test']", "client", False),
+        (MUTUAL + ", client_allowed_sans: []", "client", False),
+        (MUTUAL + ", client_allowed_sans: [prometheus.test]", "wrong", False),
+    ],
+)
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_client_certificates(folder: Path, more: str, client: str, lets_in: bool, version: ssl.TLSVersion) -> None:
+    async def test() -> None:
+        async with serving(folder, more + "}") as server:
+            tls = context(folder, client)
+            tls.minimum_version = tls.maximum_version = version
+            assert await refused(server, tls) is not lets_in
+
+    run(test)
+
+
+def s_client(server: Server, folder: Path, *more: str, say: bytes = b"") -> str:
+    host, port = server.address
+    command = ["openssl", "s_client", "-connect", f"{host}:{port}", "-CAfile", str(folder / "ca.pem"), *more]
+    done = subprocess.run(command, input=say, capture_output=True, timeout=PATIENCE, check=False)
+    return (done.stdout + done.stderr).decode(errors="replace")
+
+
+OLD = ("-cipher", "ALL:@SECLEVEL=0")
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "line"),
+    [
+        ("", ("-tls1_3", "-alpn", "h2,http/1.1"), "ALPN protocol: http/1.1"),
+        ("", ("-alpn", "h2"), "No ALPN negotiated"),
+        ("", ("-tls1_2",), "New, TLSv1.2, Cipher is ECDHE-ECDSA-AES128-GCM-SHA256"),
+        ("", ("-tls1_1", *OLD), "New, (NONE), Cipher is (NONE)"),
+        ("", ("-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA"), "New, (NONE), Cipher is (NONE)"),
+        ("min_version: TLS11", ("-tls1_1", *OLD), "Protocol  : TLSv1.1"),
+        ("min_version: TLS10", ("-tls1", *OLD), "Protocol  : TLSv1"),
+        ("min_version: TLS13", ("-tls1_2",), "New, (NONE), Cipher is (NONE)"),
+        ("max_version: TLS12", ("-tls1_3",), "New, (NONE), Cipher is (NONE)"),
+        ("max_version: TLS12", (), "New, TLSv1.2, "),
+        (
+            "cipher_suites: [TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384]",
+            ("-tls1_2", "-cipher", "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"),
+            "New, TLSv1.2, Cipher is ECDHE-ECDSA-CHACHA20-POLY1305",
+        ),
+        (
+            "prefer_server_cipher_suites: false, "
+            "cipher_suites: [TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384]",
+            ("-tls1_2", "-cipher", "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"),
+            "New, TLSv1.2, Cipher is ECDHE-ECDSA-AES256-GCM-SHA384",
+        ),
+        (
+            "cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA]",
+            ("-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"),
+            "New, (NONE), Cipher is (NONE)",
+        ),
+        ("cipher_suites: [TLS_AES_128_GCM_SHA256]", ("-tls1_2",), "New, (NONE), Cipher is (NONE)"),
+        ("cipher_suites: [TLS_AES_128_GCM_SHA256]", ("-tls1_3",), "New, TLSv1.3, "),
+        ("curve_preferences: [CurveP384]", (), "Server Temp Key: ECDH, secp384r1, 384 bits"),
+        ("", ("-groups", "X25519"), "Server Temp Key: X25519, 253 bits"),
+        ("curve_preferences: [CurveP521]", ("-groups", "P-256"), "New, (NONE), Cipher is (NONE)"),
+    ],
+)
+def test_versions_suites_and_curves(folder: Path, more: str, options: tuple[str, ...], line: str) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + (f", {more}" if more else "") + "}") as server:
+            shown = await asyncio.to_thread(s_client, server, folder, *options)
+            # Since OpenSSL 3.5, "Server Temp Key" is "Peer Temp Key".
+            assert line.replace("Server Temp", "Temp") in shown.replace("Server Temp", "Temp").replace(
+                "Peer Temp", "Temp"
+            )
+
+    run(test)
+
+
+def test_no_renegotiation(folder: Path) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            shown = await asyncio.to_thread(s_client, server, folder, "-tls1_2", say=b"R\n")
+            assert "RENEGOTIATING" in shown
+            assert "no renegotiation" in shown
+            assert (await ask(server, context(folder))).status == 200
+
+    run(test)
+
+
+def test_sessions_are_resumed_and_the_names_of_clients_still_count(folder: Path) -> None:
+    """Of a session that is taken up again, the certificate is not sent a second time."""
+
+    def connect(server: Server, tls: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[bytes, ssl.SSLSocket]:
+        wrapped = tls.wrap_socket(
+            socket.create_connection(server.address), server_hostname="localhost", session=session
+        )
+        wrapped.sendall(b"GET /-/healthy HTTP/1.1\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"healthy\n"):
+            answer += wrapped.recv(4096)
+        return answer, wrapped
+
+    async def test() -> None:
+        async with serving(folder, MUTUAL + ", client_allowed_sans: [prometheus.test]}") as server:
+            tls = context(folder, "client")
+            answer, first = await asyncio.to_thread(connect, server, tls, None)
+            assert answer.endswith(b"healthy\n")
+            answer, second = await asyncio.to_thread(connect, server, tls, first.session)
+            assert answer.endswith(b"healthy\n")
+            assert second.session_reused
+            for wrapped in (first, second):
+                wrapped.close()
+
+    run(test)
+
+
+def test_curl_with_all_of_it(folder: Path) -> None:
+    async def test() -> None:
+        text = MUTUAL + "}" + users(ada=hashed("secret"))
+        async with serving(folder, text) as server:
+            url = f"https://127.0.0.1:{server.address[1]}/metrics"
+            files = ("--cacert", "ca.pem", "--cert", "client.pem", "--key", "client.key")
+            command = ["curl", "-sS", "--user", "ada:secret", *files, url]
+            done = await asyncio.to_thread(
+                subprocess.run, command, cwd=folder, capture_output=True, timeout=PATIENCE, check=False
+            )
+            assert done.stderr == b""
+            assert b"\ndnsprobe_events_total 7.0\n" in done.stdout
+
+    run(test)
+
+
+def test_headers(folder: Path) -> None:
+    async def test() -> None:
+        chosen = (
+            "{X-Frame-Options: deny, Strict-Transport-Security: max-age=60, Content-Security-Policy: default-src *}"
+        )
+        text = f"http_server_config: {{http2: true, headers: {chosen}}}"
+        async with serving(folder, text) as server:
+            answer = await ask(server, None)
+            assert answer.headers["x-frame-options"] == "deny"
+            assert answer.headers["strict-transport-security"] == "max-age=60"
+            assert answer.headers["content-security-policy"] == "default-src *"
+            page = await ask(server, None, "/")
+            assert "default-src 'none'" in page.headers["content-security-policy"]  # the page's own is stricter
+
+    run(test)
+
+
+# Names and passwords
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/-/ready", "/nothing"])
+def test_every_path_takes_a_password(folder: Path, path: str) -> None:
+    async def test() -> None:
+        async with serving(folder, users(ada=hashed("secret"))) as server:
+            answer = await ask(server, None, path)
+            assert (answer.status, answer.body) == (401, b"unauthorized\n")
+            assert answer.headers["www-authenticate"] == 'Basic realm="dnsprobe", charset="UTF-8"'
+            expected = 404 if path == "/nothing" else 200
+            assert (await ask(server, None, path, basic("ada", "secret"))).status == expected
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (basic("ada", "secret"), 200),
+        (basic("ada", "secret").replace("Basic", "bASIC"), 200),
+        (basic("zoë", "pässwörd:with:colons"), 200),
+        (basic("long", "x" * 100), 200),
+        (basic("ada", "Secret"), 401),
+        (basic("ada", ""), 401),
+        (basic("Ada", "secret"), 401),
+        (basic("", "secret"), 401),
+        (basic("nobody", "secret"), 401),
+        (basic("zoe\u0308", "pässwörd:with:colons"), 401),
+        (basic("ada", "secret\0"), 401),
+        (basic("ada", "x" * 5000), 401),
+        ("Authorization: Basic YWRh\r\n", 401),
+        ("Authorization: Basic\r\n", 401),
+        ("Authorization: Basic !!!!\r\n", 401),
+        ("Authorization: Basic YWRhOnNlY3JldA\r\n", 401),
+        ("Authorization: Bearer YWRhOnNlY3JldA==\r\n", 401),
+        ("Authorization: Basic \xff\xfe\r\n", 401),
+        (basic("ada", "secret") * 2, 401),
+        (basic("ada", "wrong") + basic("ada", "secret"), 401),
+    ],
+)
+def test_names_and_passwords(folder: Path, header: str, status: int) -> None:
+    text = users(ada=hashed("secret"), zoë=hashed("pässwörd:with:colons"), long=hashed("x" * 72))
+
+    async def test() -> None:
+        async with serving(folder, text) as server:
+            for _ in range(2):  # the second time from memory
+                assert (await ask(server, None, more=header)).status == status
+
+    run(test)
+
+
+@pytest.mark.parametrize("prefix", ["$2a$", "$2b$", "$2y$"])
+def test_forms_of_hashes(folder: Path, prefix: str) -> None:
+    async def test() -> None:
+        async with serving(folder, users(ada=prefix + hashed("secret")[4:])) as server:
+            assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
+            assert (await ask(server, None, more=basic("ada", "wrong"))).status == 401
+
+    run(test)
+
+
+def test_parse_basic() -> None:
+    assert parse_basic("Basic " + base64.b64encode(b"\xff:\xfe:").decode()) == (b"\xff", b"\xfe:")
+    assert parse_basic("Basic  " + base64.b64encode(b":").decode()) == (b"", b"")
+    assert parse_basic("") is None
+    assert parse_basic("Basic YQ==") is None
+
+
+class Counted:
+    """bcrypt, that tells what it was asked, and waits to be let go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[tuple[bytes, bytes]] = []
+        self.go_on = threading.Event()
+        check = bcrypt.checkpw
+
+        def checkpw(password: bytes, hashed: bytes) -> bool:
+            self.asked.append((password, hashed))
+            assert self.go_on.wait(PATIENCE)
+            return check(password, hashed)
+
+        monkeypatch.setattr(bcrypt, "checkpw", checkpw)
+
+
+def test_a_flood_of_wrong_passwords_holds_up_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While bcrypt does not come to an end at all, who was verified before is served, and the loop goes on."""
+    counted = Counted(monkeypatch)
+
+    async def test() -> None:
+        async with (
+            serving(folder, users(ada=hashed("secret"), bob=hashed("other"))) as server,
+            AsyncExitStack() as stack,
+        ):
+            counted.go_on.set()
+            assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
+            counted.go_on.clear()
+            flood = [asyncio.create_task(ask(server, None, more=basic("ada", f"wrong{at}"))) for at in range(100)]
+            stack.callback(counted.go_on.set)
+            await until(lambda: sum(task.done() for task in flood) == 100 - 1 - passwords._WAITING_OF_ONE)
+            assert {task.result().status for task in flood if task.done()} == {429}
+            for _ in range(20):
+                assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
+                assert (await ask(server, None)).status == 401
+            # Of another network, somebody who is new has not to wait for all of the flood.
+            new = asyncio.create_task(ask(server, None, more=basic("bob", "other"), source="127.0.0.2"))
+            await until(lambda: len(server.protection._verifier._waiting) == 2)
+            counted.go_on.set()
+            assert (await new).status == 200
+            order = [password for password, _ in counted.asked]
+            assert order.index(b"other") <= 3
+            answers = await asyncio.gather(*flood)
+            assert sorted({answer.status for answer in answers}) == [401, 429]
+
+    run(test)
+
+
+def test_who_has_left_is_not_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+
+    async def test() -> None:
+        async with serving(folder, users(ada=hashed("secret"))) as server:
+            first = asyncio.create_task(ask(server, None, more=basic("ada", "first")))
+            await until(lambda: len(counted.asked) == 1)
+            left = asyncio.create_task(ask(server, None, more=basic("ada", "left")))
+            await until(lambda: len(server._busy) == 2)
+            left.cancel()
+            await until(lambda: len(server._busy) == 1)
+            counted.go_on.set()
+            assert (await first).status == 401
+            assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
+            assert [password for password, _ in counted.asked] == [b"first", b"secret"]
+
+    run(test)
+
+
+def verdicts(verifier: Verifier, of: dict[bytes, bytes], *asked: tuple[bytes, bytes, str]) -> list[Verdict]:
+    """Return what becomes of names and passwords that come from addresses, all at once, in the order of the answers."""
+
+    async def ask_all() -> list[Verdict]:
+        done: asyncio.Queue[Verdict] = asyncio.Queue()
+        for name, password, address in asked:
+            verifier.verify(of, name, password, address, done.put_nowait)
+        return [await done.get() for _ in asked]
+
+    async def bounded() -> list[Verdict]:
+        async with asyncio.timeout(PATIENCE):
+            return await ask_all()
+
+    return asyncio.run(bounded())
+
+
+def test_an_unknown_name_costs_as_much_as_a_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+    counted.go_on.set()
+    of = {b"ada": hashed("secret").encode(), b"bob": hashed("other", 5).encode()}
+    verifier = Verifier()
+    # With the password of the one whose time it takes, too.
+    asked = [(b"nobody", password, "192.0.2.1") for password in (b"secret", b"other", b"third")]
+    assert verdicts(verifier, of, *asked) == [Verdict.BAD] * 3
+    assert [password for password, _ in counted.asked] == [b"secret", b"other", b"third"]
+    hashes = {hashed for _, hashed in counted.asked}
+    assert len(hashes) == 1
+    assert hashes <= set(of.values())
+    verifier.close()
+
+
+def test_the_same_password_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+    counted.go_on.set()
+    of = {b"ada": hashed("secret").encode()}
+    verifier = Verifier()
+    assert verdicts(verifier, of, *[(b"ada", b"secret", f"192.0.2.{at}") for at in range(50)]) == [Verdict.GOOD] * 50
+    assert verdicts(verifier, of, (b"ada", b"wrong", "192.0.2.1")) == [Verdict.BAD]
+    for _ in range(3):
+        assert verdicts(verifier, of, (b"ada", b"wrong", "192.0.2.1")) == [Verdict.BAD]
+        assert verdicts(verifier, of, (b"ada", b"secret", "192.0.2.1")) == [Verdict.GOOD]
+    assert len(counted.asked) == 2
+    # Another hash of the same name is another matter, and one that is gone is good no more.
+    assert verdicts(verifier, {b"ada": hashed("new").encode()}, (b"ada", b"secret", "192.0.2.1")) == [Verdict.BAD]
+    assert verdicts(verifier, {b"bob": of[b"ada"]}, (b"ada", b"secret", "192.0.2.1")) == [Verdict.BAD]
+    verifier.close()
+
+
+def test_wrong_passwords_push_out_no_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "_REMEMBERED", 4)
+    counted = Counted(monkeypatch)
+    counted.go_on.set()
+    of = {b"ada": hashed("secret").encode()}
+    verifier = Verifier()
+    assert verdicts(verifier, of, (b"ada", b"secret", "192.0.2.1")) == [Verdict.GOOD]
+    for at in range(10):
+        assert verdicts(verifier, of, (b"ada", b"%d" % at, "192.0.2.1")) == [Verdict.BAD]
+    assert len(verifier._bad) == 4
+    before = len(counted.asked)
+    assert verdicts(verifier, of, (b"ada", b"secret", "192.0.2.1")) == [Verdict.GOOD]
+    assert len(counted.asked) == before
+    verifier.close()
+
+
+def test_a_full_queue_gives_way_to_a_network_with_less_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "_WAITING", 6)
+    counted = Counted(monkeypatch)
+    of = {b"ada": hashed("secret").encode()}
+    verifier = Verifier()
+
+    async def test() -> None:
+        told: dict[bytes, Verdict] = {}
+
+        def put(password: bytes, address: str) -> None:
+            verifier.verify(of, b"ada", password, address, lambda verdict: told.update({password: verdict}))
+
+        put(b"at work", "192.0.2.9")
+        for at in range(6):
+            put(b"a%d" % at, "192.0.2.1")
+        assert told == {}
+        put(b"b0", "192.0.2.2")
+        assert told == {b"a5": Verdict.BUSY}
+        put(b"b1", "192.0.2.2")
+        put(b"secret", "192.0.2.3")
+        assert told == {b"a5": Verdict.BUSY, b"a4": Verdict.BUSY, b"a3": Verdict.BUSY}
+        put(b"b2", "192.0.2.2")
+        assert told[b"b2"] is Verdict.BUSY
+        counted.go_on.set()
+        await until(lambda: len(told) == 11)
+        assert [password for password, _ in counted.asked] == [b"at work", b"a0", b"b0", b"secret", b"a1", b"b1", b"a2"]
+        assert told[b"secret"] is Verdict.GOOD
+        assert not verifier._waits
+        assert not verifier._waiting
+
+    run(test)
+    verifier.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1:2:3:4", "2001:db8::/64"),
+        ("2001:db8:0:1::", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_network(address: str, client: str) -> None:
+    assert network(address) == client
+
+
+# Files that change
+
+
+def serial(pem: Path) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(pem.read_text())
+
+
+async def shown(server: Server, tls: ssl.SSLContext) -> bytes:
+    """Return the certificate that the server shows."""
+    _, writer = await asyncio.open_connection(*server.address, ssl=tls, server_hostname="localhost")
+    certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.transport.abort()
+    assert isinstance(certificate, bytes)
+    return certificate
+
+
+def put(folder: Path, source: str, target: str) -> None:
+    shutil.copy(folder / source, folder / "new")
+    (folder / "new").rename(folder / target)
+
+
+def test_a_new_certificate_is_taken_up(folder: Path) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            tls = context(folder)
+            old, new = serial(folder / "server.pem"), serial(folder / "renewed.pem")
+            assert await shown(server, tls) == old
+            reader, writer = await asyncio.open_connection(*server.address, ssl=tls, server_hostname="localhost")
+            put(folder, "renewed.key", "server.key")
+            assert await shown(server, tls) == old  # as long as they do not fit
+            assert not server.protection.good
+            put(folder, "renewed.pem", "server.pem")
+            assert await shown(server, tls) == new
+            assert server.protection.good
+            writer.write(b"GET /-/healthy HTTP/1.1\r\n\r\n")  # what was there goes on
+            assert (await read_answer(reader)).status == 200
+            writer.transport.abort()
+
+    run(test)
+
+
+def test_a_new_authority_of_clients_is_taken_up(folder: Path) -> None:
+    async def test() -> None:
+        async with serving(folder, MUTUAL + "}") as server:
+            assert not await refused(server, context(folder, "client"))
+            put(folder, "stranger.pem", "ca.pem")
+            tls = context(folder, "client")
+            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+            assert await refused(server, tls)
+            tls.load_cert_chain(folder / "wrong.pem", folder / "wrong.key")
+            assert not await refused(server, tls)
+
+    run(test)
+
+
+def test_new_users_are_taken_up(folder: Path) -> None:
+    async def test() -> None:
+        async with serving(folder, users(ada=hashed("secret"))) as server:
+            reader, writer = await asyncio.open_connection(*server.address)
+
+            async def status(name: str, password: str) -> int:
+                writer.write(f"GET / HTTP/1.1\r\n{basic(name, password)}\r\n".encode())
+                return (await read_answer(reader)).status
+
+            assert await status("ada", "secret") == 200
+            written(folder, users(ada=hashed("new"), bob=hashed("other")))
+            assert await status("ada", "secret") == 401
+            assert await status("ada", "new") == 200
+            assert await status("bob", "other") == 200
+            written(folder, users(bob=hashed("other")))
+            assert await status("ada", "new") == 401
+            writer.transport.abort()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (": ", "web.yml:1: not valid YAML"),
+        ("basic_auth_users: {ada: x}", "basic_auth_users.ada: not a hash of bcrypt"),
+        ("", "basic_auth_users has no user any more"),
+        ("http_server_config: {}", "basic_auth_users has no user any more"),
+        (None, "web.yml: cannot be read: No such file or directory"),
+        (TLS + "}" + users(ada=hashed("secret")), "TLS cannot be turned on while running"),
+    ],
+)
+def test_a_bad_file_leaves_the_good_one_in_force(
+    folder: Path, bad: str | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        good = users(ada=hashed("secret"))
+        async with serving(folder, good) as server:
+            if bad is None:
+                (folder / "web.yml").unlink()
+            else:
+                written(folder, bad)
+            for _ in range(3):
+                assert (await ask(server, None)).status == 401
+                answer = await ask(server, None, more=basic("ada", "secret"))
+                assert b"\ndnsprobe_web_config_last_reload_successful 0.0\n" in answer.body
+            (record,) = caplog.records
+            assert record.levelname == "ERROR"
+            assert said in record.getMessage()
+            assert "stays in force" in record.getMessage()
+            written(folder, good + "http_server_config: {headers: {X-Frame-Options: deny}}")
+            answer = await ask(server, None, more=basic("ada", "secret"))
+            assert b"\ndnsprobe_web_config_last_reload_successful 1.0\n" in answer.body
+            assert answer.headers["x-frame-options"] == "deny"
+            assert [each.getMessage() for each in caplog.records[1:]] == ["the web configuration was read again"]
+
+    run(test)
+
+
+def test_tls_is_not_turned_off_while_running(folder: Path) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            written(folder, "")
+            assert (await ask(server, context(folder))).status == 200
+            assert not server.protection.good
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("less", "said"),
+    [
+        (TLS, "client_auth_type does not require a certificate any more"),
+        (MUTUAL.replace("RequireAndVerifyClientCert", "VerifyClientCertIfGiven"), "client_auth_type does not require"),
+        (MUTUAL, "client_allowed_sans is not there any more"),
+    ],
+)
+def test_half_a_file_does_not_let_in_more(folder: Path, less: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving(folder, MUTUAL + ", client_allowed_sans: [prometheus.test]}") as server:
+            written(folder, less + "}")
+            assert await refused(server, context(folder, "nameless"))
+            assert not await refused(server, context(folder, "client"))
+            assert said in caplog.text
+            written(folder, MUTUAL + ", client_allowed_sans: [other.test]}")
+            assert not await refused(server, context(folder, "nameless"))
+
+    run(test)
+
+
+def test_nothing_is_read_that_has_not_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            before = server.protection._now
+            for _ in range(3):
+                assert (await ask(server, context(folder))).status == 200
+            assert server.protection._now is before
+            server.protection.refresh(force=True)
+            assert server.protection._now is not before
+
+    run(test)
+
+
+def test_a_change_of_the_same_size_and_time_is_seen(folder: Path) -> None:
+    path = written(folder, users(ada=hashed("secret")))
+    protection = Protection(str(path))
+    then = path.stat()
+    before = protection._now.config.users
+    path.write_text(users(ada=hashed("other!")))
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    protection.refresh()
+    assert protection._now.config.users != before
+
+
+def test_without_a_web_configuration() -> None:
+    protection = Protection()
+    protection.refresh(force=True)
+    assert (protection.scheme, protection.good, dict(protection.headers)) == ("http", True, {})
+    Server(CollectorRegistry(), lambda: True, 1, protection)
