@@ -123,7 +123,16 @@ def test_program_and_documents_are_there(tree: DebianTree) -> None:
 def test_examples_are_there(tree: DebianTree) -> None:
     examples = tree.root / "usr/share/doc/dnsprobe/examples"
     shipped = {str(path.relative_to(examples)): path.read_text() for path in examples.rglob("*") if path.is_file()}
-    names = ("prometheus/dnsprobe-alerts.yaml", "prometheus/dnsprobe-recording.yaml", "grafana/dnsprobe.json")
+    names = (
+        "prometheus/dnsprobe-alerts.yaml",
+        "prometheus/dnsprobe-recording.yaml",
+        "grafana/dnsprobe.json",
+        "alert/dnsprobe-alerts.service",
+        "alert/dnsprobe-alert@.service",
+        "alert/dnsprobe-alerts",
+        "alert/dnsprobe-alert",
+        "ansible/dnsprobe.yaml",
+    )
     assert shipped == {name: (REPOSITORY / "packaging" / name).read_text() for name in names}
 
 
