@@ -112,7 +112,8 @@ def asked(tree: DebianTree) -> list[str]:
 def test_program_and_documents_are_there(tree: DebianTree) -> None:
     assert tree.run("dnsprobe", "--version") == f"dnsprobe {__version__}\n"
     assert tree.run("dnsprobe", "check").startswith("good: ")
-    assert (tree.root / "usr/share/man/man1/dnsprobe.1.gz").exists()
+    for page in ("man1/dnsprobe.1", "man5/dnsprobe.yaml.5", "man7/dnsprobe-journal.7"):
+        assert (tree.root / f"usr/share/man/{page}.gz").exists()
     documents = tree.root / "usr/share/doc/dnsprobe"
     links = [link for path in documents.glob("*.md") for link in re.findall(r"\]\(([^#)]+)", path.read_text())]
     places = [os.path.join("/usr/share/doc/dnsprobe", link) for link in links if "://" not in link]
