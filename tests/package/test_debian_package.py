@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from debian_tree import DebianTree, debian_tree
+from debian_tree import DebianTree, build_deb, debian_tree
 
 from dnsprobe import __version__
 
@@ -67,13 +67,10 @@ def tell(pytestconfig: pytest.Config) -> Tell:
 
 
 @pytest.fixture(scope="module")
-def deb(tmp_path_factory: pytest.TempPathFactory, tell: Tell) -> Path:
+def deb(tell: Tell) -> Path:
     """Return the package, built from the working tree; lintian is a part of that."""
     tell("building")
-    folder = tmp_path_factory.mktemp("deb")
-    done = subprocess.run([REPOSITORY / "scripts" / "build-deb", folder], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.splitlines()[-1])
+    return build_deb()
 
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
