@@ -74,8 +74,9 @@ class Follower:
 
     def has_begun(self) -> None:
         """Wait until it follows: what comes before its first start is not for it."""
-        number = 0
+        number, end = 0, time.monotonic() + PATIENCE
         while not self.started():
+            assert time.monotonic() < end
             self.journal.write([(time.time(), watched(f"begun{number}"))])
             number += 1
             time.sleep(0.5)

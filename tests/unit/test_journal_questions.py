@@ -169,7 +169,10 @@ def test_what_comes_is_followed(tmp_path: Path) -> None:
     journal.write([(SOON, told) for told in RECENT])
     (command,) = [command for commands in ASKED.values() for command in commands if follows(command)]
     with subprocess.Popen(
-        journal.command("bash", "-euc", command), stdout=subprocess.PIPE, text=True, start_new_session=True
+        journal.command("timeout", "60", "bash", "-euc", command),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             assert process.stdout is not None

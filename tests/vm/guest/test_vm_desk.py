@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from installed import SENDERS, Service, entries, run, until
+from installed import PATIENCE, SENDERS, Service, entries, run, until
 from questions import follows, questions
 
 ASKED = questions(Path("/usr/share/doc/dnsprobe/journal.md").read_text("utf-8"))
@@ -128,14 +128,15 @@ def test_answers(command: str, shows: list[str]) -> None:
 
 def test_followed() -> None:
     (command,) = [command for command in ASKED["What does a watched domain have to say, now?"] if follows(command)]
-    with subprocess.Popen(["bash", "-euc", f"exec {command}"], stdout=subprocess.PIPE, text=True) as process:
+    bounded = ["timeout", str(int(PATIENCE)), "bash", "-euc", f"exec {command}"]
+    with subprocess.Popen(bounded, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert "asked for pool.miners.test" in process.stdout.readline()
             mine("more.miners.test")
             assert "asked for more.miners.test" in process.stdout.readline()
         finally:
-            process.kill()
+            process.terminate()  # timeout(1) ends what it runs, too
 
 
 @pytest.fixture
