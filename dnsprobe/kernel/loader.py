@@ -137,13 +137,14 @@ _PORT_SOURCES = (("PT_REGS_PARM2", True), ("PT_REGS_PARM3", False), ("PT_REGS_PA
 
 
 def bpf_folder() -> Path:
-    """Return the folder of the BPF sources: in the source tree, or where the package installs them."""
-    for folder in (Path(__file__).parents[2] / "bpf", Path("/usr/share/dnsprobe/bpf")):
+    """Return the folder of the BPF sources: beside the Python package, or in the virtual environment that has both."""
+    # The source tree and the Debian package have them beside it, a wheel below the prefix. Nowhere else: there may be
+    # those of another version.
+    folders = (Path(__file__).parents[2] / "bpf", Path(sys.prefix) / "share/dnsprobe/bpf")
+    for folder in folders:
         if (folder / "dnsprobe.bpf.c").exists():
             return folder
-    raise UserError(
-        "the BPF sources are not installed", "install the package again: /usr/share/dnsprobe/bpf has to be there"
-    )
+    raise UserError("the BPF sources are not installed", f"install dnsprobe again: {folders[-1]} has to be there")
 
 
 def member_offsets(btf: Btf) -> dict[str, int]:

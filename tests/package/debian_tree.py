@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import os
 import re
@@ -15,6 +17,8 @@ from pathlib import Path
 from archive import Archive
 from children import Children
 from products import LOG, Cache, Product, Tell, cache_folder, recipe
+
+_REPOSITORY = Path(__file__).parents[2]
 
 # What is essential, apt, and systemctl to ask about units.
 _MINIMAL = ("--mode=root", "--variant=apt", "--include=systemd", '--aptopt=APT::Install-Recommends "false"')
@@ -30,6 +34,16 @@ shift 2
 exec chroot "$root" /usr/bin/env -i --chdir="$folder" HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
 """
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@functools.cache
+def build_deb() -> Path:
+    """Return the package of the working tree, built once for all tests. Raises AssertionError with what went wrong."""
+    folder = tempfile.mkdtemp(prefix="dnsprobe-package-")
+    atexit.register(shutil.rmtree, folder)
+    done = subprocess.run([_REPOSITORY / "scripts/build-deb", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1])
 
 
 class DebianTree:

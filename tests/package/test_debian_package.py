@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from debian_tree import DebianTree, debian_tree
+from debian_tree import DebianTree, build_deb, debian_tree
 
 from dnsprobe import __version__
 
@@ -67,13 +67,10 @@ def tell(pytestconfig: pytest.Config) -> Tell:
 
 
 @pytest.fixture(scope="module")
-def deb(tmp_path_factory: pytest.TempPathFactory, tell: Tell) -> Path:
+def deb(tell: Tell) -> Path:
     """Return the package, built from the working tree; lintian is a part of that."""
     tell("building")
-    folder = tmp_path_factory.mktemp("deb")
-    done = subprocess.run([REPOSITORY / "scripts" / "build-deb", folder], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.splitlines()[-1])
+    return build_deb()
 
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
@@ -112,7 +109,8 @@ def asked(tree: DebianTree) -> list[str]:
 def test_program_and_documents_are_there(tree: DebianTree) -> None:
     assert tree.run("dnsprobe", "--version") == f"dnsprobe {__version__}\n"
     assert tree.run("dnsprobe", "check").startswith("good: ")
-    assert (tree.root / "usr/share/man/man1/dnsprobe.1.gz").exists()
+    for page in ("man1/dnsprobe.1", "man5/dnsprobe.yaml.5", "man7/dnsprobe-journal.7"):
+        assert (tree.root / f"usr/share/man/{page}.gz").exists()
     documents = tree.root / "usr/share/doc/dnsprobe"
     links = [link for path in documents.glob("*.md") for link in re.findall(r"\]\(([^#)]+)", path.read_text())]
     places = [os.path.join("/usr/share/doc/dnsprobe", link) for link in links if "://" not in link]
@@ -123,7 +121,16 @@ def test_program_and_documents_are_there(tree: DebianTree) -> None:
 def test_examples_are_there(tree: DebianTree) -> None:
     examples = tree.root / "usr/share/doc/dnsprobe/examples"
     shipped = {str(path.relative_to(examples)): path.read_text() for path in examples.rglob("*") if path.is_file()}
-    names = ("prometheus/dnsprobe-alerts.yaml", "prometheus/dnsprobe-recording.yaml", "grafana/dnsprobe.json")
+    names = (
+        "prometheus/dnsprobe-alerts.yaml",
+        "prometheus/dnsprobe-recording.yaml",
+        "grafana/dnsprobe.json",
+        "alert/dnsprobe-alerts.service",
+        "alert/dnsprobe-alert@.service",
+        "alert/dnsprobe-alerts",
+        "alert/dnsprobe-alert",
+        "ansible/dnsprobe.yaml",
+    )
     assert shipped == {name: (REPOSITORY / "packaging" / name).read_text() for name in names}
 
 

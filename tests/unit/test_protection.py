@@ -76,7 +76,7 @@ def written(folder: Path, text: str) -> Path:
 async def serving(folder: Path, text: str, connections: int = 128) -> AsyncIterator[Server]:
     protection = Protection(str(written(folder, text)))
     registry = build_registry(lambda: Snapshot(events=7, web_config_good=protection.good))
-    server = Server(registry, lambda: True, connections, protection)
+    server = Server(registry, lambda: True, connections, protection=protection)
     server.bind("127.0.0.1", 0)
     server.start()
     try:
@@ -829,4 +829,4 @@ def test_without_a_web_configuration() -> None:
     protection = Protection()
     protection.refresh(force=True)
     assert (protection.scheme, protection.good, dict(protection.headers)) == ("http", True, {})
-    Server(CollectorRegistry(), lambda: True, 1, protection)
+    Server(CollectorRegistry(), lambda: True, 1, protection=protection)

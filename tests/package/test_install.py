@@ -1,0 +1,129 @@
+"""The commands of docs/install.md, as they stand there, in minimal Debian 12 and 13: in a clone, with real BPF."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from debian_tree import DebianTree, build_deb, debian_tree
+from questions import questions
+
+REPOSITORY = Path(__file__).parents[2]
+COMMANDS = questions((REPOSITORY / "docs/install.md").read_text("utf-8"))
+CLONE = "/root/clone"
+AUTHORITIES = "/etc/apt/authorities.crt"
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for chroot and BPF: run scripts/test as root")
+
+# There is no systemd that runs in a tree, so nothing can be started: the virtual machines do what is left out here.
+NOT_NOW = 'systemctl() { command systemctl "${@/--now/--quiet}"; }\n'
+
+Tell = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def tell(pytestconfig: pytest.Config) -> Tell:
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def tell(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\ninstall: {text}", end="", file=sys.stderr, flush=True)
+
+    return tell
+
+
+@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+def tree(request: pytest.FixtureRequest, tell: Tell) -> Iterator[DebianTree]:
+    """Return a tree with a clone in it, and the package built there."""
+    with debian_tree(request.param, lambda text: tell(f"{request.param}: {text}")) as tree:
+        clone = tree.root / CLONE.lstrip("/")
+        clone.mkdir()
+        listed = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"]
+        for name in subprocess.check_output(listed, cwd=REPOSITORY, text=True).splitlines():
+            if (REPOSITORY / name).exists():
+                (clone / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(REPOSITORY / name, clone / name)
+        (clone / "dist").mkdir()
+        shutil.copy(build_deb(), clone / "dist")
+        tree.write("/etc/apt/apt.conf.d/99yes", 'APT::Get::Assume-Yes "true";\n')
+        tree.apt("update")
+        yield tree
+
+
+def follow(tree: DebianTree, heading: str) -> str:
+    """Run the commands below a heading and return what they printed."""
+    return run_all(tree, COMMANDS[heading])
+
+
+def run_all(tree: DebianTree, commands: list[str]) -> str:
+    """Run commands in one shell, in the clone, and return what they printed."""
+    # pipx fetches what builds dnsprobe, as the host would: through its proxy and by the authorities that it trusts.
+    carried = {name: value for name, value in os.environ.items() if re.fullmatch("(?i).*_proxy|pip_index_url", name)}
+    if (tree.root / AUTHORITIES.lstrip("/")).exists():
+        carried["PIP_CERT"] = AUTHORITIES
+    variables = [PATH, *(f"{name}={value}" for name, value in carried.items())]
+    return tree.run("env", "--chdir", CLONE, *variables, "bash", "-euxc", NOT_NOW + "".join(commands))
+
+
+def proved(said: str) -> bool:
+    """Tell whether the doctor says of all paths that they are proved."""
+    return len(re.findall(r"^ok  (?:udp|tcp)[46] .*, proved$", said, re.MULTILINE)) == 4
+
+
+def test_there_is_nothing_else_in_the_document() -> None:
+    assert list(COMMANDS) == ["The Debian package", "To upgrade it", "To remove it", "pipx", "Ansible"]
+
+
+def test_package(tree: DebianTree) -> None:
+    said = follow(tree, "The Debian package")
+    assert proved(said), said
+    assert "good: 0 rules" in said
+    assert tree.run("systemctl", "is-enabled", "dnsprobe.service") == "enabled\n"
+    tree.write("/etc/dnsprobe/dnsprobe.yaml", "domains: [changed.test]\n")
+    follow(tree, "To upgrade it")
+    assert tree.run("dnsprobe", "check") == "good: 1 rule\n"
+    follow(tree, "To remove it")
+    assert not (tree.root / "usr/bin/dnsprobe").exists()
+    assert not (tree.root / "etc/dnsprobe").exists()
+
+
+def test_pipx(tree: DebianTree) -> None:
+    commands = COMMANDS["pipx"]
+    said = run_all(tree, commands[:5])
+    assert proved(said), said
+    assert "good: 0 rules" in said
+    venv = tree.root / "opt/pipx/venvs/dnsprobe"
+    kept = {str(path.relative_to(venv / "share/dnsprobe")) for path in (venv / "share/dnsprobe").rglob("*.[ch]")}
+    assert kept == {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "bpf").rglob("*.[ch]")}
+    # All else is Debian's: what pip would bring is another version, or another program.
+    (packages,) = venv.glob("lib/python3*/site-packages")
+    brought = {path.name.partition("-")[0] for path in packages.glob("*.dist-info")}
+    assert "dnsprobe" in brought
+    assert brought <= {"dnsprobe", "pip", "setuptools", "wheel"}
+    run_all(tree, commands[5:])
+    assert not venv.exists()
+    assert not (tree.root / "usr/local/bin/dnsprobe").exists()
+
+
+def test_ansible(tree: DebianTree) -> None:
+    """There is no systemd that runs here: Ansible enables the service, and says that it did not start it."""
+    tree.write(f"{CLONE}/hosts.ini", "localhost ansible_connection=local ansible_python_interpreter=/usr/bin/python3\n")
+    said = follow(tree, "Ansible")
+    assert re.search(r"localhost +: ok=[0-9]+ +changed=[1-9].* unreachable=0 +failed=0", said), said
+    assert tree.run("systemctl", "is-enabled", "dnsprobe.service") == "enabled\n"
+    assert "domains: []" in (tree.root / "etc/dnsprobe/dnsprobe.yaml").read_text()
+    again = follow(tree, "Ansible")
+    assert re.search(r"localhost +: ok=[0-9]+ +changed=0 ", again), again
+    # A configuration that is wrong never gets there.
+    (tree.root / CLONE.lstrip("/") / "config/dnsprobe.yaml").write_text("domains: [a..b]\n")
+    with pytest.raises(AssertionError, match="failed to validate") as caught:
+        follow(tree, "Ansible")
+    assert "a..b" in str(caught.value)
+    assert "domains: []" in (tree.root / "etc/dnsprobe/dnsprobe.yaml").read_text()

@@ -1,0 +1,172 @@
+"""The example of units that act on entries: which entries start one, and what reaches the action."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from journal_file import Fields, Journal
+from made_up import HOSTILE, IDENTITY, hostile, query
+
+from dnsprobe.model import Rule
+from dnsprobe.sinks.journal import fields
+
+FOLDER = Path(__file__).parents[2] / "packaging/alert"
+FOLLOW, ACT = FOLDER / "dnsprobe-alerts", FOLDER / "dnsprobe-alert"
+PATIENCE = 60.0
+
+#: In place of systemctl, where systemd does not run: it tells what it was asked, an argument a line.
+RECORDER = '#!/bin/sh\nprintf "%s\\n" "$@" >>"$RECORD"\n'
+
+
+def watched(name: str = "www", unit: str = "dnsprobe.service", priority: int = 5, asker: str = "a.service") -> Fields:
+    label = name.encode()
+    made = query(qname=bytes([len(label)]) + label + b"\4test\0", rule=Rule(1, "test", "test", priority))
+    return [*fields(made, replace(IDENTITY, unit=asker)), ("_SYSTEMD_UNIT", unit), ("_UID", "64997")]
+
+
+class Follower:
+    """The follower with a journal of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.record, self._folder = folder / "record", folder
+        for name in ("journal", "state", "bin"):
+            (folder / name).mkdir()
+        (folder / "bin/systemctl").write_text(RECORDER)
+        (folder / "bin/systemctl").chmod(0o755)
+        self.journal = Journal(folder / "journal")
+        self.record.touch()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        path = f"PATH={self._folder}/bin:{os.environ['PATH']}"
+        settings = [path, f"STATE_DIRECTORY={self._folder}/state", f"RECORD={self.record}"]
+        command = self.journal.command("env", *settings, str(FOLLOW))
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(PATIENCE)
+
+    def started(self) -> list[str]:
+        """Return the instances that were started."""
+        arguments = self.record.read_text().splitlines()
+        assert arguments[::3] == ["start"] * (len(arguments) // 3)
+        assert arguments[1::3] == ["--no-block"] * (len(arguments) // 3)
+        escape = ["systemd-escape", "--unescape", "--template=dnsprobe-alert@.service"]
+        return [subprocess.check_output([*escape, unit], text=True).rstrip("\n") for unit in arguments[2::3]]
+
+    def asked(self) -> list[str]:
+        """Return the names in the entries that units were started for."""
+        return [self.act(cursor).split(" by ")[0] for cursor in self.started()]
+
+    def act(self, cursor: str) -> str:
+        return self.journal.run(str(ACT), cursor).rstrip("\n")
+
+    def has_begun(self) -> None:
+        """Wait until it follows: what comes before its first start is not for it."""
+        number, end = 0, time.monotonic() + PATIENCE
+        while not self.started():
+            assert time.monotonic() < end
+            self.journal.write([(time.time(), watched(f"begun{number}"))])
+            number += 1
+            time.sleep(0.5)
+
+
+@pytest.fixture
+def follower(tmp_path: Path) -> Follower:
+    return Follower(tmp_path)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_each_watched_query_starts_one_unit_over_restarts_and_boots(
+    follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = follower.journal.write
+    write([(time.time(), watched("before"))])
+    with follower.running():
+        follower.has_begun()
+        write(
+            [
+                (time.time(), watched("one")),
+                (time.time(), watched("ordinary", priority=6)),
+                (time.time(), watched("forged", unit="session-3.scope")),
+                (time.time(), watched("own", asker=r"dnsprobe-alert@s\x3d1.service")),
+                (time.time(), watched("two", priority=4)),
+            ]
+        )
+        eventually(lambda: follower.asked()[-1:] == ["test: two.test"])
+    begun = [name for name in follower.asked() if "begun" in name]
+    assert follower.asked() == [*begun, "test: one.test", "test: two.test"]
+    write([(time.time(), watched("missed"))])
+    monkeypatch.setattr("journal_file._BOOT", "5ad1b3f0c2e94b7e8d0a6f1c3b5d7e9f")
+    write([(time.time(), watched("booted"))])
+    with follower.running():
+        eventually(lambda: len(follower.asked()) == len(begun) + 4)
+        write([(time.time(), watched("last"))])
+        eventually(lambda: follower.asked()[-1] == "test: last.test")
+    assert follower.asked()[len(begun) :] == [
+        f"test: {name}.test" for name in ("one", "two", "missed", "booted", "last")
+    ]
+
+
+def test_what_processes_choose_is_in_no_name_of_a_unit_and_no_command(follower: Follower, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    commands = [f"$(touch {trap})".encode(), f"`touch {trap}`".encode(), f"'; touch {trap} #".encode(), b"-n", b"%i%I"]
+    with follower.running():
+        follower.has_begun()
+        for raw in (*HOSTILE, *commands):
+            made, identity = hostile(raw)
+            told = fields(replace(made, rule=Rule(1, "test", "test", 5)), identity)
+            follower.journal.write([(time.time(), [*told, ("_SYSTEMD_UNIT", "dnsprobe.service")])])
+        follower.journal.write([(time.time(), watched("last"))])
+        eventually(lambda: follower.asked()[-1] == "test: last.test")
+    cursors = follower.started()
+    assert len(cursors) > len(HOSTILE) + len(commands)
+    assert all(set(cursor) <= set("0123456789abcdef=;ibmtsx") for cursor in cursors)
+    for cursor in cursors:
+        said = follower.act(cursor)
+        assert said.isprintable()
+        assert said.startswith("test: ")
+    assert not trap.exists()
+
+
+def test_an_entry_that_is_gone_is_not_another_one(follower: Follower) -> None:
+    follower.journal.write([(time.time(), watched())])
+    cursor = follower.journal.run("sh", "-c", "journalctl -o json | jq -r .__CURSOR").strip()
+    assert follower.act(cursor) == "test: www.test by bash;make;dig, pid 4242, user ada, unit a.service"
+    gone = cursor[:-4] + ("0000" if not cursor.endswith("0000") else "1111")
+    done = subprocess.run(follower.journal.command(str(ACT), gone), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"there is no entry {gone} any more\n")
+
+
+def test_scripts_are_good() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("takes: apt-get install shellcheck")
+    done = subprocess.run(["shellcheck", FOLLOW, ACT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_systemd_knows_every_line(tmp_path: Path) -> None:
+    units = ["dnsprobe-alerts.service", "dnsprobe-alert@.service"]
+    for unit in units:
+        text = (FOLDER / unit).read_text("utf-8").replace("/usr/local/sbin/", f"{FOLDER}/")
+        (tmp_path / unit).write_text(text)
+    verify = ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / unit) for unit in units)]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,201 @@
+"""The commands of docs/journal.md, run as they stand there against a real journal of made-up queries."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from journal_file import Fields, Journal
+from made_up import HOSTILE, IDENTITY, QUERY, hostile, query
+from questions import follows, questions
+
+from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
+from dnsprobe.sinks.journal import OVER_LIMIT_ID, fields
+
+PAGE = (Path(__file__).parents[2] / "docs/journal.md").read_text("utf-8")
+ASKED = questions(PAGE)
+
+SYSTEMD = Process(1, 1, b"systemd")
+NIGHTLY, MAKE, SHELL = Process(11843, 4, b"nightly"), Process(11845, 5, b"make"), Process(11846, 6, b"sh")
+WEB = "7a1c" * 16
+
+
+def below(pid: int, comm: bytes, *parents: Process) -> Ancestry:
+    return Ancestry((Process(pid, 9, comm), *parents, SYSTEMD))
+
+
+def entry(name: str, ancestry: Ancestry, identity: Identity, rule: str = "example.test", **changes: object) -> Fields:
+    """Return the fields as dnsprobe writes them, and what journald adds."""
+    priority = 5 if rule == "miners.test" else 6
+    qname = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
+    made = query(qname=qname, ancestry=ancestry, rule=Rule(1, rule, rule, priority), **changes)
+    return of_dnsprobe(fields(made, identity))
+
+
+def of_dnsprobe(told: Fields, unit: str = "dnsprobe.service") -> Fields:
+    return [*told, ("_PID", "11802"), ("_UID", "64997"), ("_SYSTEMD_UNIT", unit)]
+
+
+def log(message: str, *more: tuple[str, str]) -> Fields:
+    own = [("MESSAGE", message), ("PRIORITY", "4"), ("SYSLOG_IDENTIFIER", "dnsprobe"), *more]
+    return of_dnsprobe(own)
+
+
+ROOT = Identity(user="root", loginuid=None, unit="backup.service", cgroup="/system.slice/backup.service")
+IN_WEB = replace(ROOT, unit=f"docker-{WEB}.scope", container=Container(WEB, "docker", name="web"))
+
+OLD = entry("www.example.test", below(11847, b"dig", SHELL, MAKE, NIGHTLY), ROOT, uid=0)
+BY_ADA = entry("www.example.test", below(12001, b"curl", Process(12000, 7, b"bash")), IDENTITY)
+BY_UNIT = entry("updates.example.test", below(12002, b"curl", SHELL, MAKE, NIGHTLY), ROOT, uid=0, repeats=4)
+WATCHED = entry("pool.miners.test", below(12003, b"miner"), IN_WEB, rule="miners.test", uid=0)
+LEFT = entry(
+    "www.orphan.test",
+    replace(
+        below(12004, b"curl"),
+        lineage=(Process(12004, 9, b"curl"), replace(SHELL, exited=True), replace(NIGHTLY, exited=True), SYSTEMD),
+    ),
+    replace(ROOT, unit="nightly.service"),
+    rule="orphan.test",
+    uid=0,
+)
+LIMIT = log("3 entries were not written to the journal: more than 3 in 30 s", ("MESSAGE_ID", OVER_LIMIT_ID))
+LOST = log("journal: entries are being lost: FileNotFoundError: No such file or directory")
+SUPPRESSED: Fields = [
+    ("MESSAGE", "Suppressed 12 messages from system.slice"),
+    # SD_MESSAGE_JOURNAL_DROPPED, systemd's src/systemd/sd-messages.h
+    ("MESSAGE_ID", "a596d6fe7bfa4994828e72309e95d61e"),
+    ("SYSLOG_IDENTIFIER", "systemd-journald"),
+    ("_SYSTEMD_UNIT", "systemd-journald.service"),
+]
+FORGED = of_dnsprobe(fields(query(ancestry=below(12005, b"nobody")), Identity(user="eve")), "session-9.scope")
+
+DAY = 86400
+#: Later than any midnight that passes while the tests run: what is of today stays so.
+SOON = time.time() + 3600
+
+RECENT = [BY_ADA, BY_UNIT, WATCHED, LEFT, LIMIT, LOST, SUPPRESSED, FORGED]
+ALL = [OLD, BY_ADA, BY_UNIT, WATCHED, LEFT, FORGED]
+
+
+def said(*entries: Fields) -> list[str]:
+    return [dict(told)["MESSAGE"] for told in entries]
+
+
+#: What each command prints, without the date, host and process that journalctl puts in front.
+ANSWERS: dict[str, list[list[str]]] = {
+    "Who asked for a name since yesterday?": [
+        said(BY_ADA, FORGED),
+        [
+            "www.example.test\tbash;curl",
+            "updates.example.test\tnightly;make;sh;curl",
+            "www.example.test\tnobody",
+        ],
+        said(OLD, BY_ADA, BY_UNIT, FORGED),
+    ],
+    "Which names did a unit ask for?": [["updates.example.test", "www.example.test"]],
+    "When was a name asked for first?": [
+        said(OLD),
+        [
+            f"{time.strftime('%FT%TZ', time.gmtime(SOON))}\t{name}"
+            for name in ("updates.example.test", "pool.miners.test", "www.orphan.test")
+        ],
+    ],
+    "What does a watched domain have to say, now?": [said(WATCHED), said(WATCHED)],
+    "Which process trees ask most?": [
+        ["5\tnightly;make;sh;curl", "1\tnightly;make;sh;dig", "1\tbash;curl", "1\tminer", "1\tcurl", "1\tnobody"]
+    ],
+    "What did a user ask for?": [said(BY_ADA), said(BY_ADA), ["      4 root", "      1 eve", "      1 ada"]],
+    "What did a container ask for?": [said(WATCHED), said(WATCHED)],
+    "What did a process start that asked?": [
+        said(OLD, BY_UNIT),
+        said(OLD, BY_UNIT, LEFT),
+        ["www.orphan.test\tnightly;sh;curl"],
+    ],
+    "What is not in the journal?": [said(LIMIT), said(LOST), said(SUPPRESSED)],
+    "Whom to believe": [said(OLD, BY_ADA, BY_UNIT, WATCHED, LEFT)],
+    "JSON": [
+        [
+            "\t".join(dict(told).get(f"DNSPROBE_{name}", "-") for name in ("QNAME", "QTYPE", "TREE", "EXE"))
+            for told in ALL
+        ],
+        [
+            # journald gives the values of an entry back in the order in which it saw them first.
+            '[{"pid":"11846","comm":"sh"},{"pid":"11845","comm":"make"},{"pid":"11843","comm":"nightly"},'
+            '{"pid":"1","comm":"systemd"}]',
+            '[{"pid":"1","comm":"systemd"},{"pid":"12000","comm":"bash"}]',
+            '[{"pid":"11846","comm":"sh"},{"pid":"11845","comm":"make"},{"pid":"11843","comm":"nightly"},'
+            '{"pid":"1","comm":"systemd"}]',
+            *['[{"pid":"1","comm":"systemd"}]'] * 3,
+        ],
+    ],
+}
+
+CASES = [
+    pytest.param(command, answer, id=f"{heading} {number}")
+    for heading, answers in ANSWERS.items()
+    for number, (command, answer) in enumerate(zip(ASKED[heading], answers, strict=True))
+]
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
+    made = Journal(tmp_path_factory.mktemp("journal"))
+    made.write([(time.time() - 3 * DAY, OLD), *((SOON, told) for told in RECENT)])
+    return made
+
+
+def told(line: str) -> str:
+    return re.sub(r"^[A-Z][a-z]{2} [ 0-9]{2} [0-9:]{8} host [a-z-]+(\[[0-9]+\])?: ", "", line)
+
+
+def test_each_question_has_an_answer_here() -> None:
+    assert ASKED.keys() == ANSWERS.keys() | {"Acting on an entry"}
+
+
+@pytest.mark.parametrize(("command", "answer"), [case for case in CASES if not follows(str(case.values[0]))])
+def test_answers(command: str, answer: list[str], journal: Journal) -> None:
+    assert [told(line) for line in journal.run("bash", "-euc", command).splitlines()] == answer
+
+
+def test_what_comes_is_followed(tmp_path: Path) -> None:
+    """What is there is shown, then what comes; nothing of lower priority."""
+    journal = Journal(tmp_path)
+    journal.write([(SOON, told) for told in RECENT])
+    (command,) = [command for commands in ASKED.values() for command in commands if follows(command)]
+    with subprocess.Popen(
+        journal.command("timeout", "60", "bash", "-euc", command),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert told(process.stdout.readline().rstrip("\n")) == said(WATCHED)[0]
+            again = entry("again.miners.test", below(12009, b"miner"), IN_WEB, rule="miners.test")
+            journal.write([(SOON, BY_ADA), (SOON, again)])
+            assert told(process.stdout.readline().rstrip("\n")) == said(again)[0]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+def test_hostile_names_stay_in_their_line(raw: bytes, tmp_path: Path) -> None:
+    """Each answer has as many lines with a hostile process as with another one, and nothing that is not printable."""
+    journal = Journal(tmp_path)
+    journal.write([(SOON, of_dnsprobe(fields(*hostile(raw))))])
+    for heading in ("Which process trees ask most?", "JSON", "What did a user ask for?"):
+        command = ASKED[heading][-1 if heading == "What did a user ask for?" else 0]
+        (line,) = journal.run("bash", "-euc", command).splitlines()
+        assert line.replace("\t", "").isprintable()
+
+
+def test_the_id_is_that_of_queries() -> None:
+    (message_id,) = {value for name, value in fields(QUERY, IDENTITY) if name == "MESSAGE_ID"}
+    used = set(re.findall("MESSAGE_ID=([0-9a-f]{32})", PAGE))
+    assert used == {message_id, OVER_LIMIT_ID, dict(SUPPRESSED)["MESSAGE_ID"]}

@@ -1,0 +1,110 @@
+"""The manual pages: what the tools say of them, and that every key and every field is in them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dnsprobe import config
+from dnsprobe.sinks import journal
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "docs/man"
+PAGES = sorted(FOLDER.iterdir())
+CONFIGURATION = (FOLDER / "dnsprobe.yaml.5").read_text("utf-8")
+JOURNAL = (FOLDER / "dnsprobe-journal.7").read_text("utf-8")
+FIELDS = re.findall(
+    r'"((?:DNSPROBE_)?[A-Z_]+)"', inspect.getsource(journal.fields) + inspect.getsource(journal._lineage)
+)
+KEYS = [f"{section}.{key}" for section, (_, keys) in config._SECTIONS.items() for key in keys]
+
+
+def plain(page: str) -> str:
+    """Return the text of a part of a page, without macros."""
+    text = re.sub(r"^\.[A-Z][a-z] ", "", page, flags=re.MULTILINE).replace("\\&", "")
+    return re.sub(r" ([,.;:)])", r"\1", " ".join(text.split())).replace("( ", "(").replace('"', "")
+
+
+def items(page: str, macro: str) -> dict[str, str]:
+    """Return the text of each item of lists."""
+    return {
+        name: plain(text)
+        for name, text in re.findall(rf"^\.It {macro} (\S+)\n((?:(?!\.It |\.El).*\n)+)", page, re.MULTILINE)
+    }
+
+
+def table(page: str, heading: str) -> dict[str, list[str]]:
+    """Return the rows of the first table below a heading of a Markdown page, by their first cell."""
+    section = (REPOSITORY / "docs" / page).read_text("utf-8").split(f"\n{heading}", 1)[1].split("\n#", 1)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
+    return {cells[0].strip("`"): cells[1:] for cells in rows[2:]}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_tools_have_no_complaint(page: Path) -> None:
+    for package, command in {
+        "man-db": ["man", "--warnings", "--encoding=UTF-8", "--local-file", str(page)],
+        "mandoc": ["mandoc", "-T", "lint", "-W", "style", str(page)],
+    }.items():
+        if shutil.which(command[0]) is None:
+            pytest.skip(f"takes: apt-get install {package}")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = done.stderr + (done.stdout if package == "mandoc" else "")
+        # Of manual pages that are not installed, or were since its database was made.
+        others = re.compile("referenced manual not found|outdated mandoc.db")
+        assert [line for line in said.splitlines() if not others.search(line)] == []
+
+
+def test_every_key_with_values_and_default() -> None:
+    told = items(CONFIGURATION, "Ic")
+    domain = [f"domains[].{key}" for key in ("pattern", "name", "priority")]
+    assert list(told) == ["domains", *domain, *KEYS]
+    shipped: dict[str, Any] = yaml.load((REPOSITORY / "config/dnsprobe.yaml").read_text("utf-8"), yaml.BaseLoader)
+    for key in KEYS:
+        section, _, name = key.partition(".")
+        default = shipped[section][name]
+        shown = f"[{', '.join(default)}]" if isinstance(default, list) else default
+        assert told[key].endswith(f"Default: {shown}."), key
+        assert "Values: " in told[key], key
+    assert all(priority in told["domains[].priority"] for priority in config.PRIORITIES)
+    for key, choices in {"probe.hook": config.HOOKS, "probe.tcp_hook": config.TCP_HOOKS}.items():
+        assert f"Values: {', '.join(choices)}." in told[key]
+
+
+@pytest.mark.parametrize("section", config._SECTIONS)
+def test_the_document_on_configuration_has_the_same(section: str) -> None:
+    told = items(CONFIGURATION, "Ic")
+    rows = table("configuration.md", f"### `{section}`")
+    assert [f"{section}.{key}" for key in rows] == [key for key in KEYS if key.startswith(f"{section}.")]
+    for key, (_, values, default) in rows.items():
+        assert told[f"{section}.{key}"].endswith(f"Values: {values}. Default: {default}.".replace("`", "")), key
+
+
+def test_every_field() -> None:
+    fields = list(dict.fromkeys(FIELDS))
+    assert len(fields) > 30
+    assert set(items(JOURNAL, "Va")) == set(fields)
+    assert set(table("journal.md", "## Fields")) == set(fields)
+    absent = {name for name, (_, when) in table("journal.md", "## Fields").items() if when != "never"}
+    assert {name for name, text in items(JOURNAL, "Va").items() if "Absent when " in text} == absent
+
+
+def test_every_message_id() -> None:
+    ids = {value for name, value in vars(journal).items() if name.endswith("_ID")}
+    assert set(items(JOURNAL, "Li")) == ids
+
+
+def test_the_example_is_a_good_configuration(tmp_path: Path) -> None:
+    examples = re.findall(r"^\.Bd -literal -offset indent\n(.*?)^\.Ed$", CONFIGURATION, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        file = tmp_path / "dnsprobe.yaml"
+        file.write_text(example.replace("\\e", "\\"))
+        assert config.load(file) != config.default()

@@ -1,0 +1,186 @@
+"""The commands of the installed journal.md against entries of real processes, and the units that act on them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from installed import PATIENCE, SENDERS, Service, entries, run, until
+from questions import follows, questions
+
+ASKED = questions(Path("/usr/share/doc/dnsprobe/journal.md").read_text("utf-8"))
+ACTING = "Acting on an entry"
+SENDER = SENDERS / "send"
+WEB = "7a1c" * 16
+METADATA = Path(f"/var/lib/docker/containers/{WEB}")
+#: As Docker has it without systemd: a scope of systemd's could not be had twice in a row.
+CGROUP = Path(f"/sys/fs/cgroup/docker/{WEB}")
+SCRIPTS = Path("/root/desk")
+#: The kernel keeps login uids with CONFIG_AUDIT alone.
+AUDITED = Path("/proc/self/loginuid").exists()
+
+# The first has the second below it, and leaves a process behind.
+NIGHTLY = f"""\
+#!/bin/sh
+{SCRIPTS}/make
+until='until grep -q "^PPid:[[:space:]]*1$" /proc/$$/status; do sleep .2; done'
+(setsid sh -c "$until; exec {SENDER} sendto 4 www.orphan.test 1" >/dev/null 2>&1 &)
+"""
+MAKE = f"""\
+#!/bin/sh
+{SENDER} sendto 4 www.example.test 1
+{SENDER} sendto 4 updates.example.test 1
+:
+"""
+ADA = f"""\
+[ ! -e /proc/self/loginuid ] || echo 1000 >/proc/self/loginuid
+exec setpriv --reuid=1000 --regid=1000 --clear-groups {SENDER} sendto 4 ada.example.test 1
+"""
+
+#: What each command has to show of them: names that were asked for, or pieces of a line.
+SHOWS: dict[str, list[list[str]]] = {
+    "Who asked for a name since yesterday?": [
+        ["asked for www.example.test (A, udp) by nightly;make;send"],
+        ["www.example.test\tnightly;make;send", "ada.example.test\tsend"],
+        ["www.example.test", "updates.example.test", "ada.example.test"],
+    ],
+    "Which names did a unit ask for?": [["updates.example.test\nwww.example.test\nwww.orphan.test\n"]],
+    "When was a name asked for first?": [
+        ["asked for www.example.test"],
+        ["Z\twww.example.test\n", "Z\tpool.miners.test\n"],
+    ],
+    "What does a watched domain have to say, now?": [["pool.miners.test"], ["pool.miners.test"]],
+    "Which process trees ask most?": [["2\tnightly;make;send\n"]],
+    "What did a user ask for?": [["ada.example.test"], ["ada.example.test"] if AUDITED else [], [" 1 ada\n"]],
+    "What did a container ask for?": [["pool.miners.test"], ["pool.miners.test"]],
+    "What did a process start that asked?": [
+        ["www.example.test", "updates.example.test"],
+        ["www.example.test", "updates.example.test", "www.orphan.test"],
+        ["www.orphan.test\tnightly;"],
+    ],
+    # Other tests see to losses: here, that the commands are understood.
+    "What is not in the journal?": [[], [], []],
+    "Whom to believe": [["www.example.test"]],
+    "JSON": [["www.example.test\tA\tnightly;make;send\t"], ['"comm":"nightly"}']],
+}
+CASES = [
+    pytest.param(command, shows, id=f"{heading} {number}")
+    for heading, several in SHOWS.items()
+    for number, (command, shows) in enumerate(zip(ASKED[heading], several, strict=True))
+    if not follows(command)
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def asked(service: Service) -> Iterator[None]:
+    service.reload("domains: [example.test, orphan.test, {pattern: miners.test, priority: notice}]")
+    run("useradd", "--uid=1000", "ada")
+    METADATA.mkdir(parents=True)
+    CGROUP.mkdir(parents=True)
+    (METADATA / "config.v2.json").write_text('{"Name": "/web"}')
+    SCRIPTS.mkdir()
+    for name, text in (("nightly", NIGHTLY), ("make", MAKE)):
+        (SCRIPTS / name).write_text(text)
+        (SCRIPTS / name).chmod(0o755)
+    try:
+        run("systemd-run", "--wait", "--unit=backup.service", "--property=KillMode=process", SCRIPTS / "nightly")
+        run("systemd-run", "--wait", "--unit=ada.service", "sh", "-c", ADA)
+        mine("pool.miners.test")
+        last = {"www.orphan.test", "ada.example.test", "pool.miners.test"}
+        wanted = [f"DNSPROBE_QNAME={name}" for name in last]
+        until(lambda: {entry["DNSPROBE_QNAME"] for entry in entries(*wanted)} == last, "the last entries")
+        yield
+    finally:
+        shutil.rmtree(SCRIPTS)
+        shutil.rmtree(METADATA.parents[1])
+        CGROUP.rmdir()
+        CGROUP.parent.rmdir()
+        run("userdel", "ada")
+
+
+def mine(name: str, sender: Path = SENDER) -> None:
+    """Ask out of a container for a name that an alert is for."""
+    run("sh", "-ec", 'echo $$ >"$0/cgroup.procs"; exec "$@"', CGROUP, sender, "sendto", "4", name, "1")
+
+
+def make_pid() -> str:
+    (entry,) = entries("DNSPROBE_QNAME=updates.example.test")
+    (pid,) = [ancestor.split()[0] for ancestor in entry["DNSPROBE_ANCESTOR"] if ancestor.endswith(" make")]
+    return str(pid)
+
+
+@pytest.mark.parametrize(("command", "shows"), CASES)
+def test_answers(command: str, shows: list[str]) -> None:
+    # The one thing that cannot be as it stands in the document is a pid.
+    command = command.replace("11845 make", f"{make_pid()} make")
+    done = subprocess.run(["bash", "-uc", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    # With --grep, nothing found is status 1.
+    assert done.returncode == 0 or ("--grep" in command and not shows)
+    for piece in shows:
+        assert piece in done.stdout
+
+
+def test_followed() -> None:
+    (command,) = [command for command in ASKED["What does a watched domain have to say, now?"] if follows(command)]
+    bounded = ["timeout", str(int(PATIENCE)), "bash", "-euc", f"exec {command}"]
+    with subprocess.Popen(bounded, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert "asked for pool.miners.test" in process.stdout.readline()
+            mine("more.miners.test")
+            assert "asked for more.miners.test" in process.stdout.readline()
+        finally:
+            process.terminate()  # timeout(1) ends what it runs, too
+
+
+@pytest.fixture
+def alerts() -> Iterator[None]:
+    """Install the example as the document says."""
+    for command in ASKED[ACTING][:4]:
+        run("bash", "-euc", command)
+    yield
+    run("systemctl", "disable", "--now", "dnsprobe-alerts.service")
+    for folder, pattern in (("/etc/systemd/system", "dnsprobe-alert*.service"), ("/usr/local/sbin", "dnsprobe-alert*")):
+        for path in Path(folder).glob(pattern):
+            path.unlink()
+    shutil.rmtree("/var/lib/dnsprobe-alerts")
+    run("systemctl", "daemon-reload")
+
+
+@pytest.mark.usefixtures("alerts")
+def test_a_watched_query_starts_a_unit_that_knows_it() -> None:
+    hostile = SCRIPTS / "$(>trapped)"
+    shutil.copy(SENDER, hostile)
+    number = 0
+
+    def acted() -> list[str]:
+        return run("bash", "-euc", ASKED[ACTING][4]).splitlines()
+
+    def begun() -> bool:
+        # What is asked before it follows the journal is not for it.
+        nonlocal number
+        number += 1
+        mine(f"begun{number}.miners.test")
+        return any("begun" in line for line in acted())
+
+    until(begun, "the first action")
+    mine("acted.miners.test", hostile)
+    until(lambda: any("acted.miners.test" in line for line in acted()), "an action")
+    (line,) = [line for line in acted() if "acted.miners.test" in line]
+    tail = "user root, unit -"
+    assert re.fullmatch(rf"miners\.test: acted\.miners\.test by .*\$\(>trapped\), pid [0-9]+, {tail}", line), line
+    assert not Path("/trapped").exists()
+    # Over a restart, what came meanwhile is acted on once.
+    run("systemctl", "stop", "dnsprobe-alerts.service")
+    mine("missed.miners.test")
+    run("systemctl", "start", "dnsprobe-alerts.service")
+    until(lambda: any("missed.miners.test" in line for line in acted()), "an action for what was missed")
+    assert len([line for line in acted() if "acted.miners.test" in line]) == 1
+    started = json.loads(run("systemctl", "list-units", "--failed", "--output=json", "dnsprobe-alert*") or "[]")
+    assert started == []
