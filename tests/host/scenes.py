@@ -35,7 +35,7 @@ def lineage() -> list[tuple[int, str]]:
     """Return pid and comm of this process and its ancestors, nearest first, as procfs has them."""
     chain, pid = [], os.getpid()
     while pid:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "surrogateescape")
         comm = stat[stat.index("(") + 1 : stat.rindex(")")]
         chain.append((pid, comm))
         pid = int(stat[stat.rindex(")") + 2 :].split()[1])
