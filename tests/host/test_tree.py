@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -192,8 +193,10 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Read until there is ``text`` after what was waited for before."""
+        until = time.monotonic() + PATIENCE
         while (at := self.text.find(text, self.read_from)) < 0:
-            assert self.read(), self.text
+            assert time.monotonic() < until, self.text[-4000:]
+            assert self.read(), self.text[-4000:]
         self.read_from = at + len(text)
 
     def resize(self, columns: int, lines: int) -> None:
@@ -222,7 +225,7 @@ def test_watch_redraws_in_place(loaded: tuple[Service, dict[str, int]], scene: S
     scene("send", "www.one.test", 1009)
     terminal.wait_for("\x1b[H1,074 queries by 7 process trees")
     assert "\x1b[2J" not in terminal.text
-    terminal.resize(40, 5)
+    terminal.resize(60, 9)
     terminal.wait_for("lines more")
     os.kill(terminal.pid, signal.SIGINT)
     assert terminal.end() == 0
