@@ -205,7 +205,11 @@ def _other_scheme(target: Target) -> str:
 
 
 def _unreachable(target: Target, reason: object) -> UserError:
-    if isinstance(reason, ssl.SSLError):
+    # A server that ends a connection without a word: what that is called depends on how far TLS was.
+    broke_off = isinstance(
+        reason, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError, http.client.HTTPException)
+    )
+    if isinstance(reason, ssl.SSLError) and not broke_off:
         return _tls_failed(target, reason)
     where = urlsplit(target.url).netloc
     if isinstance(reason, ConnectionRefusedError):
@@ -217,8 +221,10 @@ def _unreachable(target: Target, reason: object) -> UserError:
         return NotAnswering(f"{where} did not answer within {_PATIENCE:.0f} seconds", "is it the right address?")
     if isinstance(reason, socket.gaierror):
         return UserError(f"{where}: {reason.strerror}", "give an address with --url")
-    if isinstance(reason, (ConnectionResetError, http.client.HTTPException)):
+    if broke_off:
         hint = f"perhaps it speaks {'http' if target.url.startswith('https') else 'TLS'}: {_other_scheme(target)}"
+        if target.url.startswith("https") and target.cert is None:
+            hint = f"perhaps it wants a certificate of ours: give --cert and --key; {hint}"
         return NotAnswering(f"{where} broke off", hint)
     what = getattr(reason, "strerror", None) or printable(str(reason))
     return NotAnswering(f"{where}: {what}", "is it the right address?")
