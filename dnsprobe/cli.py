@@ -29,8 +29,23 @@ examples:
   dnsprobe watch example.com '*.test'     only these names
   dnsprobe check --config my.yaml         say what is wrong with a configuration
   dnsprobe run --config my.yaml           the service, in the foreground
+  dnsprobe tree --watch                   what it has counted, as a tree
   curl http://127.0.0.1:10059/metrics     its counters
   journalctl -t dnsprobe -f               its journal entries
+"""
+
+
+_TREE_EXAMPLES = """\
+examples:
+  dnsprobe tree                                  what the dnsprobe of this host has counted
+  dnsprobe tree --watch 5                        again every 5 seconds, with rates
+  dnsprobe tree --domain example.com --unit cron only queries for this domain of cron.service
+  dnsprobe tree --by domain                      a tree for each domain
+  dnsprobe tree --url https://host.example:10059 --cacert ca.pem --user ada
+  dnsprobe tree --folded | flamegraph.pl --countname queries > queries.svg
+  dnsprobe tree --json | jq '.queries.children[] | [.name, .total]'
+
+The numbers are those since the daemon was started. Neither root nor any capability is needed.
 """
 
 
@@ -75,11 +90,64 @@ def _parser() -> argparse.ArgumentParser:
         "domains", nargs="*", metavar="DOMAIN", help="patterns to watch (default: those of --config, or all names)"
     )
     watch.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_tree(command("tree", "show the counts of a running dnsprobe as a tree", _tree))
     check = command("check", "check a configuration and say all that is wrong with it", _check)
     add_web_config(check)
     doctor = command("doctor", "show what this kernel offers and prove each path", _doctor)
     doctor.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
+
+
+def _add_tree(tree: argparse.ArgumentParser) -> None:
+    tree.epilog, tree.formatter_class = _TREE_EXAMPLES, argparse.RawDescriptionHelpFormatter
+    tree.add_argument(
+        "--url", metavar="URL", help="the daemon's address (default: metrics.listen of the configuration, over http)"
+    )
+    # The labels are those of dnsprobe.tally, which --help has no need to load.
+    tree.add_argument(
+        "--domain",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only queries that the rule of this name counts, as the label domain has it; * and ? stand for any "
+        "characters; may be given several times",
+    )
+    tree.add_argument(
+        "--unit",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only queries of this unit; the same holds, and without a type it is a .service; '' is no unit",
+    )
+    tree.add_argument(
+        "--by",
+        choices=("domain", "qtype", "transport", "unit", "container"),
+        help="a tree for each value of this label",
+    )
+    tree.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=2.0,
+        metavar="SECONDS",
+        help="show it again every so many seconds (2), with queries a second since the last time, until Ctrl-C",
+    )
+    form = tree.add_mutually_exclusive_group()
+    form.add_argument("--folded", action="store_true", help="folded stacks, which flame graph tools read: a;b;c 12")
+    form.add_argument("--json", action="store_true", help="one JSON document")
+    tree.add_argument("--cacert", metavar="FILE", help="certificates to trust, instead of the system's")
+    tree.add_argument("--cert", metavar="FILE", help="certificate to show to the daemon")
+    tree.add_argument("--key", metavar="FILE", help="its key, if it is not in the same file")
+    tree.add_argument(
+        "--user", metavar="NAME", help="who asks; the password is in DNSPROBE_PASSWORD, or asked for on the terminal"
+    )
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0.1 <= float(text) <= 86400:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"not a number of seconds from 0.1 to 86400 ({text!r})")
 
 
 def _load(arguments: argparse.Namespace) -> Config:
@@ -126,6 +194,39 @@ def _watch(arguments: argparse.Namespace) -> int:
 
     config = _load(arguments)
     return watch(config, arguments.domains, as_json=arguments.json, check_privileges=privileges.need)
+
+
+def _tree(arguments: argparse.Namespace) -> int:
+    from dnsprobe.scrape import Target, complete_url, url_of  # noqa: PLC0415
+    from dnsprobe.tally import Choice  # noqa: PLC0415
+    from dnsprobe.tree import look_at  # noqa: PLC0415
+
+    if arguments.key is not None and arguments.cert is None:
+        raise UserError("--key without --cert", "give the certificate, too", EXIT_USAGE)
+    url = url_of(_load(arguments).metrics.listen) if arguments.url is None else complete_url(arguments.url)
+    password = None if arguments.user is None else _password(arguments.user)
+    target = Target(url, arguments.cacert, arguments.cert, arguments.key, arguments.user, password)
+    form = "folded" if arguments.folded else "json" if arguments.json else "tree"
+    choice = Choice(tuple(arguments.domain), tuple(arguments.unit), arguments.by)
+    return look_at(target, choice, form=form, every=arguments.watch)
+
+
+def _password(user: str) -> str:
+    """Return the password: never an option, which all users of the host could read in /proc."""
+    given = os.environ.get("DNSPROBE_PASSWORD")
+    if given is not None:
+        return given
+    from getpass import getpass  # noqa: PLC0415
+
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        raise UserError(f"no password for {user}", "put it into DNSPROBE_PASSWORD", EXIT_USAGE) from None
+    os.close(terminal)
+    try:
+        return getpass(f"password of {user}: ")
+    except EOFError:
+        raise UserError(f"no password for {user}", "put it into DNSPROBE_PASSWORD", EXIT_USAGE) from None
 
 
 def _check(arguments: argparse.Namespace) -> int:

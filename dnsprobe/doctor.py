@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import platform
+import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,11 @@ from dnsprobe.kernel import bpf
 from dnsprobe.kernel.hooks import TCP_LADDER, UDP_LADDER, kprobes_available
 from dnsprobe.kernel.probe import Probe, Sizes
 from dnsprobe.kernel.symbols import find_functions, read_kallsyms
+from dnsprobe.sinks.facts import shown
+from dnsprobe.terminal import DIM, GREEN, RED, look_of
+
+#: Where a detail begins, and the columns that it has at least, however narrow the terminal is.
+_INDENT, _LEAST_DETAIL = 19, 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +47,31 @@ def _print_finding(finding: Finding, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"check": finding.check, "good": finding.good, "detail": finding.detail}), flush=True)
     else:
-        mark = {True: "ok", False: "NO", None: "--"}[finding.good]
-        print(f"{mark}  {finding.check:<14} {finding.detail}", flush=True)
+        _print_line(finding.good, finding.check, finding.detail)
+
+
+def _print_line(good: bool | None, what: str, detail: str) -> None:
+    """Print one line, or on a terminal as many as it takes, the later ones below the detail."""
+    look = look_of(sys.stdout)
+    mark, code = {True: ("ok", GREEN), False: ("NO", RED), None: ("--", DIM)}[good]
+    text = look.plain(shown(detail))
+    lines = [text]
+    if look.width is not None:
+        lines = textwrap.wrap(text, max(look.width - _INDENT, _LEAST_DETAIL), break_on_hyphens=False) or [""]
+    print(f"{look.paint(mark, code)}  {what:<14} {lines[0]}")
+    for line in lines[1:]:
+        print(" " * _INDENT + line)
+    sys.stdout.flush()
+
+
+def _print_more(text: str) -> None:
+    look = look_of(sys.stdout)
+    text = look.plain(shown(text))
+    lines = [text]
+    if look.width is not None:
+        lines = textwrap.wrap(text, max(look.width - 6, _LEAST_DETAIL), subsequent_indent="  ", break_on_hyphens=False)
+    for line in lines:
+        print(f"      {line}")
 
 
 def _findings(config: Config) -> Iterator[Finding]:
@@ -125,12 +155,12 @@ def _examine_paths(config: Config, *, as_json: bool) -> int:
             print(json.dumps({**facts, "proved": state.verified, "tried": state.tried}))
             continue
         if not present:
-            print(f"--  {path:<14} not on this host")
+            _print_line(None, path, "not on this host")
             continue
         what = f"{state.rung} at {state.symbol}, proved" if state.verified else "NOT PROVED: no hook sees it"
-        print(f"{'ok' if state.verified else 'NO'}  {path:<14} {what}")
+        _print_line(state.verified, path, what)
         for tried in state.tried:
-            print(f"      not {tried}")
+            _print_more(f"not {tried}")
     _print_finding(_lineage(probe, config), as_json=as_json)
     probe.close()
     probe.release()
@@ -150,4 +180,5 @@ def _print_problem(error: UserError, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"check": "attach", "good": False, "detail": error.message}))
     else:
-        print(f"NO  attach         {error.message}\n      {error.hint}")
+        _print_line(False, "attach", error.message)
+        _print_more(error.hint)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import shutil
 import signal
 import sys
 import time
@@ -20,7 +19,8 @@ from dnsprobe.kernel.abi import Statistic
 from dnsprobe.model import Identity, Query
 from dnsprobe.rules import RuleSet
 from dnsprobe.sinks.console import json_line, tree
-from dnsprobe.sinks.facts import wall_offset_ns
+from dnsprobe.sinks.facts import shown, wall_offset_ns
+from dnsprobe.terminal import look_of
 from dnsprobe.text import number
 
 _TICK_SECONDS = 1.0
@@ -108,20 +108,16 @@ def _json_renderer() -> Callable[[Query, Identity], str]:
 
 def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
     offset = wall_offset_ns()
-    terminal = output.isatty()
-    # https://no-color.org: set and not empty
-    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    unicode = (output.encoding or "").lower().replace("-", "") == "utf8"
 
     def render(query: Query, identity: Identity) -> str:
-        width = shutil.get_terminal_size().columns if terminal else None
-        return tree(query, identity, offset, colour=colour, width=width, unicode=unicode) + "\n"
+        look = look_of(output)  # the terminal may have another size by now
+        return tree(query, identity, offset, colour=look.colour, width=look.width, unicode=look.unicode) + "\n"
 
     return render
 
 
 def _introduction(engine: Engine, rules: RuleSet) -> str:
-    names = ", ".join(rule.name for rule in rules.rules[:5]) + (" …" if len(rules.rules) > 5 else "")
+    names = ", ".join(shown(rule.name) for rule in rules.rules[:5]) + (" ..." if len(rules.rules) > 5 else "")
     hooks = ", ".join(f"{path} at {engine.probe.paths[path].symbol}" for path in engine.probe.served_paths)
     watched = "all names" if [rule.pattern for rule in rules.rules] == ["."] else names
     return f"watching {watched} ({hooks}); Ctrl-C ends\n"

@@ -11,15 +11,13 @@ from dnsprobe.model import Container, Identity, Process, Query
 from dnsprobe.qname import qtype_name, to_text
 from dnsprobe.sinks.facts import arguments, command, endpoint, name, other_chain, shown, summary
 from dnsprobe.sinks.writer import Writer
+from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, Look, cells, cut
 from dnsprobe.text import printable
 
 #: The rule that watches all names: naming it tells nothing.
 _ALL_NAMES = "."
 
-#: Select Graphic Rendition codes (ECMA-48, section 8.3.117).
-_BOLD, _DIM, _GREEN, _CYAN = "1", "2", "32", "36"
-
-#: A command line is not cut shorter than this, however narrow the terminal is.
+#: A command line is not cut shorter than this, however narrow the terminal is, nor is the tree drawn into it.
 _LEAST = 20
 
 
@@ -51,16 +49,10 @@ def _moment(query: Query, offset_ns: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
 
 
-def _shorten(text: str, width: int, ellipsis_mark: str) -> str:
-    return text if len(text) <= width else text[: width - len(ellipsis_mark)] + ellipsis_mark
-
-
-def _plain(text: str, *_codes: str) -> str:
-    return text
-
-
-def _painted(text: str, *codes: str) -> str:
-    return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
+def _corner(deepest: int, look: Look) -> str:
+    """Return what leads to a child: narrower where a tree that deep leaves too little room for names."""
+    whole = "└─ " if look.unicode else "`- "
+    return whole if look.width is None or deepest * len(whole) + _LEAST <= look.width else whole[0]
 
 
 def tree(
@@ -79,18 +71,18 @@ def tree(
     ``colour`` allows ANSI escape sequences; ``width`` is that of the terminal in columns (None: no limit): the asker's
     command line is cut to it; without ``unicode`` all is ASCII. No newline at the end.
     """
-    paint = _painted if colour else _plain
-    corner, ellipsis_mark = ("└─ ", "…") if unicode else ("`- ", "...")
+    look = Look(colour=colour, width=width, unicode=unicode)
+    paint, plain, ellipsis_mark = look.paint, look.plain, look.ellipsis_mark
 
     headline = [
-        paint(_moment(query, offset_ns).astimezone().strftime("%H:%M:%S.%f")[:-3], _DIM),
-        paint(to_text(query.qname), _BOLD),
-        paint(qtype_name(query.qtype), _CYAN),
+        paint(_moment(query, offset_ns).astimezone().strftime("%H:%M:%S.%f")[:-3], DIM),
+        paint(plain(to_text(query.qname)), BOLD),
+        paint(qtype_name(query.qtype), CYAN),
         shown(query.transport),
         endpoint(query),
     ]
     if query.rule.name != _ALL_NAMES:
-        headline.append(paint(f"({shown(query.rule.name)})", _DIM))
+        headline.append(paint(plain(f"({shown(query.rule.name)})"), DIM))
     if query.repeats:
         headline.append(f"and {query.repeats} more")
     lines = [" ".join(headline)]
@@ -100,25 +92,25 @@ def tree(
     steps: list[Process | None] = list(reversed(shown_chain))
     if not (ancestry.lineage_complete if ancestry.by_lineage else ancestry.complete):
         steps.insert(0, None)
+    corner = _corner(len(steps) - 1, look)
     for depth, step in enumerate(steps):
-        lead = "   " * (depth - 1) + corner if depth else ""
-        label = ellipsis_mark if step is None else name(step)
+        lead = " " * (len(corner) * (depth - 1)) + corner if depth else ""
+        label = ellipsis_mark if step is None else plain(name(step))
         if depth < len(steps) - 1:
-            gone = paint(" (exited)", _DIM) if step is not None and step.exited else ""
-            lines.append((paint(lead, _DIM) if lead else "") + label + gone)
+            gone = paint(" (exited)", DIM) if step is not None and step.exited else ""
+            lines.append((paint(lead, DIM) if lead else "") + label + gone)
             continue
-        asker = (paint(lead, _DIM) if lead else "") + paint(label, _BOLD, _GREEN)
-        owner = printable(identity.user) if identity.user else f"uid {query.uid}"
+        asker = (paint(lead, DIM) if lead else "") + paint(label, BOLD, GREEN)
+        owner = plain(printable(identity.user)) if identity.user else f"uid {query.uid}"
         asker += f" {owner}"
         if identity.cmdline:
-            room = len(lead) + len(label) + len(owner) + 2
-            text = command(identity.cmdline)
-            asker += " " + (_shorten(text, max(width - room, _LEAST), ellipsis_mark) if width else text)
+            room = len(lead) + cells(label) + cells(owner) + 2
+            text = plain(command(identity.cmdline))
+            asker += " " + (cut(text, max(width - room, _LEAST), ellipsis_mark) if width else text)
         lines.append(asker)
     if ancestry.differs:
-        lines.append(paint(other_chain(ancestry, ellipsis_mark), _DIM))
-    text = "\n".join(lines)
-    return text if unicode else text.encode("ascii", "backslashreplace").decode("ascii")
+        lines.append(paint(plain(other_chain(ancestry, ellipsis_mark)), DIM))
+    return "\n".join(lines)
 
 
 def json_line(query: Query, identity: Identity, offset_ns: int) -> str:

@@ -35,7 +35,7 @@ def lineage() -> list[tuple[int, str]]:
     """Return pid and comm of this process and its ancestors, nearest first, as procfs has them."""
     chain, pid = [], os.getpid()
     while pid:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "surrogateescape")
         comm = stat[stat.index("(") + 1 : stat.rindex(")")]
         chain.append((pid, comm))
         pid = int(stat[stat.rindex(")") + 2 :].split()[1])
@@ -412,6 +412,19 @@ def send(name: str, count: str) -> Any:
     return {"sent": int(count), "pid": os.getpid(), "lineage": lineage()}
 
 
+def called(load: str) -> Any:
+    """Send so many queries for one.test, and one for two.test, from processes of these names."""
+    for comm, count in json.loads(load):
+        pid = os.fork()
+        if pid == 0:
+            set_comm(comm.encode("utf-8", "surrogateescape"))
+            send("www.one.test", count)
+            send("www.two.test", "1")
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return {"lineage": lineage()}
+
+
 def streams(name: str) -> Any:
     """Send a query over TCP, and what begins a connection of DNS over TLS."""
     query = message(name)
@@ -436,7 +449,7 @@ SCENES: dict[str, Callable[..., Any]] = {
     scene.__name__: scene
     for scene in (
         *(clients, oneshots, executions, replaced, renamed, reused, leaderless, logged_in),
-        *(contained, many, deep, send, send_others, streams),
+        *(contained, called, many, deep, send, send_others, streams),
     )
 }
 

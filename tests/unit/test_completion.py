@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dnsprobe import cli
+from dnsprobe.tally import LABELS
 
 FOLDER = Path(__file__).parents[2] / "packaging" / "completion"
 BASH, ZSH, FISH = FOLDER / "bash/dnsprobe", FOLDER / "zsh/_dnsprobe", FOLDER / "fish/dnsprobe.fish"
@@ -54,6 +55,12 @@ def test_bash_offers_every_command_and_option() -> None:
     (targets,) = [action.choices for action in commands()["run"]._actions if action.dest == "log_target"]
     assert completed("dnsprobe", "run", "--log-target", "") == set(targets or ())
     assert completed("dnsprobe", "run", "--listen", "") == set()
+    assert completed("dnsprobe", "tree", "--by", "") == set(LABELS)
+
+
+def test_the_parser_knows_every_label() -> None:
+    (choices,) = [action.choices for action in commands()["tree"]._actions if action.dest == "by"]
+    assert tuple(choices or ()) == LABELS
 
 
 def test_zsh_knows_every_command_and_option() -> None:
@@ -63,8 +70,9 @@ def test_zsh_knows_every_command_and_option() -> None:
     for name, parser in commands().items():
         (own,) = re.findall(rf"^\t\t{name}\)(.*?);;$", text, re.MULTILINE | re.DOTALL)
         assert "$config" in own
-        assert shared | set(re.findall(r"'(--[a-z.-]+)\[", own)) == options(parser)
+        assert shared | set(re.findall(r"'(?:\(--[a-z]+\)|\*)?(--[a-z.-]+)\[", own)) == options(parser)
     assert "(auto journal console)" in text
+    assert f"({' '.join(LABELS)})" in text
 
 
 def test_fish_knows_every_command_and_option() -> None:
@@ -75,6 +83,7 @@ def test_fish_knows_every_command_and_option() -> None:
         own = re.findall(rf"-n '__fish_seen_subcommand_from [^']*\b{name}\b[^']*' -l (\S+)", text)
         assert of_all | {f"--{option}" for option in own} == options(parser)
     assert "-a 'auto journal console'" in text
+    assert f"-a '{' '.join(LABELS)}'" in text
 
 
 @pytest.mark.parametrize(("shell", "path"), [("bash", BASH), ("zsh", ZSH), ("fish", FISH)])

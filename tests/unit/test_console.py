@@ -14,6 +14,7 @@ from made_up import ANCESTRY, HOSTILE, IDENTITY, ORPHANED, QUERY, hostile, query
 from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
 from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree
 from dnsprobe.sinks.facts import wall_offset_ns
+from dnsprobe.terminal import cells
 
 #: 2026-01-02 03:04:05 UTC, less the query's own time.
 OFFSET = 1_767_323_045_000_000_000 - 12_345_678_901 + 678_901_234
@@ -114,11 +115,27 @@ def test_tree_of_pid_1() -> None:
         (80, "      └─ dig[4242] ada dig +short www.example.test"),
         (50, "      └─ dig[4242] ada dig +short www.example.test"),
         (49, "      └─ dig[4242] ada dig +short www.example.te…"),
-        (10, "      └─ dig[4242] ada dig +short www.exam…"),
+        (10, "  └dig[4242] ada dig +short www.exam…"),
     ],
 )
 def test_tree_width(width: int | None, last: str) -> None:
     assert tree(QUERY, IDENTITY, OFFSET, width=width).split("\n")[-1] == last
+
+
+def test_a_deep_tree_fits() -> None:
+    chain = tuple(Process(pid, 1, b"process") for pid in range(39, 0, -1))
+    lines = tree(query(ancestry=Ancestry(chain)), IDENTITY, OFFSET, width=80).split("\n")
+    assert all(cells(line) <= 80 for line in lines)
+    assert lines[-1] == " " * 37 + "└process[39] ada dig +short www.example.te…"
+    assert tree(query(ancestry=Ancestry(chain)), IDENTITY, OFFSET).split("\n")[-1].startswith("   " * 37 + "└─ process")
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("argument", ["漢字" * 40, "e\u0301\u0300" * 40, "한글" * 40, "\u202e" * 40])
+def test_wide_characters_are_cut_where_the_terminal_ends(argument: str, unicode: bool) -> None:
+    identity = replace(IDENTITY, cmdline=argument.encode(), user="漢")
+    last = tree(QUERY, identity, OFFSET, width=60, unicode=unicode).split("\n")[-1]
+    assert 57 <= cells(last) <= 60
 
 
 def test_tree_in_colour_says_the_same() -> None:

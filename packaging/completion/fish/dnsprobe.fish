@@ -1,12 +1,13 @@
 # Completion of dnsprobe for fish.
 
-set -l commands run watch check doctor
+set -l commands run watch tree check doctor
 
 complete -c dnsprobe -f
 complete -c dnsprobe -l help -d 'show help'
 complete -c dnsprobe -n "not __fish_seen_subcommand_from $commands" -l version -d 'show the version'
 complete -c dnsprobe -n "not __fish_seen_subcommand_from $commands" -a run -d 'run the service in the foreground'
 complete -c dnsprobe -n "not __fish_seen_subcommand_from $commands" -a watch -d 'print queries with their process trees as they are sent'
+complete -c dnsprobe -n "not __fish_seen_subcommand_from $commands" -a tree -d 'show the counts of a running dnsprobe as a tree'
 complete -c dnsprobe -n "not __fish_seen_subcommand_from $commands" -a check -d 'check a configuration and say all that is wrong with it'
 complete -c dnsprobe -n "not __fish_seen_subcommand_from $commands" -a doctor -d 'show what this kernel offers and prove each path'
 complete -c dnsprobe -n "__fish_seen_subcommand_from $commands" -l config -r -F -d configuration
@@ -14,3 +15,14 @@ complete -c dnsprobe -n '__fish_seen_subcommand_from run check' -l web.config.fi
 complete -c dnsprobe -n '__fish_seen_subcommand_from run' -l listen -x -d 'where to serve /metrics'
 complete -c dnsprobe -n '__fish_seen_subcommand_from run' -l log-target -x -a 'auto journal console' -d 'where queries are logged'
 complete -c dnsprobe -n '__fish_seen_subcommand_from watch doctor' -l json -d 'one JSON object a line'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l url -x -d 'address of the daemon'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l domain -x -d 'only queries for it'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l unit -x -d 'only queries of it'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l by -x -a 'domain qtype transport unit container' -d 'a tree for each value of a label'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l watch -d 'again and again'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l folded -d 'folded stacks'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l json -d 'one JSON document'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l cacert -r -F -d 'certificates to trust'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l cert -r -F -d 'certificate to show'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l key -r -F -d 'key of the certificate'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l user -x -d 'who asks'

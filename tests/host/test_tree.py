@@ -1,0 +1,285 @@
+"""``dnsprobe tree`` asks a real daemon: it shows exactly what was sent, in every form, on a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HERE, PATIENCE, PROGRAM, Program, Service, free_ports
+
+from dnsprobe.text import printable
+
+Start = Callable[..., Service]
+Scene = Callable[..., Any]
+
+#: Prime numbers of queries, and names as processes may have them.
+LOAD = {b"crawler": 31, b"mailer": 7, b"\x1b[31mred": 3, b"a;b": 5, "漢字".encode(): 11, b"\xff\xfe": 2}
+
+
+def run(*arguments: str, prefix: list[str] | None = None, status: int = 0, **environment: str) -> str:
+    """Run ``dnsprobe tree`` to its end and return what it printed."""
+    command = [*(prefix or []), str(PROGRAM), "tree", *arguments]
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, ""), done
+    return done.stdout
+
+
+def failure(*arguments: str, status: int = 1, **environment: str) -> str:
+    """Run ``dnsprobe tree`` that fails, and return what it says."""
+    command = [str(PROGRAM), "tree", *arguments]
+    done = subprocess.run(
+        command,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        start_new_session=True,
+    )
+    assert (done.returncode, done.stdout) == (status, "")
+    return done.stderr
+
+
+@pytest.fixture
+def loaded(start: Start, in_namespace: list[str]) -> tuple[Service, dict[str, int]]:
+    """Return a daemon that has counted, and how many queries were sent by each tree."""
+    service = start("domains: [one.test, two.test]")
+    sent: dict[str, int] = {}
+    load = json.dumps([[comm.decode("utf-8", "surrogateescape"), count] for comm, count in LOAD.items()])
+    done = subprocess.run(
+        [*in_namespace, sys.executable, str(HERE / "scenes.py"), "called", load],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=PATIENCE,
+    )
+    above = [printable(comm, also=";") for pid, comm in reversed(json.loads(done.stdout)["lineage"]) if pid != 1]
+    for comm, count in LOAD.items():
+        sent[";".join([*above, printable(comm, also=";")])] = count
+    return service, sent
+
+
+def stacks(nodes: list[dict[str, Any]], above: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
+    for node in nodes:
+        path = (*above, node["name"])
+        assert node["total"] == node["own"] + sum(child["total"] for child in node["children"])
+        if node["own"]:
+            yield ";".join(path), node["own"]
+        yield from stacks(node["children"], path)
+
+
+def test_every_form_adds_up_to_what_was_sent(loaded: tuple[Service, dict[str, int]]) -> None:
+    service, sent = loaded
+    # Each tree sent its queries for the one, and one for the other.
+    both = {tree: count + 1 for tree, count in sent.items()}
+    folded = run("--url", service.url, "--folded")
+    assert dict(line.rsplit(" ", 1) for line in folded.splitlines()) == {
+        tree: str(count) for tree, count in both.items()
+    }
+    told = json.loads(run("--url", f"http://{service.url}/", "--json"))
+    assert dict(stacks(told["queries"]["children"])) == both
+    assert told["queries"]["total"] == sum(both.values())
+    assert told["encrypted_connections"] == {"total": 0, "children": []}
+    told = json.loads(run("--url", service.url, "--json", "--domain", "one.test"))
+    assert dict(stacks(told["queries"]["children"])) == sent
+    tree = run("--url", service.url)
+    assert tree.startswith(f"{sum(both.values())} queries by {len(both)} process trees, dnsprobe ")
+    own = {
+        comm.rpartition(";")[2]: int(number)
+        for number, comm in re.findall(r"^ *\d+ +(\d+) +\S+% +\S+ +.*─ (.+)$", tree, re.M)
+    }
+    assert own == {comm.rpartition(";")[2]: count for comm, count in both.items()}
+    by_domain = json.loads(run("--url", service.url, "--json", "--by", "domain"))["queries"]["children"]
+    assert {node["name"]: node["total"] for node in by_domain} == {
+        "one.test": sum(sent.values()),
+        "two.test": len(sent),
+    }
+
+
+def test_the_address_is_that_of_the_configuration(loaded: tuple[Service, dict[str, int]], tmp_path: Path) -> None:
+    service, _ = loaded
+    configuration = tmp_path / "tree.yaml"
+    port = service.url.rpartition(":")[2]
+    configuration.write_text(f"metrics: {{listen: '0.0.0.0:{port}'}}")
+    assert run("--config", str(configuration), "--folded") == run("--url", service.url, "--folded")
+
+
+def test_without_any_privilege(loaded: tuple[Service, dict[str, int]]) -> None:
+    service, sent = loaded
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]
+    # What it runs has to be readable for that user, which a clone in root's home is not.
+    if subprocess.run([*nobody, str(PROGRAM), "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("another user cannot read this clone: put it below a folder that others may enter")
+    text = run("--url", service.url, "--folded", prefix=nobody)
+    assert len(text.splitlines()) == len(sent)
+
+
+def test_neither_bcc_nor_the_kernel_side_is_loaded(loaded: tuple[Service, dict[str, int]]) -> None:
+    service, _ = loaded
+    code = "import sys; from dnsprobe.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", code, "tree", "--url", service.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    loaded_modules = set(done.stderr.split())
+    assert "dnsprobe.tree" in loaded_modules
+    # The layout of the kernel's records is a matter of the standard library alone.
+    assert {name for name in loaded_modules if re.match(r"bcc|tornado|dnsprobe\.kernel\.", name)} == {
+        "dnsprobe.kernel.abi"
+    }
+
+
+def test_a_pipe_and_a_dumb_terminal_get_text_alone(loaded: tuple[Service, dict[str, int]]) -> None:
+    service, _ = loaded
+    text = run("--url", service.url, COLUMNS="20")
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) > 20
+    assert r"\x1b[31mred" in text
+    assert run("--url", service.url, LC_ALL="C").isascii()
+    assert "\x1b" not in on_terminal("tree", "--url", service.url, TERM="dumb")
+    assert "\x1b" not in on_terminal("tree", "--url", service.url, NO_COLOR="1")
+    assert "\x1b[1m" in on_terminal("tree", "--url", service.url)
+
+
+def test_a_pipe_that_is_closed_early(loaded: tuple[Service, dict[str, int]]) -> None:
+    service, _ = loaded
+    for options in (["--watch", "0.1"], ["--watch", "0.1", "--json"]):
+        command = [str(PROGRAM), "tree", "--url", service.url, *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr.read() == ""
+            assert process.wait(PATIENCE) == 1
+
+
+class Terminal:
+    """A program on a terminal of its own, and all that it writes there."""
+
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            # No terminal size in the environment: the terminal has one.
+            kept = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
+            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+            os.execve(PROGRAM, [str(PROGRAM), *arguments], kept | {"TERM": "xterm-256color"} | dict(environment or {}))
+        self.text = ""
+        self.read_from = 0
+
+    def read(self) -> bool:
+        """Read some more; False at the end."""
+        assert select.select([self.fd], [], [], PATIENCE)[0], self.text
+        try:
+            octets = os.read(self.fd, 65536)
+        except OSError:  # EIO: the other side is gone
+            return False
+        self.text += octets.decode()
+        return bool(octets)
+
+    def wait_for(self, text: str) -> None:
+        """Read until there is ``text`` after what was waited for before."""
+        until = time.monotonic() + PATIENCE
+        while (at := self.text.find(text, self.read_from)) < 0:
+            assert time.monotonic() < until, self.text[-4000:]
+            assert self.read(), self.text[-4000:]
+        self.read_from = at + len(text)
+
+    def resize(self, columns: int, lines: int) -> None:
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def end(self) -> int:
+        """Read to the end and return the exit status."""
+        while self.read():
+            pass
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def on_terminal(*arguments: str, **environment: str) -> str:
+    terminal = Terminal(*arguments, environment=environment)
+    assert terminal.end() == 0
+    return terminal.text
+
+
+def test_watch_redraws_in_place(loaded: tuple[Service, dict[str, int]], scene: Scene) -> None:
+    service, sent = loaded
+    terminal = Terminal("tree", "--url", service.url, "--watch", "0.2")
+    terminal.wait_for("\x1b[?1049h")
+    terminal.wait_for("\x1b[H65 queries by 6 process trees")
+    terminal.wait_for("1/s")
+    scene("send", "www.one.test", 1009)
+    terminal.wait_for("\x1b[H1,074 queries by 7 process trees")
+    assert "\x1b[2J" not in terminal.text
+    terminal.resize(60, 9)
+    terminal.wait_for("lines more")
+    os.kill(terminal.pid, signal.SIGINT)
+    assert terminal.end() == 0
+    assert terminal.text.count("\x1b[?1049l") == 1
+    # What was seen last stays, and nothing else.
+    last = terminal.text.rpartition("\x1b[?1049l")[2]
+    assert last.startswith("1,074 queries")
+    assert "Traceback" not in terminal.text
+    assert sum(sent.values()) + len(sent) + 1009 == 1074
+
+
+def test_watch_in_a_pipe_prints_one_after_the_other(
+    loaded: tuple[Service, dict[str, int]], scene: Scene, tmp_path: Path
+) -> None:
+    service, _ = loaded
+    program = Program(["tree", "--url", service.url, "--watch", "0.2", "--json"], tmp_path)
+    program.wait_for("per_second", program.out)
+    scene("send", "www.one.test", 1009)
+    program.wait_for('"total": 1074', program.out)
+    # A daemon that goes away is waited for.
+    assert service.stop() == 0
+    program.wait_for("nobody listens there, still trying")
+    assert program.process.poll() is None
+    assert program.stop(signal.SIGINT) == 0
+    told = [json.loads(line) for line in program.out.read_text("utf-8").splitlines()]
+    grown: Counter[int] = Counter(document["queries"]["total"] for document in told)
+    assert set(grown) <= set(range(65, 1075))
+    assert max(document["queries"].get("per_second", 0) for document in told) > 0
+    assert "Traceback" not in program.err.read_text("utf-8")
+
+
+def test_a_daemon_that_is_not_there() -> None:
+    (port,) = free_ports(1)
+    said = failure("--url", f"127.0.0.1:{port}")
+    assert said == (
+        f"dnsprobe: no dnsprobe at 127.0.0.1:{port}: nobody listens there\n"
+        "  hint: is it running? systemctl status dnsprobe; if it listens elsewhere, give --url\n"
+    )
+
+
+def test_encrypted_connections_are_shown_apart(start: Start, scene: Scene) -> None:
+    service = start("domains: [watched.test]")
+    scene("streams", "www.watched.test")
+    told = json.loads(run("--url", service.url, "--json"))
+    assert (told["queries"]["total"], told["encrypted_connections"]["total"]) == (1, 1)
+    assert "connections of DNS over TLS" in run("--url", service.url)
+    assert "connections of DNS over TLS" not in run("--url", service.url, "--domain", "watched.test")
+
+
+def test_what_is_above_the_limit_comes_last(start: Start, scene: Scene) -> None:
+    service = start("domains: [oneshot.test]\nmetrics: {max_series: 16}")
+    scene("oneshots", 101, 8)
+    told = json.loads(run("--url", service.url, "--json"))["queries"]
+    assert told["total"] == 101
+    assert (told["children"][-1]["name"], told["children"][-1]["own"]) == ("(other)", 101 - 14)
+    text = run("--url", service.url)
+    assert "(other): trees that are not told apart: above the limit on series (metrics.max_series)" in text

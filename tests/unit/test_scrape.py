@@ -1,0 +1,249 @@
+"""What ``dnsprobe tree`` says to whoever answers, or does not."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from dnsprobe.errors import EXIT_USAGE, UserError
+from dnsprobe.scrape import NotAnswering, Target, complete_url, fetch, parse, url_of
+
+GOLDEN = Path(__file__).with_name("scrape.txt").read_text("utf-8")
+
+
+class Daemon:
+    """An HTTP server that answers with a status, headers and a text, and keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.status, self.headers, self.text = 200, {"Content-Type": "text/plain"}, GOLDEN
+        self.asked: list[tuple[str, str | None]] = []
+        daemon = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                daemon.asked.append((self.path, self.headers["Authorization"]))
+                self.send_response(daemon.status)
+                for name, value in daemon.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(daemon.text.encode())
+
+            def log_message(self, *_arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.where = f"127.0.0.1:{self.server.server_port}"
+        self.url = f"http://{self.where}/metrics"
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    daemon = Daemon()
+    yield daemon
+    daemon.stop()
+
+
+def refusal(target: Target) -> UserError:
+    with pytest.raises(UserError) as caught:
+        fetch(target)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_what_it_says(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody between us.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    scrape = fetch(Target(daemon.url))
+    assert (scrape.version, len(scrape.queries), len(scrape.encrypted)) == ("VERSION", 4, 1)
+    assert sum(counted.number for counted in scrape.queries) == 11 + 5 + 1_000_003 + 7
+    assert scrape.queries[0].labels["tree"] == 'x;a"b\\x0a\\\\c{d="e"} 7 # é'
+    assert daemon.asked == [("/metrics", None)]
+
+
+def test_user_and_password(daemon: Daemon) -> None:
+    fetch(Target(daemon.url, user="ada", password="pass:wörd"))
+    (given,) = (header for _, header in daemon.asked)
+    assert given == "Basic " + base64.b64encode("ada:pass:wörd".encode()).decode()
+    daemon.status = 401
+    assert refusal(Target(daemon.url)).message == f"{daemon.url} asks who you are"
+    assert "DNSPROBE_PASSWORD" in refusal(Target(daemon.url)).hint
+    said = refusal(Target(daemon.url, user="ada", password="x")).message
+    assert said == f"{daemon.url} does not take this password of ada"
+
+
+def test_a_password_goes_nowhere_else(daemon: Daemon) -> None:
+    other = Daemon()
+    daemon.status, daemon.headers = 302, {"Location": other.url}
+    said = refusal(Target(daemon.url, user="ada", password="x")).message
+    assert said == f"{daemon.url} is not a dnsprobe: it says 302 Found"
+    assert other.asked == []
+    other.stop()
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (404, GOLDEN),
+        (403, GOLDEN),
+        (200, "<html>hello</html>"),
+        (200, ""),
+        (200, "# TYPE a_total counter\na_total 1\n"),
+        (200, 'dnsprobe_build_info{version="1"} 1\ndnsprobe_queries_total{tree="a"} NaN\n'),
+        (200, 'dnsprobe_build_info{version="1"} 1\ndnsprobe_queries_total{tree="a"} +Inf\n'),
+        (200, 'dnsprobe_build_info{version="1'),
+        (200, "\x1b[2J\x00"),
+    ],
+)
+def test_what_is_not_a_dnsprobe(daemon: Daemon, status: int, text: str) -> None:
+    daemon.status, daemon.text = status, text
+    error = refusal(Target(daemon.url))
+    assert error.message.startswith(f"{daemon.url} is not a dnsprobe: ")
+    assert error.message.isprintable()
+
+
+def test_what_may_get_better(daemon: Daemon) -> None:
+    daemon.status = 503
+    assert isinstance(refusal(Target(daemon.url)), NotAnswering)
+    daemon.stop()
+    error = refusal(Target(daemon.url))
+    assert isinstance(error, NotAnswering)
+    assert error.message == f"no dnsprobe at {daemon.where}: nobody listens there"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def break_off() -> None:
+            server.accept()[0].close()
+
+        thread = threading.Thread(target=break_off)
+        thread.start()
+        error = refusal(Target(f"http://{where}/metrics"))
+        thread.join()
+    assert isinstance(error, NotAnswering)
+    assert error.message == f"{where} broke off"
+    assert f"https://{where}/metrics" in error.hint
+
+
+def test_a_name_that_does_not_exist() -> None:
+    assert refusal(Target("http://nowhere.invalid:1/metrics")).message.startswith("nowhere.invalid:1: ")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Return a certificate for 127.0.0.1 with its key in one file."""
+    key, made = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(key), "-out", str(made), "-days", "2", "-subj", "/CN=made-up"]
+    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    both = tmp_path / "both.pem"
+    both.write_text(key.read_text() + made.read_text())
+    return both
+
+
+def serve_tls(daemon: Daemon, certificate: Path, *, ask_for_ours: bool = False) -> str:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    if ask_for_ours:
+        context.load_verify_locations(certificate)
+        context.verify_mode = ssl.CERT_REQUIRED
+    daemon.server.socket = context.wrap_socket(daemon.server.socket, server_side=True)
+    # What fails in a handshake is for the one who asks to say.
+    daemon.server.handle_error = lambda *_arguments: None  # type: ignore[method-assign]
+    return f"https://{daemon.where}/metrics"
+
+
+def test_tls(daemon: Daemon, certificate: Path) -> None:
+    url = serve_tls(daemon, certificate)
+    assert fetch(Target(url, cacert=str(certificate))).version == "VERSION"
+    error = refusal(Target(url))
+    assert error.message.startswith(f"the certificate of {daemon.where} is not trusted: ")
+    assert "--cacert" in error.hint
+    # The certificate is made for the address, not for the name.
+    error = refusal(Target(url.replace("127.0.0.1", "localhost"), cacert=str(certificate)))
+    assert "is not trusted: " in error.message
+    assert "speaks TLS" in refusal(Target(daemon.url)).hint
+
+
+def test_tls_with_a_certificate_of_ours(daemon: Daemon, certificate: Path) -> None:
+    url = serve_tls(daemon, certificate, ask_for_ours=True)
+    assert fetch(Target(url, cacert=str(certificate), cert=str(certificate))).version == "VERSION"
+    assert fetch(
+        Target(
+            url,
+            cacert=str(certificate),
+            cert=str(certificate.with_name("cert.pem")),
+            key=str(certificate.with_name("key.pem")),
+        )
+    ).version
+    # By an alert of TLS or by the end of the connection, whichever is seen first.
+    assert "--cert and --key" in refusal(Target(url, cacert=str(certificate))).hint
+
+
+def test_no_tls_where_there_should_be(daemon: Daemon) -> None:
+    error = refusal(Target(daemon.url.replace("http:", "https:")))
+    assert error.message == f"{daemon.where} does not speak TLS"
+    assert daemon.url in error.hint
+
+
+@pytest.mark.parametrize("option", ["cacert", "cert"])
+def test_files_that_are_none(option: str, tmp_path: Path) -> None:
+    (tmp_path / "no.pem").write_text("hello")
+    for name, why in (("no.pem", "not what it should be"), ("absent.pem", "No such file or directory")):
+        target = Target("https://127.0.0.1:1/metrics", **{option: str(tmp_path / name)})
+        error = refusal(target)
+        assert (error.message, error.status) == (f"--{option} {tmp_path / name}: {why}", EXIT_USAGE)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("127.0.0.1:10059", "http://127.0.0.1:10059/metrics"),
+        ("host.example", "http://host.example/metrics"),
+        ("https://[::1]:1/", "https://[::1]:1/metrics"),
+        ("http://host.example:1/dns/metrics?x#y", "http://host.example:1/dns/metrics"),
+    ],
+)
+def test_urls(given: str, meant: str) -> None:
+    assert complete_url(given) == meant
+
+
+@pytest.mark.parametrize(
+    "given", ["", "file:///etc/passwd", "ftp://a/", "http://", "http://a:b/", "http://[::1", "a b"]
+)
+def test_what_is_no_url(given: str) -> None:
+    with pytest.raises(UserError) as caught:
+        complete_url(given)
+    assert caught.value.status == EXIT_USAGE
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UserError) as caught:
+        complete_url("http://ada:secret@host.example/")
+    assert "secret" not in caught.value.message + caught.value.hint
+
+
+def test_the_address_that_is_configured() -> None:
+    assert url_of(("127.0.0.1", 10059)) == "http://127.0.0.1:10059/metrics"
+    assert url_of(("0.0.0.0", 1)) == "http://127.0.0.1:1/metrics"
+    assert url_of(("::", 1)) == "http://[::1]:1/metrics"
+    assert url_of(("192.0.2.1", 1)) == "http://192.0.2.1:1/metrics"
+    with pytest.raises(UserError, match="port 0"):
+        url_of(("127.0.0.1", 0))
+
+
+def test_a_daemon_that_has_counted_nothing() -> None:
+    assert parse('dnsprobe_build_info{version="1"} 1\n', "u").queries == ()
