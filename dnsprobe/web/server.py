@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import cast
 
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import CollectorRegistry
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
 from tornado.iostream import IOStream
 
 from dnsprobe import __version__
 from dnsprobe.errors import UserError
+from dnsprobe.sinks.metrics import Registry
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +50,8 @@ _BUSY_GRACE = 2.0
 #: Bytes of responses that may wait for their readers before new ones are put off.
 _MAX_UNREAD = 16 * 1024 * 1024
 
-#: Scrapes come often, and a higher level makes them little smaller, but takes several times as long.
-_GZIP_LEVEL = 4
+#: At level 4 a scrape of many series becomes 2 % smaller in a third more time, in which the loop does nothing else.
+_GZIP_LEVEL = 3
 
 _PLAIN = "text/plain; charset=utf-8"
 _PAGE = f"""<!DOCTYPE html>
@@ -101,9 +100,8 @@ def _takes_gzip(accept_encoding: str) -> bool:
     return False
 
 
-def _metrics(registry: CollectorRegistry, headers: httputil.HTTPHeaders) -> _Response:
-    encode, content_type = choose_encoder(headers.get("Accept", ""))
-    body = encode(registry)
+def _metrics(registry: Registry, headers: httputil.HTTPHeaders) -> _Response:
+    body, content_type = registry.encode(headers.get("Accept", ""))
     more = {"Vary": "Accept, Accept-Encoding"}
     if _takes_gzip(headers.get("Accept-Encoding", "")):
         body = gzip.compress(body, _GZIP_LEVEL)
@@ -172,7 +170,7 @@ class Server(httputil.HTTPServerConnectionDelegate):
     have one, of the one whose request is the oldest.
     """
 
-    def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool], connections: int) -> None:
+    def __init__(self, registry: Registry, ready: Callable[[], bool], connections: int) -> None:
         self._registry = registry
         self._ready = ready
         self._limit = connections
