@@ -131,7 +131,7 @@ def _daemon(encoder: str, series: int) -> None:
     asyncio.run(_serve(daemon))
 
 
-class _Served:
+class Served:
     """A daemon in a process of its own, and one connection to it."""
 
     def __init__(self, encoder: str, series: int) -> None:
@@ -139,7 +139,8 @@ class _Served:
             [sys.executable, __file__, "--serve", encoder, str(series)], stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
-        self._client = http.client.HTTPConnection("127.0.0.1", int(self._process.stdout.readline()))
+        self.port = int(self._process.stdout.readline())
+        self._client = http.client.HTTPConnection("127.0.0.1", self.port)
 
     def _ask(self, path: str, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
         self._client.request("GET", path, headers=headers)
@@ -150,9 +151,13 @@ class _Served:
         # The main thread's, in nanoseconds: Documentation/scheduler/sched-stats.rst. There is no other here.
         return int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[0]) / 1e6
 
+    def count_more(self) -> None:
+        """Let each process that still runs have sent one query more."""
+        self._process.send_signal(signal.SIGUSR1)
+
     def scrape(self, form: str, coding: str) -> tuple[tuple[float, float], bytes]:
         """Return milliseconds, milliseconds on a CPU and what came."""
-        self._process.send_signal(signal.SIGUSR1)
+        self.count_more()
         for _ in range(2):  # for the second, the loop has come round, and what the signal asks for is done
             self._ask("/-/healthy", {})
         cpu, before = self._cpu(), perf_counter()
@@ -178,7 +183,7 @@ class _Served:
         self._process.wait()
 
 
-def _compare(served: dict[str, _Served], scrapes: int, series: int) -> None:
+def _compare(served: dict[str, Served], scrapes: int, series: int) -> None:
     for encoder, daemon in served.items():
         before, _ = daemon.memory()
         daemon.forget_peak()
@@ -225,7 +230,7 @@ def main() -> None:
     with ExitStack() as stack:
         served = {}
         for encoder in _ENCODERS:
-            served[encoder] = _Served(encoder, series)
+            served[encoder] = Served(encoder, series)
             stack.callback(served[encoder].stop)
         _compare(served, scrapes, series)
 
