@@ -75,10 +75,7 @@ def with_rules(folder: Path) -> dict[str, Any]:
     return {"global": every, "rule_files": ["dnsprobe-*.yaml"]}
 
 
-def agent_configuration() -> dict[str, Any]:
-    """Return the configuration of an agent that docs/fleet.md has."""
+def documented(number: int) -> Any:
+    """Return an example of docs/fleet.md: 0 the configuration of an agent, 1 of who scrapes all hosts, 2 its file."""
     page = (HERE.parents[1] / "docs" / "fleet.md").read_text("utf-8")
-    configuration: dict[str, Any] = yaml.safe_load(
-        re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
-    )
-    return configuration
+    return yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[number])

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import HERE, PATIENCE, Service
-from scraper import SHIPPED, Prometheus, agent_configuration, with_rules
+from scraper import SHIPPED, Prometheus, documented, with_rules
 
 HOSTS = ("web1.example", "web2.example", "db1.example")
 PORT = 10059
@@ -92,7 +92,8 @@ class Host:
         return int(json.loads(done.stdout)["sent"])
 
     def target(self) -> dict[str, Any]:
-        return {"targets": [f"{self.address}:{PORT}"], "labels": {"instance": self.name}}
+        target: dict[str, Any] = documented(2)[0]
+        return target | {"targets": [f"{self.address}:{PORT}"], "labels": {"instance": self.name}}
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def make_host(stack: ExitStack, middle: Net, number: int, folder: Path) -> Host:
 
 
 def start_agent(stack: ExitStack, host: Host, receiver: Prometheus, folder: Path) -> None:
-    config = agent_configuration()
+    config = documented(0)
     config["global"]["scrape_interval"] = "1s"
     (target,), (write,) = config["scrape_configs"][0]["static_configs"], config["remote_write"]
     assert target["targets"] == [f"localhost:{PORT}"]
@@ -159,7 +160,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         stack.callback(middle.close)
         hosts = [make_host(stack, middle, number, folder / f"host{number}") for number in range(len(HOSTS))]
         stack.enter_context(middle.entered())
-        job = {"job_name": "dnsprobe", "file_sd_configs": [{"files": ["hosts.yaml"]}]}
+        (job,) = documented(1)["scrape_configs"]
+        job["file_sd_configs"][0]["files"] = ["hosts.yaml"]
         write_targets(folders["scraping"], hosts[:-1])
         config = with_rules(folders["scraping"]) | {"scrape_configs": [job]}
         scraping = Prometheus(folders["scraping"], config, "--storage.tsdb.path=data")

@@ -20,7 +20,7 @@ import dashboard
 import pytest
 import yaml
 from conftest import HERE, IN_OWN_NET, PATIENCE, Service
-from scraper import SHIPPED, Prometheus, agent_configuration, with_rules
+from scraper import SHIPPED, Prometheus, documented, with_rules
 
 HOSTS = ("one:10059", "two:10059")
 UNIT = "nightly.service"
@@ -169,7 +169,7 @@ def test_the_dashboard_offers_what_there_is(prometheus: Prometheus) -> None:
 def test_an_agent_writes_what_the_rules_need(service: Service, tmp_path: Path) -> None:
     """With the agent's configuration of docs/fleet.md."""
     play("send", "www.watched.test", 7)
-    config = agent_configuration()
+    config = documented(0)
     (target,), (receiver,) = config["scrape_configs"][0]["static_configs"], config["remote_write"]
     middle, host = tmp_path / "middle", tmp_path / "host"
     middle.mkdir()
