@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from dnsprobe import __version__
 from dnsprobe.counts import OPTIONAL_LABELS, Series
+from dnsprobe.model import DOT
+from dnsprobe.sinks.exposition import Encoder, Lines, encode, end
 from dnsprobe.sinks.facts import shown
+
+#: Formats whose lines are kept for the next scrape: text and OpenMetrics.
+_FORMATS_KEPT = 2
 
 #: Labels that only a query has whose name can be read.
 _OF_QUERIES = ("domain", "qtype")
@@ -61,10 +67,28 @@ class DaemonCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; those without labels, and those by reason, are there from the start."""
         now = self._snapshot()
+        yield from self._few(now)
+        queries, encrypted = _apart(now.counts)
+        yield self._queries(queries)
+        yield self._encrypted(encrypted)
+
+    def lines(self, encoder: Encoder) -> Callable[[], Iterator[bytes]]:
+        """Return a function that gives what ``encoder`` makes of :meth:`collect`, and keeps the lines of all series."""
+        queries, encrypted = Lines(encoder, self._queries), Lines(encoder, self._encrypted)
+
+        def rendered() -> Iterator[bytes]:
+            now = self._snapshot()
+            yield encode(encoder, self._few(now))
+            counts = _apart(now.counts)
+            yield queries.render(counts[0])
+            yield encrypted.render(counts[1])
+
+        return rendered
+
+    def _few(self, now: Snapshot) -> Iterator[Metric]:
+        """Yield what has no more series than the program has words for."""
         yield from self._about(now)
         yield from self._losses(now)
-        yield self._queries(now)
-        yield self._encrypted(now)
 
     @staticmethod
     def _about(now: Snapshot) -> Iterator[Metric]:
@@ -133,33 +157,59 @@ class DaemonCollector(Collector):
             now.series_folded,
         )
 
-    def _queries(self, now: Snapshot) -> Metric:
-        queries = CounterMetricFamily(
-            "dnsprobe_queries",
-            "DNS queries sent, by the process tree that sent them.",
-            labels=[label for _, label in self._labels],
+    def _queries(self, counts: Mapping[Series, int]) -> CounterMetricFamily:
+        return self._by_series(
+            "dnsprobe_queries", "DNS queries sent, by the process tree that sent them.", self._labels, counts
         )
-        for series, number in sorted(now.counts.items()):
-            if not series.encrypted:
-                queries.add_metric([shown(series[at]) for at, _ in self._labels], number)
-        return queries
 
-    def _encrypted(self, now: Snapshot) -> Metric:
-        labels = [(at, label) for at, label in self._labels if label not in _OF_QUERIES]
-        connections = CounterMetricFamily(
+    def _encrypted(self, counts: Mapping[Series, int]) -> CounterMetricFamily:
+        return self._by_series(
             "dnsprobe_encrypted_connections",
             "Connections to a port of DNS over TLS, whose queries cannot be read, by the process tree that made them.",
-            labels=[label for _, label in labels],
+            [(at, label) for at, label in self._labels if label not in _OF_QUERIES],
+            counts,
         )
-        for series, number in sorted(now.counts.items()):
-            if series.encrypted:
-                connections.add_metric([shown(series[at]) for at, _ in labels], number)
-        return connections
+
+    @staticmethod
+    def _by_series(
+        name: str, documentation: str, labels: Sequence[tuple[int, str]], counts: Mapping[Series, int]
+    ) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, documentation, labels=[label for _, label in labels])
+        for series, number in sorted(counts.items()):
+            family.add_metric([shown(series[at]) for at, _ in labels], number)
+        return family
 
 
-def build_registry(snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> CollectorRegistry:
+def _apart(counts: Mapping[Series, int]) -> tuple[dict[Series, int], dict[Series, int]]:
+    """Return the queries, and the connections whose queries cannot be read."""
+    encrypted = {series: number for series, number in counts.items() if series.transport == DOT}
+    return {series: number for series, number in counts.items() if series.transport != DOT}, encrypted
+
+
+class Registry(CollectorRegistry):
+    """dnsprobe's own metrics and the usual ``process_*``; of the optional labels those in ``labels``.
+
+    For an encoder of prometheus_client it is like any other. :meth:`encode` gives the same, faster.
+    """
+
+    def __init__(self, snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> None:
+        super().__init__()
+        self._daemon = DaemonCollector(snapshot, labels)
+        self.register(self._daemon)
+        self._process = ProcessCollector(registry=self)
+        self._rendered: dict[str, Callable[[], Iterator[bytes]]] = {}
+
+    def encode(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics in the format that an Accept header asks for, and its content type."""
+        encoder, content_type = choose_encoder(accept)
+        # The one asked for last comes last: lines of few formats are kept, not of all that a stranger can ask for.
+        rendered = self._rendered.pop(content_type, None) or self._daemon.lines(encoder)
+        self._rendered[content_type] = rendered
+        if len(self._rendered) > _FORMATS_KEPT:
+            del self._rendered[next(iter(self._rendered))]
+        return b"".join((*rendered(), encode(encoder, self._process.collect()), end(encoder))), content_type
+
+
+def build_registry(snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> Registry:
     """Return a registry with dnsprobe's own metrics and the usual ``process_*``."""
-    registry = CollectorRegistry()
-    registry.register(DaemonCollector(snapshot, labels))
-    ProcessCollector(registry=registry)
-    return registry
+    return Registry(snapshot, labels)

@@ -19,13 +19,12 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import cast
 
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import CollectorRegistry
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
 
 from dnsprobe import __version__
 from dnsprobe.errors import UserError
+from dnsprobe.sinks.metrics import Registry
 from dnsprobe.web.page import CONTENT_TYPE, HEADERS, Page, render
 from dnsprobe.web.passwords import Verdict
 from dnsprobe.web.protection import Protection
@@ -52,8 +51,8 @@ _BUSY_GRACE = 2.0
 #: Bytes of responses that may wait for their readers before new ones are put off.
 _MAX_UNREAD = 16 * 1024 * 1024
 
-#: Scrapes come often, and a higher level makes them little smaller, but takes several times as long.
-_GZIP_LEVEL = 4
+#: At level 4 a scrape of many series becomes 2 % smaller in a third more time, in which the loop does nothing else.
+_GZIP_LEVEL = 3
 
 _PLAIN = "text/plain; charset=utf-8"
 
@@ -87,10 +86,10 @@ def _zipped(response: _Response, headers: httputil.HTTPHeaders) -> _Response:
     return replace(response, body=body, headers={**response.headers, "Content-Encoding": "gzip"})
 
 
-def _metrics(registry: CollectorRegistry, headers: httputil.HTTPHeaders) -> _Response:
-    encode, content_type = choose_encoder(headers.get("Accept", ""))
+def _metrics(registry: Registry, headers: httputil.HTTPHeaders) -> _Response:
+    body, content_type = registry.encode(headers.get("Accept", ""))
     more = {"Vary": "Accept, Accept-Encoding"}
-    return _zipped(_Response(HTTPStatus.OK, content_type, encode(registry), more), headers)
+    return _zipped(_Response(HTTPStatus.OK, content_type, body, more), headers)
 
 
 def _page(now: Page, headers: httputil.HTTPHeaders) -> _Response:
@@ -164,7 +163,7 @@ class Server(httputil.HTTPServerConnectionDelegate):
 
     def __init__(
         self,
-        registry: CollectorRegistry,
+        registry: Registry,
         ready: Callable[[], bool],
         connections: int,
         page: Callable[[], Page] | None = None,

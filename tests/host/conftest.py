@@ -98,10 +98,12 @@ class Program:
 class Service(Program):
     """``dnsprobe run``, ready."""
 
-    def __init__(self, configuration: str, folder: Path, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self, configuration: str, folder: Path, prefix: Sequence[str] = (), listen: str = "127.0.0.1:0"
+    ) -> None:
         self.configuration = folder / "dnsprobe.yaml"
         self.configuration.write_text(configuration, encoding="utf-8")
-        arguments = ["run", "--config", str(self.configuration), "--listen", "127.0.0.1:0", "--log-target", "console"]
+        arguments = ["run", "--config", str(self.configuration), "--listen", listen, "--log-target", "console"]
         super().__init__(arguments, folder, prefix)
         try:
             self.url = self.wait_for("ready after").split("http://", 1)[1].split("/metrics", 1)[0]

@@ -425,6 +425,12 @@ def called(load: str) -> Any:
     return {"lineage": lineage()}
 
 
+def named(comm: str, name: str) -> Any:
+    """Send a query as a process of that name."""
+    set_comm(comm.encode())
+    return send(name, "1")
+
+
 def streams(name: str) -> Any:
     """Send a query over TCP, and what begins a connection of DNS over TLS."""
     query = message(name)
@@ -449,7 +455,7 @@ SCENES: dict[str, Callable[..., Any]] = {
     scene.__name__: scene
     for scene in (
         *(clients, oneshots, executions, replaced, renamed, reused, leaderless, logged_in),
-        *(contained, called, many, deep, send, send_others, streams),
+        *(contained, called, many, deep, send, named, send_others, streams),
     )
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import HERE, PATIENCE, PROGRAM, Program
-from test_scraped import Prometheus
+from scraper import Prometheus
 from test_service import UNPRIVILEGED
 
 PAGE = (HERE.parents[1] / "docs" / "web.md").read_text("utf-8")

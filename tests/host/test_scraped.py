@@ -6,26 +6,22 @@ another one, an agent writes.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import dashboard
 import pytest
 import yaml
-from conftest import HERE, IN_OWN_NET, PATIENCE, Service, free_ports
+from conftest import HERE, IN_OWN_NET, PATIENCE, Service
+from scraper import SHIPPED, Prometheus, documented, with_rules
 
-SHIPPED = HERE.parents[1] / "packaging" / "prometheus"
 HOSTS = ("one:10059", "two:10059")
 UNIT = "nightly.service"
 #: Far fewer series than there will be trees.
@@ -41,66 +37,9 @@ CHOSEN = {
 }
 
 
-def at_once(path: Path) -> str:
-    """Return a file of rules without the time that an alert has to last, and without intervals of its groups."""
-    groups = yaml.safe_load(path.read_text("utf-8"))["groups"]
-    for group in groups:
-        group.pop("interval", None)
-        for rule in group["rules"]:
-            rule.pop("for", None)
-    return yaml.safe_dump({"groups": groups})
-
-
-class Prometheus:
-    """A Prometheus with this configuration, of which ``folder`` has the files."""
-
-    def __init__(self, folder: Path, config: dict[str, Any], *options: str) -> None:
-        (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        (port,) = free_ports(1)
-        self.url = f"http://127.0.0.1:{port}"
-        self._log = folder / "log"
-        command = ["prometheus", "--config.file=prometheus.yaml", f"--web.listen-address=127.0.0.1:{port}", *options]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-
-    def ask(self, what: str, **parameters: str) -> Any:
-        """Return what its API answers."""
-        url = f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            return json.load(answer)["data"]
-
-    def query(self, expression: str, **parameters: str) -> list[tuple[dict[str, str], float]]:
-        """Return labels and value of each series."""
-        found = self.ask("query", query=expression, **parameters)["result"]
-        return [(series["metric"], float(series["value"][1])) for series in found]
-
-    def wait_for(self, expression: str) -> None:
-        """Wait until an expression has a value."""
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until and self._process.poll() is None:
-            with suppress(OSError):  # not listening yet
-                if self.query(expression):
-                    return
-            time.sleep(0.2)
-        raise AssertionError(f"nothing came of {expression}:\n{self._log.read_text('utf-8')}")
-
-    def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-        self._process.wait(PATIENCE)
-
-
 def play(scene: str, *arguments: object) -> None:
     command = [*IN_OWN_NET, sys.executable, str(HERE / "scenes.py"), scene, *map(str, arguments)]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
-
-
-def with_rules(folder: Path) -> dict[str, Any]:
-    """Put the shipped rules into a folder and return a configuration that has them, each second."""
-    for path in SHIPPED.glob("*.yaml"):
-        (folder / path.name).write_text(at_once(path))
-    every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    return {"global": every, "rule_files": ["dnsprobe-*.yaml"]}
 
 
 def scraping(address: str, folder: Path) -> Prometheus:
@@ -230,8 +169,7 @@ def test_the_dashboard_offers_what_there_is(prometheus: Prometheus) -> None:
 def test_an_agent_writes_what_the_rules_need(service: Service, tmp_path: Path) -> None:
     """With the agent's configuration of docs/fleet.md."""
     play("send", "www.watched.test", 7)
-    page = (HERE.parents[1] / "docs" / "fleet.md").read_text("utf-8")
-    config = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0])
+    config = documented(0)
     (target,), (receiver,) = config["scrape_configs"][0]["static_configs"], config["remote_write"]
     middle, host = tmp_path / "middle", tmp_path / "host"
     middle.mkdir()

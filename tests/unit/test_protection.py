@@ -19,7 +19,6 @@ from pathlib import Path
 import bcrypt
 import pytest
 from certificates import authority, certificate
-from prometheus_client.registry import CollectorRegistry
 
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.web import passwords
@@ -829,4 +828,4 @@ def test_without_a_web_configuration() -> None:
     protection = Protection()
     protection.refresh(force=True)
     assert (protection.scheme, protection.good, dict(protection.headers)) == ("http", True, {})
-    Server(CollectorRegistry(), lambda: True, 1, protection=protection)
+    Server(build_registry(Snapshot), lambda: True, 1, protection=protection)

@@ -9,11 +9,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
-from prometheus_client.registry import CollectorRegistry
 
 from dnsprobe.counts import Series
 from dnsprobe.errors import EXIT_FAILED, UserError
-from dnsprobe.sinks.metrics import Snapshot, build_registry
+from dnsprobe.sinks.metrics import Registry, Snapshot, build_registry
 from dnsprobe.web import server as web
 from dnsprobe.web.page import Page
 from dnsprobe.web.server import Server
@@ -24,7 +23,7 @@ PATIENCE = 60.0
 SNAPSHOT = Snapshot(counts={Series(".", "A", "udp", "dig", "bash;dig", "", ""): 42}, events=7)
 
 
-def big_registry(megabytes: int = 8) -> CollectorRegistry:
+def big_registry(megabytes: int = 8) -> Registry:
     """More than the kernel buffers of a connection that nobody reads from."""
     tree = "x" * 1_000_000
     counts = {Series(".", f"TYPE{number}", "udp", "x", tree, "", ""): 1 for number in range(megabytes)}
@@ -33,7 +32,7 @@ def big_registry(megabytes: int = 8) -> CollectorRegistry:
 
 @asynccontextmanager
 async def serving(
-    registry: CollectorRegistry | None = None,
+    registry: Registry | None = None,
     ready: Callable[[], bool] = lambda: True,
     connections: int = 128,
     page: Callable[[], Page] | None = lambda: Page(SNAPSHOT),
@@ -533,7 +532,7 @@ def test_stop_closes_everything() -> None:
 
 def test_stop_before_start() -> None:
     async def test() -> None:
-        server = Server(CollectorRegistry(), lambda: True, 1)
+        server = Server(build_registry(Snapshot), lambda: True, 1)
         await server.stop()
         server.bind("127.0.0.1", 0)
         await server.stop()
@@ -542,7 +541,7 @@ def test_stop_before_start() -> None:
 
 
 def new_server() -> Server:
-    return Server(CollectorRegistry(), lambda: True, 1)
+    return Server(build_registry(Snapshot), lambda: True, 1)
 
 
 def test_port_in_use() -> None:

@@ -1,0 +1,239 @@
+"""What a scrape of many series costs: time until the last octet is there, octets, memory of the daemon.
+
+Usage: .venv/bin/python benchmarks/scrape_cost.py [SCRAPES [SERIES]]
+
+Two daemons, attached to nothing, hold the same made-up series: most of processes that are gone, one in ten in the maps
+of the kernel, as of processes that still run: these have sent more before each scrape. One daemon serves as it does,
+the other with prometheus_client's encoder for all series. They are asked by turns in one run, over loopback. Medians of
+all rounds: until all is there, and of that the daemon on a CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from prometheus_client.exposition import choose_encoder
+
+from dnsprobe import config
+from dnsprobe.daemon import Daemon
+from dnsprobe.kernel import abi
+from dnsprobe.model import Count
+from dnsprobe.sinks.metrics import Registry
+
+_FORMATS = {"text": "text/plain;version=0.0.4", "OpenMetrics": "application/openmetrics-text;version=1.0.0"}
+_CODINGS = {"": "identity", "gzip": "gzip"}
+_KINDS = [(form, coding) for form in _FORMATS for coding in _CODINGS]
+_ENCODERS = ("dnsprobe", "prometheus_client")
+
+_DOMAINS = 8
+_QTYPES = (1, 28)
+#: One in so many series is of a process that still runs.
+_LIVE_SHARE = 10
+_WORDS = (
+    "sshd",
+    "bash",
+    "make",
+    "python3",
+    "gitlab-runner",
+    "containerd-shi",
+    "kworker/u8:1-ev",
+    "cron",
+    "sh",
+    "node",
+    "curl",
+)
+
+
+def _tree(number: int) -> list[str]:
+    """Return names from the first below pid 1 on: a tree of 60 to 200 octets, another for each number."""
+    choose = random.Random(number)
+    wanted = choose.randint(60, 190)
+    names = [f"job{number}"]
+    while len(";".join(names)) < wanted:
+        names.append(choose.choice(_WORDS))
+    return names
+
+
+def _fill(daemon: Daemon, series: int) -> None:
+    engine = daemon._engine
+    rules = engine.ledger.rules.rules
+    for number in range(series):
+        at, qtype = divmod(number, len(_QTYPES))
+        at, domain = divmod(at, _DOMAINS)
+        names = _tree(at)
+        queries = random.Random(number).randint(1, 10_000_000)
+        if at % _LIVE_SHARE:
+            unit = f"session-{at % 30}.scope"
+            engine.totals.fold(
+                Count(rules[domain], ("A", "AAAA")[qtype], "udp", names[-1], ";".join(names), unit, "", queries)
+            )
+            continue
+        # What the program in the kernel leaves there at a process's first query. No process has such a pid.
+        start_ns, tgid = 10**9 + at, (1 << 22) + at
+        chain = [(start_ns - level, tgid - level, name) for level, name in enumerate(reversed(names))] + [
+            (1, 1, "systemd")
+        ]
+        packed = abi.CHAIN_HEAD.pack(len(chain), 0, 1, len(chain), 0, 0) + b"".join(
+            abi.PROCESS.pack(start, pid, 0, name.encode()) for start, pid, name in chain
+        )
+        engine.probe._processes.set(abi.PROCESS_KEY.pack(start_ns, tgid, 0), packed.ljust(abi.CHAIN_BYTES, b"\0"))
+        key = abi.COUNT_KEY.pack(start_ns, tgid, rules[domain].id, _QTYPES[qtype], abi.TRANSPORTS.index("udp"))
+        engine.probe._counts.set(key, abi.COUNTER.pack(queries))
+
+
+def _encode(registry: Registry, accept: str) -> tuple[bytes, str]:
+    encoder, content_type = choose_encoder(accept)
+    return encoder(registry), content_type
+
+
+def _count_more(daemon: Daemon) -> None:
+    counts = daemon._engine.probe._counts
+    for key, value in list(counts.items()):
+        counts.set(key, abi.COUNTER.pack(abi.COUNTER.unpack(value)[0] + 1))
+
+
+async def _serve(daemon: Daemon) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, _count_more, daemon)
+    daemon._server.start()
+    print(daemon._server.address[1], flush=True)
+    await stop.wait()
+    await daemon._server.stop()
+
+
+def _daemon(encoder: str, series: int) -> None:
+    """Serve made-up series until told to end; print the port."""
+    if encoder == "prometheus_client":
+        Registry.encode = _encode  # type: ignore[method-assign]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        domains = [f"service{number}.example.test" for number in range(_DOMAINS)]
+        # An eighth of the limit is kept for what has no series of its own.
+        file.write(f"domains: {domains}\nmetrics: {{listen: '127.0.0.1:0', max_series: {series * 8 // 7 + 8}}}\n")
+        file.flush()
+        settings = config.load(file.name)
+    daemon = Daemon(settings, "console", lambda: settings)
+    _fill(daemon, series)
+    asyncio.run(_serve(daemon))
+
+
+class Served:
+    """A daemon in a process of its own, and one connection to it."""
+
+    def __init__(self, encoder: str, series: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", encoder, str(series)], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+        self._client = http.client.HTTPConnection("127.0.0.1", self.port)
+
+    def _ask(self, path: str, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
+        self._client.request("GET", path, headers=headers)
+        answer = self._client.getresponse()
+        return answer, answer.read()
+
+    def _cpu(self) -> float:
+        # The main thread's, in nanoseconds: Documentation/scheduler/sched-stats.rst. There is no other here.
+        return int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[0]) / 1e6
+
+    def count_more(self) -> None:
+        """Let each process that still runs have sent one query more."""
+        self._process.send_signal(signal.SIGUSR1)
+
+    def scrape(self, form: str, coding: str) -> tuple[tuple[float, float], bytes]:
+        """Return milliseconds, milliseconds on a CPU and what came."""
+        self.count_more()
+        for _ in range(2):  # for the second, the loop has come round, and what the signal asks for is done
+            self._ask("/-/healthy", {})
+        cpu, before = self._cpu(), perf_counter()
+        answer, body = self._ask("/metrics", {"Accept": _FORMATS[form], "Accept-Encoding": _CODINGS[coding]})
+        taken = (perf_counter() - before) * 1000, self._cpu() - cpu
+        if answer.status != 200 or (answer.headers["Content-Encoding"] or "") != coding:
+            sys.exit(f"{answer.status} {answer.headers}")
+        return taken, body
+
+    def memory(self) -> tuple[float, float]:
+        """Return the MB that are resident now, and the most since :meth:`forget_peak`."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        resident, peak = (int(re.findall(rf"{name}:\s*(\d+)", status)[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+        return resident, peak
+
+    def forget_peak(self) -> None:
+        """Let the peak of memory be what is resident now (proc(5), clear_refs)."""
+        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+
+
+def _compare(served: dict[str, Served], scrapes: int, series: int) -> None:
+    for encoder, daemon in served.items():
+        before, _ = daemon.memory()
+        daemon.forget_peak()
+        (taken, cpu), body = daemon.scrape("text", "")
+        found = body.count(b"\ndnsprobe_queries_total{")
+        if found != series:
+            sys.exit(f"{encoder} serves {found} of {series} series")
+        resident, peak = daemon.memory()
+        print(
+            f"{encoder:<18} first scrape {taken:.0f} ms, {cpu:.0f} of them on a CPU; "
+            f"{before:.1f} MB resident before it, {peak:.1f} at most in it, {resident:.1f} after"
+        )
+        daemon.forget_peak()
+    times: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+    sizes: dict[tuple[str, str], int] = {}
+    for _ in range(scrapes):
+        for kind in _KINDS:
+            for encoder, daemon in served.items():
+                taken, body = daemon.scrape(*kind)
+                times[encoder, *kind].append(taken)
+                sizes[kind] = len(body)
+    for kind in _KINDS:
+        (ours, our_cpu), (library, library_cpu) = (
+            map(median, zip(*times[encoder, *kind], strict=True)) for encoder in _ENCODERS
+        )
+        print(
+            f"{' '.join(kind):<18}{sizes[kind]:9,} octets, {sizes[kind] / series:5.1f} a series  {ours:5.1f} ms, "
+            f"{our_cpu:5.1f} on a CPU; with prometheus_client alone {library:5.1f}, {library_cpu:5.1f}: "
+            f"{ours / library:.2f} and {our_cpu / library_cpu:.2f} times"
+        )
+    for encoder, daemon in served.items():
+        resident, peak = daemon.memory()
+        print(f"{encoder:<18} {resident:.1f} MB resident after {scrapes * len(_KINDS)} more, {peak:.1f} at most")
+
+
+def main() -> None:
+    """Print what a scrape takes."""
+    if sys.argv[1:2] == ["--serve"]:
+        _daemon(sys.argv[2], int(sys.argv[3]))
+        return
+    scrapes = int(sys.argv[1]) if len(sys.argv) > 1 else 25
+    series = int(sys.argv[2]) if len(sys.argv) > 2 else 10_000
+    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, {series:,} series, {scrapes} rounds")
+    with ExitStack() as stack:
+        served = {}
+        for encoder in _ENCODERS:
+            served[encoder] = Served(encoder, series)
+            stack.callback(served[encoder].stop)
+        _compare(served, scrapes, series)
+
+
+if __name__ == "__main__":
+    main()

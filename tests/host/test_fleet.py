@@ -1,0 +1,246 @@
+"""Many hosts in small: a dnsprobe in each of several networks, and in the middle what adds them up.
+
+Two ways lead there, as docs/fleet.md has them: one Prometheus finds the hosts in a file and scrapes them, and on each
+host an agent scrapes over loopback and writes to another one. Hooks see the senders of all networks, so each host
+watches names of its own, under a rule that has the same name everywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import HERE, PATIENCE, Service
+from scraper import SHIPPED, Prometheus, documented, with_rules
+
+HOSTS = ("web1.example", "web2.example", "db1.example")
+PORT = 10059
+MIDDLE = "192.0.2.1"
+RULE = "watched names"
+_CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+RECEIVING = ("--web.enable-remote-write-receiver", "--storage.tsdb.path=data")
+
+
+class Net:
+    """A network namespace, there for as long as a process that does nothing in it."""
+
+    def __init__(self) -> None:
+        hold = ["unshare", "--net", "sh", "-ec", "ip link set lo up; echo; exec cat"]
+        # Its input ends with us, however we end.
+        self._holder = subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._holder.stdout is not None
+        self._holder.stdout.readline()
+        self.pid = self._holder.pid
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be in it: this thread with its new sockets, and what it starts."""
+        with open("/proc/thread-self/ns/net", "rb") as outside, open(f"/proc/{self.pid}/ns/net", "rb") as inside:
+            _enter(inside.fileno())
+            try:
+                yield
+            finally:
+                _enter(outside.fileno())
+
+    def link(self, device: str, own: str, peer: str) -> None:
+        """Give one end of a cable its address, and that of the other end."""
+        with self.entered():
+            subprocess.run(["ip", "address", "add", own, "peer", peer, "dev", device], check=True)
+            subprocess.run(["ip", "link", "set", device, "up"], check=True)
+
+    def close(self) -> None:
+        assert self._holder.stdin is not None
+        assert self._holder.stdout is not None
+        self._holder.stdin.close()
+        self._holder.stdout.close()
+        self._holder.wait(PATIENCE)
+
+
+def _enter(namespace: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET) < 0:
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@dataclass(frozen=True)
+class Host:
+    name: str
+    address: str
+    net: Net
+    service: Service
+
+    @property
+    def asked(self) -> str:
+        """The name that is watched on it alone."""
+        return f"{self.name.partition('.')[0]}.fleet.test"
+
+    def play(self, scene: str, *arguments: object) -> int:
+        """Play a scene in its network and return how many queries were sent."""
+        command = [sys.executable, str(HERE / "scenes.py"), scene, *map(str, arguments)]
+        with self.net.entered():
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
+        return int(json.loads(done.stdout)["sent"])
+
+    def target(self) -> dict[str, Any]:
+        target: dict[str, Any] = documented(2)[0]
+        return target | {"targets": [f"{self.address}:{PORT}"], "labels": {"instance": self.name}}
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What was sent on each host, and the two that were told of it."""
+
+    sent: dict[str, int]
+    servers: dict[str, Prometheus]
+
+
+def make_host(stack: ExitStack, middle: Net, number: int, folder: Path) -> Host:
+    net, address = Net(), f"192.0.2.{10 + number}"
+    stack.callback(net.close)
+    cable = ["ip", "link", "add", "eth0", "netns", str(net.pid), "type", "veth"]
+    subprocess.run([*cable, "peer", "name", f"host{number}", "netns", str(middle.pid)], check=True)
+    net.link("eth0", address, MIDDLE)
+    middle.link(f"host{number}", MIDDLE, address)
+    name = HOSTS[number]
+    folder.mkdir()
+    rules = [{"name": RULE, "pattern": f"{name.partition('.')[0]}.fleet.test"}]
+    with net.entered():
+        service = Service(yaml.safe_dump({"domains": rules}), folder, listen=f"0.0.0.0:{PORT}")
+    stack.callback(service.kill)
+    return Host(name, address, net, service)
+
+
+def start_agent(stack: ExitStack, host: Host, receiver: Prometheus, folder: Path) -> None:
+    config = documented(0)
+    config["global"]["scrape_interval"] = "1s"
+    (target,), (write,) = config["scrape_configs"][0]["static_configs"], config["remote_write"]
+    assert target["targets"] == [f"localhost:{PORT}"]
+    target["targets"] = [f"127.0.0.1:{PORT}"]  # whatever /etc/hosts says here
+    target["labels"] = {"instance": host.name}
+    write["url"] = f"{receiver.url}/api/v1/write"
+    folder.mkdir()
+    with host.net.entered():
+        stack.callback(Prometheus(folder, config, "--enable-feature=agent", "--storage.agent.path=data").stop)
+
+
+def write_targets(folder: Path, hosts: list[Host]) -> None:
+    """Say where the hosts are, all at once, as whoever keeps such a file does."""
+    (folder / "new").write_text(yaml.safe_dump([host.target() for host in hosts]))
+    os.replace(folder / "new", folder / "hosts.yaml")
+
+
+def play_all(hosts: list[Host], sent: dict[str, int], times: int) -> None:
+    for number, host in enumerate(hosts, 2):
+        sent[host.name] += host.play("many", number, 7 * times, 3, host.asked)
+        sent[host.name] += host.play("send", f"www.{host.asked}", 101 * number * times)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Return a fleet in which all was sent, and told; the tests are in its middle."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed: run scripts/test, which unpacks Debian's")
+    folder = tmp_path_factory.mktemp("fleet")
+    folders = {name: folder / name for name in ("scraping", "receiving")}
+    for each in folders.values():
+        each.mkdir()
+    sent = dict.fromkeys(HOSTS, 0)
+    with ExitStack() as stack:
+        middle = Net()
+        stack.callback(middle.close)
+        hosts = [make_host(stack, middle, number, folder / f"host{number}") for number in range(len(HOSTS))]
+        stack.enter_context(middle.entered())
+        (job,) = documented(1)["scrape_configs"]
+        job["file_sd_configs"][0]["files"] = ["hosts.yaml"]
+        write_targets(folders["scraping"], hosts[:-1])
+        config = with_rules(folders["scraping"]) | {"scrape_configs": [job]}
+        scraping = Prometheus(folders["scraping"], config, "--storage.tsdb.path=data")
+        stack.callback(scraping.stop)
+        receiving = Prometheus(folders["receiving"], with_rules(folders["receiving"]), *RECEIVING, address=MIDDLE)
+        stack.callback(receiving.stop)
+        receiving.wait_for("vector(1)")
+        for number, host in enumerate(hosts):
+            start_agent(stack, host, receiving, folder / f"agent{number}")
+        play_all(hosts, sent, 1)
+        scraping.wait_for(f"count(count by (instance) (dnsprobe_queries_total)) == {len(HOSTS) - 1}")
+        assert {labels["instance"] for labels, _ in scraping.query("up == 1")} == set(HOSTS[:-1])
+        # One more host, while all goes on.
+        write_targets(folders["scraping"], hosts)
+        for server in (scraping, receiving):
+            server.wait_for(f"count(up == 1) == {len(HOSTS)}")
+            server.wait_for(f"count(count by (instance) (dnsprobe_queries_total)) == {len(HOSTS)}")
+        play_all(hosts, sent, 2)
+        for server in (scraping, receiving):
+            server.wait_for(f"sum(dnsprobe_queries_total) == {sum(sent.values())}")
+            server.wait_for(f"count(instance:dnsprobe_queries:rate5m > 0) == {len(HOSTS)}")
+            server.wait_for("job:dnsprobe_queries_total:count == on () count(dnsprobe_queries_total)")
+        yield Fleet(sent, {"scraping": scraping, "receiving": receiving})
+
+
+@pytest.fixture(params=["scraping", "receiving"])
+def server(fleet: Fleet, request: pytest.FixtureRequest) -> Prometheus:
+    return fleet.servers[request.param]
+
+
+def test_the_sum_of_each_host_is_what_was_sent_there(fleet: Fleet, server: Prometheus) -> None:
+    of_each = server.query("sum by (instance) (dnsprobe_queries_total)")
+    assert {labels["instance"]: value for labels, value in of_each} == fleet.sent
+
+
+def test_the_sum_of_all_hosts_is_what_was_sent(fleet: Fleet, server: Prometheus) -> None:
+    (of_all,) = server.query("sum by (domain, transport) (dnsprobe_queries_total)")
+    assert of_all == ({"domain": RULE, "transport": "udp"}, sum(fleet.sent.values()))
+
+
+def test_both_ways_lead_to_the_same(fleet: Fleet) -> None:
+    scraped, written = (
+        {frozenset(labels.items()): value for labels, value in server.query("dnsprobe_queries_total")}
+        for server in fleet.servers.values()
+    )
+    assert scraped == written
+    # A sender by itself, and two, three or four others that each ask for three types.
+    assert len(scraped) == sum(1 + 3 * processes for processes in (2, 3, 4))
+
+
+def recorded(level: str) -> list[str]:
+    groups = yaml.safe_load((SHIPPED / "dnsprobe-recording.yaml").read_text("utf-8"))["groups"]
+    names = [rule["record"] for group in groups for rule in group["rules"]]
+    return [name for name in names if name.startswith(level)]
+
+
+#: The rules for all hosts, and those for each that they add up.
+ADDED_UP = {
+    name: name.replace("job:", "instance:") if name.startswith("job:") else f"instance_{name}"
+    for name in recorded("")
+    if not name.startswith("instance")
+}
+
+
+@pytest.mark.parametrize("of_all", ADDED_UP)
+def test_the_rules_add_up_all_hosts(server: Prometheus, of_all: str) -> None:
+    of_each = ADDED_UP[of_all]
+    assert {labels["instance"] for labels, _ in server.query(of_each)} == set(HOSTS)
+    # One query, so of one moment: the rules have a new value each second.
+    joined = server.query(f"{of_all} / sum without (instance) ({of_each})")
+    assert joined
+    for labels, ratio in joined:
+        assert "instance" not in labels
+        assert ratio == pytest.approx(1, abs=1e-12)  # floating point, in another order
+    ((_, series),) = server.query("job:dnsprobe_queries_total:count")
+    assert series == sum(1 + 3 * processes for processes in (2, 3, 4))
+
+
+def test_what_all_hosts_ask_for_is_one_series(server: Prometheus) -> None:
+    ((labels, value),) = server.query("domain:dnsprobe_queries:rate5m")
+    assert labels == {"__name__": "domain:dnsprobe_queries:rate5m", "job": "dnsprobe", "domain": RULE}
+    assert value > 0

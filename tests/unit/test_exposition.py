@@ -1,0 +1,128 @@
+"""What is kept from one scrape to the next, against what prometheus_client makes of the same."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from made_up import HOSTILE
+from prometheus_client import exposition
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily
+
+from dnsprobe.counts import OPTIONAL_LABELS, Series
+from dnsprobe.model import DOT
+from dnsprobe.sinks import metrics
+from dnsprobe.sinks.exposition import Lines
+from dnsprobe.sinks.metrics import Snapshot, build_registry
+
+TEXT = "text/plain;version=0.0.4"
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+#: What a Prometheus 3 asks for.
+NEWEST = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.4"
+ACCEPTED = ("", TEXT, OPENMETRICS, NEWEST)
+
+LABELS = st.sampled_from(
+    ["", "dig", "bash;dig", 'a"b\\c\nd', "a b", "# EOF", " 1.0", "é\u2028", "\\n"]
+    + [raw.decode("utf-8", "surrogateescape") for raw in HOSTILE]
+)
+SERIES = st.builds(Series, *[LABELS] * 2, st.sampled_from(["udp", "tcp", DOT]), *[LABELS] * 4)
+NUMBERS = st.integers(min_value=0, max_value=2**64 - 1)
+COUNTS = st.dictionaries(SERIES, NUMBERS, max_size=8)
+
+
+def without_process(text: bytes) -> list[bytes]:
+    """Return the lines of a scrape that are the same in the next one."""
+    return [line for line in text.split(b"\n") if b"process_" not in line]
+
+
+@given(scrapes=st.lists(st.tuples(COUNTS, st.sampled_from(ACCEPTED)), min_size=1, max_size=6), data=st.data())
+@example(scrapes=[({}, TEXT), ({}, OPENMETRICS)], data=None)
+@settings(deadline=None)
+def test_each_scrape_is_what_the_library_makes_of_it(
+    scrapes: list[tuple[dict[Series, int], str]], data: st.DataObject | None
+) -> None:
+    now: dict[Series, int] = {}
+    labels = data.draw(st.sets(st.sampled_from(OPTIONAL_LABELS))) if data else OPTIONAL_LABELS
+    registry = build_registry(lambda: Snapshot(counts=now, events_lost={"ring_full": len(now)}), labels)
+    for counts, accept in scrapes:
+        # Some stay as they are, some change, some are new; and some go, which no series should.
+        gone = data.draw(st.sets(st.sampled_from(sorted(now)))) if data and now else set()
+        now = {series: number for series, number in now.items() if series not in gone} | counts
+        encoder, content_type = choose_encoder(accept)
+        body, told = registry.encode(accept)
+        assert told == content_type
+        assert without_process(body) == without_process(encoder(registry))
+
+
+@pytest.mark.parametrize("accept", ACCEPTED)
+def test_what_comes_after_the_series(accept: str) -> None:
+    registry = build_registry(lambda: Snapshot(counts={Series("a", "A", "udp", "b", "b", "", ""): 3}))
+    encoder, _ = choose_encoder(accept)
+    body, _ = registry.encode(accept)
+    names = [line.split(b" ")[0] for line in body.split(b"\n") if not line.startswith(b"#")]
+    assert b"process_resident_memory_bytes" in names
+    assert names == [line.split(b" ")[0] for line in encoder(registry).split(b"\n") if not line.startswith(b"#")]
+    assert body.count(b"# EOF\n") == (accept in {OPENMETRICS, NEWEST})
+
+
+def series(number: int) -> Series:
+    return Series("example.test", "A", "udp", f"job{number}", f"bash;job{number}", "", "")
+
+
+def test_only_what_is_new_is_rendered() -> None:
+    rendered: list[set[Series]] = []
+
+    def family(counts: Mapping[Series, int]) -> CounterMetricFamily:
+        rendered.append(set(counts))
+        made = CounterMetricFamily("a", "A.", labels=["tree"])
+        for one, number in sorted(counts.items()):
+            made.add_metric([one.tree], number)
+        return made
+
+    lines = Lines(exposition.generate_latest, family)
+    head = b"# HELP a_total A.\n# TYPE a_total counter\n"
+    first, second, third = (b'a_total{tree="bash;job%d"} ' % number for number in range(3))
+    assert lines.render({series(2): 1, series(1): 7}) == head + second + b"7.0\n" + third + b"1.0\n"
+    counts = {series(2): 12_345_678, series(1): 7, series(0): 3}
+    assert lines.render(counts) == head + first + b"3.0\n" + second + b"7.0\n" + third + b"1.2345678e+07\n"
+    assert [made for made in rendered if made] == [{series(1), series(2)}, {series(0)}]
+
+
+def test_a_family_that_cannot_be_rendered_leaves_what_was_there() -> None:
+    broken = False
+
+    def family(counts: Mapping[Series, int]) -> CounterMetricFamily:
+        if broken:
+            raise RuntimeError("broken")
+        made = CounterMetricFamily("a", "A.", labels=["tree"])
+        for one, number in sorted(counts.items()):
+            made.add_metric([one.tree], number)
+        return made
+
+    lines = Lines(exposition.generate_latest, family)
+    first = lines.render({series(1): 7})
+    broken = True
+    with pytest.raises(RuntimeError):
+        lines.render({series(1): 8, series(2): 1})
+    broken = False
+    assert lines.render({series(1): 7}) == first
+
+
+def test_formats_that_a_stranger_asks_for_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer versions of prometheus_client have more formats than two."""
+    counts = {series(number): 1 for number in range(1000)}
+    registry = build_registry(lambda: Snapshot(counts=counts))
+    monkeypatch.setattr(metrics, "choose_encoder", lambda accept: (exposition.generate_latest, accept))
+    tracemalloc.start()
+    registry.encode("0")
+    registry.encode("1")
+    two, _ = tracemalloc.get_traced_memory()
+    for number in range(2, 20):
+        registry.encode(str(number))
+    twenty, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert twenty < two * 1.5
