@@ -22,6 +22,7 @@ from certificates import authority, certificate
 
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.web import passwords
+from dnsprobe.web.page import Page
 from dnsprobe.web.passwords import Verdict, Verifier, network
 from dnsprobe.web.protection import Protection, parse_basic
 from dnsprobe.web.server import Server
@@ -75,7 +76,7 @@ def written(folder: Path, text: str) -> Path:
 async def serving(folder: Path, text: str, connections: int = 128) -> AsyncIterator[Server]:
     protection = Protection(str(written(folder, text)))
     registry = build_registry(lambda: Snapshot(events=7, web_config_good=protection.good))
-    server = Server(registry, lambda: True, connections, protection=protection)
+    server = Server(registry, lambda: True, connections, Page, protection)
     server.bind("127.0.0.1", 0)
     server.start()
     try:

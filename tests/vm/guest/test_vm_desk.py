@@ -13,7 +13,9 @@ import pytest
 from installed import PATIENCE, SENDERS, Service, entries, run, until
 from questions import follows, questions
 
-ASKED = questions(Path("/usr/share/doc/dnsprobe/journal.md").read_text("utf-8"))
+#: It is there once the package is installed.
+PAGE = Path("/usr/share/doc/dnsprobe/journal.md")
+FOLLOWED = "What does a watched domain have to say, now?"
 ACTING = "Acting on an entry"
 SENDER = SENDERS / "send"
 WEB = "7a1c" * 16
@@ -42,8 +44,8 @@ ADA = f"""\
 exec setpriv --reuid=1000 --regid=1000 --clear-groups {SENDER} sendto 4 ada.example.test 1
 """
 
-#: What each command has to show of them: names that were asked for, or pieces of a line.
-SHOWS: dict[str, list[list[str]]] = {
+#: What each command has to show of them: names that were asked for, or pieces of a line. None: it does not end by itself.
+SHOWS: dict[str, list[list[str] | None]] = {
     "Who asked for a name since yesterday?": [
         ["asked for www.example.test (A, udp) by nightly;make;send"],
         ["www.example.test\tnightly;make;send", "ada.example.test\tsend"],
@@ -54,7 +56,7 @@ SHOWS: dict[str, list[list[str]]] = {
         ["asked for www.example.test"],
         ["Z\twww.example.test\n", "Z\tpool.miners.test\n"],
     ],
-    "What does a watched domain have to say, now?": [["pool.miners.test"], ["pool.miners.test"]],
+    FOLLOWED: [None, ["pool.miners.test"]],
     "Which process trees ask most?": [["2\tnightly;make;send\n"]],
     "What did a user ask for?": [["ada.example.test"], ["ada.example.test"] if AUDITED else [], [" 1 ada\n"]],
     "What did a container ask for?": [["pool.miners.test"], ["pool.miners.test"]],
@@ -69,11 +71,16 @@ SHOWS: dict[str, list[list[str]]] = {
     "JSON": [["www.example.test\tA\tnightly;make;send\t"], ['"comm":"nightly"}']],
 }
 CASES = [
-    pytest.param(command, shows, id=f"{heading} {number}")
+    pytest.param(heading, number, shows, id=f"{heading} {number}")
     for heading, several in SHOWS.items()
-    for number, (command, shows) in enumerate(zip(ASKED[heading], several, strict=True))
-    if not follows(command)
+    for number, shows in enumerate(several)
+    if shows is not None
 ]
+
+
+def asked_of(heading: str) -> list[str]:
+    """Return the commands below a heading of the document."""
+    return questions(PAGE.read_text("utf-8"))[heading]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,8 +121,14 @@ def make_pid() -> str:
     return str(pid)
 
 
-@pytest.mark.parametrize(("command", "shows"), CASES)
-def test_answers(command: str, shows: list[str]) -> None:
+def test_each_command_is_run() -> None:
+    for heading, several in SHOWS.items():
+        assert [follows(command) for command in asked_of(heading)] == [shows is None for shows in several], heading
+
+
+@pytest.mark.parametrize(("heading", "number", "shows"), CASES)
+def test_answers(heading: str, number: int, shows: list[str]) -> None:
+    command = asked_of(heading)[number]
     # The one thing that cannot be as it stands in the document is a pid.
     command = command.replace("11845 make", f"{make_pid()} make")
     done = subprocess.run(["bash", "-uc", command], capture_output=True, text=True, check=False)
@@ -127,7 +140,7 @@ def test_answers(command: str, shows: list[str]) -> None:
 
 
 def test_followed() -> None:
-    (command,) = [command for command in ASKED["What does a watched domain have to say, now?"] if follows(command)]
+    (command,) = [command for command in asked_of(FOLLOWED) if follows(command)]
     bounded = ["timeout", str(int(PATIENCE)), "bash", "-euc", f"exec {command}"]
     with subprocess.Popen(bounded, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -142,7 +155,7 @@ def test_followed() -> None:
 @pytest.fixture
 def alerts() -> Iterator[None]:
     """Install the example as the document says."""
-    for command in ASKED[ACTING][:4]:
+    for command in asked_of(ACTING)[:4]:
         run("bash", "-euc", command)
     yield
     run("systemctl", "disable", "--now", "dnsprobe-alerts.service")
@@ -160,7 +173,7 @@ def test_a_watched_query_starts_a_unit_that_knows_it() -> None:
     number = 0
 
     def acted() -> list[str]:
-        return run("bash", "-euc", ASKED[ACTING][4]).splitlines()
+        return run("bash", "-euc", asked_of(ACTING)[4]).splitlines()
 
     def begun() -> bool:
         # What is asked before it follows the journal is not for it.
