@@ -44,7 +44,7 @@ ADA = f"""\
 exec setpriv --reuid=1000 --regid=1000 --clear-groups {SENDER} sendto 4 ada.example.test 1
 """
 
-#: What each command has to show of them: names that were asked for, or pieces of a line. None: it does not end by itself.
+#: What each command has to show of them: names that were asked for, or pieces of a line. None: it goes on and on.
 SHOWS: dict[str, list[list[str] | None]] = {
     "Who asked for a name since yesterday?": [
         ["asked for www.example.test (A, udp) by nightly;make;send"],
