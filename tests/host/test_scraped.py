@@ -134,7 +134,7 @@ def test_hosts_are_added_up(prometheus: Prometheus) -> None:
 
 def test_reasons_in_the_rules_are_those_of_dnsprobe(prometheus: Prometheus) -> None:
     reasons = {reason for rule in shipped() for reason in re.findall(r'reason!?="(\w+)"', rule["expr"])}
-    assert reasons == {"ring_full", "malformed"}
+    assert reasons == {"ring_full", "malformed", "more_questions"}
     found = prometheus.query('{__name__=~"dnsprobe_.+_total",reason!=""}')
     assert reasons <= {labels["reason"] for labels, _ in found}
 
