@@ -39,6 +39,7 @@ SYSTEM = (
     "libnss-systemd",
     "login",
     "netbase",
+    "openssl",
     "procps",
     "python3-pytest",
     "strace",
