@@ -69,7 +69,8 @@ class Ancestry:
 
     @staticmethod
     def _element(comm: bytes) -> str:
-        text = printable(comm, also=";")
+        # A name may be empty (PR_SET_NAME); an element of a tree, and a tree, never is.
+        text = printable(comm, also=";") or printable("\0")
         # A process may be called like one of our own marks; a tree is never mistaken for one.
         return f"\\x{ord(text[0]):02x}{text[1:]}" if text in {OTHER, UNKNOWN, "..."} else text
 
