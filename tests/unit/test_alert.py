@@ -94,6 +94,15 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def test_what_comes_before_anything_was_acted_on(follower: Follower, tmp_path: Path) -> None:
+    follower.journal.write([(time.time(), watched("before"))])
+    with follower.running():
+        eventually((tmp_path / "state/cursor").exists)
+    follower.journal.write([(time.time(), watched("missed"))])
+    with follower.running():
+        eventually(lambda: follower.asked() == ["test: missed.test"])
+
+
 def test_each_watched_query_starts_one_unit_over_restarts_and_boots(
     follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
