@@ -38,6 +38,8 @@ class Finding:
 
 def examine(config: Config, *, as_json: bool) -> int:
     """Print the findings and the paths, and return the exit status: 1 if a path is not proved."""
+    if sys.stdout is None:
+        raise UserError("standard output is closed", "dnsprobe doctor prints there: leave out >&-")
     for finding in _findings(config):
         _print_finding(finding, as_json=as_json)
     return _examine_paths(config, as_json=as_json)

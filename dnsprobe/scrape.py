@@ -77,6 +77,9 @@ def complete_url(text: str) -> str:
     def bad(message: str, hint: str = "write it as http://127.0.0.1:10059 or https://host.example:10059") -> UserError:
         return UserError(f"{message} ({printable(text)})", hint, EXIT_USAGE)
 
+    if "@" in text:
+        # Without the text: it may have a password.
+        raise UserError("a user in --url", "give --user, and the password in DNSPROBE_PASSWORD", EXIT_USAGE)
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         host, _port = parts.hostname, parts.port
@@ -84,9 +87,6 @@ def complete_url(text: str) -> str:
         raise bad("not a URL") from None
     if parts.scheme not in {"http", "https"} or not host or not text.isascii() or not text.isprintable() or " " in text:
         raise bad("not a URL of http or https")
-    if parts.username is not None:
-        # Without the text: it has the password.
-        raise UserError("a user in --url", "give --user, and the password in DNSPROBE_PASSWORD", EXIT_USAGE)
     return urlunsplit((parts.scheme, parts.netloc, parts.path if parts.path not in {"", "/"} else "/metrics", "", ""))
 
 
@@ -140,10 +140,15 @@ def _get(target: Target) -> str:
     try:
         with _opener(target).open(request, timeout=_PATIENCE) as answer:
             octets: bytes = answer.read(_MOST)
+            # Read up to a size, a body that was cut off is no error to http.client.
+            if answer.length:
+                raise http.client.IncompleteRead(octets, answer.length)
     except urllib.error.HTTPError as error:
         raise _refused(target, error) from error
     except urllib.error.URLError as error:
         raise _unreachable(target, error.reason) from error
+    except UnicodeError as error:
+        raise UserError(f"{printable(target.url)}: not the name of a host", "give an address with --url") from error
     except (OSError, http.client.HTTPException) as error:  # while the answer was read
         raise _unreachable(target, error) from error
     return octets.decode("utf-8", "backslashreplace")
@@ -220,7 +225,8 @@ def _unreachable(target: Target, reason: object) -> UserError:
     if isinstance(reason, TimeoutError):
         return NotAnswering(f"{where} did not answer within {_PATIENCE:.0f} seconds", "is it the right address?")
     if isinstance(reason, socket.gaierror):
-        return UserError(f"{where}: {reason.strerror}", "give an address with --url")
+        kind = NotAnswering if reason.errno == socket.EAI_AGAIN else UserError
+        return kind(f"{where}: {reason.strerror}", "give an address with --url")
     if broke_off:
         hint = f"perhaps it speaks {'http' if target.url.startswith('https') else 'TLS'}: {_other_scheme(target)}"
         if target.url.startswith("https") and target.cert is None:

@@ -93,14 +93,16 @@ def tally(scrape: Scrape, choice: Choice) -> Tally:
         if not domain_wanted(counted.labels.get("domain", "")):
             continue
         tree = counted.labels.get("tree", "")
+        if choice.units and _is_folded(counted, "unit"):
+            hidden += counted.number
+            continue
         if not unit_wanted(counted.labels.get("unit", "")):
-            hidden += counted.number if tree in {OTHER, UNKNOWN} else 0
             continue
         _add(queries, _path(counted, choice.by), counted.number, labelled=choice.by is not None)
         trees.add(tree)
     # They have no domain.
     for counted in scrape.encrypted if not choice.domains else ():
-        if unit_wanted(counted.labels.get("unit", "")):
+        if unit_wanted(counted.labels.get("unit", "")) and not (choice.units and _is_folded(counted, "unit")):
             by = choice.by if choice.by in _OF_CONNECTIONS else None
             _add(encrypted, _path(counted, by), counted.number, labelled=by is not None)
     known = [
@@ -114,7 +116,15 @@ def _path(counted: Counted, by: str | None) -> Path:
     path = tuple(map(shown, counted.labels.get("tree", "").split(";")))
     if len(path) > _DEEPEST:
         raise UserError("a process tree deeper than any of a dnsprobe", "give the address of a dnsprobe with --url")
-    return path if by is None else (_element(counted.labels.get(by, "")), *path)
+    if by is None:
+        return path
+    return (UNKNOWN if _is_folded(counted, by) else _element(counted.labels.get(by, "")), *path)
+
+
+def _is_folded(counted: Counted, label: str) -> bool:
+    """True where a label is empty because of many processes together, not because it is so of each."""
+    folded = counted.labels.get("tree", "") in {OTHER, UNKNOWN}
+    return folded and label in OPTIONAL_LABELS and not counted.labels.get(label, "")
 
 
 def _element(value: str) -> str:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from dnsprobe.errors import EXIT_GOOD, EXIT_USAGE, UserError
 from dnsprobe.scrape import NotAnswering, Scrape, Target, fetch
 from dnsprobe.sinks.facts import shown
-from dnsprobe.sinks.forest import document, folded, forest
+from dnsprobe.sinks.forest import document, folded, forest, wrapped
 from dnsprobe.tally import Choice, Path, Tally, set_rates, tally, totals
 from dnsprobe.terminal import Look, look_of
 
@@ -97,7 +97,9 @@ def _lines(
         return [json.dumps(facts)]
     title = f"dnsprobe {version} at {where}{said}"
     lines = forest(sight.tally, look, title, height)
-    return [*lines, *_nothing(choice, sight.tally, look)] if not sight.tally.queries.total else lines
+    if not sight.tally.queries.total:
+        lines += _nothing(choice, sight.tally, look)
+    return lines if height is None else lines[:height]
 
 
 def _nothing(choice: Choice, seen: Tally, look: Look) -> Iterator[str]:
@@ -108,7 +110,9 @@ def _nothing(choice: Choice, seen: Tally, look: Look) -> Iterator[str]:
     ):
         if chosen:
             names = ", ".join(known[:_NAMES]) + (f", and {len(known) - _NAMES} more" if len(known) > _NAMES else "")
-            yield look.plain(f"what {option} can be here: {names or 'nothing has been counted yet'}")
+            yield from wrapped(
+                look.plain(f"what {option} can be here: {names or 'nothing has been counted yet'}"), look
+            )
 
 
 @contextlib.contextmanager
@@ -144,6 +148,30 @@ def _woken_by_resize() -> Iterator[Callable[[float], bool]]:
         os.close(writer)
 
 
+@contextlib.contextmanager
+def _other_screen(output: TextIO, last: Callable[[], list[str]]) -> Iterator[None]:
+    """Draw on a screen of its own, left for as long as the program is stopped (Ctrl-Z); ``last`` stays when it ends."""
+
+    def stop(_number: int, _frame: object) -> None:
+        # Not through the buffer, which may be in the middle of a write.
+        os.write(output.fileno(), _LEAVE.encode())
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        # It goes on here; that a signal came has it drawn anew.
+        signal.signal(signal.SIGTSTP, stop)
+        os.write(output.fileno(), _ENTER.encode())
+
+    output.write(_ENTER)
+    output.flush()
+    before = signal.signal(signal.SIGTSTP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+        output.write(_LEAVE + "".join(f"{line}\n" for line in last()))
+        output.flush()
+
+
 def _watch(
     target: Target,
     choice: Choice,
@@ -156,9 +184,11 @@ def _watch(
     redraws = form == "tree" and look_of(output).moves
     said = f", every {every:g} s"
     trouble = ""
-    if redraws:
-        output.write(_ENTER)
-    try:
+
+    def last() -> list[str]:
+        return _lines(target, choice, sight, form, look_of(output))
+
+    with _other_screen(output, last) if redraws else contextlib.nullcontext():
         while True:
             _show(target, choice, sight, form, output, said + trouble, redraws=redraws)
             due = time.monotonic() + every
@@ -172,12 +202,6 @@ def _watch(
                 trouble = f"; {error.message}, still trying"
                 if not redraws:
                     print(f"dnsprobe: {error.message}, still trying", file=sys.stderr, flush=True)
-    finally:
-        if redraws:
-            # What was seen last stays.
-            last = _lines(target, choice, sight, form, look_of(output))
-            output.write(_LEAVE + "".join(f"{line}\n" for line in last))
-            output.flush()
 
 
 def _show(

@@ -22,6 +22,11 @@ _NOTES = {
     _CUT: "the upper end of a tree that is deeper than 40 processes",
 }
 
+_LABEL_NOTES = {
+    OTHER: "query types without a name, and what is above the limit on series",
+    UNKNOWN: "what is counted for many processes together, in (other) or (unknown)",
+}
+
 #: Columns of a bar, and of a terminal that is wide enough for a longer one.
 _BAR, _LONG_BAR, _WIDE = 10, 20, 120
 #: Columns that the names get at least: the numbers go that leave them less, in this order.
@@ -53,15 +58,14 @@ def document(tally: Tally) -> dict[str, Any]:
     (asked by the process itself), ``total`` (with all below it), ``children`` (the largest first), and ``per_second``
     from the second look on. Names have the escapes of the label ``tree``.
     """
-    return {"queries": _nested(tally.queries), "encrypted_connections": _nested(tally.encrypted)}
+    return {"queries": _totals(tally.queries), "encrypted_connections": _totals(tally.encrypted)}
 
 
-def _nested(node: Node) -> dict[str, Any]:
-    facts: dict[str, Any] = {"name": node.name, "own": node.own} if node.name else {}
-    facts["total"] = node.total
+def _totals(node: Node) -> dict[str, Any]:
+    facts: dict[str, Any] = {"total": node.total}
     if node.per_second is not None:
         facts["per_second"] = round(node.per_second, 3)
-    facts["children"] = [_nested(child) for child in node.ordered]
+    facts["children"] = [{"name": child.name, "own": child.own, **_totals(child)} for child in node.ordered]
     return facts
 
 
@@ -104,7 +108,7 @@ def _summary(tally: Tally, look: Look, title: str) -> list[str]:
     text = f"{number_of(tally.queries.total, 'query', 'queries')} by {number_of(tally.trees, 'process tree')}"
     if tally.queries.per_second is not None:
         text += f", {_rate(tally.queries.per_second)} a second"
-    return _wrapped(look.plain(f"{text}, {title}"), look)
+    return wrapped(look.plain(f"{text}, {title}"), look)
 
 
 def number_of(count: int, what: str, many: str = "") -> str:
@@ -112,7 +116,8 @@ def number_of(count: int, what: str, many: str = "") -> str:
     return number(count, what, many).replace(str(count), f"{count:,}", 1)
 
 
-def _wrapped(text: str, look: Look) -> list[str]:
+def wrapped(text: str, look: Look) -> list[str]:
+    """Return a text in lines that fit."""
     if look.width is None or cells(text) <= look.width:
         return [text]
     lines = textwrap.wrap(text, max(look.width, 1), break_on_hyphens=False)
@@ -120,14 +125,17 @@ def _wrapped(text: str, look: Look) -> list[str]:
 
 
 def _notes(tally: Tally, look: Look) -> Iterator[str]:
-    names = {node.name for root in (tally.queries, tally.encrypted) for _, node in walk(root)}
-    texts = [f"{name}: {text}" for name, text in _NOTES.items() if name in names]
+    nodes = [node for root in (tally.queries, tally.encrypted) for _, node in walk(root)]
+    texts = []
+    for notes, of_labels in ((_NOTES, False), (_LABEL_NOTES, True)):
+        names = {node.name for node in nodes if node.label == of_labels}
+        texts += [f"{name}: {text}" for name, text in notes.items() if name in names]
     if tally.hidden:
         texts.append(f"{number_of(tally.hidden, 'query', 'queries')} more in {OTHER} or {UNKNOWN}, of no known unit")
     if texts:
         yield ""
     for text in texts:
-        for line in _wrapped(text, look):
+        for line in wrapped(text, look):
             yield look.paint(line, DIM)
 
 

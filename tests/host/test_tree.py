@@ -171,13 +171,13 @@ def test_a_pipe_that_is_closed_early(loaded: tuple[Service, dict[str, int]]) -> 
 class Terminal:
     """A program on a terminal of its own, and all that it writes there."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, program: Path = PROGRAM) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             # No terminal size in the environment: the terminal has one.
             kept = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-            os.execve(PROGRAM, [str(PROGRAM), *arguments], kept | {"TERM": "xterm-256color"} | dict(environment or {}))
+            os.execve(program, [str(program), *arguments], kept | {"TERM": "xterm-256color"} | dict(environment or {}))
         self.text = ""
         self.read_from = 0
 
@@ -235,6 +235,24 @@ def test_watch_redraws_in_place(loaded: tuple[Service, dict[str, int]], scene: S
     assert last.startswith("1,074 queries")
     assert "Traceback" not in terminal.text
     assert sum(sent.values()) + len(sent) + 1009 == 1074
+
+
+def test_a_shell_has_its_screen_while_watch_is_stopped(loaded: tuple[Service, dict[str, int]]) -> None:
+    service, _ = loaded
+    script = f"{PROGRAM} tree --url {service.url} --watch 0.2; echo a shell again; fg"
+    terminal = Terminal("-mc", script, program=Path("/bin/bash"))
+    for _ in range(2):
+        terminal.wait_for("\x1b[?1049h")
+        terminal.wait_for("\x1b[H65 queries by 6 process trees")
+        if "a shell again" in terminal.text:
+            break
+        os.write(terminal.fd, b"\x1a")  # Ctrl-Z
+        terminal.wait_for("\x1b[?1049l")
+        terminal.wait_for("a shell again")
+    os.write(terminal.fd, b"\x03")
+    assert terminal.end() == 0
+    assert terminal.text.count("\x1b[?1049h") == terminal.text.count("\x1b[?1049l") == 2
+    assert "Traceback" not in terminal.text
 
 
 def test_watch_in_a_pipe_prints_one_after_the_other(

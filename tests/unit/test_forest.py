@@ -136,6 +136,25 @@ def test_json() -> None:
     }
 
 
+def test_what_is_said_of_a_label_is_not_what_is_said_of_trees() -> None:
+    counts = {Series("test", "(other)", "udp", "dig", "dig", "", ""): 1}
+    (note,) = [line for line in lines(chosen(Choice(by="qtype"), counts)) if line.startswith("(other):")]
+    assert "query types without a name" in note
+
+
+def test_a_process_without_a_name() -> None:
+    def tree(*comms: bytes) -> str:
+        return Ancestry((*(Process(9, 2, comm) for comm in comms), Process(1, 1, b"systemd"))).tree
+
+    counts = {
+        Series("test", "A", "udp", "", tree(b""), "", ""): 4,
+        Series("test", "A", "udp", "", tree(b"", b"sh"), "", ""): 3,
+    }
+    told = document(chosen(counts=counts))["queries"]["children"]
+    assert [(node["name"], node["own"], node["total"]) for node in told] == [(r"\x00", 4, 4), ("sh", 0, 3)]
+    assert folded(chosen(counts=counts)) == [r"\x00 4", r"sh;\x00 3"]
+
+
 @pytest.mark.parametrize(
     ("choice", "queries", "encrypted", "hidden"),
     [
@@ -148,7 +167,8 @@ def test_json() -> None:
         (Choice(units=("nightly",)), 50, 0, 900),
         (Choice(units=("nightly.service", "cron.service")), 52, 0, 900),
         (Choice(units=("user@*",)), 0, 13, 900),
-        (Choice(units=("",)), 948, 0, 0),
+        (Choice(units=("",)), 48, 0, 900),
+        (Choice(units=("*",)), 100, 13, 900),
         (Choice(domains=("example.test",), units=("nightly",)), 49, 0, 0),
         (Choice(domains=("other.test",), units=("cron",)), 2, 0, 900),
         (Choice(units=("night",)), 0, 0, 900),
@@ -162,21 +182,25 @@ def test_choices(choice: Choice, queries: int, encrypted: int, hidden: int) -> N
 
 
 def test_a_tree_for_each_value() -> None:
-    assert [line[32:] for line in lines(chosen(Choice(by="unit")))[3:-2]] == [
-        "(none)",
-        "├─ app",
-        "└─ (other)",
+    drawn = lines(chosen(Choice(by="unit")))
+    assert [line[32:] for line in drawn[3:-3]] == [
         "nightly.service",
         "└─ nightly;make",
         "   ├─ sh;dig",
         "   └─ curl",
+        "(none)",
+        "└─ app",
         "cron.service",
         "└─ nightly;make",
+        "(unknown)",
+        "└─ (other)",
         "",
         "se queries cannot be read",
         "user@1000.service",
         "└─ sway;browser",
     ]
+    assert drawn[-1].startswith("(unknown): what is counted for many processes together")
+    assert not any("its tree was known" in line for line in drawn)
     counts = {Series("/a;b/", "A", "udp", "dig", "dig", "", ""): 3}
     assert folded(chosen(Choice(by="domain"), counts)) == [r"/a\x3bb/;dig 3"]
     # Connections have no domain.

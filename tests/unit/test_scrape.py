@@ -138,6 +138,29 @@ def test_what_may_get_better(daemon: Daemon) -> None:
     assert f"https://{where}/metrics" in error.hint
 
 
+@pytest.mark.parametrize("cut", [1, 7, 200])
+def test_an_answer_that_is_cut_off(daemon: Daemon, cut: int) -> None:
+    whole = len(daemon.text.encode())
+    daemon.headers["Content-Length"] = str(whole)
+    daemon.text = daemon.text.encode()[: whole - cut].decode("utf-8", "ignore")
+    error = refusal(Target(daemon.url))
+    assert isinstance(error, NotAnswering)
+    assert error.message == f"{daemon.where} broke off"
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 70])
+def test_what_no_host_can_be_called(host: str) -> None:
+    assert "not the name of a host" in refusal(Target(complete_url(f"http://{host}:1"))).message
+
+
+def test_a_resolver_that_cannot_say_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object, **_more: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    assert isinstance(refusal(Target("http://host.example:1/metrics")), NotAnswering)
+
+
 def test_a_name_that_does_not_exist() -> None:
     assert refusal(Target("http://nowhere.invalid:1/metrics")).message.startswith("nowhere.invalid:1: ")
 
@@ -230,9 +253,10 @@ def test_what_is_no_url(given: str) -> None:
     assert caught.value.status == EXIT_USAGE
 
 
-def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize("given", ["http://{}@host.example/", "ftp://{}@host/", "http://{}@host:99999/", "{} @host"])
+def test_a_password_in_a_url_is_refused_and_not_repeated(given: str) -> None:
     with pytest.raises(UserError) as caught:
-        complete_url("http://ada:secret@host.example/")
+        complete_url(given.format("ada:secret"))
     assert "secret" not in caught.value.message + caught.value.hint
 
 
