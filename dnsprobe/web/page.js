@@ -284,20 +284,27 @@
     say(paused ? "Paused." : `Refreshes itself every ${Math.round(interval / 1000)} seconds.`, false);
   }
 
+  // Of the daemon's time, those who look on take a share, also while it takes too long.
+  function slowDown(began) {
+    interval = Math.max(REFRESH_MS, (performance.now() - began) / SHARE);
+  }
+
   async function refresh() {
     clearTimeout(timer);
     if (!paused && !document.hidden) {
       const began = performance.now();
       try {
         const options = {cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS)};
-        const answer = await fetch(location.pathname, options);
+        // Not relative to a URL that may have a name and a password in it.
+        const answer = await fetch(location.origin + location.pathname, options);
         if (!answer.ok) throw new Error(`it answers with status ${answer.status}`);
         const text = await answer.text();
-        interval = Math.max(REFRESH_MS, (performance.now() - began) / SHARE);
+        slowDown(began);
         take(new DOMParser().parseFromString(text, "text/html"));
         answered = new Date();
         sayHow();
       } catch (error) {
+        slowDown(began);
         const since = answered.toLocaleTimeString();
         say(`No refresh since ${since}: the numbers below are old (${error.message}).`, true);
       }

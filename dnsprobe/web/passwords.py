@@ -102,7 +102,10 @@ class Verifier:
         elif key in self._bad or b"\0" in password:
             done(Verdict.BAD)
         elif key in self._waits:
-            self._waits[key].askers.append((done, wanted))
+            wait = self._waits[key]
+            # Who has left may come again and again, and leave.
+            wait.askers = [asker for asker in wait.askers if asker[1]()]
+            wait.askers.append((done, wanted))
         elif self._queue(network(address), key):
             self._waits[key] = _Wait(password[:_MAX_PASSWORD], hashed, known, [(done, wanted)])
             self._next()
@@ -126,10 +129,15 @@ class Verifier:
         if len(mine) >= _WAITING_OF_ONE:
             return False
         if sum(map(len, self._waiting.values())) >= _WAITING:
-            longest = max(self._waiting.values(), key=len)
+            network_of, longest = max(self._waiting.items(), key=lambda item: len(item[1]))
             if len(longest) <= len(mine) + 1:
-                return False
+                if mine:
+                    return False
+                # All have one waiting. Whoever that is, none can keep the others out.
+                network_of, longest = secrets.choice(list(self._waiting.items()))
             self._answer(longest.pop(), Verdict.BUSY)
+            if not longest:
+                del self._waiting[network_of]
         mine.append(key)
         self._waiting[client] = mine
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import logging
 import os
 import socket
@@ -19,6 +20,9 @@ from dnsprobe.web.tls import TlsStream, make_context
 from dnsprobe.web.webconfig import WebConfig, load, need_bcrypt
 
 _log = logging.getLogger(__name__)
+
+#: What is wrong for a while, with no file.
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO})
 
 #: What a file is known by: where it is, how long, and when it was changed. None if it is not there.
 _Mark = tuple[int, ...] | None
@@ -48,7 +52,10 @@ def read(path: str) -> InForce:
 def _complete(config: WebConfig) -> InForce:
     if config.users:
         need_bcrypt()
-    return InForce(config, None if config.tls is None else make_context(config.tls))
+    try:
+        return InForce(config, None if config.tls is None else make_context(config.tls))
+    except OSError as error:  # no descriptor or memory left
+        raise UserError(f"the certificates cannot be taken up: {error.strerror}") from error
 
 
 class Protection:
@@ -63,6 +70,7 @@ class Protection:
         self._verifier = Verifier()
         #: Whether the files were good when they were last read.
         self.good = True
+        self._said = ""
         self._now = InForce() if path is None else self._read(path)
 
     @property
@@ -84,10 +92,14 @@ class Protection:
             self._check_change(now)
         except UserError as error:
             self.good = False
-            hint = f"; {error.hint}" if error.hint else ""
-            _log.error("the web configuration is bad, what was good stays in force: %s%s", error, hint)
+            said = f"{error}; {error.hint}" if error.hint else str(error)
+            if force or said != self._said:
+                _log.error("the web configuration is bad, what was good stays in force: %s", said)
+            self._said = said
+            if getattr(error.__cause__, "errno", None) in _PASSING:
+                self._marks[self._path] = ()  # what no file is known by: it is read again
         else:
-            self._now, self.good = now, True
+            self._now, self.good, self._said = now, True, ""
             _log.info("the web configuration was read again")
 
     def stream(self, connection: socket.socket, max_buffer_size: int, read_chunk_size: int) -> IOStream:

@@ -193,6 +193,7 @@ class Server(httputil.HTTPServerConnectionDelegate):
         self._unread: dict[HTTP1ServerConnection, _Unread] = {}
         self._unread_bytes = 0
         self._put_off: deque[_Exchange] = deque()
+        self._serving: asyncio.Handle | None = None
 
     def adopt(self, descriptor: int) -> None:
         """Take a listening socket that is there already, as systemd passes it. Raises UserError if it is none."""
@@ -419,6 +420,12 @@ class Server(httputil.HTTPServerConnectionDelegate):
             self._respond(exchange, _plain(HTTPStatus.NOT_FOUND, "not found"))
 
     def _serve_put_off(self) -> None:
+        """Have what was put off served, one at a time: between two of them the loop does what else there is to do."""
+        if self._put_off and self._serving is None:
+            self._serving = asyncio.get_running_loop().call_soon(self._serve_next)
+
+    def _serve_next(self) -> None:
+        self._serving = None
         while self._put_off and self._unread_bytes < _MAX_UNREAD:
             exchange = self._put_off.popleft()
             if exchange.client.stream.closed():
@@ -430,6 +437,8 @@ class Server(httputil.HTTPServerConnectionDelegate):
                 _log.exception("cannot collect the %s", what)
                 response = _plain(HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot collect the {what}: see dnsprobe's log")
             self._respond(exchange, response)
+            self._serve_put_off()
+            return
         if self._put_off and self._relief is None:
             self._relief = asyncio.get_running_loop().call_later(_BUSY_GRACE, self._relieve)
 

@@ -11,6 +11,7 @@ import re
 import ssl
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +124,11 @@ class WebConfig:
 
 def load(path: str) -> WebConfig:
     """Return what is in a file; raise ConfigError with all that is wrong with it. Files that it names are not read."""
+    with suppress(OSError):  # document() says what is wrong
+        mode = os.stat(path).st_mode
+        # To open a pipe waits, and this is read in the daemon's loop.
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ConfigError([Problem(printable(path), 0, "", "not a file", f"give the path of a file with {OPTION}")])
     problems: list[Problem] = []
     root = document(path, problems, OPTION)
     config = WebConfig() if root is None or root.empty else _web_config(root, os.path.dirname(os.path.abspath(path)))
@@ -135,7 +141,7 @@ def read_pem(pem: Pem) -> bytes:
     """Return what is in a file, or in the configuration itself; raise UserError if it cannot be read."""
     if not pem.path:
         return pem.text.encode()
-    shown = printable(pem.path)
+    shown = shorten(pem.path)
     try:
         # Never waits, whatever the file is: it is read again in the daemon's loop.
         descriptor = os.open(pem.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -265,7 +271,10 @@ def _pem(entries: Mapping[str, Place], inline: str, folder: str) -> Pem | None:
     if by_file and path:
         if text:
             by_file.report(f"there is {inline}, too", "remove one of them")
-        if not path.isprintable():
+        if "-----BEGIN" in path:
+            # Not shown: it may be a key.
+            by_file.report("text in PEM form, where a path should be", f"put it under {inline}, without _file")
+        elif not path.isprintable():
             by_file.wrong("not a path", "give the path of a file")
         return Pem(os.path.join(folder, path), "", by_file)
     return Pem("", text, by_text) if by_text and text else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import logging
 import os
 import shutil
@@ -340,6 +341,9 @@ def test_no_renegotiation(folder: Path) -> None:
             shown = await asyncio.to_thread(s_client, server, folder, "-tls1_2", say=b"R\n")
             assert "RENEGOTIATING" in shown
             assert "no renegotiation" in shown
+            # OpenSSL's default is the same today.
+            assert server.protection._now.context is not None
+            assert server.protection._now.context.options & ssl.OP_NO_RENEGOTIATION
             assert (await ask(server, context(folder))).status == 200
 
     run(test)
@@ -639,6 +643,48 @@ def test_a_full_queue_gives_way_to_a_network_with_less_in_it(monkeypatch: pytest
     verifier.close()
 
 
+def test_no_number_of_networks_keeps_another_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+    of = {b"ada": hashed("secret").encode()}
+    verifier = Verifier()
+
+    async def test() -> None:
+        told: list[tuple[bytes, Verdict]] = []
+
+        def put(password: bytes, address: str) -> None:
+            verifier.verify(of, b"ada", password, address, lambda verdict: told.append((password, verdict)))
+
+        for at in range(1 + passwords._WAITING):
+            put(b"%d" % at, f"192.0.2.{at}")
+        assert told == []
+        put(b"secret", "198.51.100.1")
+        ((gave_way, verdict),) = told
+        assert (gave_way != b"secret", verdict) == (True, Verdict.BUSY)
+        counted.go_on.set()
+        await until(lambda: len(told) == passwords._WAITING + 2)
+        assert told[-1] == (b"secret", Verdict.GOOD)
+
+    run(test)
+    verifier.close()
+
+
+def test_who_leaves_again_and_again_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+    of = {b"ada": hashed("secret").encode()}
+    verifier = Verifier()
+
+    async def test() -> None:
+        for address in ("192.0.2.9", *["192.0.2.1"] * 1000):
+            password = b"at work" if address == "192.0.2.9" else b"guessed"
+            verifier.verify(of, b"ada", password, address, lambda _: None, lambda: False)
+        assert sum(len(wait.askers) for wait in verifier._waits.values()) <= 3
+        counted.go_on.set()
+        await until(lambda: not verifier._waits)
+
+    run(test)
+    verifier.close()
+
+
 @pytest.mark.parametrize(
     ("address", "client"),
     [
@@ -766,6 +812,42 @@ def test_a_bad_file_leaves_the_good_one_in_force(
             assert b"\ndnsprobe_web_config_last_reload_successful 1.0\n" in answer.body
             assert answer.headers["x-frame-options"] == "deny"
             assert [each.getMessage() for each in caplog.records[1:]] == ["the web configuration was read again"]
+
+    run(test)
+
+
+def test_what_passes_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left(_name: str) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def test() -> None:
+        async with serving(folder, TLS + "}") as server:
+            protection = server.protection
+            before = protection._now
+            written(folder, TLS + ", min_version: TLS13}")
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "memfd_create", none_left)
+                for _ in range(3):
+                    protection.refresh()
+                    assert (protection._now, protection.good) == (before, False)
+            (record,) = caplog.records
+            assert "Too many open files" in record.getMessage()
+            protection.refresh()
+            assert protection.good
+            assert protection._now != before
+
+    run(test)
+
+
+def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    async def test() -> None:
+        async with serving(folder, users(ada=hashed("secret"))) as server:
+            (folder / "web.yml").unlink()
+            os.mkfifo(folder / "web.yml")
+            assert (await ask(server, None)).status == 401
+            assert not server.protection.good
 
     run(test)
 

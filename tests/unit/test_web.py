@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -429,6 +430,32 @@ def stuck(server: Server) -> socket.socket:
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.01)
+
+
+def test_a_burst_of_requests_leaves_the_loop_time_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            order: list[str] = []
+            collect = server._collect
+
+            def collecting(exchange: Any) -> Any:
+                order.append(exchange.path)
+                return collect(exchange)
+
+            async def other() -> None:
+                while True:
+                    order.append("other")
+                    await asyncio.sleep(0)
+
+            monkeypatch.setattr(server, "_collect", collecting)
+            turns = asyncio.create_task(other())
+            await asyncio.gather(*(ask(server, path) for path in ["/", "/metrics"] * 10))
+            turns.cancel()
+            served = [at for at, what in enumerate(order) if what != "other"]
+            assert len(served) == 20
+            assert all(after > at + 1 for at, after in pairwise(served))
+
+    run(test)
 
 
 def test_slow_reader_blocks_nobody_and_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

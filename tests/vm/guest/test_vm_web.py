@@ -21,7 +21,12 @@ UNIT = f"""\
 [Service]
 SupplementaryGroups={GROUP}
 LoadCredential=server.key:{FILES}/server.key
+ExecReload=
+ExecReload=/bin/kill -HUP $MAINPID
 """
+
+
+CONFIGURED = f"domains: [{{}}]\nmetrics: {{{{web_config: {FILES}/web.yml}}}}"
 
 
 def follow(*blocks: int) -> None:
@@ -66,7 +71,7 @@ def protected(service: Service) -> Iterator[str]:
     DROP_IN.write_text(UNIT)
     try:
         run("systemctl", "daemon-reload")
-        service.restart(f"domains: [web.test]\nmetrics: {{web_config: {FILES}/web.yml}}")
+        service.restart(CONFIGURED.format("web.test"))
         yield f"prometheus:{(WORK / 'password').read_text().strip()}"
     finally:
         shutil.rmtree(DROP_IN.parent)
@@ -76,12 +81,17 @@ def protected(service: Service) -> Iterator[str]:
         run("groupdel", GROUP)
 
 
-def test_who_has_certificate_and_password(protected: str) -> None:
+def test_who_has_certificate_and_password(service: Service, protected: str) -> None:
     assert ask("/metrics", "-u", protected) == "200"
     assert "dnsprobe_web_config_last_reload_successful 1.0" in (WORK / "answer").read_text()
     assert ask("/-/ready") == "401"
     assert ask("/metrics", "-u", "prometheus:other") == "401"
     assert run("curl", "-sk", "-u", protected, URL.replace("dnsprobe.example", "127.0.0.1"), check=False) == ""
+    service.configure(CONFIGURED.format("web.test, other.test"))
+    run("systemctl", "reload", service.name)
+    until(
+        lambda: ask("/metrics", "-u", protected) and "\ndnsprobe_rules 2.0\n" in (WORK / "answer").read_text(), "rules"
+    )
     # Another password, without a restart.
     follow(1, 2)
     renewed = f"prometheus:{(WORK / 'password').read_text().strip()}"
