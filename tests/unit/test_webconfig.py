@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import shutil
 import ssl
@@ -60,6 +61,14 @@ def error(folder: Path, text: str) -> str:
     assert all(problem.hint for problem in caught.value.problems)
     assert all(line.isprintable() for line in caught.value.message.split("\n"))
     return caught.value.message.replace(f"{folder}/", "")
+
+
+def test_a_key_in_the_wrong_place_is_not_shown(made: Path) -> None:
+    key = (made / "server.key").read_text()
+    for form in (json.dumps(key), json.dumps(key.replace("\n", " "))):
+        said = error(made, f"tls_server_config: {{cert_file: server.pem, key_file: {form}}}")
+        assert "put it under key, without _file" in said
+        assert not any(line in said for line in key.splitlines())
 
 
 @pytest.mark.parametrize("text", ["", "---\n", "null", "{}", "tls_server_config:\nbasic_auth_users:\n", "# nothing"])

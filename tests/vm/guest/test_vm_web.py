@@ -43,6 +43,11 @@ def hand_over(name: str, mode: int, group: str) -> None:
     (FILES / name).chmod(mode)
 
 
+def metrics(password: str) -> str:
+    assert ask("/metrics", "-u", password) == "200"
+    return (WORK / "answer").read_text()
+
+
 def hand_over_configuration() -> None:
     text = (WORK / "web.yml").read_text()
     (WORK / "web.yml").write_text(re.sub("key_file: server.key", f"key_file: {KEY}", text))
@@ -82,16 +87,13 @@ def protected(service: Service) -> Iterator[str]:
 
 
 def test_who_has_certificate_and_password(service: Service, protected: str) -> None:
-    assert ask("/metrics", "-u", protected) == "200"
-    assert "dnsprobe_web_config_last_reload_successful 1.0" in (WORK / "answer").read_text()
+    assert "dnsprobe_web_config_last_reload_successful 1.0" in metrics(protected)
     assert ask("/-/ready") == "401"
     assert ask("/metrics", "-u", "prometheus:other") == "401"
     assert run("curl", "-sk", "-u", protected, URL.replace("dnsprobe.example", "127.0.0.1"), check=False) == ""
     service.configure(CONFIGURED.format("web.test, other.test"))
     run("systemctl", "reload", service.name)
-    until(
-        lambda: ask("/metrics", "-u", protected) and "\ndnsprobe_rules 2.0\n" in (WORK / "answer").read_text(), "rules"
-    )
+    until(lambda: "\ndnsprobe_rules 2.0\n" in metrics(protected), "the rules in force")
     # Another password, without a restart.
     follow(1, 2)
     renewed = f"prometheus:{(WORK / 'password').read_text().strip()}"
@@ -102,6 +104,5 @@ def test_who_has_certificate_and_password(service: Service, protected: str) -> N
     for spoil in (lambda: (FILES / "web.yml").write_text("["), lambda: (FILES / "web.yml").chmod(0o600)):
         hand_over_configuration()
         spoil()
-        assert ask("/metrics", "-u", renewed) == "200"
-        assert "dnsprobe_web_config_last_reload_successful 0.0" in (WORK / "answer").read_text()
+        assert "dnsprobe_web_config_last_reload_successful 0.0" in metrics(renewed)
     until(lambda: len([e for e in entries() if "the web configuration is bad" in str(e["MESSAGE"])]) == 2, "reasons")
