@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import socket
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import IN_OWN_NET, preemptible_btf
 
-from dnsprobe.kernel import abi
+from dnsprobe.kernel import abi, bpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort
 from dnsprobe.kernel.hooks import kprobes_available
 from dnsprobe.kernel.probe import Probe, Sizes, Where
@@ -65,7 +67,9 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     kprobes_available(), reason="no tracepoint is needed where there are kprobes: run on a kernel without"
 )
 @pytest.mark.parametrize("preemptible", [False, True])
-def test_two_programs_where_one_can_be_interrupted(preemptible: bool, tmp_path: Path) -> None:
+def test_two_programs_where_one_can_be_interrupted(
+    preemptible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     where = Where([53], btf=str(preemptible_btf(tmp_path))) if preemptible else Where([53])
     probe = Probe(where, Sizes(ring=4096, processes=16, counters=16, names=16, recent=16), repeat_ns=0)
     try:
@@ -73,9 +77,46 @@ def test_two_programs_where_one_can_be_interrupted(preemptible: bool, tmp_path: 
         probe.start()
         (hook,) = [hook for hook in probe.hooks if "tcp4" in hook.paths]
         assert (hook.rung, len(hook.programs)) == ("tcp_tracepoint", 1 + preemptible)
+        missed = dict(zip(hook.programs, (5, 3), strict=False))
+        monkeypatch.setattr(bpf, "program_runs", lambda program: bpf.ProgramRuns(0, 0, missed.get(program, 10), 0))
+        # What one missed, the other may have seen; at net_dev_queue each sees something else.
+        (other,) = [other for other in probe.hooks if other is not hook]
+        assert probe.missed_runs() == (3 if preemptible else 5) + 10 * len(other.programs)
     finally:
         probe.close()
         probe.release()
+
+
+def test_nobody_takes_the_processor_while_maps_are_worked_on() -> None:
+    def policy() -> int:
+        return os.sched_getscheduler(0)
+
+    seen = [(policy(), item) for item in bpf.undisturbed.slices(range(100))]
+    assert seen == [(os.SCHED_FIFO, item) for item in range(100)]
+    assert policy() == os.SCHED_OTHER
+    for _ in bpf.undisturbed.slices(range(100)):
+        for _ in bpf.undisturbed.slices(range(100)):
+            break
+        assert policy() == os.SCHED_FIFO
+        break
+    assert policy() == os.SCHED_OTHER
+    with pytest.raises(ZeroDivisionError):
+        sum(1 // item for item in bpf.undisturbed.slices(range(100)))
+    gc.collect()
+    assert policy() == os.SCHED_OTHER
+
+
+def test_others_get_the_processor_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[int] = []
+    change = os.sched_setscheduler
+
+    def changing(pid: int, policy: int, param: os.sched_param) -> None:
+        changes.append(policy)
+        change(pid, policy, param)
+
+    monkeypatch.setattr(os, "sched_setscheduler", changing)
+    assert sum(1 for _ in bpf.undisturbed.slices(range(1000))) == 1000
+    assert changes == [os.SCHED_FIFO, os.SCHED_OTHER] * 32
 
 
 IN_FEW_PORTS = """\
