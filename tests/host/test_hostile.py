@@ -108,8 +108,8 @@ def seen_comm(comm: bytes) -> bytes:
 
 
 def in_tree(comm: bytes) -> str:
-    """Return a comm as a tree has it: never what dnsprobe calls something else by."""
-    text = printable(seen_comm(comm), also=";")
+    """Return a comm as a tree has it: never what dnsprobe calls something else by, and never nothing."""
+    text = printable(seen_comm(comm), also=";") or r"\x00"
     return f"\\x{ord(text[0]):02x}{text[1:]}" if text in {"(other)", "(unknown)", "..."} else text
 
 

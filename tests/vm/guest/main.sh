@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # What a guest does: all tests of the first boot, a reboot, those of the second. Runs in the folder of the package.
 set -uo pipefail
+# Where several guests share few processors, systemd may answer later than in the 25 s that sd-bus waits.
+export SYSTEMD_BUS_TIMEOUT=300
 tests() {
 	local junit=/mnt/out/junit-$VM_BOOT.xml
 	(cd guest && exec /usr/bin/python3 -m pytest -p no:cacheprovider -p installed -v --tb=short --junitxml="$junit" "$@")
