@@ -99,7 +99,7 @@ def send(*senders: tuple[Sequence[bytes], Sequence[bytes]]) -> None:
 
 
 def in_tree(comm: bytes) -> str:
-    text = printable(comm, also=";")
+    text = printable(comm, also=";") or r"\x00"
     return f"\\x{ord(text[0]):02x}{text[1:]}" if text == "(other)" else text
 
 
