@@ -174,6 +174,8 @@ class Terminal:
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, program: Path = PROGRAM) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            # Ignored by what runs in the background of a script, and by all that it starts.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             # No terminal size in the environment: the terminal has one.
             kept = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -204,8 +206,9 @@ class Terminal:
 
     def end(self) -> int:
         """Read to the end and return the exit status."""
+        until = time.monotonic() + PATIENCE
         while self.read():
-            pass
+            assert time.monotonic() < until, self.text[-4000:]
         os.close(self.fd)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
