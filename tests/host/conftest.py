@@ -31,6 +31,11 @@ PATIENCE = 60.0
 IN_OWN_NET = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
 
 
+def pytest_configure() -> None:
+    # Ignored by what runs in the background of a script, and by all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() != 0:
         for item in items:

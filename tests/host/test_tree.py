@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
@@ -174,14 +175,14 @@ class Terminal:
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, program: Path = PROGRAM) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            # Ignored by what runs in the background of a script, and by all that it starts.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
             # No terminal size in the environment: the terminal has one.
             kept = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
             os.execve(program, [str(program), *arguments], kept | {"TERM": "xterm-256color"} | dict(environment or {}))
         self.text = ""
         self.read_from = 0
+        # A read may end in the middle of a character.
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read(self) -> bool:
         """Read some more; False at the end."""
@@ -190,7 +191,7 @@ class Terminal:
             octets = os.read(self.fd, 65536)
         except OSError:  # EIO: the other side is gone
             return False
-        self.text += octets.decode()
+        self.text += self._decoder.decode(octets)
         return bool(octets)
 
     def wait_for(self, text: str) -> None:
