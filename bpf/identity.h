@@ -17,6 +17,9 @@
 /* NAME_MAX of include/uapi/linux/limits.h, and the NUL. */
 #define PATH_NAME_SIZE 256
 
+/* Not by its own name: a call of that BCC replaces, unless it finds the helper in /proc/kallsyms. */
+static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
+
 /*
  * Puts a name at the end; false if there is no room. The name may reach beyond the path's own space by PATH_NAME_SIZE:
  * what is behind it in struct identity is written later.
@@ -135,7 +138,7 @@ static __always_inline void read_cmdline(struct identity *identity, u64 mm)
 	if (size > CMDLINE_SIZE)
 		size = CMDLINE_SIZE;
 	/* The page may be gone to swap: then it is left to user space. */
-	if (size > 0 && bpf_probe_read_user(identity->cmdline, size, (void *)start) == 0)
+	if (size > 0 && read_user(identity->cmdline, size, (void *)start) == 0)
 		identity->cmdline_length = size;
 }
 

@@ -130,7 +130,7 @@ static __always_inline bool copy_octets(struct scratch *s, const struct write *w
 		void *octets = s->packet + STREAM_FRONT + to;
 		void *from = (void *)(piece.address + at);
 		long failed = write->kind == ITER_KVEC ? bpf_probe_read_kernel(octets, part, from)
-						       : bpf_probe_read_user(octets, part, from);
+						       : read_user(octets, part, from);
 
 		if (failed)
 			break;

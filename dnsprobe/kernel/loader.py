@@ -299,6 +299,9 @@ class Loader:
             "-Wno-unused-function",
             # BCC asks for types and lines of the program, which take a sixth of the time and which nobody reads.
             "-g0",
+            # BCC optimizes what clang gives it, so that clang need not: it takes a quarter less time.
+            "-Xclang",
+            "-disable-llvm-passes",
             f"-DCANARY_PORT={self._canary_port}",
             f"-DWATCHED_PORT(port)=({_any_of([*self._ports, self._canary_port])})",
             f"-DTICK_NS={TICK_NS}",
