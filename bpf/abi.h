@@ -136,13 +136,15 @@ struct name {
 
 /* Where a TCP connection is. Sequence numbers are those of RFC 9293, section 3.4, in host byte order. */
 struct stream {
-	u32 first; /* of the first octet that was seen: tells connections apart whose socket has the same address */
-	u32 start; /* of the message that comes next, or has begun */
-	u32 have;  /* octets of it that are here */
-	u32 known; /* 0: where the next message begins is not known */
-	u32 lost;  /* where it was given up last */
+	u64 inode;  /* of the socket: tells sockets apart that have the same address */
+	u32 first;  /* of its first octet; until it is open, of what was written so far */
+	u32 start;  /* of the message that comes next, or has begun */
+	u32 have;   /* octets of it that are here */
+	u32 known;  /* 0: where the next message begins is not known */
+	u32 lost;   /* where it was given up last */
+	u32 opened; /* a write has opened it, so that `first` is to be put right by the next one */
 	u8 octets[STREAM_SIZE];
-	u8 pad[3];
+	u8 pad[7];
 };
 
 /* A packet that was counted while it waits for its neighbour's address. */

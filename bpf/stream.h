@@ -3,7 +3,8 @@
  * DNS over TCP: from what a program writes to the messages in it, however it cuts them up (RFC 7766, section 8).
  *
  * What tells where a write belongs is the socket's own sequence number, not what was written before: a write that the
- * socket took in part, or not at all, is written again, and is then found to be known already.
+ * socket took in part, or not at all, is written again, and is then found to be known already. Only a write that opens
+ * its connection comes before there are such numbers.
  */
 #ifndef DNSPROBE_STREAM_H
 #define DNSPROBE_STREAM_H
@@ -17,7 +18,18 @@
 /* struct iovec of include/uapi/linux/uio.h; struct kvec is laid out alike. */
 #define PIECE_SIZE 16
 
-#define AF_INET 2 /* include/linux/socket.h */
+/* include/linux/socket.h */
+#define AF_INET 2
+#define AF_INET6 10
+#define MSG_FASTOPEN 0x20000000
+
+#define TCP_SYN_SENT 2	    /* include/net/tcp_states.h */
+#define TFO_CLIENT_ENABLE 1 /* include/net/tcp.h */
+
+/* At a function, which is entered before a connection is opened; the tracepoint is hit after. */
+#if defined(STREAM_FUNCTION) && defined(MSG_NAME)
+#define OPENINGS
+#endif
 
 /* Where messages are kept in the scratch space: the length in front, the header where read_question() has it. */
 #define STREAM_FRONT (PACKET_FRONT - LENGTH_SIZE)
@@ -39,42 +51,90 @@ struct piece {
 	u64 size;
 };
 
-static __always_inline bool read_destination(struct destination *to, u64 sock)
+/* How a write stands to its connection: TCP Fast Open (RFC 7413) sends the first one with the SYN. */
+enum opening {
+	NOT_OPENING,
+	OPENING_NAMED,	 /* sendmsg(2) with MSG_FASTOPEN connects: the message says where to */
+	OPENING_DEFERRED /* connect(2) left it to the first write (TCP_FASTOPEN_CONNECT of tcp(7)) */
+};
+
+/* struct sockaddr_in6 of include/uapi/linux/in6.h, and struct sockaddr_in, which ends with `four`. */
+struct address {
+	u16 family;
+	u16 port;
+	u32 four; /* that of IPv6 has the flow here */
+	u32 six[4];
+};
+
+#ifdef OPENINGS
+/* Reads where a write of MSG_FASTOPEN goes; false if it is none, or fails at once as the system does not allow it
+ * (net/ipv4/tcp.c, tcp_sendmsg_fastopen()). */
+static __always_inline bool read_name(struct address *address, u64 sock, u64 message)
+{
+	u64 net = read_u64(sock + SOCK_NET);
+
+	return (read_u32(message + MSG_FLAGS) & MSG_FASTOPEN) &&
+	       (read_u32(net + NET_TCP_FASTOPEN) & TFO_CLIENT_ENABLE) &&
+	       READ(*address, read_u64(message + MSG_NAME)) == 0 &&
+	       (address->family == AF_INET || address->family == AF_INET6);
+}
+#endif
+
+/* True for a write to a port that is watched, or whose connections are counted. */
+static __always_inline bool read_destination(struct destination *to, enum opening *opening, u64 sock, u64 message)
 {
 	u8 common[SOCK_COMMON_SPAN] __attribute__((aligned(8)));
+	struct address address = {};
 
+	*opening = NOT_OPENING;
 	if (bpf_probe_read_kernel(common, sizeof(common), (void *)(sock + SOCK_COMMON)))
 		return false;
-	to->port = __builtin_bswap16(*(u16 *)&common[SOCK_DPORT]);
+	address.port = *(u16 *)&common[SOCK_DPORT];
+#ifdef OPENINGS
+	if (!address.port) {
+		if (!read_name(&address, sock, message))
+			return false;
+		*opening = OPENING_NAMED;
+	}
+#endif
+	to->port = __builtin_bswap16(address.port);
 	if (!WATCHED_PORT(to->port) && !ENCRYPTED_PORT(to->port))
 		return false;
+	if (*opening != OPENING_NAMED) {
+		address.family = *(u16 *)&common[SOCK_FAMILY];
+		address.four = *(u32 *)&common[SOCK_DADDR];
+		if (address.family != AF_INET)
+			READ(address.six, sock + SOCK_COMMON + SOCK_V6_DADDR);
+	}
+#ifdef OPENINGS
+	/* Where connect(2) is not put off, the SYN was sent. */
+	if (*opening == NOT_OPENING && common[SOCK_STATE] == TCP_SYN_SENT && read_u32(sock + TCP_SEGS_OUT) == 0)
+		*opening = OPENING_DEFERRED;
+#endif
 	to->skb = 0;
 	to->sock = sock;
 	to->transport = transport_of(to->port, TRANSPORT_TCP);
 	to->family = 4;
 	__builtin_memset(to->server, 0, sizeof(to->server));
-	if (*(u16 *)&common[SOCK_FAMILY] == AF_INET) {
-		__builtin_memcpy(to->server, &common[SOCK_DADDR], 4);
-		return true;
-	}
-
-	u32 address[4];
-
-	READ(address, sock + SOCK_COMMON + SOCK_V6_DADDR);
 	/* An IPv4 address in IPv6's clothes (RFC 4291, section 2.5.5.2) is what it is on the wire. */
-	if (!address[0] && !address[1] && address[2] == __builtin_bswap32(0xffff)) {
-		__builtin_memcpy(to->server, &address[3], 4);
+	if (address.family == AF_INET) {
+		__builtin_memcpy(to->server, &address.four, 4);
+	} else if (!address.six[0] && !address.six[1] && address.six[2] == __builtin_bswap32(0xffff)) {
+		__builtin_memcpy(to->server, &address.six[3], 4);
 	} else {
 		to->family = 6;
-		__builtin_memcpy(to->server, address, sizeof(address));
+		__builtin_memcpy(to->server, address.six, sizeof(address.six));
 	}
 	return true;
 }
 
-/* True while nothing was sent on a connection. */
-static __always_inline bool at_start(u64 sock, u32 sequence)
+/*
+ * Returns the number of a connection's first octet, which is one behind that of its SYN. The SYN counts as
+ * acknowledged, too: both numbers grow together (net/ipv4/tcp_input.c, tcp_snd_una_update()).
+ */
+static __always_inline u32 first_octet(u64 sock)
 {
-	return read_u32(sock + TCP_SND_NXT) == sequence && read_u32(sock + TCP_DATA_SEGS_OUT) == 0;
+	return read_u32(sock + TCP_SND_UNA) - read_u32(sock + TCP_BYTES_ACKED) + 1;
 }
 
 static __always_inline void read_write(struct write *write, u64 message)
@@ -168,27 +228,55 @@ static __always_inline enum progress read_message(struct scratch *s, u16 port)
 	return size >= length || have >= STREAM_SIZE ? MESSAGE_MALFORMED : MESSAGE_INCOMPLETE;
 }
 
-/* Finds the connection that a write belongs to, or begins one; NULL where there is no room. */
-static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u32 sequence)
+/*
+ * Goes on with a connection of which the first write was seen before it had sequence numbers. What of it did not go
+ * out, as the socket was not to wait, is written again, and is then known.
+ */
+static __always_inline void go_on(struct stream *stream, u32 first)
+{
+	stream->start += first - stream->first;
+	stream->lost += first - stream->first;
+	stream->first = first;
+	stream->opened = 0;
+}
+
+/*
+ * Finds the connection that a write belongs to, or begins one; NULL where there is no room. `continued` says that this
+ * is not the first run for this write.
+ */
+static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u32 sequence, enum opening opening,
+						  bool continued)
 {
 	struct stream *stream = bpf_map_lookup_elem(MAP(STREAMS), &sock);
+	u64 inode = read_u64(read_u64(sock + SOCK_SOCKET) + SOCKET_INODE);
 
 	if (!stream) {
-		s->stream.known = 0;
-		s->stream.first = ~sequence;
-		s->stream.lost = ~sequence;
+		s->stream.inode = ~inode;
 		bpf_map_update_elem(MAP(STREAMS), &sock, &s->stream, BPF_ANY);
 		stream = bpf_map_lookup_elem(MAP(STREAMS), &sock);
 		if (!stream)
 			return NULL;
 	}
-	/* Another connection, whose socket has the address of one that is gone. */
-	if (stream->first != sequence && at_start(sock, sequence)) {
-		stream->first = sequence;
-		stream->start = sequence;
-		stream->have = 0;
-		stream->known = 1;
-	}
+
+	/* Before there is a connection, its numbers are those that the writes would have. */
+	u32 first = opening == NOT_OPENING ? first_octet(sock) : sequence;
+	/* The address may be that of a socket that is gone. */
+	bool other = stream->inode != inode || (opening == OPENING_NAMED && !continued);
+
+	/* Where the socket is not locked, it may have changed between the two halves of the number. */
+	if (opening == NOT_OPENING && stream->first != first)
+		first = first_octet(sock);
+	if (!other && opening == NOT_OPENING && stream->opened)
+		go_on(stream, first);
+	if (!other && stream->first == first)
+		return stream;
+	stream->inode = inode;
+	stream->first = first;
+	stream->start = sequence;
+	stream->have = 0;
+	stream->known = sequence == first;
+	stream->lost = ~sequence;
+	stream->opened = opening == OPENING_NAMED;
 	return stream;
 }
 
@@ -278,8 +366,9 @@ static __always_inline void take_encrypted(struct scratch *s, struct stream *str
 static __always_inline int handle_stream(void *ctx, u64 sock, u64 message, u32 kind, u32 again)
 {
 	struct destination to;
+	enum opening opening;
 
-	if (!read_destination(&to, sock))
+	if (!read_destination(&to, &opening, sock, message))
 		return 0;
 
 	struct scratch *s = scratch(kind);
@@ -290,17 +379,21 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message, u32 k
 
 	struct write write = { .sequence = read_u32(sock + TCP_WRITE_SEQ) };
 
-	struct stream *stream = find_stream(s, sock, write.sequence);
+	if (opening == OPENING_DEFERRED)
+		write.sequence++;
 
+	struct stream *stream = find_stream(s, sock, write.sequence, opening, FORGET(s->more));
+
+	s->more = 0;
 	if (!stream)
 		return 0;
-	/* The first of two programs has seen this write, and counted that it cannot be read. */
-	if (kind == HOOK_STREAM_AGAIN && !stream->known && stream->lost == write.sequence)
+	/* This write was seen, and it was counted that it cannot be read: by the first of two programs, or before the
+	 * socket took none of it. */
+	if (!stream->known && stream->lost == write.sequence)
 		return 0;
 	s->to = to;
 	s->counted = 0;
 	s->tell = 0;
-	s->more = 0;
 	if (WATCHED_PORT(to.port)) {
 		read_write(&write, message);
 		if (!write.size)
@@ -317,6 +410,7 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message, u32 k
 	if (!FORGET(s->more))
 		return 0;
 	tail_call(ctx, MAP(AGAIN), again);
+	s->more = 0;
 	/* So many messages in one write that the kernel follows no further (MAX_TAIL_CALL_CNT). */
 	lose_stream(stream, s->to.port, write.sequence, STAT_UNPARSED_PIPELINED);
 	return 0;

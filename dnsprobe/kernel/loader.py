@@ -117,15 +117,25 @@ _STREAM_MEMBERS: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
     ("SOCK_FAMILY", "sock_common", (("skc_family",),)),
     ("SOCK_DADDR", "sock_common", (("skc_daddr",),)),
     ("SOCK_V6_DADDR", "sock_common", (("skc_v6_daddr",),)),
+    ("SOCK_SOCKET", "sock", (("sk_socket",),)),
+    ("SOCKET_INODE", "socket_alloc", (("vfs_inode", "i_ino"),)),
     ("TCP_WRITE_SEQ", "tcp_sock", (("write_seq",),)),
-    ("TCP_SND_NXT", "tcp_sock", (("snd_nxt",),)),
-    ("TCP_DATA_SEGS_OUT", "tcp_sock", (("data_segs_out",),)),
+    ("TCP_SND_UNA", "tcp_sock", (("snd_una",),)),
+    ("TCP_BYTES_ACKED", "tcp_sock", (("bytes_acked",),)),
     ("MSG_ITER", "msghdr", (("msg_iter",),)),
     ("ITER_TYPE", "iov_iter", (("iter_type",), ("type",))),
     ("ITER_OFFSET", "iov_iter", (("iov_offset",),)),
     ("ITER_COUNT", "iov_iter", (("count",),)),
     ("ITER_DATA", "iov_iter", (("__iov",), ("iov",))),
     ("ITER_NR_SEGS", "iov_iter", (("nr_segs",),)),
+)
+# What tells of a write that opens its connection (TCP Fast Open). Without, such writes are not seen.
+_OPENING_MEMBERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("SOCK_STATE", "sock_common", ("skc_state",)),
+    ("TCP_SEGS_OUT", "tcp_sock", ("segs_out",)),
+    ("MSG_NAME", "msghdr", ("msg_name",)),
+    ("MSG_FLAGS", "msghdr", ("msg_flags",)),
+    ("NET_TCP_FASTOPEN", "net", ("ipv4", "sysctl_tcp_fastopen")),
 )
 _ITER_KINDS = ("ITER_UBUF", "ITER_IOVEC", "ITER_KVEC")
 # The guard that tracepoints are run under where that leaves preemption on: include/linux/tracepoint.h of Linux 7.
@@ -191,7 +201,10 @@ def stream_values(btf: Btf) -> dict[str, int | str]:
     # Before iter_type, the lowest two bits of the number said other things (include/linux/uio.h of Linux 5.10).
     octet = _first(btf, "iov_iter", [["iter_type"]]) != _NOT_THERE
     values["ITER_KIND(type)"] = "((type)&255)" if octet else "((type)&~3U)"
-    end = max(int(values[macro]) for macro in ("SOCK_DPORT", "SOCK_FAMILY", "SOCK_DADDR")) + 4
+    with contextlib.suppress(KeyError):
+        values |= {macro: btf.offset(name, *path) for macro, name, path in _OPENING_MEMBERS}
+    spanned = ("SOCK_DPORT", "SOCK_FAMILY", "SOCK_DADDR", "SOCK_STATE")
+    end = max(int(values.get(macro, 0)) for macro in spanned) + 4
     if end > 64:
         raise UserError("struct sock_common of this kernel is laid out in an unknown way")
     values["SOCK_COMMON_SPAN"] = (end + 7) // 8 * 8
@@ -246,7 +259,8 @@ class Loader:
         self._canary_port: int = request["canary_port"]
         self._maps = dict(zip(request["maps"], map_fds, strict=True))
         self._bcc = self._import_bcc()
-        names = {struct_name for _, struct_name, _ in (*_MEMBERS, *_OPTIONAL_MEMBERS, *_STREAM_MEMBERS)}
+        tables = (*_MEMBERS, *_OPTIONAL_MEMBERS, *_STREAM_MEMBERS, *_OPENING_MEMBERS)
+        names = {struct_name for _, struct_name, _ in tables}
         btf = read_btf(request["btf"], frozenset(names | {"iter_type"}))
         self._values: dict[str, int | str] = {**member_offsets(btf)}
         self._no_streams = ""

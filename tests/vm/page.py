@@ -25,6 +25,10 @@ FORMS = {
     "pipelined": "34 in one write; two and a half, then the rest",
     "again": "written again after the socket was full",
     "thread": "from another thread than the first",
+    "fast": "TCP Fast Open: with the SYN, or held until there is a connection",
+    "fastagain": "TCP Fast Open without waiting: written again where there is no cookie",
+    "fastlater": "`TCP_FASTOPEN_CONNECT`: `connect` waits for the first write",
+    "mixed": "all of these and ordinary connections in turn, cut anywhere",
     "dig": "`dig +tcp`",
     "digopen": "`dig +tcp +keepopen`",
 }

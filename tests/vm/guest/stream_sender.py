@@ -6,14 +6,18 @@ truth to compare with.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import random
+import select
 import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from dns_server import answer, question
 
@@ -23,6 +27,7 @@ PORT = 53
 #: As many as are read of one write: the first run of the program, and those that it calls (MAX_TAIL_CALL_CNT).
 PIPELINED = 34
 COUNT = 7
+OPENED = 3
 
 #: How often a write by that name was not taken whole.
 AGAIN: Counter[str] = Counter()
@@ -55,6 +60,7 @@ class Server(threading.Thread):
         self._lock = threading.Lock()
         self.done: list[threading.Thread] = []
         self.listener = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+        self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 64)
 
     def run(self) -> None:
         """Serve each connection in a thread of its own."""
@@ -78,12 +84,12 @@ class Server(threading.Thread):
                     connection.sendall(len(response).to_bytes(2, "big") + response)
 
 
-def connect(family: str) -> socket.socket:
+def connect(family: str, port: int = PORT) -> socket.socket:
     """Connect to the server, with each write a packet of its own."""
     number, address = FAMILIES[family]
     sender = socket.socket(number, socket.SOCK_STREAM)
     sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sender.connect((address or MAPPED, PORT))
+    sender.connect((address or MAPPED, port))
     return sender
 
 
@@ -200,6 +206,150 @@ def of_a_thread(family: str, name: str) -> None:
     thread.join()
 
 
+Step = Callable[[socket.socket, str], None]
+
+
+def opened(family: str, *steps: Step) -> int:
+    """Open connections with TCP Fast Open and let each take all steps; all but the first have the server's cookie.
+
+    Returns how many they were.
+    """
+    number, address = FAMILIES[family]
+    subprocess.run(["ip", "tcp_metrics", "flush"], stdout=subprocess.DEVNULL, check=True)
+    for _ in range(OPENED):
+        sender = socket.socket(number, socket.SOCK_STREAM)
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for step in steps:
+            step(sender, address or MAPPED)
+        finish(sender)
+    return OPENED
+
+
+def writes(octets: bytes) -> Step:
+    """Write to a connection that is open."""
+    return lambda sender, _: sender.sendall(octets)
+
+
+def opens(octets: bytes, port: int = PORT) -> Step:
+    """Open with a write, which goes with the SYN where it can; where not, the kernel has it wait."""
+
+    def step(sender: socket.socket, address: str) -> None:
+        sent = sender.sendto(octets, socket.MSG_FASTOPEN, (address, port))
+        if sent != len(octets):
+            raise OSError(f"{sent} of {len(octets)} octets went")
+
+    return step
+
+
+def opens_again(octets: bytes, counter: str, port: int = PORT) -> Step:
+    """Open without waiting, as who serves many: what could not go with the SYN is written again when it is answered."""
+
+    def step(sender: socket.socket, address: str) -> None:
+        left = octets
+        sender.setblocking(False)
+        while left:
+            try:
+                left = left[sender.sendto(left, socket.MSG_FASTOPEN, (address, port)) :]
+            except BlockingIOError:
+                AGAIN[counter] += 1
+            except OSError as error:
+                if error.errno != errno.EISCONN:
+                    raise
+                left = left[sender.send(left) :]
+            # shutdown(2) before the connection is there would end it.
+            select.select([], [sender], [])
+        sender.setblocking(True)
+
+    return step
+
+
+def narrows(sender: socket.socket, _address: str) -> None:
+    """Leave so little room beside the SYN that only a part of a query goes with it."""
+    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)
+
+
+def opens_later(port: int = PORT) -> Step:
+    """Let connect(2) wait for the first write, as it does where there is a cookie."""
+
+    def step(sender: socket.socket, address: str) -> None:
+        tcp_fastopen_connect = 30  # include/uapi/linux/tcp.h
+        sender.setsockopt(socket.IPPROTO_TCP, tcp_fastopen_connect, 1)
+        sender.connect((address, port))
+
+    return step
+
+
+# Between them, sockets without it have the addresses of those with it.
+
+
+def fast(family: str, name: str) -> None:
+    octets = frame(name)
+    opened(family, opens(octets))
+    whole(family, name)
+    opened(family, opens(octets[:9]), writes(octets[9:] + octets * 2 + octets[:5]), writes(octets[5:]))
+    opened(family, opens(octets * 20), writes(octets[:2]), writes(octets[2:]))
+
+
+def fast_again(family: str, name: str) -> None:
+    octets = frame(name) * 2
+    opened(family, opens_again(octets, name))
+    whole(family, name)
+    opened(family, opens_again(octets, name), writes(octets))
+    opened(family, narrows, opens_again(octets * 5, name), writes(octets[:2]), writes(octets[2:]))
+
+
+def fast_later(family: str, name: str) -> None:
+    octets = frame(name)
+    opened(family, opens_later(), writes(octets))
+    whole(family, name)
+    opened(family, opens_later(), writes(octets[:9]), writes(octets[9:] + octets), writes(octets))
+
+
+def mixed(family: str, name: str) -> None:
+    """Connections of all kinds in turn, with queries cut anywhere, by numbers that are the same each time."""
+    numbers = random.Random(name)
+    number, address = FAMILIES[family]
+    for _ in range(40):
+        octets = frame(name) * numbers.randint(1, 6)
+        cuts = sorted(numbers.sample(range(1, len(octets)), numbers.randint(0, 3)))
+        first, *more = [octets[start:end] for start, end in zip([0, *cuts], [*cuts, None], strict=True)]
+        plain: tuple[Step, ...] = (lambda sender, address: sender.connect((address, PORT)), writes(first))
+        ways = (plain, (opens(first),), (opens_again(first, "mixed"),), (opens_later(), writes(first)))
+        sender = socket.socket(number, socket.SOCK_STREAM)
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for step in (*numbers.choice(ways), *map(writes, more)):
+            step(sender, address or MAPPED)
+        finish(sender)
+
+
+def encrypted() -> int:
+    """Make connections of DNS over TLS, with TCP Fast Open, too; return how many."""
+    port = 853
+    listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 64)
+    threading.Thread(target=drain_all, args=(listener,), daemon=True).start()
+    hello = bytes([22, 3, 1]) + bytes(300)
+    made = 0
+    for family in "46":
+        for _ in range(COUNT):
+            sender = connect(family, port)
+            sender.sendall(hello)
+            sender.sendall(hello)
+            finish(sender)
+        made += COUNT
+        for first in ((opens(hello, port),), (opens_again(hello, "dot", port),), (opens_later(port), writes(hello))):
+            made += opened(family, *first, writes(hello))
+    return made
+
+
+def drain_all(listener: socket.socket) -> None:
+    """Read each connection in turn to its end."""
+    while True:
+        with listener.accept()[0] as connection:
+            while connection.recv(65536):
+                pass
+
+
 FORMS = {
     "whole": whole,
     "length-first": length_first,
@@ -211,13 +361,21 @@ FORMS = {
     "pipelined": pipelined,
     "again": written_again,
     "thread": of_a_thread,
+    "fast": fast,
+    "fastagain": fast_again,
+    "fastlater": fast_later,
+    "mixed": mixed,
 }
+#: Those of which some octets go out before the tracepoint that kernels have for writes.
+OPENING = {"fast", "fastagain", "fastlater", "mixed"}
 DIGS = {"dig": ["+tcp"], "digopen": ["+tcp", "+keepopen"]}
 
 
-def rows(families: Sequence[str] = tuple(FAMILIES)) -> Iterator[str]:
-    """Yield what a query's first label may be: form and family."""
+def rows(families: Sequence[str] = tuple(FAMILIES), *, opening: bool = True) -> Iterator[str]:
+    """Yield what a query's first label may be: form and family. ``opening``: those of OPENING, too."""
     for form in FORMS:
+        if form in OPENING and not opening:
+            continue
         for family in families:
             yield f"{form}-{family}"
     for form in DIGS:
@@ -225,12 +383,14 @@ def rows(families: Sequence[str] = tuple(FAMILIES)) -> Iterator[str]:
             yield f"{form}-{family}"
 
 
-def main(suffix: str, *families: str) -> None:
-    """Ask for each row's name below ``suffix``, over some of the families or all."""
+def main(suffix: str, *wanted: str) -> None:
+    """Ask for each row's name below ``suffix``, for some of the rows or all."""
     READING.set()
+    # Both sides of TCP Fast Open, in this network namespace.
+    Path("/proc/sys/net/ipv4/tcp_fastopen").write_text("3", encoding="ascii")
     server = Server()
     server.start()
-    for row in rows(families or tuple(FAMILIES)):
+    for row in wanted or rows():
         form, _, family = row.rpartition("-")
         name = f"{row}.{suffix}"
         if form in DIGS:
@@ -241,7 +401,8 @@ def main(suffix: str, *families: str) -> None:
             FORMS[form](family, name)
     for thread in server.done:
         thread.join()
-    print(json.dumps({"received": server.received, "written_again": min(AGAIN.values())}))
+    said = {"received": server.received, "encrypted": encrypted(), "written_again": min(AGAIN.values(), default=0)}
+    print(json.dumps(said))
 
 
 if __name__ == "__main__":
