@@ -293,11 +293,11 @@ def test_room_comes_back() -> None:
     with followed(there + 30) as (probe, _):
         children = [subprocess.Popen(["sleep", "60"]) for _ in range(60)]
         full = probe.statistics()[abi.Statistic.LINEAGE_FULL]
+        # Others on this host fork as well, so that there may be more by now.
+        assert 0 < full <= probe.lineage_full()
         for child in children:
             child.terminate()
             child.wait()
-        assert full > 0
-        assert probe.lineage_full() == full
         with subprocess.Popen(["sleep", "60"]) as child:
             found = {key.tgid for key, _ in probe.ancestors()}
             child.terminate()
