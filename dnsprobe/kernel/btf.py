@@ -7,6 +7,7 @@ that does not have one is recognised by that, never by its version.
 from __future__ import annotations
 
 import struct
+from array import array
 from pathlib import Path
 
 from dnsprobe.errors import UserError
@@ -20,9 +21,22 @@ _ENUMERATOR = struct.Struct("=Ii")
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST = range(1, 11)
 _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(11, 20)
 
-# Octets behind the common part of a type: fixed, and for each of its vlen elements.
-_FIXED = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
-_EACH = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM64: 12}
+# Words of 32 bits behind the three that all types have: fixed, and for each of its vlen elements.
+_FIXED = {_INT: 1, _ARRAY: 3, _VAR: 1, _DECL_TAG: 1}
+_EACH = {_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _ENUM64: 3}
+
+
+class _Sizes(dict[int, int]):
+    """How many words a type has, by the second of them (``info``)."""
+
+    def __missing__(self, info: int) -> int:
+        kind = _kind(info)
+        self[info] = 3 + _FIXED.get(kind, 0) + _EACH.get(kind, 0) * (info & 0xFFFF)
+        return self[info]
+
+
+def _kind(info: int) -> int:
+    return (info >> 24) & 0x1F
 
 
 class Btf:
@@ -39,11 +53,13 @@ class Btf:
         self._text = header_size + text_at
         if self._text + text_size > len(data):
             raise ValueError(f"BTF is cut off: {len(data)} octets, {self._text + text_size} announced")
+        self._types: int = header_size + type_at
         self._starts: list[int] = [0]
         self._structs: dict[str, int] = {}
         self._enums: dict[str, int] = {}
         self._found = {_STRUCT: self._structs, _ENUM: self._enums}
-        self._index(header_size + type_at, header_size + type_at + type_size, self._name_offsets(names, text_size))
+        words = array("I", data[self._types : self._types + type_size])
+        self._index(words, self._name_offsets(names, text_size))
 
     def _name_offsets(self, names: frozenset[str], text_size: int) -> dict[int, str]:
         # Comparing offsets spares decoding a name for each of the kernel's 100,000 types.
@@ -54,18 +70,19 @@ class Btf:
                 wanted[at + 1 - self._text] = name
         return wanted
 
-    def _index(self, at: int, end: int, wanted: dict[int, str]) -> None:
-        data, unpack, starts = self._data, _TYPE.unpack_from, self._starts
-        fixed, each = _FIXED, _EACH
+    def _index(self, words: array[int], wanted: dict[int, str]) -> None:
+        # As little as can be: this goes over all types of the kernel, while nothing is seen yet.
+        add, sizes = self._starts.append, _Sizes()
+        at, end = 0, len(words)
         while at < end:
-            name, info, _size = unpack(data, at)
-            starts.append(at)
-            kind = (info >> 24) & 0x1F
-            if name in wanted and kind in self._found:
-                self._found[kind][wanted[name]] = len(starts) - 1
-            at += 12 + fixed.get(kind, 0)
-            if kind in each:
-                at += each[kind] * (info & 0xFFFF)
+            add(at)
+            name, info = words[at], words[at + 1]
+            if name in wanted and _kind(info) in self._found:
+                self._found[_kind(info)][wanted[name]] = len(self._starts) - 1
+            at += sizes[info]
+
+    def _start(self, type_id: int) -> int:
+        return self._types + 4 * self._starts[type_id]
 
     def _name(self, offset: int) -> str:
         start = self._text + offset
@@ -84,7 +101,7 @@ class Btf:
 
     def enumerator(self, enum_name: str, name: str) -> int:
         """Return the value of an enumerator."""
-        start = self._starts[self._enums[enum_name]]
+        start = self._start(self._enums[enum_name])
         _name, info, _size = _TYPE.unpack_from(self._data, start)
         for index in range(info & 0xFFFF):
             at, value = _ENUMERATOR.unpack_from(self._data, start + 12 + 8 * index)
@@ -98,9 +115,9 @@ class Btf:
 
     def _find(self, type_id: int, member: str) -> tuple[int, int] | None:
         """Return the type and the offset of a member, also of one inside anonymous structs and unions."""
-        start = self._starts[self._resolve(type_id)]
+        start = self._start(self._resolve(type_id))
         _name, info, _size = _TYPE.unpack_from(self._data, start)
-        if (info >> 24) & 0x1F not in (_STRUCT, _UNION):
+        if _kind(info) not in (_STRUCT, _UNION):
             return None
         bitfields = info >> 31
         for index in range(info & 0xFFFF):
@@ -116,8 +133,8 @@ class Btf:
     def _resolve(self, type_id: int) -> int:
         """Follow typedefs and qualifiers."""
         while True:
-            _name, info, target = _TYPE.unpack_from(self._data, self._starts[type_id])
-            if (info >> 24) & 0x1F not in (_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG):
+            _name, info, target = _TYPE.unpack_from(self._data, self._start(type_id))
+            if _kind(info) not in (_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG):
                 return type_id
             type_id = target
 
