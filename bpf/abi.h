@@ -133,6 +133,8 @@ struct name {
 /* A DNS message over TCP, up to the end of its question: its length (RFC 1035, section 4.2.2), header, longest
  * question. */
 #define STREAM_SIZE (2 + 12 + 255 + 4)
+/* Words of 64 bits by which a write is known again. */
+#define STREAM_HEAD 4
 
 /* Where a TCP connection is. Sequence numbers are those of RFC 9293, section 3.4, in host byte order. */
 struct stream {
@@ -143,6 +145,9 @@ struct stream {
 	u32 known;  /* 0: where the next message begins is not known */
 	u32 lost;   /* where it was given up last */
 	u32 opened; /* a write has opened it, so that `first` is to be put right by the next one */
+	u32 last;   /* of the last write that began with a message */
+	u32 head_size;
+	u64 head[STREAM_HEAD]; /* the first octets of that write */
 	u8 octets[STREAM_SIZE];
 	u8 pad[7];
 };

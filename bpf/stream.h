@@ -3,8 +3,9 @@
  * DNS over TCP: from what a program writes to the messages in it, however it cuts them up (RFC 7766, section 8).
  *
  * What tells where a write belongs is the socket's own sequence number, not what was written before: a write that the
- * socket took in part, or not at all, is written again, and is then found to be known already. Only a write that opens
- * its connection comes before there are such numbers.
+ * socket took in part is written again from there on, and is then found to be known already. Of one that it did not
+ * take at all, the first octets tell whether it is written again. Only a write that opens its connection comes before
+ * there are such numbers.
  */
 #ifndef DNSPROBE_STREAM_H
 #define DNSPROBE_STREAM_H
@@ -236,6 +237,7 @@ static __always_inline void go_on(struct stream *stream, u32 first)
 {
 	stream->start += first - stream->first;
 	stream->lost += first - stream->first;
+	stream->last += first - stream->first;
 	stream->first = first;
 	stream->opened = 0;
 }
@@ -276,6 +278,7 @@ static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u
 	stream->have = 0;
 	stream->known = sequence == first;
 	stream->lost = ~sequence;
+	stream->last = ~sequence;
 	stream->opened = opening == OPENING_NAMED;
 	return stream;
 }
@@ -289,11 +292,47 @@ static __always_inline void lose_stream(struct stream *stream, u16 port, u32 seq
 		count_statistic(statistic);
 }
 
+/* True where the octets of a write that were copied begin as those of the last write did. */
+static __always_inline bool begins_alike(const struct stream *stream, const u64 *head, u32 copied)
+{
+	u32 size = copied < stream->head_size ? copied : stream->head_size;
+	u64 differing = 0;
+
+	for (u32 i = 0; i < STREAM_HEAD; i++) {
+		u32 before = i * 8;
+		u64 mask = size >= before + 8 ? ~0ULL : size > before ? (1ULL << (size - before) * 8) - 1 : 0;
+
+		differing |= (head[i] ^ stream->head[i]) & mask;
+	}
+	return !differing;
+}
+
 /*
- * Reads the message that is next in a write, and goes on behind it. What comes of it goes to the scratch space, for the
- * reason that FORGET() has.
+ * Looks at a write that begins with a message, the first octets of which are in the scratch space; false if it was seen
+ * before, and is written again.
  */
-static __always_inline void next_message(struct scratch *s, struct stream *stream, const struct write *write)
+static __always_inline bool take_write(struct scratch *s, struct stream *stream, u32 sequence, bool again)
+{
+	u32 copied = FORGET(s->size);
+	u64 head[STREAM_HEAD];
+
+	bpf_probe_read_kernel(head, sizeof(head), s->packet + STREAM_FRONT);
+	if (again && begins_alike(stream, head, copied))
+		return false;
+	__builtin_memcpy(stream->head, head, sizeof(head));
+	stream->head_size = copied;
+	stream->last = sequence;
+	stream->start = sequence;
+	stream->have = 0;
+	return true;
+}
+
+/*
+ * Reads the message that is next in a write, and goes on behind it; `continued` says that this is not the first run for
+ * this write. What comes of it goes to the scratch space, for the reason that FORGET() has.
+ */
+static __always_inline void next_message(struct scratch *s, struct stream *stream, const struct write *write,
+					 bool continued)
 {
 	u16 port = s->to.port;
 	u32 length;
@@ -308,16 +347,29 @@ static __always_inline void next_message(struct scratch *s, struct stream *strea
 		stream->have = 0;
 	}
 
+	u32 start = FORGET(stream->start);
 	u32 have = FORGET(stream->have);
-	u32 skip = FORGET(stream->start) + have - write->sequence;
+	/* The socket took nothing of the last write: this is the same once more, or another in its place. */
+	bool again = !continued && FORGET(stream->known) && stream->last == write->sequence;
 
-	/* Known already: it is written again, since the socket did not take it. */
+	if (again) {
+		start = write->sequence;
+		have = 0;
+	}
+
+	u32 skip = start + have - write->sequence;
+
+	/* Known already: it is written again, since the socket took a part of it. */
 	if (skip >= write->size || have >= STREAM_SIZE)
 		return;
 	s->size = write->size - skip < STREAM_SIZE - have ? write->size - skip : STREAM_SIZE - have;
 	bpf_probe_read_kernel(s->packet + STREAM_FRONT, STREAM_SIZE, stream->octets);
 	if (!copy_octets(s, write, skip, have)) {
 		lose_stream(stream, port, write->sequence, STAT_UNPARSED_UNREADABLE);
+		return;
+	}
+	if (!continued && !skip && !have && !take_write(s, stream, write->sequence, again)) {
+		s->more = FORGET(stream->start) + FORGET(stream->have) - write->sequence < write->size;
 		return;
 	}
 	s->size += have;
@@ -382,7 +434,8 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message, u32 k
 	if (opening == OPENING_DEFERRED)
 		write.sequence++;
 
-	struct stream *stream = find_stream(s, sock, write.sequence, opening, FORGET(s->more));
+	bool continued = FORGET(s->more);
+	struct stream *stream = find_stream(s, sock, write.sequence, opening, continued);
 
 	s->more = 0;
 	if (!stream)
@@ -398,7 +451,7 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message, u32 k
 		read_write(&write, message);
 		if (!write.size)
 			return 0;
-		next_message(s, stream, &write);
+		next_message(s, stream, &write, continued);
 		if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
 			count_statistic(STAT_UNPARSED_MALFORMED);
 		if (FORGET(s->progress) == MESSAGE_READ)

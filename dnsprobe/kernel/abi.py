@@ -23,6 +23,7 @@ DECIDE = 0xFFFFFFFF
 RULE_IDS = 65536
 ENCRYPTED = RULE_IDS
 STREAM_SIZE = 2 + 12 + 255 + 4
+STREAM_HEAD = 4
 
 #: A unit of the times in ``/proc/PID/stat``: USER_HZ is how many a second has.
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -73,7 +74,7 @@ PENDING_KEY = struct.Struct("=QQIIHB5x")
 SEEN_KEY = struct.Struct("=QQIHBx")
 SEEN = struct.Struct("=QQ")
 DEFERRED = struct.Struct("=QQI4x")
-STREAM = struct.Struct(f"=QIIIIII{STREAM_SIZE}s7x")
+STREAM = struct.Struct(f"=QIIIIIIII{STREAM_HEAD}Q{STREAM_SIZE}s7x")
 NAME = struct.Struct(f"=III{NAME_SIZE}s4x")
 ANCESTOR_KEY = struct.Struct("=QI4x")
 ANCESTOR = struct.Struct(f"=Q{ANCESTOR_KEY.size}sIIBBB5x{COMM_SIZE}s")

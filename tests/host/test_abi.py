@@ -53,6 +53,7 @@ CONSTANTS = {
     "RULE_IDS": abi.RULE_IDS,
     "ENCRYPTED": abi.ENCRYPTED,
     "STREAM_SIZE": abi.STREAM_SIZE,
+    "STREAM_HEAD": abi.STREAM_HEAD,
 }
 
 # maps.h calls helpers of the kernel in functions that are never called here: that they are declared is enough.

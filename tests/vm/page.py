@@ -24,6 +24,7 @@ FORMS = {
     "vector": "`sendmsg`, each octet a piece of its own",
     "pipelined": "34 in one write; two and a half, then the rest",
     "again": "written again after the socket was full",
+    "givenup": "given up since the socket was full, and others written",
     "thread": "from another thread than the first",
     "fast": "TCP Fast Open: with the SYN, or held until there is a connection",
     "fastagain": "TCP Fast Open without waiting: written again where there is no cookie",
