@@ -292,9 +292,9 @@ def test_room_comes_back() -> None:
     there = sum(name.isdecimal() for name in os.listdir("/proc"))
     with followed(there + 30) as (probe, _):
         children = [subprocess.Popen(["sleep", "60"]) for _ in range(60)]
-        full = probe.statistics()[abi.Statistic.LINEAGE_FULL]
-        # Others on this host fork as well, so that there may be more by now.
-        assert 0 < full <= probe.lineage_full()
+        found = {key.tgid for key, _ in probe.ancestors()}
+        # Others on this host fork as well.
+        assert 0 < len({child.pid for child in children} - found) <= probe.lineage_full()
         for child in children:
             child.terminate()
             child.wait()
