@@ -140,6 +140,7 @@ for _ in range(50):
     sender.sendall(frame("www.again.test"))
     finish(sender)
 """)
+    # The first of all has no cookie yet, so its query follows the SYN.
     first = stream_sender.OPENED + 50 * 3 if kprobes_available() else 1
     assert service.by("dnsprobe_queries_total", "domain") == {"again.test": 50 * (stream_sender.COUNT + 1) + first}
     assert unparsed(service) == {}
