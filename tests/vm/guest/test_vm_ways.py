@@ -178,6 +178,20 @@ def exact(service: Service, hook: str) -> None:
     assert found == {"send": 2 * PRIME}
 
 
+def test_what_the_kernel_itself_writes(service: Service, tmp_path: Path) -> None:
+    if status("modprobe", "9p"):
+        pytest.skip("this kernel has no 9P: those of Debian, in the other guests, have it")
+    service.reload("domains: [kernel.test]")
+    before = unparsed(service)
+    sender = HERE / "kernel_sender.py"
+    run("ip", "netns", "exec", NAMESPACE, "/usr/bin/python3", sender, "kernel.test", tmp_path)
+    assert service.by("domain", "dnsprobe_queries_total")["kernel.test"] == 1
+    assert unparsed(service) == before
+    until(lambda: entries("DNSPROBE_DOMAIN=kernel.test"), "the entry")
+    (entry,) = entries("DNSPROBE_DOMAIN=kernel.test")
+    assert entry["DNSPROBE_QNAME"].endswith(r"\008\0009p2000\.l.kernel.test")
+
+
 # The first is what the default comes to: it serves already.
 @pytest.mark.parametrize("hook", ["ip_send_skb", "udp_send_skb", "net_dev_queue"])
 def test_a_hook_by_name_is_right_or_refused(service: Service, hook: str) -> None:
