@@ -12,7 +12,10 @@
 
 #define EEXIST 17
 
+/* What is not the same at each start, and is put in as the program is loaded (dnsprobe/kernel/programs.py): the
+ * descriptor of a map, whose number is known here, and the port of the canaries. */
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_##name))
+#define CANARY_PORT bpf_pseudo_fd(CANARY_MARK, 0)
 
 /* A label can hold any octet, so what stands in front of a name must be readable too: reversing goes by eight octets.
  */

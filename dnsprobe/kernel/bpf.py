@@ -25,6 +25,10 @@ LPM_TRIE = 11
 ARRAY_OF_MAPS = 12
 RINGBUF = 27
 
+# enum bpf_prog_type, there too
+KPROBE = 2
+RAW_TRACEPOINT = 17
+
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 ANY, NOEXIST, EXIST = 0, 1, 2
 
@@ -45,6 +49,33 @@ class _CreateOptions(ctypes.Structure):
         ("map_extra", ctypes.c_uint64),
         ("numa_node", ctypes.c_uint32),
         ("map_ifindex", ctypes.c_uint32),
+    )
+
+
+class _LoadOptions(ctypes.Structure):
+    """``struct bpf_prog_load_opts`` of libbpf 1.0, up to what is used."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
     )
 
 
@@ -70,6 +101,7 @@ def _load() -> ctypes.CDLL:
     library.bpf_map_update_elem.argtypes = [number, pointer, pointer, ctypes.c_uint64]
     library.bpf_map_delete_elem.argtypes = [number, pointer]
     library.bpf_map_lookup_batch.argtypes = [number, pointer, pointer, pointer, pointer, pointer, pointer]
+    library.bpf_prog_load.argtypes = [number, ctypes.c_char_p, ctypes.c_char_p, pointer, ctypes.c_size_t, pointer]
     library.bpf_obj_get_info_by_fd.argtypes = [number, pointer, pointer]
     library.ring_buffer__new.argtypes = [number, _SAMPLE, pointer, pointer]
     library.ring_buffer__new.restype = pointer
@@ -269,6 +301,36 @@ class Ring:
         if self._ring:
             _libbpf().ring_buffer__free(self._ring)
             self._ring = None
+
+
+#: More than the verifier writes of a program that it accepts; of one that it does not, the end is what tells.
+_LOG_SIZE = 16 << 20
+
+
+class RefusedError(OSError):
+    """The kernel does not take a program. ``log`` is what the verifier says of it, where it came as far as that."""
+
+    def __init__(self, code: int, log: str) -> None:
+        super().__init__(code, os.strerror(code))
+        self.log = log
+
+
+def load_program(kind: int, name: str, instructions: bytes) -> int:
+    """Load a program and return its descriptor; RefusedError where the kernel does not take it."""
+    library, count = _libbpf(), len(instructions) // 8
+    arguments = kind, name[:15].encode(), b"Dual MIT/GPL", instructions, count
+    found: int = library.bpf_prog_load(*arguments, None)
+    if found >= 0:
+        return found
+    # What the verifier has to say takes it long: it is asked only now.
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    options = _LoadOptions(
+        sz=ctypes.sizeof(_LoadOptions), log_level=1, log_size=_LOG_SIZE, log_buf=ctypes.addressof(log)
+    )
+    again: int = library.bpf_prog_load(*arguments, ctypes.byref(options))
+    if again >= 0:  # it was out of memory, say
+        return again
+    raise RefusedError(-found, log.value.decode("utf-8", "replace"))
 
 
 class _ProgramInfo(ctypes.Structure):

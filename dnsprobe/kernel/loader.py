@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import os
 import socket
@@ -31,6 +32,7 @@ from dnsprobe.kernel.hooks import (
     Rung,
     kprobes_available,
 )
+from dnsprobe.kernel.programs import CANARY_MARK, Program, Store, digest
 from dnsprobe.kernel.symbols import Symbol, find_functions, read_kallsyms
 
 #: More than any message of either side.
@@ -140,6 +142,7 @@ _OPENING_MEMBERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 _ITER_KINDS = ("ITER_UBUF", "ITER_IOVEC", "ITER_KVEC")
 # The guard that tracepoints are run under where that leaves preemption on: include/linux/tracepoint.h of Linux 7.
 _PREEMPTIBLE = "class_srcu_fast_notrace_t"
+_BTF_READER = str(Path(__file__).with_name("btf.py"))
 
 # Where a clone of udp_send_skb may have the port: the flow behind the second argument as in the source, or the port
 # itself in a register of its own, as GCC's IPA-SRA passes it. The canaries say which it is.
@@ -211,7 +214,50 @@ def stream_values(btf: Btf) -> dict[str, int | str]:
     return values
 
 
-def _any_of(ports: Sequence[int]) -> str:
+def _content(path: str) -> bytes:
+    """Return what is in a file, nothing where it cannot be read: whoever needs it says so."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def _no_bcc(why: str) -> UserError:
+    return UserError(
+        f"the bcc module is missing: {why}",
+        "apt-get install python3-bpfcc, and run dnsprobe with /usr/bin/python3 or a virtual environment of it "
+        "made with --system-site-packages (PyPI's bcc is another program)",
+    )
+
+
+def _find_bcc() -> list[bytes]:
+    """Return what tells one BCC from another, without its LLVM; UserError where there is none."""
+    found = importlib.util.find_spec("bcc")
+    if found is None or found.origin is None:
+        raise _no_bcc("there is none for this Python")
+    files = [Path(found.origin).with_name(name) for name in ("__init__.py", "libbcc.py", "version.py")]
+    try:
+        return [f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}".encode() for path in files]
+    except FileNotFoundError:
+        raise UserError(
+            f"the bcc module at {found.origin} is not the BPF Compiler Collection",
+            "pip uninstall bcc; the right one is Debian's python3-bpfcc",
+        ) from None
+
+
+def _compile(flags: Sequence[str]) -> dict[str, Program]:
+    """Return the program of each function. BCC raises what it likes."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
+    try:
+        import bcc  # noqa: PLC0415 - LLVM is loaded here and nowhere else
+    except ImportError as error:
+        raise _no_bcc(str(error)) from error
+    module = bcc.BPF(src_file=str(bpf_folder() / "dnsprobe.bpf.c"), cflags=[f"-I{bpf_folder()}", *flags])
+    names = [bcc.lib.bpf_function_name(module.module, at) for at in range(bcc.lib.bpf_num_functions(module.module))]
+    return {name.decode(): Program.of(module.dump_func(name)) for name in names}
+
+
+def _any_of(ports: Sequence[int | str]) -> str:
     return "||".join(f"(port)=={port}" for port in ports) or "0"
 
 
@@ -244,9 +290,10 @@ def _by_function(rung: Rung, paths: Sequence[str]) -> Iterator[tuple[str, list[s
 
 @dataclass(frozen=True, slots=True)
 class _Module:
-    """What one run of the compiler made, and the array by which its program for TCP calls itself."""
+    """What one run of the compiler made, by the names of the functions, and the array by which that for TCP calls
+    itself."""
 
-    program: Any
+    programs: dict[str, Program]
     again: bpf.Map
 
 
@@ -257,38 +304,38 @@ class Loader:
         self._ports: list[int] = request["ports"]
         self._encrypted_ports: list[int] = request["encrypted_ports"]
         self._canary_port: int = request["canary_port"]
-        self._maps = dict(zip(request["maps"], map_fds, strict=True))
-        self._bcc = self._import_bcc()
-        tables = (*_MEMBERS, *_OPTIONAL_MEMBERS, *_STREAM_MEMBERS, *_OPENING_MEMBERS)
-        names = {struct_name for _, struct_name, _ in tables}
-        btf = read_btf(request["btf"], frozenset(names | {"iter_type"}))
-        self._values: dict[str, int | str] = {**member_offsets(btf)}
-        self._no_streams = ""
-        try:
-            self._values |= stream_values(btf)
-        except UserError as error:
-            self._no_streams = error.message
-        self._twice = btf.has_name(_PREEMPTIBLE)
+        self._maps: list[str] = [*request["maps"], "AGAIN"]
+        self._map_fds = map_fds
+        # systemd.exec(5): of the folders of CacheDirectory=, which are separated by colons.
+        self._store = Store(os.environ.get("CACHE_DIRECTORY", "").partition(":")[0])
+        self._bcc = _find_bcc()
+        self._values, self._no_streams, self._twice = self._layout(request["btf"])
         self._modules: dict[tuple[str, ...], _Module] = {}
         self._kallsyms: bytes | None = None
 
-    @staticmethod
-    def _import_bcc() -> Any:
-        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
+    def _layout(self, path: str) -> tuple[dict[str, int | str], str, bool]:
+        """Return the value behind each macro, why TCP cannot be read, and whether tracepoints are preemptible."""
+        key = f"layout-{digest(*map(_content, (path, __file__, _BTF_READER)))}"
+        if kept := self._store.get(key):
+            return kept[0], kept[1], kept[2]
+        tables = (*_MEMBERS, *_OPTIONAL_MEMBERS, *_STREAM_MEMBERS, *_OPENING_MEMBERS)
+        names = {struct_name for _, struct_name, _ in tables}
+        btf = read_btf(path, frozenset(names | {"iter_type"}))
+        values: dict[str, int | str] = {**member_offsets(btf)}
+        no_streams = ""
         try:
-            import bcc  # noqa: PLC0415 - LLVM is loaded here and nowhere else
-        except ImportError as error:
-            raise UserError(
-                f"the bcc module is missing: {error}",
-                "apt-get install python3-bpfcc, and run dnsprobe with /usr/bin/python3 or a virtual environment of it "
-                "made with --system-site-packages (PyPI's bcc is another program)",
-            ) from error
-        if not hasattr(bcc, "BPF"):
-            raise UserError(
-                f"the bcc module at {bcc.__file__} is not the BPF Compiler Collection",
-                "pip uninstall bcc; the right one is Debian's python3-bpfcc",
-            )
-        return bcc
+            values |= stream_values(btf)
+        except UserError as error:
+            no_streams = error.message
+        layout = values, no_streams, btf.has_name(_PREEMPTIBLE)
+        self._keep(key, layout)
+        return layout
+
+    def _keep(self, key: str, value: Any) -> None:
+        try:
+            self._store.put(key, value)
+        except OSError as error:
+            print(f"cannot keep what was compiled for the next start: {error}", file=sys.stderr, flush=True)
 
     def _compile(self, rung: Rung, *defines: str) -> _Module:
         """Compile what a rung needs, and along with a UDP rung what TCP will most likely need: each run of the compiler
@@ -309,33 +356,41 @@ class Loader:
     def _build(self, name: str, macros: Sequence[str]) -> _Module:
         again = bpf.Map(bpf.PROG_ARRAY, "again", 4, 4, 2)
         flags = [
-            f"-I{bpf_folder()}",
             "-Wno-unused-function",
             # BCC asks for types and lines of the program, which take a sixth of the time and which nobody reads.
             "-g0",
             # BCC optimizes what clang gives it, so that clang need not: it takes a quarter less time.
             "-Xclang",
             "-disable-llvm-passes",
-            f"-DCANARY_PORT={self._canary_port}",
-            f"-DWATCHED_PORT(port)=({_any_of([*self._ports, self._canary_port])})",
+            f"-DCANARY_MARK={CANARY_MARK}",
+            f"-DWATCHED_PORT(port)=({_any_of([*self._ports, 'CANARY_PORT'])})",
             f"-DTICK_NS={TICK_NS}",
             f"-DENCRYPTED_PORT(port)=({_any_of(self._encrypted_ports)})",
-            *(f"-DMAP_{name}={fd}" for name, fd in (*self._maps.items(), ("AGAIN", again.fd))),
+            *(f"-DMAP_{name}={number}" for number, name in enumerate(self._maps)),
             *(f"-D{name}={value}" for name, value in self._values.items()),
             *(f"-D{macro}" for macro in macros),
         ]
+        sources = [path.read_bytes() for path in sorted(bpf_folder().rglob("*.[ch]"))]
+        key = f"programs-{digest(*self._bcc, *(flag.encode() for flag in flags), *sources)}"
+        if kept := self._store.get(key):
+            return _Module({function: Program.from_json(program) for function, program in kept.items()}, again)
         try:
-            return _Module(self._bcc.BPF(src_file=str(bpf_folder() / "dnsprobe.bpf.c"), cflags=flags), again)
+            programs = _compile(flags)
+        except UserError:
+            raise
         except Exception as error:  # BCC raises nothing narrower
             raise UserError(f"the BPF program for {name} does not compile: {error}") from error
+        self._keep(key, {function: program.to_json() for function, program in programs.items()})
+        return _Module(programs, again)
 
     def _load(self, module: _Module, function: str, kind: str) -> int:
-        prog_type = self._bcc.BPF.KPROBE if kind == "kprobe" else self._bcc.BPF.RAW_TRACEPOINT
+        program_type = bpf.KPROBE if kind == "kprobe" else bpf.RAW_TRACEPOINT
+        instructions = module.programs[function].bound([*self._map_fds, module.again.fd], self._canary_port)
         try:
-            # BCC keeps a descriptor of its own for as long as the module lives.
-            return os.dup(module.program.load_func(function, prog_type).fd)
-        except Exception as error:  # BCC raises nothing narrower
-            raise UserError(f"the kernel refuses the BPF program {function}: {error}") from error
+            return bpf.load_program(program_type, function, instructions)
+        except bpf.RefusedError as error:
+            print(error.log, file=sys.stderr, flush=True)
+            raise UserError(f"the kernel refuses the BPF program {function}: {error.strerror}") from error
 
     def attach(
         self, rung: Rung, paths: Sequence[str], attempt: int

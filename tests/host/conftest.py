@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections import Counter
@@ -31,7 +32,33 @@ PATIENCE = 60.0
 IN_OWN_NET = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # What one test had compiled serves the others, as it does the service at its next start: test_kept.py.
+    folder = tempfile.TemporaryDirectory(prefix="dnsprobe-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["CACHE_DIRECTORY"] = folder.name
+    _leave_the_root(config)
+
+
+def _leave_the_root(config: pytest.Config) -> None:
+    """Go to a control group of our own where there is nothing but the root, as where no systemd runs.
+
+    The root has no name, which is what the kernel side can tell on a host that keeps to version 1 of control groups.
+    """
+    groups = dict(line.split(":", 2)[::2] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    roots = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"]
+    if os.geteuid() != 0 or groups.get("0") != "/" or not roots:
+        return
+    root = Path(roots[0])
+    group = root / f"dnsprobe-tests-{os.getpid()}"
+    group.mkdir()
+
+    def back() -> None:
+        (root / "cgroup.procs").write_text("0")
+        group.rmdir()
+
+    config.add_cleanup(back)
+    (group / "cgroup.procs").write_text("0")
     # Ignored by what runs in the background of a script, and by all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -122,11 +149,12 @@ class Service(Program):
 
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
         """Return labels and value of each sample of a metric, as it is scraped now."""
+        # Reading the lines of all others would take longer than the scrape.
+        lines = [line for line in self.get("/metrics").splitlines() if line.startswith((f"{name}{{", f"{name} "))]
         return [
             (sample.labels, sample.value)
-            for family in text_string_to_metric_families(self.get("/metrics"))  # type: ignore[no-untyped-call,unused-ignore]
+            for family in text_string_to_metric_families("\n".join([*lines, ""]))  # type: ignore[no-untyped-call,unused-ignore]
             for sample in family.samples
-            if sample.name == name
         ]
 
     def by(self, metric: str, label: str) -> dict[str, float]:

@@ -75,7 +75,7 @@ def test_killing_leaves_nothing_attached(start: Start) -> None:
 
 
 def test_killing_while_it_compiles_leaves_no_child(tmp_path: Path) -> None:
-    program = Program(["watch", "watched.test"], tmp_path)
+    program = Program(["watch", "watched.test"], tmp_path, ["env", "--unset=CACHE_DIRECTORY"])
     children = Path(f"/proc/{program.process.pid}/task/{program.process.pid}/children")
     until(lambda: children.read_text() != "")
     loader = children.read_text().split()[0]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from installed import CONFIGURATION, TREE, Service, entries, run, send, until
 
-GOOD = "domains: [life.test]"
+#: With an entry for each query, as the tests of journald want it after these.
+GOOD = "domains: [life.test]\njournal: {repeat: 0}"
+CACHE = Path("/var/cache/dnsprobe")
 #: An upgrade is a matter of apt and systemd: it is tried once with those of each release, the guests 6.1 and 6.12.
 OWN_KERNEL = os.uname().release.startswith(("6.1.", "6.12.")) and "isra" not in os.uname().release
 
@@ -16,6 +19,11 @@ OWN_KERNEL = os.uname().release.startswith(("6.1.", "6.12.")) and "isra" not in 
 def counts(service: Service, queries: int) -> None:
     send("www.life.test", queries)
     assert service.by("domain") == {"life.test": queries}
+
+
+def compiled() -> dict[str, int]:
+    """Return what is kept for the next start, and when it was made."""
+    return {path.name: path.stat().st_mtime_ns for path in CACHE.iterdir()}
 
 
 def test_stop_leaves_nothing_attached(service: Service) -> None:
@@ -65,11 +73,15 @@ def test_the_socket_unit_holds_the_address(service: Service) -> None:
 
 def test_it_comes_back_after_a_kill(service: Service) -> None:
     held = len(service.programs())
+    kept = compiled()
+    assert {name.partition("-")[0] for name in kept} == {"layout", "programs"}
     pid = service.pid
     os.kill(pid, signal.SIGKILL)
     until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
     assert len(service.programs()) == held
     assert service.show("NRestarts") != "0"
+    # Nothing had to be compiled again.
+    assert compiled() == kept
     # Totals are in memory: they begin at zero, and hooks of the one that was killed count nothing twice.
     counts(service, 103)
 

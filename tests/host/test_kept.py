@@ -1,0 +1,83 @@
+"""What was compiled is kept: the next start needs no compiler, unless anything is not as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program, Service
+
+Start = Callable[..., Service]
+Scene = Callable[..., Any]
+
+RULES = "domains: [kept.test]"
+#: LLVM, and BCC with it, are a file that is empty.
+WITHOUT_COMPILER = 'for file in /usr/lib/*/libbcc.so.0; do mount --bind /dev/null "$file"; done; exec "$@"'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder that is used from now on; there is nothing in it."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setenv("CACHE_DIRECTORY", str(folder))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in folder.iterdir()}
+
+
+def kinds(folder: Path) -> list[str]:
+    return sorted(path.name.partition("-")[0] for path in folder.iterdir())
+
+
+def without_compiler() -> list[str]:
+    return ["unshare", "--mount", "sh", "-ec", WITHOUT_COMPILER, "sh"]
+
+
+def test_the_next_start_needs_no_compiler(start: Start, scene: Scene, folder: Path) -> None:
+    start(RULES).stop()
+    kept = contents(folder)
+    assert kinds(folder) == ["layout", "programs"]
+    service = start(RULES, without_compiler())
+    assert contents(folder) == kept
+    scene("send", "www.kept.test", 101)
+    assert service.by("dnsprobe_queries_total", "domain") == {"kept.test": 101}
+    assert "cannot keep" not in service.err.read_text("utf-8")
+
+
+def test_without_what_was_kept_it_needs_one(tmp_path: Path, folder: Path) -> None:
+    program = Program(["watch", "kept.test"], tmp_path, without_compiler())
+    assert program.process.wait(60) == 1
+    assert "does not compile" in program.err.read_text("utf-8")
+    assert kinds(folder) == ["layout"]
+
+
+def test_what_is_damaged_is_made_anew(start: Start, folder: Path) -> None:
+    start(RULES).stop()
+    before = contents(folder)
+    for path in folder.iterdir():
+        os.truncate(path, path.stat().st_size // 2)
+    start(RULES).stop()
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    assert not set(after.values()) & set(before.values())
+
+
+def test_other_ports_are_compiled_for(start: Start, scene: Scene, folder: Path) -> None:
+    start(RULES).stop()
+    service = start(f"{RULES}\nprobe: {{ports: [53, 5353]}}")
+    assert kinds(folder) == ["layout", "programs", "programs"]
+    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
+
+
+def test_a_folder_that_takes_nothing_is_no_obstacle(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIRECTORY", "/proc/1")
+    monkeypatch.setenv("DNSPROBE_DEBUG", "1")
+    service = start(RULES)
+    assert service.get("/-/ready") == "ready\n"
+    assert "cannot keep what was compiled for the next start: " in service.err.read_text("utf-8")
