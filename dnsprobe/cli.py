@@ -230,11 +230,11 @@ def _password(user: str) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from dnsprobe.web.protection import read  # noqa: PLC0415
-
     config = _load(arguments)
     web_config = arguments.web_config or config.metrics.web_config
     if web_config is not None:
+        from dnsprobe.web.protection import read  # noqa: PLC0415 - most reloads come without TLS
+
         read(web_config)
     print(f"good: {number(len(config.domains), 'rule')}{'' if config.domains else ', so all names are watched'}")
     return EXIT_GOOD
