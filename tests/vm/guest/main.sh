@@ -17,7 +17,7 @@ case $VM_BOOT in
 	esac
 	# In an order in which dnsprobe is started as seldom as can be: an emulated processor takes half a minute for it.
 	tests test_vm_install.py test_vm_queries.py test_vm_reload.py test_vm_identity.py "${desk[@]}" test_vm_ways.py \
-		test_vm_journald.py "${web[@]}" test_vm_life.py test_vm_before_reboot.py
+		"${web[@]}" test_vm_life.py test_vm_journald.py test_vm_before_reboot.py
 	exit 85 # whatever came of it is in the results
 	;;
 *) tests test_vm_after_reboot.py test_vm_removal.py ;;

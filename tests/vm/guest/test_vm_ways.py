@@ -193,13 +193,12 @@ def test_what_the_kernel_itself_writes(service: Service, tmp_path: Path) -> None
 
 
 # The first is what the default comes to: it serves already.
-@pytest.mark.parametrize("hook", ["ip_send_skb", "udp_send_skb", "net_dev_queue"])
+@pytest.mark.parametrize("hook", TCP_HOOKS)
 def test_a_hook_by_name_is_right_or_refused(service: Service, hook: str) -> None:
     rules = [*(f"{row}.paths.test" for row in ROWS), *(f"{row}.streams.test" for row in STREAM_ROWS)]
     domains = ", ".join(["hook.test", *rules])
-    # An entry for each query, as the tests of journald want it after the last.
     tcp_hook = TCP_HOOKS[hook]
-    configuration = f"domains: [{domains}]\nprobe: {{hook: {hook}, tcp_hook: {tcp_hook}}}\njournal: {{repeat: 0}}"
+    configuration = f"domains: [{domains}]\nprobe: {{hook: {hook}, tcp_hook: {tcp_hook}}}"
     if hook == "ip_send_skb":
         service.reload(configuration)
     else:
