@@ -11,6 +11,9 @@ PATHS = ("udp4", "udp6", "tcp4", "tcp6")
 #: Macros that have the program for TCP compiled: at a function, at a tracepoint; and a second one at the tracepoint.
 STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE = "STREAM_FUNCTION", "STREAM_TRACEPOINT", "STREAM_TWICE"
 
+#: Octets: more than the process that attaches them and the daemon ever say to each other at once.
+MESSAGE_SIZE = 1 << 20
+
 KPROBE_TYPE = "/sys/bus/event_source/devices/kprobe/type"
 
 

@@ -25,6 +25,7 @@ from dnsprobe.kernel.abi import TICK_NS
 from dnsprobe.kernel.attach import attach_kprobe, attach_raw_tracepoint
 from dnsprobe.kernel.btf import Btf, read_btf
 from dnsprobe.kernel.hooks import (
+    MESSAGE_SIZE,
     RUNGS,
     STREAM_FUNCTION,
     STREAM_TRACEPOINT,
@@ -34,9 +35,6 @@ from dnsprobe.kernel.hooks import (
 )
 from dnsprobe.kernel.programs import CANARY_MARK, Program, Store, digest
 from dnsprobe.kernel.symbols import Symbol, find_functions, read_kallsyms
-
-#: More than any message of either side.
-MESSAGE_SIZE = 1 << 20
 
 # What the programs read, as (macro, struct, members). start_boottime is called so since Linux 5.5 (kernel commit
 # cf25e24db61c); sk_protocol has 16 bits since 5.6 (bf9765145b85). Debian's oldest kernel here is 5.10.

@@ -23,8 +23,7 @@ from typing import Any
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import abi, bpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort, canary_suffix
-from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung
-from dnsprobe.kernel.loader import MESSAGE_SIZE
+from dnsprobe.kernel.hooks import MESSAGE_SIZE, PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung
 from dnsprobe.privileges import HINT
 
 #: Room for canaries on their way: they must come back even while the ring of events is full.

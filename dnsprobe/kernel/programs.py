@@ -14,7 +14,6 @@ import os
 import stat
 import struct
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,14 +117,14 @@ class Store:
         if self._folder is None:
             return
         text = json.dumps(value).encode()
-        descriptor, name = tempfile.mkstemp(prefix=".new-", dir=self._folder)
+        new = self._folder / f".new-{os.getpid()}"
         try:
-            with open(descriptor, "wb") as file:
+            with open(new, "wb", opener=_open_no_link) as file:
                 file.write(digest(text).encode() + b"\n" + text)
-            os.rename(name, self._folder / key)
+            new.rename(self._folder / key)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(name)
+                new.unlink()
             raise
         files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in files[_KEPT:]:
@@ -133,4 +132,4 @@ class Store:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
