@@ -72,6 +72,10 @@ MASKED = (
     "systemd-update-utmp-runlevel.service",
 )
 
+#: The one generator (systemd.generator(7)) whose units a guest has: all others are run at each boot, and each time that
+#: systemd reloads its units, for nothing but seconds of an emulated processor.
+_GENERATOR = "systemd-getty-generator"
+
 #: Left out of the disk, but not of packages that are installed in the guest.
 _EXCLUDED = ("path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/doc/*")
 
@@ -148,12 +152,18 @@ def _without_password(line: str) -> str:
 
 
 def _enable_agent(root: Path) -> None:
-    units = root / "etc/systemd/system"
+    etc = root / "etc"
+    units = etc / "systemd/system"
     for unit in MASKED:
         (units / unit).unlink(missing_ok=True)
         (units / unit).symlink_to("/dev/null")
     (units / "default.target").unlink(missing_ok=True)
     (units / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
+    generators = etc / "systemd/system-generators"
+    generators.mkdir(exist_ok=True)
+    for path in (root / "usr/lib/systemd/system-generators").iterdir():
+        if path.name != _GENERATOR:
+            (generators / path.name).symlink_to("/dev/null")
     for unit, target in _WANTED.items():
         shutil.copy(_AGENT / unit, units / unit)
         wants = units / f"{target}.wants"
