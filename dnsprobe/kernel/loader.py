@@ -243,7 +243,7 @@ def _find_bcc() -> list[bytes]:
         ) from None
 
 
-def _compile(flags: Sequence[str]) -> dict[str, Program]:
+def _run_compiler(flags: Sequence[str]) -> dict[str, Program]:
     """Return the program of each function. BCC raises what it likes."""
     os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
     try:
@@ -306,6 +306,8 @@ class Loader:
         self._map_fds = map_fds
         # systemd.exec(5): of the folders of CacheDirectory=, which are separated by colons.
         self._store = Store(os.environ.get("CACHE_DIRECTORY", "").partition(":")[0])
+        #: Why what was compiled could not be kept.
+        self.unkept = ""
         self._bcc = _find_bcc()
         self._values, self._no_streams, self._twice = self._layout(request["btf"])
         self._modules: dict[tuple[str, ...], _Module] = {}
@@ -333,7 +335,7 @@ class Loader:
         try:
             self._store.put(key, value)
         except OSError as error:
-            print(f"cannot keep what was compiled for the next start: {error}", file=sys.stderr, flush=True)
+            self.unkept = str(error)
 
     def _compile(self, rung: Rung, *defines: str) -> _Module:
         """Compile what a rung needs, and along with a UDP rung what TCP will most likely need: each run of the compiler
@@ -373,7 +375,7 @@ class Loader:
         if kept := self._store.get(key):
             return _Module({function: Program.from_json(program) for function, program in kept.items()}, again)
         try:
-            programs = _compile(flags)
+            programs = _run_compiler(flags)
         except UserError:
             raise
         except Exception as error:  # BCC raises nothing narrower
@@ -517,7 +519,7 @@ def serve(channel: socket.socket) -> None:
                 answer, fds = loader.attach_lineage()
             else:
                 hooks, refused, fds = loader.attach(RUNGS[request["rung"]], request["paths"], request["attempt"])
-                answer = {"hooks": hooks, "refused": refused}
+                answer = {"hooks": hooks, "refused": refused, "unkept": loader.unkept}
         except UserError as error:
             answer = {"error": error.message, "hint": error.hint}
         socket.send_fds(channel, [json.dumps(answer).encode()], fds)

@@ -171,6 +171,8 @@ class Probe:
         self.lineage: Hook | None = None
         #: Why no lineages are followed, though there is room for them.
         self.lineage_problem = ""
+        #: Why what was compiled could not be kept for the next start, though there is a folder for it.
+        self.unkept = ""
         self._lost_lineage_misses = 0
         self._seeds_refused = 0
         self.paths: dict[str, PathState] = {path: PathState() for path in PATHS}
@@ -337,6 +339,7 @@ class Probe:
         while rung := climb.rung:
             trying(rung.name)
             answer, fds = self._child.ask({"rung": rung.name, "paths": climb.open, "attempt": climb.attempt})
+            self.unkept = answer["unkept"]
             complaints = self._child.complaints()
             if complaints:
                 log(complaints)
