@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -135,3 +136,10 @@ def test_the_canaries_port_does_not_look_like_an_address() -> None:
     used = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert "32511" in used
     assert str(0x7F00) not in used
+
+
+def test_a_refused_program_comes_with_what_the_verifier_says() -> None:
+    exit_without_result = struct.pack("=BBhi", 0x95, 0, 0, 0)
+    with pytest.raises(bpf.RefusedError, match="Permission denied") as refused:
+        bpf.load_program(bpf.RAW_TRACEPOINT, "refused", exit_without_result)
+    assert "R0 !read_ok" in refused.value.log
