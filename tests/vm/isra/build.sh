@@ -86,12 +86,17 @@ release=$(make -s -C "$tree" kernelversion)
 say "Linux $release: splitting the flow of udp_send_skb, the port is argument $port_argument"
 python3 "$here/split_flow.py" "$tree" "$port_argument"
 
-# What no hook is in is compiled in three quarters of the time: optimized less, and without types, but for the file systems,
-# whose own ones dnsprobe reads.
-for part in block crypto drivers io_uring ipc lib mm security; do
-	echo 'subdir-ccflags-y += -O1 -g0' >>"$tree/$part/Makefile"
+# A compiler's time goes into optimizing and into types. So all but arch/x86 is optimized less, and types come from the parts
+# that have those that dnsprobe and the kernel's own BPF look for.
+for part in block crypto drivers fs io_uring ipc kernel lib mm net security; do
+	echo 'subdir-ccflags-y += -O1' >>"$tree/$part/Makefile"
 done
-echo 'subdir-ccflags-y += -O1' >>"$tree/fs/Makefile"
+for part in arch/x86 block crypto drivers io_uring ipc kernel lib mm security; do
+	echo 'subdir-ccflags-y += -g0' >>"$tree/$part/Makefile"
+done
+for part in bpf cgroup trace; do # after the -g0 of all below kernel/
+	echo 'subdir-ccflags-y += -gdwarf-4' >>"$tree/kernel/$part/Makefile"
+done
 
 # Neither time nor host, user, folder or variables of the caller go into the kernel. With -j pahole would write the types in
 # an order that is not always the same.
