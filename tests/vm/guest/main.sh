@@ -7,18 +7,18 @@ tests() {
 	local junit=/mnt/out/junit-$VM_BOOT.xml
 	(cd guest && exec /usr/bin/python3 -m pytest -p no:cacheprovider -p installed -v --tb=short --junitxml="$junit" "$@")
 }
+# What is a matter of systemd, journald and dpkg alone is tried once with those of each release.
+desk=() web=() removal=()
+case $(uname -r) in
+*isra*) ;;
+6.1.* | 6.12.*) desk=(test_vm_desk.py) web=(test_vm_web.py) removal=(test_vm_removal.py) ;;
+esac
 case $VM_BOOT in
 0)
-	# What is a matter of systemd and journald alone is tried once with those of each release.
-	case $(uname -r) in
-	*isra*) desk=() web=() ;;
-	6.1.* | 6.12.*) desk=(test_vm_desk.py) web=(test_vm_web.py) ;;
-	*) desk=() web=() ;;
-	esac
 	# In an order in which dnsprobe is started as seldom as can be: an emulated processor takes half a minute for it.
 	tests test_vm_install.py test_vm_queries.py test_vm_reload.py test_vm_identity.py "${desk[@]}" test_vm_ways.py \
 		"${web[@]}" test_vm_life.py test_vm_journald.py test_vm_before_reboot.py
 	exit 85 # whatever came of it is in the results
 	;;
-*) tests test_vm_after_reboot.py test_vm_removal.py ;;
+*) tests test_vm_after_reboot.py "${removal[@]}" ;;
 esac
