@@ -86,12 +86,13 @@ release=$(make -s -C "$tree" kernelversion)
 say "Linux $release: splitting the flow of udp_send_skb, the port is argument $port_argument"
 python3 "$here/split_flow.py" "$tree" "$port_argument"
 
-# A compiler's time goes into optimizing and into types. So all but arch/x86 is optimized less, and types come from the parts
-# that have those that dnsprobe and the kernel's own BPF look for.
-for part in block crypto drivers fs io_uring ipc kernel lib mm net security; do
+# A compiler's time goes into optimizing and into types. So what can do with it (arch/x86 cannot) is optimized less, and types
+# come from the parts that have those that dnsprobe and the kernel's own BPF look for.
+untyped='block crypto drivers io_uring ipc kernel lib mm security'
+for part in $untyped fs net; do
 	echo 'subdir-ccflags-y += -O1' >>"$tree/$part/Makefile"
 done
-for part in arch/x86 block crypto drivers io_uring ipc kernel lib mm security; do
+for part in $untyped arch/x86; do
 	echo 'subdir-ccflags-y += -g0' >>"$tree/$part/Makefile"
 done
 for part in bpf cgroup trace; do # after the -g0 of all below kernel/
