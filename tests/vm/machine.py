@@ -33,9 +33,8 @@ _KERNEL_ARGUMENTS = (
     "panic=-1 oops=panic",
     # Protection from other guests on the same processor, at the price of time.
     "mitigations=off init_on_alloc=0",
-    # An emulated processor can stand still for seconds when the host is busy. Its clock is the host's and goes on, so a
-    # kernel takes it for faulty, and reads a coarse one from then on.
-    "nowatchdog rcupdate.rcu_cpu_stall_timeout=120 tsc=reliable",
+    # An emulated processor can stand still for seconds when the host is busy.
+    "nowatchdog rcupdate.rcu_cpu_stall_timeout=120",
     # QEMU translates code for the address that it is at: at another one in each process, libraries are translated anew.
     "norandmaps",
 )
