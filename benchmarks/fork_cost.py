@@ -21,12 +21,12 @@ from statistics import median
 
 from perf import EVENTS, count
 
-from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.attach import attach_raw_tracepoint
-from dnsprobe.kernel.bpf import program_runs
+from dnsprobe.kernel.libbpf import program_runs
 from dnsprobe.kernel.loader import LINEAGE_TRACEPOINTS
 from dnsprobe.kernel.probe import Probe, Sizes, Where
-from dnsprobe.lineage import Lineage
+from dnsprobe.process.lineage import Lineage
+from dnsprobe.process.procfs import ProcFS
 
 _SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
 _ENTRIES = 32768

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dnsprobe.kernel.abi import NO_RULE, TrieEntry
-from dnsprobe.kernel.bpf import ProgramRuns, program_runs
+from dnsprobe.kernel.libbpf import ProgramRuns, program_runs
 from dnsprobe.kernel.probe import Probe, Sizes, Where
-from dnsprobe.qname import from_text
+from dnsprobe.names.wire import from_text
 
 _SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
 

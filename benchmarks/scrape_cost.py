@@ -27,8 +27,8 @@ from time import perf_counter
 
 from prometheus_client.exposition import choose_encoder
 
-from dnsprobe import config
-from dnsprobe.daemon import Daemon
+from dnsprobe.commands.run import Daemon
+from dnsprobe.config import main as config
 from dnsprobe.kernel import abi
 from dnsprobe.model import Count
 from dnsprobe.sinks.metrics import Registry

@@ -18,7 +18,7 @@ from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE, UserError
 from dnsprobe.text import number
 
 if TYPE_CHECKING:
-    from dnsprobe.config import Config
+    from dnsprobe.config.main import Config
 
 #: Read where no --config says otherwise, if it is there.
 DEFAULT_CONFIG = "/etc/dnsprobe/dnsprobe.yaml"
@@ -103,7 +103,7 @@ def _add_tree(tree: argparse.ArgumentParser) -> None:
     tree.add_argument(
         "--url", metavar="URL", help="the daemon's address (default: metrics.listen of the configuration, over http)"
     )
-    # The labels are those of dnsprobe.tally, which --help has no need to load.
+    # The labels are those of dnsprobe.treeview.aggregate, which --help has no need to load.
     tree.add_argument(
         "--domain",
         action="append",
@@ -151,7 +151,7 @@ def _seconds(text: str) -> float:
 
 
 def _load(arguments: argparse.Namespace) -> Config:
-    from dnsprobe.config import default, load  # noqa: PLC0415 - --help and --version need no YAML
+    from dnsprobe.config.main import default, load  # noqa: PLC0415 - --help and --version need no YAML
 
     if arguments.config is not None:
         return load(arguments.config)
@@ -167,8 +167,8 @@ def _load(arguments: argparse.Namespace) -> Config:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dnsprobe.config import parse_listen  # noqa: PLC0415
-    from dnsprobe.daemon import Daemon  # noqa: PLC0415
+    from dnsprobe.commands.run import Daemon  # noqa: PLC0415
+    from dnsprobe.config.main import parse_listen  # noqa: PLC0415
 
     def configuration() -> Config:
         config = _load(arguments)
@@ -190,16 +190,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from dnsprobe.watch import watch  # noqa: PLC0415
+    from dnsprobe.commands.watch import watch  # noqa: PLC0415
 
     config = _load(arguments)
     return watch(config, arguments.domains, as_json=arguments.json, check_privileges=privileges.need)
 
 
 def _tree(arguments: argparse.Namespace) -> int:
-    from dnsprobe.scrape import Target, complete_url, url_of  # noqa: PLC0415
-    from dnsprobe.tally import Choice  # noqa: PLC0415
-    from dnsprobe.tree import look_at  # noqa: PLC0415
+    from dnsprobe.commands.tree import look_at  # noqa: PLC0415
+    from dnsprobe.treeview.aggregate import Choice  # noqa: PLC0415
+    from dnsprobe.treeview.client import Target, complete_url, url_of  # noqa: PLC0415
 
     if arguments.key is not None and arguments.cert is None:
         raise UserError("--key without --cert", "give the certificate, too", EXIT_USAGE)
@@ -241,7 +241,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from dnsprobe.doctor import examine  # noqa: PLC0415
+    from dnsprobe.commands.doctor import examine  # noqa: PLC0415
 
     return examine(_load(arguments), as_json=arguments.json)
 

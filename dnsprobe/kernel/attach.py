@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 
 from dnsprobe.kernel.hooks import KPROBE_TYPE
-from dnsprobe.kernel.symbols import Symbol
+from dnsprobe.kernel.kallsyms import Symbol
 
 # arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
 _SYSCALLS = {"x86_64": {"perf_event_open": 298, "bpf": 321}, "aarch64": {"perf_event_open": 241, "bpf": 280}}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel import bpf
+from dnsprobe.kernel import libbpf
 from dnsprobe.kernel.abi import TICK_NS
 from dnsprobe.kernel.attach import attach_kprobe, attach_raw_tracepoint
 from dnsprobe.kernel.btf import Btf, read_btf
@@ -33,8 +33,8 @@ from dnsprobe.kernel.hooks import (
     Rung,
     kprobes_available,
 )
+from dnsprobe.kernel.kallsyms import Symbol, find_functions, read_kallsyms
 from dnsprobe.kernel.programs import CANARY_MARK, Program, Store, digest
-from dnsprobe.kernel.symbols import Symbol, find_functions, read_kallsyms
 
 # What the programs read, as (macro, struct, members). start_boottime is called so since Linux 5.5 (kernel commit
 # cf25e24db61c); sk_protocol has 16 bits since 5.6 (bf9765145b85). Debian's oldest kernel here is 5.10.
@@ -292,7 +292,7 @@ class _Module:
     itself."""
 
     programs: dict[str, Program]
-    again: bpf.Map
+    again: libbpf.Map
 
 
 class Loader:
@@ -354,7 +354,7 @@ class Loader:
         return self._modules[macros]
 
     def _build(self, name: str, macros: Sequence[str]) -> _Module:
-        again = bpf.Map(bpf.PROG_ARRAY, "again", 4, 4, 2)
+        again = libbpf.Map(libbpf.PROG_ARRAY, "again", 4, 4, 2)
         flags = [
             "-Wno-unused-function",
             # BCC asks for types and lines of the program, which take a sixth of the time and which nobody reads.
@@ -384,11 +384,11 @@ class Loader:
         return _Module(programs, again)
 
     def _load(self, module: _Module, function: str, kind: str) -> int:
-        program_type = bpf.KPROBE if kind == "kprobe" else bpf.RAW_TRACEPOINT
+        program_type = libbpf.KPROBE if kind == "kprobe" else libbpf.RAW_TRACEPOINT
         instructions = module.programs[function].bound([*self._map_fds, module.again.fd], self._canary_port)
         try:
-            return bpf.load_program(program_type, function, instructions)
-        except bpf.RefusedError as error:
+            return libbpf.load_program(program_type, function, instructions)
+        except libbpf.RefusedError as error:
             print(error.log, file=sys.stderr, flush=True)
             raise UserError(f"the kernel refuses the BPF program {function}: {error.strerror}") from error
 

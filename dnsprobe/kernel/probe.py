@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel import abi, bpf
+from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort, canary_suffix
 from dnsprobe.kernel.hooks import MESSAGE_SIZE, PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung
 from dnsprobe.privileges import HINT
@@ -190,29 +190,35 @@ class Probe:
     def _make_maps(self, sizes: Sizes) -> None:
         counter = abi.COUNTER.size
         self._trie_size = 1024
-        self._settings = bpf.Map(bpf.ARRAY, "settings", 4, abi.SETTINGS.size, 1)
-        self._scratch = bpf.Map(bpf.PERCPU_ARRAY, "scratch", 4, abi.SCRATCH_SIZE, _SCRATCH_KINDS)
-        self._statistics = bpf.Map(bpf.PERCPU_ARRAY, "stats", 4, counter, len(abi.Statistic))
+        self._settings = libbpf.Map(libbpf.ARRAY, "settings", 4, abi.SETTINGS.size, 1)
+        self._scratch = libbpf.Map(libbpf.PERCPU_ARRAY, "scratch", 4, abi.SCRATCH_SIZE, _SCRATCH_KINDS)
+        self._statistics = libbpf.Map(libbpf.PERCPU_ARRAY, "stats", 4, counter, len(abi.Statistic))
         self._trie = self._make_trie(1)
-        self._rules = bpf.Map(bpf.ARRAY_OF_MAPS, "rules", 4, 4, 1, inner=self._trie)
-        self._counts = bpf.Map(bpf.HASH, "counts", abi.COUNT_KEY.size, counter, sizes.counters)
-        self._overflow = bpf.Map(bpf.ARRAY, "overflow", 4, counter, abi.RULE_IDS + 1)
-        self._processes = bpf.Map(bpf.HASH, "procs", abi.PROCESS_KEY.size, abi.CHAIN_BYTES, sizes.processes)
-        self._identities = bpf.Map(bpf.HASH, "identities", abi.PROCESS_KEY.size, abi.IDENTITY.size, sizes.processes)
-        self._names = bpf.Map(bpf.HASH, "names", 8, abi.NAME.size, sizes.names)
-        self._pending = bpf.Map(bpf.HASH, "pending", abi.PENDING_KEY.size, counter, sizes.names)
-        self._seen = bpf.Map(bpf.LRU_HASH, "seen", abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
-        self._ancestors = bpf.Map(bpf.HASH, "lineage", abi.ANCESTOR_KEY.size, abi.ANCESTOR.size, max(sizes.lineage, 1))
-        self._deferred = bpf.Map(bpf.LRU_HASH, "deferred", 8, abi.DEFERRED.size, _DEFERRED)
-        self._streams = bpf.Map(bpf.LRU_HASH, "streams", 8, abi.STREAM.size, _STREAMS)
-        self._events = bpf.Map(bpf.RINGBUF, "events", 0, 0, sizes.ring)
-        self._canaries = bpf.Map(bpf.RINGBUF, "canaries", 0, 0, _CANARY_RING_SIZE)
-        self._ring = bpf.Ring(self._events)
-        self._canary_ring = bpf.Ring(self._canaries, batch=1 << 16)
+        self._rules = libbpf.Map(libbpf.ARRAY_OF_MAPS, "rules", 4, 4, 1, inner=self._trie)
+        self._counts = libbpf.Map(libbpf.HASH, "counts", abi.COUNT_KEY.size, counter, sizes.counters)
+        self._overflow = libbpf.Map(libbpf.ARRAY, "overflow", 4, counter, abi.RULE_IDS + 1)
+        self._processes = libbpf.Map(libbpf.HASH, "procs", abi.PROCESS_KEY.size, abi.CHAIN_BYTES, sizes.processes)
+        self._identities = libbpf.Map(
+            libbpf.HASH, "identities", abi.PROCESS_KEY.size, abi.IDENTITY.size, sizes.processes
+        )
+        self._names = libbpf.Map(libbpf.HASH, "names", 8, abi.NAME.size, sizes.names)
+        self._pending = libbpf.Map(libbpf.HASH, "pending", abi.PENDING_KEY.size, counter, sizes.names)
+        self._seen = libbpf.Map(libbpf.LRU_HASH, "seen", abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
+        self._ancestors = libbpf.Map(
+            libbpf.HASH, "lineage", abi.ANCESTOR_KEY.size, abi.ANCESTOR.size, max(sizes.lineage, 1)
+        )
+        self._deferred = libbpf.Map(libbpf.LRU_HASH, "deferred", 8, abi.DEFERRED.size, _DEFERRED)
+        self._streams = libbpf.Map(libbpf.LRU_HASH, "streams", 8, abi.STREAM.size, _STREAMS)
+        self._events = libbpf.Map(libbpf.RINGBUF, "events", 0, 0, sizes.ring)
+        self._canaries = libbpf.Map(libbpf.RINGBUF, "canaries", 0, 0, _CANARY_RING_SIZE)
+        self._ring = libbpf.Ring(self._events)
+        self._canary_ring = libbpf.Ring(self._canaries, batch=1 << 16)
 
-    def _make_trie(self, entries: int) -> bpf.Map:
+    def _make_trie(self, entries: int) -> libbpf.Map:
         # Inner maps have to be alike in all but their size; in that too before Linux 5.10 (kernel commit 134fede4eecf).
-        return bpf.Map(bpf.LPM_TRIE, "trie", abi.LPM_KEY_SIZE, abi.OUTCOME.size, max(entries, 1), bpf.NO_PREALLOC)
+        return libbpf.Map(
+            libbpf.LPM_TRIE, "trie", abi.LPM_KEY_SIZE, abi.OUTCOME.size, max(entries, 1), libbpf.NO_PREALLOC
+        )
 
     # Rules
 
@@ -229,7 +235,7 @@ class Probe:
         trie = self._make_trie(len(entries) + 1)
         canary = abi.TrieEntry(self._suffix, self._suffix_labels(), abi.CANARY, abi.CANARY)
         try:
-            with bpf.undisturbed:
+            with libbpf.undisturbed:
                 for entry in (*entries, canary):
                     outcome = abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels)
                     trie.set(abi.lpm_key(entry.suffix), outcome)
@@ -462,7 +468,7 @@ class Probe:
     def statistics(self) -> dict[abi.Statistic, int]:
         """Return the statistics of the programs, summed over the CPUs."""
         totals = {}
-        with bpf.undisturbed:
+        with libbpf.undisturbed:
             for statistic in abi.Statistic:
                 raw = self._statistics.get(struct.pack("=I", statistic)) or b""
                 totals[statistic] = sum(value for (value,) in abi.COUNTER.iter_unpack(raw))
@@ -472,7 +478,7 @@ class Probe:
         """Return how many packets the kernel did not show us because another BPF program ran on that CPU."""
         missed = 0
         for hook in self.hooks:
-            runs = [bpf.program_runs(program).missed for program in hook.programs]
+            runs = [libbpf.program_runs(program).missed for program in hook.programs]
             # Of two programs for TCP each sees all writes: lost is what both missed, so no more than either did.
             missed += min(runs) if RUNGS[hook.rung].reads_streams else sum(runs)
         return self._lost_misses + missed
@@ -480,7 +486,7 @@ class Probe:
     def lineage_missed_runs(self) -> int:
         """Return how many forks, changes of name and exits were not followed because another BPF program ran."""
         programs = self.lineage.programs if self.lineage else []
-        return self._lost_lineage_misses + sum(bpf.program_runs(program).missed for program in programs)
+        return self._lost_lineage_misses + sum(libbpf.program_runs(program).missed for program in programs)
 
     def lineage_full(self) -> int:
         """Return how many processes are not followed for want of room."""
@@ -557,7 +563,7 @@ class Probe:
     def add_ancestor(self, key: abi.AncestorKey, ancestor: abi.Ancestor) -> None:
         """Add a process that is not there yet; that there is no room is counted."""
         try:
-            self._ancestors.set(abi.encode_ancestor_key(key), abi.encode_ancestor(ancestor), bpf.NOEXIST)
+            self._ancestors.set(abi.encode_ancestor_key(key), abi.encode_ancestor(ancestor), libbpf.NOEXIST)
         except FileExistsError:
             pass
         except OSError:
@@ -566,7 +572,7 @@ class Probe:
     def set_ancestor(self, key: abi.AncestorKey, ancestor: abi.Ancestor) -> None:
         """Say something else of a process that is there."""
         with contextlib.suppress(FileNotFoundError):
-            self._ancestors.set(abi.encode_ancestor_key(key), abi.encode_ancestor(ancestor), bpf.EXIST)
+            self._ancestors.set(abi.encode_ancestor_key(key), abi.encode_ancestor(ancestor), libbpf.EXIST)
 
     def forget_ancestor(self, key: abi.AncestorKey) -> None:
         """Make room for another process."""
@@ -582,7 +588,7 @@ class Probe:
         """Say what a name comes to under the rules in force: a rule's id or NO_RULE; False if it is not there."""
         value = abi.NAME.pack(verdict, self.generation, len(name), name[::-1].ljust(abi.NAME_SIZE, b"\0"))
         try:
-            self._names.set(name_hash.to_bytes(8, sys.byteorder), value, bpf.EXIST)
+            self._names.set(name_hash.to_bytes(8, sys.byteorder), value, libbpf.EXIST)
         except FileNotFoundError:
             return False
         return True

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from dnsprobe.model import Container, Identity, Process, Query
-from dnsprobe.qname import qtype_name, to_text
-from dnsprobe.sinks.facts import arguments, command, endpoint, name, other_chain, shown, summary
-from dnsprobe.sinks.writer import Writer
+from dnsprobe.names.wire import qtype_name, to_text
+from dnsprobe.sinks.queue import Writer
+from dnsprobe.sinks.wording import arguments, command, endpoint, name, other_chain, shown, summary
 from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, Look, cells, cut
 from dnsprobe.text import printable
 

@@ -14,9 +14,9 @@ from typing import TextIO, cast
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Ancestry, Identity, Query
-from dnsprobe.qname import qtype_name, to_text
-from dnsprobe.sinks.facts import command, shown, summary
-from dnsprobe.sinks.writer import Writer
+from dnsprobe.names.wire import qtype_name, to_text
+from dnsprobe.sinks.queue import Writer
+from dnsprobe.sinks.wording import command, shown, summary
 from dnsprobe.text import number, printable
 
 _log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from dnsprobe import __version__
-from dnsprobe.counts import OPTIONAL_LABELS, Series
 from dnsprobe.model import DOT
+from dnsprobe.pipeline.series import OPTIONAL_LABELS, Series
 from dnsprobe.sinks.exposition import Encoder, Lines, encode, end
-from dnsprobe.sinks.facts import shown
+from dnsprobe.sinks.wording import shown
 
 #: Formats whose lines are kept for the next scrape: text and OpenMetrics.
 _FORMATS_KEPT = 2

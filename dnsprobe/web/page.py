@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dnsprobe import __version__
-from dnsprobe.counts import total_queries
 from dnsprobe.model import Query, Rule
-from dnsprobe.qname import qtype_name, to_text
-from dnsprobe.sinks.facts import endpoint, name, shown
+from dnsprobe.names.wire import qtype_name, to_text
+from dnsprobe.pipeline.series import total_queries
 from dnsprobe.sinks.metrics import Snapshot
+from dnsprobe.sinks.wording import endpoint, name, shown
 from dnsprobe.text import number
 
 #: So many of the last queries are shown; the daemon keeps no more.

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from tornado.iostream import IOStream
 
+from dnsprobe.config.web import WebConfig, load, need_bcrypt
 from dnsprobe.errors import UserError
 from dnsprobe.web.passwords import Verdict, Verifier
 from dnsprobe.web.tls import TlsStream, make_context
-from dnsprobe.web.webconfig import WebConfig, load, need_bcrypt
 
 _log = logging.getLogger(__name__)
 

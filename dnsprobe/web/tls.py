@@ -15,8 +15,8 @@ from typing import cast
 
 from tornado.iostream import SSLIOStream
 
+from dnsprobe.config.web import CIPHER_SUITES, Pem, TlsConfig, problem, read_pem
 from dnsprobe.errors import UserError
-from dnsprobe.web.webconfig import CIPHER_SUITES, Pem, TlsConfig, problem, read_pem
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 #: TLS before 1.2 has no suites with authenticated encryption, so these are for it alone (RFC 5246, section 6.2.3.3).

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dnsprobe import rules
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.loader import bpf_folder
+from dnsprobe.names import ruleset
 
 #: Each struct of abi.h and its mirror. Those without one are decoded in pieces, tested further down.
 MIRRORS: dict[str, struct.Struct | None] = {
@@ -230,7 +230,7 @@ def test_constants(tmp_path: Path) -> None:
     defined = re.findall(r"^#define (\w+) +\S", header(), re.MULTILINE)
     assert defined == list(CONSTANTS)
     assert facts(tmp_path, list(CONSTANTS)) == list(CONSTANTS.values())
-    assert rules.MAX_RULE_ID < abi.RULE_IDS <= min(abi.CANARY, abi.DECIDE)
+    assert ruleset.MAX_RULE_ID < abi.RULE_IDS <= min(abi.CANARY, abi.DECIDE)
 
 
 def test_enums(tmp_path: Path) -> None:

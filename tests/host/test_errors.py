@@ -46,7 +46,7 @@ def quiet(tmp_path: Path) -> list[str]:
 def test_ordinary_user(command: str, quiet: list[str]) -> None:
     # The modules are loaded before the rights go: an ordinary user may not be able to read this folder.
     program = (
-        "import os, sys, dnsprobe.daemon, dnsprobe.watch, dnsprobe.cli\n"
+        "import os, sys, dnsprobe.commands.run, dnsprobe.commands.watch, dnsprobe.cli\n"
         "config = dnsprobe.cli._load\n"
         "dnsprobe.cli._load = lambda arguments: loaded\n"
         "import argparse\n"

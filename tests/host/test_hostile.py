@@ -24,7 +24,7 @@ from reference import message, wire
 
 from dnsprobe.kernel.abi import COMM_SIZE
 from dnsprobe.kernel.canary import CanaryPort
-from dnsprobe.qname import to_text
+from dnsprobe.names.wire import to_text
 from dnsprobe.text import printable
 
 #: As prctl(2) takes them; the kernel keeps the first 15 octets.

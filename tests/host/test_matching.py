@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 import pytest
 from reference import message, wire
 
-from dnsprobe import qname
-from dnsprobe.config import Config, DomainSpec, JournalConfig, MetricsConfig, ProbeConfig
-from dnsprobe.counts import Totals
-from dnsprobe.engine import Engine
-from dnsprobe.identity import ProcFS
+from dnsprobe.config.main import Config, DomainSpec, JournalConfig, MetricsConfig, ProbeConfig
 from dnsprobe.kernel.abi import DECIDE, Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.probe import Probe, Sizes, Where
-from dnsprobe.ledger import Ledger
 from dnsprobe.model import UNKNOWN, Query
-from dnsprobe.rules import RuleSet, parse_pattern
-from dnsprobe.runtimes import ContainerNames
+from dnsprobe.names import wire as qname
+from dnsprobe.names.ruleset import RuleSet, parse_pattern
+from dnsprobe.pipeline.counters import Ledger
+from dnsprobe.pipeline.series import Totals
+from dnsprobe.pipeline.session import Engine
+from dnsprobe.process.container_names import ContainerNames
+from dnsprobe.process.procfs import ProcFS
 
 #: More than any step takes on a slow machine.
 PATIENCE = 120.0

@@ -17,10 +17,10 @@ import pytest
 from conftest import HERE, PATIENCE, PROGRAM, Program, Service
 from test_overload import usage
 
-from dnsprobe.identity import ProcFS
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.probe import Probe, Sizes, Where
-from dnsprobe.lineage import Lineage
+from dnsprobe.process.lineage import Lineage
+from dnsprobe.process.procfs import ProcFS
 from dnsprobe.text import printable
 
 Start = Callable[..., Service]

@@ -18,7 +18,7 @@ from conftest import IN_OWN_NET, PATIENCE, Service
 from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, expect, sync_playwright
 from reference import message, wire
 
-from dnsprobe.qname import to_text
+from dnsprobe.names.wire import to_text
 from dnsprobe.text import printable
 
 CHROMIUM = shutil.which("chromium")

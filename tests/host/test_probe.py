@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import IN_OWN_NET, preemptible_btf
 
-from dnsprobe.kernel import abi, bpf
+from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort
 from dnsprobe.kernel.hooks import kprobes_available
 from dnsprobe.kernel.probe import Probe, Sizes, Where
@@ -79,7 +79,8 @@ def test_two_programs_where_one_can_be_interrupted(
         (hook,) = [hook for hook in probe.hooks if "tcp4" in hook.paths]
         assert (hook.rung, len(hook.programs)) == ("tcp_tracepoint", 1 + preemptible)
         missed = dict(zip(hook.programs, (5, 3), strict=False))
-        monkeypatch.setattr(bpf, "program_runs", lambda program: bpf.ProgramRuns(0, 0, missed.get(program, 10), 0))
+        runs = libbpf.ProgramRuns
+        monkeypatch.setattr(libbpf, "program_runs", lambda program: runs(0, 0, missed.get(program, 10), 0))
         # What one missed, the other may have seen; at net_dev_queue each sees something else.
         (other,) = [other for other in probe.hooks if other is not hook]
         assert probe.missed_runs() == (3 if preemptible else 5) + 10 * len(other.programs)
@@ -92,17 +93,17 @@ def test_nobody_takes_the_processor_while_maps_are_worked_on() -> None:
     def policy() -> int:
         return os.sched_getscheduler(0)
 
-    seen = [(policy(), item) for item in bpf.undisturbed.slices(range(100))]
+    seen = [(policy(), item) for item in libbpf.undisturbed.slices(range(100))]
     assert seen == [(os.SCHED_FIFO, item) for item in range(100)]
     assert policy() == os.SCHED_OTHER
-    for _ in bpf.undisturbed.slices(range(100)):
-        for _ in bpf.undisturbed.slices(range(100)):
+    for _ in libbpf.undisturbed.slices(range(100)):
+        for _ in libbpf.undisturbed.slices(range(100)):
             break
         assert policy() == os.SCHED_FIFO
         break
     assert policy() == os.SCHED_OTHER
     with pytest.raises(ZeroDivisionError):
-        sum(1 // item for item in bpf.undisturbed.slices(range(100)))
+        sum(1 // item for item in libbpf.undisturbed.slices(range(100)))
     gc.collect()
     assert policy() == os.SCHED_OTHER
 
@@ -116,7 +117,7 @@ def test_others_get_the_processor_now_and_then(monkeypatch: pytest.MonkeyPatch) 
         change(pid, policy, param)
 
     monkeypatch.setattr(os, "sched_setscheduler", changing)
-    assert sum(1 for _ in bpf.undisturbed.slices(range(1000))) == 1000
+    assert sum(1 for _ in libbpf.undisturbed.slices(range(1000))) == 1000
     assert changes == [os.SCHED_FIFO, os.SCHED_OTHER] * 32
 
 
@@ -140,6 +141,6 @@ def test_the_canaries_port_does_not_look_like_an_address() -> None:
 
 def test_a_refused_program_comes_with_what_the_verifier_says() -> None:
     exit_without_result = struct.pack("=BBhi", 0x95, 0, 0, 0)
-    with pytest.raises(bpf.RefusedError, match="Permission denied") as refused:
-        bpf.load_program(bpf.RAW_TRACEPOINT, "refused", exit_without_result)
+    with pytest.raises(libbpf.RefusedError, match="Permission denied") as refused:
+        libbpf.load_program(libbpf.RAW_TRACEPOINT, "refused", exit_without_result)
     assert "R0 !read_ok" in refused.value.log

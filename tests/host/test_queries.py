@@ -16,10 +16,10 @@ from typing import Any
 from conftest import PATIENCE, Program, Service
 from scenes import fork_as
 
-from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.abi import CHAIN_SIZE
 from dnsprobe.model import Identity, Process
-from dnsprobe.qname import qtype_name
+from dnsprobe.names.wire import qtype_name
+from dnsprobe.process.procfs import ProcFS
 from dnsprobe.text import printable
 
 Start = Callable[..., Service]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dnsprobe.counts import Series
+from dnsprobe.pipeline.series import Series
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 
 #: At least one sample of each metric.

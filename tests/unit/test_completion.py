@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dnsprobe import cli
-from dnsprobe.tally import LABELS
+from dnsprobe.treeview.aggregate import LABELS
 
 FOLDER = Path(__file__).parents[2] / "packaging" / "completion"
 BASH, ZSH, FISH = FOLDER / "bash/dnsprobe", FOLDER / "zsh/_dnsprobe", FOLDER / "fish/dnsprobe.fish"

@@ -10,8 +10,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dnsprobe import config, yaml_file
-from dnsprobe.config import (
+from dnsprobe.config import main as config
+from dnsprobe.config import nodes
+from dnsprobe.config.main import (
     Config,
     DomainSpec,
     JournalConfig,
@@ -20,9 +21,9 @@ from dnsprobe.config import (
     load,
     parse_listen,
 )
+from dnsprobe.config.nodes import ConfigError
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.rules import RuleSet
-from dnsprobe.yaml_file import ConfigError
+from dnsprobe.names.ruleset import RuleSet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = REPOSITORY / "config" / "dnsprobe.yaml"
@@ -370,7 +371,7 @@ SYNTAX = [
 def test_bad_syntax(
     file: Path, monkeypatch: pytest.MonkeyPatch, loader: str, text: str, message: str, hint: str
 ) -> None:
-    monkeypatch.setattr(yaml_file, "_LOADER", getattr(yaml, loader))
+    monkeypatch.setattr(nodes, "_LOADER", getattr(yaml, loader))
     (line,) = errors(file, text)
     assert line.startswith(f"dnsprobe.yaml:{message}")
     assert f"; {hint}" in line

@@ -13,7 +13,7 @@ from made_up import ANCESTRY, HOSTILE, IDENTITY, ORPHANED, QUERY, hostile, query
 
 from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
 from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree
-from dnsprobe.sinks.facts import wall_offset_ns
+from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.terminal import cells
 
 #: 2026-01-02 03:04:05 UTC, less the query's own time.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dnsprobe.containers import container_of, slice_of
 from dnsprobe.model import Container
+from dnsprobe.process.cgroup import container_of, slice_of
 
 ID = "3f4e" * 16
 POD = "8d5c4c7e-3a1b-4f0e-9c2d-0123456789ab"

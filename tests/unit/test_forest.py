@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from made_up import HOSTILE
 
-from dnsprobe.counts import Series
 from dnsprobe.errors import UserError
 from dnsprobe.model import Ancestry, Process
-from dnsprobe.scrape import Scrape, parse
-from dnsprobe.sinks.forest import document, folded, forest
+from dnsprobe.pipeline.series import Series
 from dnsprobe.sinks.metrics import Snapshot, build_registry
-from dnsprobe.tally import Choice, Tally, set_rates, tally, totals
 from dnsprobe.terminal import Look, cells
+from dnsprobe.treeview.aggregate import Choice, Tally, set_rates, tally, totals
+from dnsprobe.treeview.client import Scrape, parse
+from dnsprobe.treeview.render import document, folded, forest
 
 URL = "http://127.0.0.1:10059/metrics"
 

@@ -6,8 +6,8 @@ import pytest
 
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER
+from dnsprobe.kernel.kallsyms import Symbol
 from dnsprobe.kernel.loader import attempts
-from dnsprobe.kernel.symbols import Symbol
 
 
 def symbols(*names: str) -> list[Symbol]:

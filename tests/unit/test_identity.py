@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dnsprobe.identity import ProcFS, cgroup_path, unit_of
 from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
 from dnsprobe.model import Identity, Process
+from dnsprobe.process.procfs import ProcFS, cgroup_path, unit_of
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 START = 91990

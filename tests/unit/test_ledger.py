@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from dnsprobe.counts import Totals
-from dnsprobe.identity import ProcFS
 from dnsprobe.kernel.abi import Chain, Event, Facts, Kind, PathNames, Process
 from dnsprobe.kernel.probe import Probe
-from dnsprobe.ledger import Ledger
 from dnsprobe.model import Container
-from dnsprobe.rules import RuleSet
-from dnsprobe.runtimes import ContainerNames
+from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.pipeline.counters import Ledger
+from dnsprobe.pipeline.series import Totals
+from dnsprobe.process.container_names import ContainerNames
+from dnsprobe.process.procfs import ProcFS
 
 ID = "3f4e" * 16
 SCOPE = PathNames((b"system.slice", f"docker-{ID}.scope".encode()), whole=True)

@@ -9,8 +9,8 @@ import pytest
 from test_identity import stat_line
 
 from dnsprobe.kernel.abi import TICK_NS, Ancestor, AncestorKey, Statistic
-from dnsprobe.lineage import Lineage, Running, parse_stat
 from dnsprobe.model import Process
+from dnsprobe.process.lineage import Lineage, Running, parse_stat
 
 NOBODY = AncestorKey(0, 0)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dnsprobe import config
+from dnsprobe.config import main as config
 from dnsprobe.sinks import journal
 
 REPOSITORY = Path(__file__).parents[2]

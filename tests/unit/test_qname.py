@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dnsprobe import qname
+from dnsprobe.names import wire as qname
 
 labels = st.binary(min_size=1, max_size=63)
 names = st.lists(labels, max_size=12).filter(lambda each: sum(map(len, each)) + len(each) < 255).map(qname.join)
@@ -195,7 +195,7 @@ def test_each_qtype_has_a_name_of_its_own() -> None:
 def test_idna_is_imported_for_international_names_alone() -> None:
     code = """if True:
         import sys
-        from dnsprobe import qname
+        from dnsprobe.names import wire as qname
         qname.from_text("a.example")
         assert "idna" not in sys.modules
         qname.from_text("bücher.example")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dnsprobe.model import Container, Identity
-from dnsprobe.runtimes import ContainerNames
+from dnsprobe.process.container_names import ContainerNames
 
 ID = "3f4e" * 16
 OTHER_ID = "5a6b" * 16

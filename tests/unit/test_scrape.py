@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.scrape import NotAnswering, Target, complete_url, fetch, parse, url_of
+from dnsprobe.treeview.client import NotAnswering, Target, complete_url, fetch, parse, url_of
 
 GOLDEN = Path(__file__).with_name("scrape.txt").read_text("utf-8")
 

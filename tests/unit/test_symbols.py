@@ -2,7 +2,7 @@
 
 import pytest
 
-from dnsprobe.kernel.symbols import Symbol, find_functions, read_kallsyms
+from dnsprobe.kernel.kallsyms import Symbol, find_functions, read_kallsyms
 
 
 def kallsyms(*names: str) -> bytes:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dnsprobe import doctor
+from dnsprobe.commands import doctor
 from dnsprobe.terminal import Look, cells, cut, look_of
 
 

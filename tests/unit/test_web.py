@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dnsprobe.counts import Series
 from dnsprobe.errors import EXIT_FAILED, UserError
+from dnsprobe.pipeline.series import Series
 from dnsprobe.sinks.metrics import Registry, Snapshot, build_registry
 from dnsprobe.web import server as web
 from dnsprobe.web.page import Page

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnsprobe import cli
+from dnsprobe.config import web as webconfig
+from dnsprobe.config.nodes import ConfigError
+from dnsprobe.config.web import CIPHER_SUITES, WebConfig, load
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.web import webconfig
 from dnsprobe.web.protection import read
-from dnsprobe.web.webconfig import CIPHER_SUITES, WebConfig, load
-from dnsprobe.yaml_file import ConfigError
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
 PAGE = (Path(__file__).parents[2] / "docs" / "web.md").read_text("utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dnsprobe.kernel.abi import COMM_SIZE, TICK_NS, Ancestor, AncestorKey, Statistic
-from dnsprobe.kernel.bpf import undisturbed
+from dnsprobe.kernel.libbpf import undisturbed
 from dnsprobe.model import Process
 
 _SWEEP_SECONDS = 10.0

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from dnsprobe.model import Ancestry, Process, Query
-from dnsprobe.qname import qtype_name, to_text
+from dnsprobe.names.wire import qtype_name, to_text
 from dnsprobe.text import printable
 
 

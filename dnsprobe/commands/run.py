@@ -13,16 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from dnsprobe.config import Config, JournalConfig
-from dnsprobe.counts import total_queries
-from dnsprobe.engine import Engine
+from dnsprobe.config.main import Config, JournalConfig
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.model import Query
+from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.pipeline.series import total_queries
+from dnsprobe.pipeline.session import Engine
 from dnsprobe.privileges import give_up
-from dnsprobe.rules import RuleSet
 from dnsprobe.sinks.console import ConsoleSink
-from dnsprobe.sinks.facts import wall_offset_ns
 from dnsprobe.sinks.journal import (
     PATH_LOST_ID,
     PATH_PROVED_ID,
@@ -32,7 +31,8 @@ from dnsprobe.sinks.journal import (
     journald_available,
 )
 from dnsprobe.sinks.metrics import Snapshot, build_registry
-from dnsprobe.sinks.writer import Writer
+from dnsprobe.sinks.queue import Writer
+from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.text import number
 from dnsprobe.web.page import LAST_QUERIES, Page
 from dnsprobe.web.protection import Protection

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dnsprobe.containers import container_of, slice_of
 from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
 from dnsprobe.kernel.abi import COMM_SIZE as _COMM_SIZE
 from dnsprobe.model import Ancestry, Identity, Process
+from dnsprobe.process.cgroup import container_of, slice_of
 
 #: ``/proc/PID/stat`` counts in these; the kernel rounds down (nsec_to_clock_t(), kernel/time/time.c).
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")

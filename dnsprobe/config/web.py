@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
+from dnsprobe.config.nodes import ConfigError, Place, Problem, document
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.rules import shorten
+from dnsprobe.names.ruleset import shorten
 from dnsprobe.text import printable
-from dnsprobe.yaml_file import ConfigError, Place, Problem, document
 
 OPTION = "--web.config.file"
 

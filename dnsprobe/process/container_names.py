@@ -27,7 +27,7 @@ _NAME_CHARACTERS = 255
 _RETRY_SECONDS = 60.0
 _CONTAINERS = 1024
 
-# An id in these is 64 hexadecimal digits and nothing else: dnsprobe.containers sees to that.
+# An id in these is 64 hexadecimal digits and nothing else: dnsprobe.process.cgroup sees to that.
 #: Docker's, below its default data-root (moby, container/container.go).
 _DOCKER = "var/lib/docker/containers/{}/config.v2.json"
 #: The bundle of a container in any of containerd's namespaces, with annotations (OCI runtime specification, config.md).

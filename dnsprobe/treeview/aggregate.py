@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from dnsprobe.counts import OPTIONAL_LABELS
 from dnsprobe.errors import UserError
 from dnsprobe.model import OTHER, UNKNOWN
-from dnsprobe.scrape import Counted, Scrape
-from dnsprobe.sinks.facts import shown
+from dnsprobe.pipeline.series import OPTIONAL_LABELS
+from dnsprobe.sinks.wording import shown
 from dnsprobe.text import printable
+from dnsprobe.treeview.client import Counted, Scrape
 
 #: What ``by`` takes.
 LABELS = ("domain", "qtype", "transport", "unit", "container")

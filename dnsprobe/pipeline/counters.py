@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
-from dnsprobe.counts import Series, Totals
-from dnsprobe.identity import ProcFS
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.bpf import undisturbed
+from dnsprobe.kernel.libbpf import undisturbed
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DOT, OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule
-from dnsprobe.qname import QTYPES, qtype_name
-from dnsprobe.rules import RuleSet
-from dnsprobe.runtimes import ContainerNames
+from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.names.wire import QTYPES, qtype_name
+from dnsprobe.pipeline.series import Series, Totals
+from dnsprobe.process.container_names import ContainerNames
+from dnsprobe.process.procfs import ProcFS
 
 #: A run of the BPF program takes microseconds. What no run can find any more since this long does not change any more.
 _SETTLED_SECONDS = 2.0

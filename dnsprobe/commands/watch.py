@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
-from dnsprobe.config import Config
-from dnsprobe.counts import total_queries
-from dnsprobe.engine import Engine
+from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_GOOD, UserError
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.model import Identity, Query
-from dnsprobe.rules import RuleSet
+from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.pipeline.series import total_queries
+from dnsprobe.pipeline.session import Engine
 from dnsprobe.sinks.console import json_line, tree
-from dnsprobe.sinks.facts import shown, wall_offset_ns
+from dnsprobe.sinks.wording import shown, wall_offset_ns
 from dnsprobe.terminal import look_of
 from dnsprobe.text import number
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnsprobe.model import OTHER, UNKNOWN
-from dnsprobe.tally import Node, Tally, walk
 from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, Look, cells, cut
 from dnsprobe.text import number
+from dnsprobe.treeview.aggregate import Node, Tally, walk
 
 #: What a tree begins with whose upper end the kernel side did not follow.
 _CUT = "..."

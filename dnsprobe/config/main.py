@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dnsprobe.counts import OPTIONAL_LABELS
+from dnsprobe.config.nodes import ConfigError, Place, Problem, document
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.rules import MAX_RULE_ID, Pattern, RuleError, parse_pattern, shorten
-from dnsprobe.yaml_file import ConfigError, Place, Problem, document
+from dnsprobe.names.ruleset import MAX_RULE_ID, Pattern, RuleError, parse_pattern, shorten
+from dnsprobe.pipeline.series import OPTIONAL_LABELS
 
 HOOKS = ("auto", "ip_send_skb", "udp_send_skb", "net_dev_queue")
 TCP_HOOKS = ("auto", "tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint", "none")
@@ -35,7 +35,7 @@ _MAX_ENTRIES = 1 << 20
 
 
 class DomainSpec(NamedTuple):
-    """A rule as it is configured: ``pattern`` as in :mod:`dnsprobe.rules`, ``priority`` a syslog level, 0 to 7."""
+    """A configured rule: ``pattern`` as in :mod:`dnsprobe.names.ruleset`; ``priority`` a syslog level, 0 to 7."""
 
     name: str
     pattern: str
@@ -84,7 +84,7 @@ class MetricsConfig:
     """The HTTP side: ``listen`` is an IP address without brackets and a port, 0 for any free one.
 
     ``labels`` are those of OPTIONAL_LABELS that are shown; ``page`` says whether there is a page for people;
-    ``web_config`` is the path of a file that :mod:`dnsprobe.web.webconfig` reads, None for none.
+    ``web_config`` is the path of a file that :mod:`dnsprobe.config.web` reads, None for none.
     """
 
     listen: tuple[str, int] = ("127.0.0.1", 10059)

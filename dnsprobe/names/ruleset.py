@@ -25,10 +25,10 @@ from re import _constants as op  # type: ignore[attr-defined]  # typeshed knows 
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
-from dnsprobe import qname
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.kernel.abi import DECIDE, NO_RULE, TrieEntry
 from dnsprobe.model import Rule
+from dnsprobe.names import wire as qname
 from dnsprobe.text import printable
 
 #: The kernel side has a slot for each id up to this one; 0 is NO_RULE.

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnsprobe import __version__, privileges
-from dnsprobe.config import Config
-from dnsprobe.engine import where_of
+from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
-from dnsprobe.kernel import bpf
+from dnsprobe.kernel import libbpf
 from dnsprobe.kernel.hooks import TCP_LADDER, UDP_LADDER, kprobes_available
+from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
 from dnsprobe.kernel.probe import Probe, Sizes
-from dnsprobe.kernel.symbols import find_functions, read_kallsyms
-from dnsprobe.sinks.facts import shown
+from dnsprobe.pipeline.session import where_of
+from dnsprobe.sinks.wording import shown
 from dnsprobe.terminal import DIM, GREEN, RED, look_of
 
 #: Where a detail begins, and the columns that it has at least, however narrow the terminal is.
@@ -105,7 +105,7 @@ def _bcc() -> tuple[bool, str]:
 
 def _ring_buffer() -> Finding:
     try:
-        bpf.Map(bpf.RINGBUF, "doctor", 0, 0, 4096).close()
+        libbpf.Map(libbpf.RINGBUF, "doctor", 0, 0, 4096).close()
     except OSError as error:
         return Finding("ring buffer", False, f"cannot make one: {error.strerror} (needs Linux 5.8, and root)")
     except UserError as error:

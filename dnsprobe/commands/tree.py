@@ -17,11 +17,11 @@ from typing import TextIO
 from urllib.parse import urlsplit
 
 from dnsprobe.errors import EXIT_GOOD, EXIT_USAGE, UserError
-from dnsprobe.scrape import NotAnswering, Scrape, Target, fetch
-from dnsprobe.sinks.facts import shown
-from dnsprobe.sinks.forest import document, folded, forest, wrapped
-from dnsprobe.tally import Choice, Path, Tally, set_rates, tally, totals
+from dnsprobe.sinks.wording import shown
 from dnsprobe.terminal import Look, look_of
+from dnsprobe.treeview.aggregate import Choice, Path, Tally, set_rates, tally, totals
+from dnsprobe.treeview.client import NotAnswering, Scrape, Target, fetch
+from dnsprobe.treeview.render import document, folded, forest, wrapped
 
 #: Terminal sequences that every terminal in use has (xterm's ctlseqs): another screen and back, without a cursor.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"

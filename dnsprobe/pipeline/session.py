@@ -6,17 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from dnsprobe.config import Config, ProbeConfig
-from dnsprobe.counts import Totals
-from dnsprobe.identity import ProcFS
+from dnsprobe.config.main import Config, ProbeConfig
 from dnsprobe.kernel.abi import Statistic
-from dnsprobe.kernel.bpf import undisturbed
+from dnsprobe.kernel.libbpf import undisturbed
 from dnsprobe.kernel.probe import Probe, Sizes, Where
-from dnsprobe.ledger import Ledger
-from dnsprobe.lineage import Lineage
 from dnsprobe.model import Identity, Query
-from dnsprobe.rules import RuleSet
-from dnsprobe.runtimes import ContainerNames
+from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.pipeline.counters import Ledger
+from dnsprobe.pipeline.series import Totals
+from dnsprobe.process.container_names import ContainerNames
+from dnsprobe.process.lineage import Lineage
+from dnsprobe.process.procfs import ProcFS
 
 _log = logging.getLogger(__name__)
 

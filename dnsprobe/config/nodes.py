@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import yaml
 
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.rules import shorten
+from dnsprobe.names.ruleset import shorten
 from dnsprobe.text import printable
 
 #: libyaml's binding builds nested nodes by recursion in C, without a limit: far deeper than this ends the process.

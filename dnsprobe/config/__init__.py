@@ -1,0 +1,1 @@
+"""The configuration files: dnsprobe's own and the web configuration of Prometheus exporters."""

@@ -1,0 +1,1 @@
+"""DNS names: their forms, the patterns that match them, and the rules."""

@@ -1,0 +1,1 @@
+"""From the kernel's events and counters to queries and series."""

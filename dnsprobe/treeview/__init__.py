@@ -1,0 +1,1 @@
+"""``dnsprobe tree``: the counters of a running dnsprobe, added up by process tree."""
