@@ -14,9 +14,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from dnsprobe.kernel.abi import NO_RULE, TrieEntry
 from dnsprobe.kernel.libbpf import ProgramRuns, program_runs
 from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.model import NO_RULE
+from dnsprobe.names.ruleset import TrieEntry
 from dnsprobe.names.wire import from_text
 
 _SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")

@@ -18,8 +18,8 @@ from statistics import median
 
 from perf import EVENTS, count
 
-from dnsprobe.kernel.abi import TrieEntry
 from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.names.ruleset import TrieEntry
 
 _KINDS = [(protocol, watched) for protocol in ("udp", "tcp") for watched in (False, True)]
 

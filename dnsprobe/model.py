@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
-from dnsprobe.kernel.abi import DECIDE, NO_RULE, Process
 from dnsprobe.text import printable
 
-__all__ = [
-    "DECIDE",
-    "DOT",
-    "NO_RULE",
-    "OTHER",
-    "UNKNOWN",
-    "Ancestry",
-    "Container",
-    "Count",
-    "Identity",
-    "Process",
-    "Query",
-    "Rule",
-]
+#: What a name comes to where no rule asks for it, in place of the id of a rule.
+NO_RULE = 0
+#: What a name comes to where the kernel leaves the decision to user space, in place of the id of a rule.
+DECIDE = 0xFFFFFFFF
 
 #: Shown for a process, tree or qtype that is not told apart: above the series limit, or not counted by process.
 OTHER = "(other)"
@@ -33,6 +24,37 @@ OTHER = "(other)"
 UNKNOWN = "(unknown)"
 #: The transport of connections whose queries cannot be read: DNS over TLS (RFC 7858).
 DOT = "dot"
+
+
+class UdpHook(StrEnum):
+    """Where UDP queries are seen, best first: what ``probe.hook`` and ``dnsprobe_hook_info`` call it."""
+
+    IP_SEND_SKB = "ip_send_skb"
+    UDP_SEND_SKB = "udp_send_skb"
+    NET_DEV_QUEUE = "net_dev_queue"
+
+
+class TcpHook(StrEnum):
+    """Where TCP queries are seen, best first: what ``probe.tcp_hook`` and ``dnsprobe_hook_info`` call it."""
+
+    TCP_SENDMSG_LOCKED = "tcp_sendmsg_locked"
+    TCP_SENDMSG = "tcp_sendmsg"
+    TCP_TRACEPOINT = "tcp_tracepoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A thread group as the kernel saw it at the moment of the send (``struct process``).
+
+    ``tgid`` is the pid in the initial pid namespace; ``start_ns`` the start in nanoseconds since boot
+    (``task_struct.start_boottime`` of the group leader); ``comm`` the leader's name, up to 15 arbitrary bytes.
+    ``exited``: only those who started a process can be gone before it asks.
+    """
+
+    tgid: int
+    start_ns: int
+    comm: bytes
+    exited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,3 +236,24 @@ class Count:
     unit: str
     container: str
     queries: int
+
+
+class Series(NamedTuple):
+    """What one counter is kept for: the labels of ``dnsprobe_queries_total``, in their order."""
+
+    domain: str
+    qtype: str
+    transport: str
+    process: str
+    tree: str
+    unit: str
+    container: str
+
+    @property
+    def encrypted(self) -> bool:
+        """True for connections whose queries cannot be read, with neither domain nor qtype."""
+        return self.transport == DOT
+
+
+#: The labels of :class:`Series` that can be left out.
+OPTIONAL_LABELS = ("unit", "container")

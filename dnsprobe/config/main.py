@@ -14,11 +14,11 @@ import yaml
 
 from dnsprobe.config.nodes import ConfigError, Place, Problem, document
 from dnsprobe.errors import EXIT_USAGE, UserError
+from dnsprobe.model import OPTIONAL_LABELS, TcpHook, UdpHook
 from dnsprobe.names.ruleset import MAX_RULE_ID, Pattern, RuleError, parse_pattern, shorten
-from dnsprobe.pipeline.series import OPTIONAL_LABELS
 
-HOOKS = ("auto", "ip_send_skb", "udp_send_skb", "net_dev_queue")
-TCP_HOOKS = ("auto", "tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint", "none")
+HOOKS = ("auto", *UdpHook)
+TCP_HOOKS = ("auto", *TcpHook, "none")
 #: What a tree shows: the parents that a process has now, or who started it.
 TREES = ("current", "lineage")
 

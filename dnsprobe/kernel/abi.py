@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
+from dnsprobe.model import Process
+
 NAME_SIZE = 256
 COMM_SIZE = 16
 CHAIN_SIZE = 40
@@ -17,9 +19,7 @@ LINEAGE_SIZE = 23
 CHAIN_ROOM = 64
 PATH_SIZE = 512
 CMDLINE_SIZE = 512
-NO_RULE = 0
 CANARY = 0xFFFFFFFE
-DECIDE = 0xFFFFFFFF
 RULE_IDS = 65536
 ENCRYPTED = RULE_IDS
 STREAM_SIZE = 2 + 12 + 255 + 4
@@ -91,21 +91,6 @@ LPM_KEY_SIZE = 4 + NAME_SIZE
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """A thread group as the kernel saw it at the moment of the send (``struct process``).
-
-    ``tgid`` is the pid in the initial pid namespace; ``start_ns`` the start in nanoseconds since boot
-    (``task_struct.start_boottime`` of the group leader); ``comm`` the leader's name, up to 15 arbitrary bytes.
-    ``exited``: only those who started a process can be gone before it asks.
-    """
-
-    tgid: int
-    start_ns: int
-    comm: bytes
-    exited: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Chain:
     """The asking process and its parents, and those who started it, nearest first (``struct chain``).
 
@@ -172,20 +157,6 @@ class Facts:
     cgroup: PathNames
     exe: PathNames
     cmdline: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TrieEntry:
-    """What a suffix says of a name that equals it (``at``) and of those below it (``below``): ``struct outcome``.
-
-    ``suffix`` is in wire format, lower case, root byte included; ``labels`` does not count the root. An outcome is a
-    rule's id, NO_RULE or DECIDE.
-    """
-
-    suffix: bytes
-    labels: int
-    at: int
-    below: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from dnsprobe.model import TcpHook, UdpHook
+
 #: The ways out of the host that are told apart, each with hooks and proofs of its own.
 PATHS = ("udp4", "udp6", "tcp4", "tcp6")
 
@@ -48,10 +50,12 @@ def _both(function: str) -> dict[str, str]:
 
 
 UDP_LADDER = (
-    Rung("ip_send_skb", "kprobe", {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, macro="HOOK_IP_SEND_SKB"),
-    Rung("udp_send_skb", "kprobe", {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, macro="HOOK_UDP_SEND_SKB"),
+    Rung(UdpHook.IP_SEND_SKB, "kprobe", {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, macro="HOOK_IP_SEND_SKB"),
     Rung(
-        "net_dev_queue",
+        UdpHook.UDP_SEND_SKB, "kprobe", {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, macro="HOOK_UDP_SEND_SKB"
+    ),
+    Rung(
+        UdpHook.NET_DEV_QUEUE,
         "raw_tracepoint",
         {"udp4": "net_dev_queue", "udp6": "net_dev_queue"},
         helpers=("neigh_event_send_done",),
@@ -60,10 +64,16 @@ UDP_LADDER = (
 )
 #: Inside tcp_sendmsg_locked() nobody else writes to the socket, so that is where a write's place in the stream is sure.
 TCP_LADDER = (
-    Rung("tcp_sendmsg_locked", "kprobe", _both("tcp_sendmsg_locked"), entry="tcp_sendmsg_entry", macro=STREAM_FUNCTION),
-    Rung("tcp_sendmsg", "kprobe", _both("tcp_sendmsg"), macro=STREAM_FUNCTION),
+    Rung(
+        TcpHook.TCP_SENDMSG_LOCKED,
+        "kprobe",
+        _both("tcp_sendmsg_locked"),
+        entry="tcp_sendmsg_entry",
+        macro=STREAM_FUNCTION,
+    ),
+    Rung(TcpHook.TCP_SENDMSG, "kprobe", _both("tcp_sendmsg"), macro=STREAM_FUNCTION),
     # Since Linux 6.16 (kernel commit 0f08335ade71).
-    Rung("tcp_tracepoint", "raw_tracepoint", _both("tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
+    Rung(TcpHook.TCP_TRACEPOINT, "raw_tracepoint", _both("tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
 )
 RUNGS = {rung.name: rung for rung in (*UDP_LADDER, *TCP_LADDER)}
 

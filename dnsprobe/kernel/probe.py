@@ -24,6 +24,7 @@ from dnsprobe.errors import UserError
 from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort, canary_suffix
 from dnsprobe.kernel.hooks import MESSAGE_SIZE, PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung
+from dnsprobe.names.ruleset import TrieEntry
 from dnsprobe.privileges import HINT
 
 #: Room for canaries on their way: they must come back even while the ring of events is full.
@@ -165,7 +166,7 @@ class Probe:
         self._name_key = (secrets.randbits(64), secrets.randbits(64))
         self._suffix = canary_suffix()
         self.generation = 0
-        self._waiting: Sequence[abi.TrieEntry] = ()
+        self._waiting: Sequence[TrieEntry] = ()
         self.hooks: list[Hook] = []
         self._follows = sizes.lineage > 0
         self.lineage: Hook | None = None
@@ -222,7 +223,7 @@ class Probe:
 
     # Rules
 
-    def set_rules(self, entries: Sequence[abi.TrieEntry]) -> None:
+    def set_rules(self, entries: Sequence[TrieEntry]) -> None:
         """Put a set of rules in force, all at once: a query meets either the old ones or the new ones.
 
         Before the hooks are proved, rules wait: a way to attach that turns out to be wrong must not count.
@@ -231,9 +232,9 @@ class Probe:
             self._waiting, entries = entries, ()
         self._put_in_force(entries, self.generation + 1)
 
-    def _put_in_force(self, entries: Sequence[abi.TrieEntry], generation: int) -> None:
+    def _put_in_force(self, entries: Sequence[TrieEntry], generation: int) -> None:
         trie = self._make_trie(len(entries) + 1)
-        canary = abi.TrieEntry(self._suffix, self._suffix_labels(), abi.CANARY, abi.CANARY)
+        canary = TrieEntry(self._suffix, self._suffix_labels(), abi.CANARY, abi.CANARY)
         try:
             with libbpf.undisturbed:
                 for entry in (*entries, canary):

@@ -26,8 +26,7 @@ from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.kernel.abi import DECIDE, NO_RULE, TrieEntry
-from dnsprobe.model import Rule
+from dnsprobe.model import DECIDE, NO_RULE, Rule
 from dnsprobe.names import wire as qname
 from dnsprobe.text import printable
 
@@ -307,6 +306,20 @@ def _at_boundary(items: Sequence[tuple[Any, Any]], before: bool) -> bool:
         before = _at_boundary(items[:-1], before)
         return (least > 0 or before) and _at_boundary(list(_flatten(repeated)), before)
     return False
+
+
+@dataclass(frozen=True, slots=True)
+class TrieEntry:
+    """What a suffix says of a name that equals it (``at``) and of those below it (``below``): ``struct outcome``.
+
+    ``suffix`` is in wire format, lower case, root byte included; ``labels`` does not count the root. An outcome is a
+    rule's id, NO_RULE or DECIDE.
+    """
+
+    suffix: bytes
+    labels: int
+    at: int
+    below: int
 
 
 class RuleSet:

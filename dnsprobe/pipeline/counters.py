@@ -15,10 +15,10 @@ from ipaddress import ip_address
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.libbpf import undisturbed
 from dnsprobe.kernel.probe import Probe
-from dnsprobe.model import DOT, OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule
+from dnsprobe.model import DECIDE, DOT, NO_RULE, OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule, Series
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.names.wire import QTYPES, qtype_name
-from dnsprobe.pipeline.series import Series, Totals
+from dnsprobe.pipeline.series import Totals
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.procfs import ProcFS
 
@@ -158,7 +158,7 @@ class Ledger:
 
     def _decide(self, name_hash: int, name: bytes) -> None:
         rule = self.rules.match(name)
-        if self._probe.decide(name_hash, name, rule.id if rule else abi.NO_RULE):
+        if self._probe.decide(name_hash, name, rule.id if rule else NO_RULE):
             self._decided[name_hash] = self._clock()
 
     def _identify(self, process: Process, execs: int) -> Identity:
@@ -247,7 +247,7 @@ class Ledger:
             if name_hash not in names:
                 continue
             verdict, decided_for, name = names[name_hash]
-            if verdict == abi.DECIDE or decided_for != self._probe.generation:
+            if verdict == DECIDE or decided_for != self._probe.generation:
                 self._decide(name_hash, name)
             verdicts[name_hash, generation] = self._rule_sets.get(generation, self.rules).match(name)
         return verdicts

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
 
-from dnsprobe.model import DOT, OTHER, Count
+from dnsprobe.model import OPTIONAL_LABELS, OTHER, Count, Series
 
 #: One in so many series is set aside for what is above the limit, so that it can still be told apart by qtype.
 _OTHERS_SHARE = 8
@@ -13,30 +12,9 @@ _OTHERS_SHARE = 8
 _REFUSED_BITS = 1 << 20
 
 
-class Series(NamedTuple):
-    """What one counter is kept for: the labels of ``dnsprobe_queries_total``, in their order."""
-
-    domain: str
-    qtype: str
-    transport: str
-    process: str
-    tree: str
-    unit: str
-    container: str
-
-    @property
-    def encrypted(self) -> bool:
-        """True for connections whose queries cannot be read, with neither domain nor qtype."""
-        return self.transport == DOT
-
-
 def total_queries(counts: Mapping[Series, int]) -> int:
     """Return how many queries there are in all."""
     return sum(number for series, number in counts.items() if not series.encrypted)
-
-
-#: The labels of :class:`Series` that can be left out.
-OPTIONAL_LABELS = ("unit", "container")
 
 
 class Totals:

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
-from dnsprobe.pipeline.series import Series
+from dnsprobe.model import Series
 
 #: What :func:`prometheus_client.exposition.choose_encoder` chooses.
 Encoder = Callable[[CollectorRegistry], bytes]

@@ -11,8 +11,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from dnsprobe import __version__
-from dnsprobe.model import DOT
-from dnsprobe.pipeline.series import OPTIONAL_LABELS, Series
+from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
 from dnsprobe.sinks.exposition import Encoder, Lines, encode, end
 from dnsprobe.sinks.wording import shown
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from dnsprobe.errors import UserError
-from dnsprobe.model import OTHER, UNKNOWN
-from dnsprobe.pipeline.series import OPTIONAL_LABELS
+from dnsprobe.model import OPTIONAL_LABELS, OTHER, UNKNOWN
 from dnsprobe.sinks.wording import shown
 from dnsprobe.text import printable
 from dnsprobe.treeview.client import Counted, Scrape

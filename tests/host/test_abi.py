@@ -15,6 +15,7 @@ import pytest
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.loader import bpf_folder
+from dnsprobe.model import DECIDE, NO_RULE, Process
 from dnsprobe.names import ruleset
 
 #: Each struct of abi.h and its mirror. Those without one are decoded in pieces, tested further down.
@@ -47,9 +48,9 @@ CONSTANTS = {
     "CHAIN_ROOM": abi.CHAIN_ROOM,
     "PATH_SIZE": abi.PATH_SIZE,
     "CMDLINE_SIZE": abi.CMDLINE_SIZE,
-    "NO_RULE": abi.NO_RULE,
+    "NO_RULE": NO_RULE,
     "CANARY": abi.CANARY,
-    "DECIDE": abi.DECIDE,
+    "DECIDE": DECIDE,
     "RULE_IDS": abi.RULE_IDS,
     "ENCRYPTED": abi.ENCRYPTED,
     "STREAM_SIZE": abi.STREAM_SIZE,
@@ -230,7 +231,7 @@ def test_constants(tmp_path: Path) -> None:
     defined = re.findall(r"^#define (\w+) +\S", header(), re.MULTILINE)
     assert defined == list(CONSTANTS)
     assert facts(tmp_path, list(CONSTANTS)) == list(CONSTANTS.values())
-    assert ruleset.MAX_RULE_ID < abi.RULE_IDS <= min(abi.CANARY, abi.DECIDE)
+    assert ruleset.MAX_RULE_ID < abi.RULE_IDS <= min(abi.CANARY, DECIDE)
 
 
 def test_enums(tmp_path: Path) -> None:
@@ -281,7 +282,7 @@ def test_event_is_decoded_field_by_field(
     chain = []
     for index in range(depth + lineage):
         start_ns, tgid, comm = number(8), number(4), octets(abi.COMM_SIZE)
-        chain.append(abi.Process(tgid, start_ns, comm[: index % abi.COMM_SIZE], index >= depth))
+        chain.append(Process(tgid, start_ns, comm[: index % abi.COMM_SIZE], index >= depth))
     parents, starters = tuple(chain[:depth]), tuple(chain[:shared] + chain[depth:])
     assert event.chain == abi.Chain(parents, not cut, 4711, starters, not lineage_cut)
     # No field is left out above.

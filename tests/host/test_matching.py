@@ -16,10 +16,10 @@ import pytest
 from reference import message, wire
 
 from dnsprobe.config.main import Config, DomainSpec, JournalConfig, MetricsConfig, ProbeConfig
-from dnsprobe.kernel.abi import DECIDE, Event, Kind, Statistic
+from dnsprobe.kernel.abi import Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.probe import Probe, Sizes, Where
-from dnsprobe.model import UNKNOWN, Query
+from dnsprobe.model import DECIDE, UNKNOWN, Query
 from dnsprobe.names import wire as qname
 from dnsprobe.names.ruleset import RuleSet, parse_pattern
 from dnsprobe.pipeline.counters import Ledger

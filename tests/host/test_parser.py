@@ -15,9 +15,10 @@ from ipaddress import ip_address
 import pytest
 from reference import HEADER, Question, message, parse, wire
 
-from dnsprobe.kernel.abi import Event, Kind, Statistic, TrieEntry
+from dnsprobe.kernel.abi import Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.names.ruleset import TrieEntry
 
 RULE = 7
 ALL_NAMES = TrieEntry(b"\0", 0, RULE, RULE)

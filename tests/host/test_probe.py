@@ -18,8 +18,9 @@ from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort
 from dnsprobe.kernel.hooks import kprobes_available
 from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.names.ruleset import TrieEntry
 
-ALL_NAMES = abi.TrieEntry(b"\0", 0, 1, 1)
+ALL_NAMES = TrieEntry(b"\0", 0, 1, 1)
 QUERY = bytes.fromhex("0001 0100 0001 0000 0000 0000 03 777777 04 74657374 00 0001 0001")
 #: Begins as a query does, and has no question: counted as malformed.
 MALFORMED = bytes.fromhex("0001 0100 0001 0000 0000 0000 ff")

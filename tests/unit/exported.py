@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dnsprobe.pipeline.series import Series
+from dnsprobe.model import Series
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 
 #: At least one sample of each metric.

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnsprobe.model import OTHER, Count, Rule
-from dnsprobe.pipeline.series import Series, Totals
+from dnsprobe.model import OTHER, Count, Rule, Series
+from dnsprobe.pipeline.series import Totals
 
 RULES = [Rule(1, ".", "."), Rule(2, "example.test", "example.test")]
 

@@ -13,8 +13,7 @@ from prometheus_client import exposition
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily
 
-from dnsprobe.model import DOT
-from dnsprobe.pipeline.series import OPTIONAL_LABELS, Series
+from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
 from dnsprobe.sinks import metrics
 from dnsprobe.sinks.exposition import Lines
 from dnsprobe.sinks.metrics import Snapshot, build_registry

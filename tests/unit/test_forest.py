@@ -11,8 +11,7 @@ import pytest
 from made_up import HOSTILE
 
 from dnsprobe.errors import UserError
-from dnsprobe.model import Ancestry, Process
-from dnsprobe.pipeline.series import Series
+from dnsprobe.model import Ancestry, Process, Series
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.terminal import Look, cells
 from dnsprobe.treeview.aggregate import Choice, Tally, set_rates, tally, totals

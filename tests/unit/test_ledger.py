@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from dnsprobe.kernel.abi import Chain, Event, Facts, Kind, PathNames, Process
+from dnsprobe.kernel.abi import Chain, Event, Facts, Kind, PathNames
 from dnsprobe.kernel.probe import Probe
-from dnsprobe.model import Container
+from dnsprobe.model import Container, Process
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.counters import Ledger
 from dnsprobe.pipeline.series import Totals

@@ -11,7 +11,7 @@ from prometheus_client.registry import CollectorRegistry
 from promtool import promtool
 
 from dnsprobe import __version__
-from dnsprobe.pipeline.series import Series
+from dnsprobe.model import Series
 from dnsprobe.sinks.metrics import DaemonCollector, Snapshot, build_registry
 
 GOLDEN = Path(__file__).with_name("scrape.txt")

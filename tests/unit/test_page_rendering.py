@@ -15,9 +15,8 @@ import pytest
 from made_up import HOSTILE, QUERY, RULE, hostile, query
 
 from dnsprobe import __version__
-from dnsprobe.model import Ancestry, Process, Rule
+from dnsprobe.model import Ancestry, Process, Rule, Series
 from dnsprobe.names.wire import to_text
-from dnsprobe.pipeline.series import Series
 from dnsprobe.sinks.metrics import Snapshot
 from dnsprobe.text import printable
 from dnsprobe.web import page as web

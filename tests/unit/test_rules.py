@@ -13,10 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.kernel.abi import TrieEntry
 from dnsprobe.model import DECIDE, NO_RULE, Rule
 from dnsprobe.names import wire as qname
-from dnsprobe.names.ruleset import MAX_RULE_ID, Name, RuleError, RuleSet, Scope, Wildcard, parse_pattern
+from dnsprobe.names.ruleset import MAX_RULE_ID, Name, RuleError, RuleSet, Scope, TrieEntry, Wildcard, parse_pattern
 
 
 def rules(*patterns: str) -> RuleSet:

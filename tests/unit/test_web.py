@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dnsprobe.errors import EXIT_FAILED, UserError
-from dnsprobe.pipeline.series import Series
+from dnsprobe.model import Series
 from dnsprobe.sinks.metrics import Registry, Snapshot, build_registry
 from dnsprobe.web import server as web
 from dnsprobe.web.page import Page
