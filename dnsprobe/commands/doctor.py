@@ -20,8 +20,8 @@ from dnsprobe.kernel.hooks import TCP_LADDER, UDP_LADDER, kprobes_available
 from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
 from dnsprobe.kernel.probe import Probe, Sizes
 from dnsprobe.pipeline.session import where_of
-from dnsprobe.sinks.wording import shown
 from dnsprobe.terminal import DIM, GREEN, RED, look_of
+from dnsprobe.text import shown
 
 #: Where a detail begins, and the columns that it has at least, however narrow the terminal is.
 _INDENT, _LEAST_DETAIL = 19, 30

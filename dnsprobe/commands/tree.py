@@ -17,8 +17,8 @@ from typing import TextIO
 from urllib.parse import urlsplit
 
 from dnsprobe.errors import EXIT_GOOD, EXIT_USAGE, UserError
-from dnsprobe.sinks.wording import shown
 from dnsprobe.terminal import Look, look_of
+from dnsprobe.text import shown
 from dnsprobe.treeview.aggregate import Choice, Path, Tally, set_rates, tally, totals
 from dnsprobe.treeview.client import NotAnswering, Scrape, Target, fetch
 from dnsprobe.treeview.render import document, folded, forest, wrapped

@@ -19,9 +19,9 @@ from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Engine
 from dnsprobe.sinks.console import json_line, tree
-from dnsprobe.sinks.wording import shown, wall_offset_ns
+from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.terminal import look_of
-from dnsprobe.text import number
+from dnsprobe.text import number, shown
 
 _TICK_SECONDS = 1.0
 

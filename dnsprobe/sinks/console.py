@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from dnsprobe.model import Container, Identity, Process, Query
 from dnsprobe.names.wire import qtype_name, to_text
 from dnsprobe.sinks.queue import Writer
-from dnsprobe.sinks.wording import arguments, command, endpoint, name, other_chain, shown, summary
+from dnsprobe.sinks.wording import arguments, command, endpoint, moment, name, other_chain, summary
 from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, Look, cells, cut
-from dnsprobe.text import printable
+from dnsprobe.text import printable, shown
 
 #: The rule that watches all names: naming it tells nothing.
 _ALL_NAMES = "."
@@ -44,11 +43,6 @@ def _container(container: Container) -> str:
     return f"{short_id} ({printable(container.name)})" if container.name not in {"", container.id} else short_id
 
 
-def _moment(query: Query, offset_ns: int) -> datetime:
-    seconds, nanoseconds = divmod(query.time_ns + offset_ns, 1_000_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
-
-
 def _corner(deepest: int, look: Look) -> str:
     """Return what leads to a child: narrower where a tree that deep leaves too little room for names."""
     whole = "└─ " if look.unicode else "`- "
@@ -75,7 +69,7 @@ def tree(
     paint, plain, ellipsis_mark = look.paint, look.plain, look.ellipsis_mark
 
     headline = [
-        paint(_moment(query, offset_ns).astimezone().strftime("%H:%M:%S.%f")[:-3], DIM),
+        paint(moment(query.time_ns + offset_ns).astimezone().strftime("%H:%M:%S.%f")[:-3], DIM),
         paint(plain(to_text(query.qname)), BOLD),
         paint(qtype_name(query.qtype), CYAN),
         shown(query.transport),
@@ -123,7 +117,7 @@ def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
     ancestry, container = query.ancestry, identity.container
     return json.dumps(
         {
-            "time": _moment(query, offset_ns).isoformat(timespec="microseconds"),
+            "time": moment(query.time_ns + offset_ns).isoformat(timespec="microseconds"),
             "domain": shown(query.rule.name),
             "qname": to_text(query.qname),
             "qtype": qtype_name(query.qtype),

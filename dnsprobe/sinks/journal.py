@@ -16,8 +16,8 @@ from dnsprobe.errors import UserError
 from dnsprobe.model import Ancestry, Identity, Query
 from dnsprobe.names.wire import qtype_name, to_text
 from dnsprobe.sinks.queue import Writer
-from dnsprobe.sinks.wording import command, shown, summary
-from dnsprobe.text import number, printable
+from dnsprobe.sinks.wording import command, summary
+from dnsprobe.text import number, printable, shown
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from dnsprobe import __version__
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
 from dnsprobe.sinks.exposition import Encoder, Lines, encode, end
-from dnsprobe.sinks.wording import shown
+from dnsprobe.text import shown
 
 #: Formats whose lines are kept for the next scrape: text and OpenMetrics.
 _FORMATS_KEPT = 2

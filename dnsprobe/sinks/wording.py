@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from dnsprobe.model import Ancestry, Process, Query
 from dnsprobe.names.wire import qtype_name, to_text
-from dnsprobe.text import printable
+from dnsprobe.text import printable, shown
 
 
 def wall_offset_ns() -> int:
@@ -16,12 +17,10 @@ def wall_offset_ns() -> int:
     return time.time_ns() - time.monotonic_ns()
 
 
-def shown(text: str) -> str:
-    """Return text that was made to be shown as it is; where it was not, as ``printable`` has it.
-
-    A backslash stays single here: such a text may have its escapes already.
-    """
-    return text if text.isprintable() else printable(text)
+def moment(time_ns: int) -> datetime:
+    """Return nanoseconds since the epoch as a moment in UTC, cut to whole microseconds."""
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
 
 
 def arguments(cmdline: bytes) -> list[str]:

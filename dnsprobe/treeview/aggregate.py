@@ -8,8 +8,7 @@ from fnmatch import fnmatchcase
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import OPTIONAL_LABELS, OTHER, UNKNOWN
-from dnsprobe.sinks.wording import shown
-from dnsprobe.text import printable
+from dnsprobe.text import printable, shown
 from dnsprobe.treeview.client import Counted, Scrape
 
 #: What ``by`` takes.

@@ -15,7 +15,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from dnsprobe import __version__
@@ -23,8 +22,8 @@ from dnsprobe.model import Query, Rule
 from dnsprobe.names.wire import qtype_name, to_text
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.sinks.metrics import Snapshot
-from dnsprobe.sinks.wording import endpoint, name, shown
-from dnsprobe.text import number
+from dnsprobe.sinks.wording import endpoint, moment, name
+from dnsprobe.text import number, shown
 
 #: So many of the last queries are shown; the daemon keeps no more.
 LAST_QUERIES = 100
@@ -211,18 +210,13 @@ def _short(value: str) -> str:
     return _text(value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT] + "…")
 
 
-def _moment(time_ns: int) -> datetime:
-    """Return nanoseconds since the epoch as this host's local time."""
-    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000).astimezone()
-
-
 def _time(time_ns: int, *, day: bool) -> str:
-    """Return a moment with its day, to the second; or without, to the millisecond."""
-    moment = _moment(time_ns)
-    utc = moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    text = f"{moment:%Y-%m-%d %H:%M:%S}" if day else moment.time().isoformat("milliseconds")
-    return f'<time datetime="{utc}">{text}</time>'
+    """Return a moment in local time: with its day to the second, without its day to the millisecond."""
+    utc = moment(time_ns)
+    local = utc.astimezone()
+    text = f"{local:%Y-%m-%d %H:%M:%S}" if day else local.time().isoformat("milliseconds")
+    machine_readable = utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f'<time datetime="{machine_readable}">{text}</time>'
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
@@ -261,7 +255,7 @@ def _summary(page: Page, queries: int) -> str:
     if encrypted:
         facts.append(f"{encrypted:,} encrypted {'connection' if encrypted == 1 else 'connections'}")
     ready = '<span class="good">ready</span>' if page.ready else '<span class="bad">not ready: not all is proved</span>'
-    zone = _moment(page.time_ns).strftime("%z")
+    zone = moment(page.time_ns).astimezone().strftime("%z")
     facts.append(f"as of {_time(page.time_ns, day=True)} {zone}")
     return f"<p>{ready} · {' · '.join(facts)}</p>"
 
