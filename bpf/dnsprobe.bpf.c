@@ -3,7 +3,7 @@
  * The hooks. Which of them are compiled is said by HOOK_*, each of which leads into handle_packet(), and by STREAM_*,
  * which lead into handle_stream(). Those that follow lineages are always there.
  */
-#include "stream.h"
+#include "tcp/reassembly.h"
 
 #ifdef HOOK_IP_SEND_SKB
 /* net/ipv4/ip_output.c: int ip_send_skb(struct net *net, struct sk_buff *skb) */

@@ -185,7 +185,7 @@ def _first(btf: Btf, struct_name: str, alternatives: Sequence[Sequence[str]]) ->
 
 
 def stream_values(btf: Btf) -> dict[str, int | str]:
-    """Return the value behind each macro of ``bpf/stream.h``; UserError where this kernel lacks one of them."""
+    """Return the value behind each macro of ``bpf/tcp/``; UserError where this kernel lacks one of them."""
     values: dict[str, int | str] = {}
     for macro, struct_name, alternatives in _STREAM_MEMBERS:
         offset = _first(btf, struct_name, alternatives)

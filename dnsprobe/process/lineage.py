@@ -1,8 +1,8 @@
 """Who started whom: who is there when dnsprobe starts, and who need not be remembered any more.
 
-Between the two the kernel side follows forks, changes of name and exits by itself (``bpf/lineage.h``), and forgets most
-processes as they end. What it cannot settle is left to a sweep: a process that had children before dnsprobe started,
-and one whose end was missed.
+Between the two the kernel side follows forks, changes of name and exits by itself (``bpf/process/lineage.h``), and
+forgets most processes as they end. What it cannot settle is left to a sweep: a process that had children before
+dnsprobe started, and one whose end was missed.
 """
 
 from __future__ import annotations

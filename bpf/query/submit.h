@@ -5,9 +5,9 @@
 #ifndef DNSPROBE_SUBMIT_H
 #define DNSPROBE_SUBMIT_H
 
-#include "count.h"
-#include "device.h"
-#include "identity.h"
+#include "query/count.h"
+#include "udp/device.h"
+#include "process/identity.h"
 
 /* A hook that both families pass may serve one of them alone. */
 #ifndef SERVED_FAMILY

@@ -10,7 +10,7 @@
 #ifndef DNSPROBE_STREAM_H
 #define DNSPROBE_STREAM_H
 
-#include "submit.h"
+#include "query/submit.h"
 
 /* The length in front of each message: RFC 1035, section 4.2.2. */
 #define LENGTH_SIZE 2

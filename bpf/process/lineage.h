@@ -6,7 +6,7 @@
 #ifndef DNSPROBE_LINEAGE_H
 #define DNSPROBE_LINEAGE_H
 
-#include "query.h"
+#include "dns/question.h"
 
 /* Ended ancestors that one exit takes along, at most. */
 #define FORGOTTEN_AT_ONCE 8

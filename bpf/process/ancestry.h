@@ -6,7 +6,7 @@
 #ifndef DNSPROBE_ANCESTRY_H
 #define DNSPROBE_ANCESTRY_H
 
-#include "lineage.h"
+#include "process/lineage.h"
 
 /* The thread group is the process: dig sends from a thread called isc-net-0000. */
 static __always_inline u64 current_process(struct process_key *key)

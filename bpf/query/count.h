@@ -5,8 +5,8 @@
 #ifndef DNSPROBE_COUNT_H
 #define DNSPROBE_COUNT_H
 
-#include "ancestry.h"
-#include "match.h"
+#include "process/ancestry.h"
+#include "dns/match.h"
 
 /* Counts one under `key`; false where the map has no room for a new key. */
 static __always_inline bool count_one(void *map, const void *key, bool *added)

@@ -5,7 +5,7 @@
 #ifndef DNSPROBE_QUERY_H
 #define DNSPROBE_QUERY_H
 
-#include "packet.h"
+#include "udp/packet.h"
 
 /*
  * What a loop finds out goes through the scratch space, and is read from there again. In a register the verifier would

@@ -5,7 +5,7 @@
 #ifndef DNSPROBE_DEVICE_H
 #define DNSPROBE_DEVICE_H
 
-#include "packet.h"
+#include "udp/packet.h"
 
 /* Kinds of hooks: each has its own scratch space. */
 #define HOOK_FUNCTION 0

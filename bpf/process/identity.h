@@ -6,8 +6,8 @@
 #ifndef DNSPROBE_IDENTITY_H
 #define DNSPROBE_IDENTITY_H
 
-#include "ancestry.h"
-#include "query.h"
+#include "process/ancestry.h"
+#include "dns/question.h"
 
 #define NOT_THERE 0xffffffffU
 #define IS_THERE(member) ((member) != NOT_THERE)

@@ -5,7 +5,7 @@
 #ifndef DNSPROBE_MATCH_H
 #define DNSPROBE_MATCH_H
 
-#include "query.h"
+#include "dns/question.h"
 
 /* Returns a rule's id, NO_RULE, CANARY or DECIDE. */
 static __always_inline u32 match_name(const struct scratch *s)
