@@ -16,7 +16,7 @@ import pytest
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.treeview.client import NotAnswering, Target, complete_url, fetch, parse, url_of
 
-GOLDEN = Path(__file__).with_name("scrape.txt").read_text("utf-8")
+GOLDEN = Path(__file__).parents[1].joinpath("scrape.txt").read_text("utf-8")
 
 
 class Daemon:
