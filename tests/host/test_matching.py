@@ -167,6 +167,7 @@ MANY = [b"a"] * 124
 LONG = [b"x" * 63, b"y" * 63, b"z" * 63, b"w" * 48]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("patterns", "labels", "expected"),
     [

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import PATIENCE, Program, Service
 from scenes import fork_as
 
@@ -35,6 +36,7 @@ def tree_of(lineage: list[tuple[int, str]], comm: str) -> str:
     return ";".join([*comms, comm])
 
 
+@pytest.mark.quick
 def test_every_client_is_counted_exactly(start: Start, scene: Scene) -> None:
     service = start("domains: [" + ", ".join(f"{domain}.test" for domain in DOMAINS) + "]")
     truth = scene("clients")

@@ -65,6 +65,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     manager.close()
 
 
+@pytest.mark.quick
 def test_what_systemd_is_told(start: Start, scene: Scene, manager: Manager) -> None:
     service = start("domains: [watched.test]", ["env", f"NOTIFY_SOCKET={manager.path}", "WATCHDOG_USEC=30000000"])
     trying = manager.hear("EXTEND_TIMEOUT_USEC")

@@ -73,6 +73,7 @@ def test_each_form_is_counted_exactly(start_either: Start, in_namespace: Sequenc
     assert unparsed(service) == {}
 
 
+@pytest.mark.quick
 def test_where_and_from_whom(start_watch: Callable[..., Program], python: Callable[[str], str]) -> None:
     watch = start_watch("--json", "told.test")
     pid = python("""
