@@ -10,6 +10,9 @@ through exactly one of two functions:
 
 from __future__ import annotations
 
+#: The most characters of a value that a message shows.
+_SHORT = 80
+
 
 def _escape(char: str) -> str:
     code = ord(char)
@@ -49,3 +52,9 @@ def shown(text: str) -> str:
     characters and the control character ESC would look the same.
     """
     return text if text.isprintable() else printable(text)
+
+
+def shorten(text: str) -> str:
+    """Return a value that a user wrote, safe to show and at most 80 characters long, for a message about it."""
+    escaped = printable(text).replace("\\\\", "\\")
+    return escaped if len(escaped) <= _SHORT else escaped[: _SHORT - 3] + "..."

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import yaml
 
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.names.ruleset import shorten
-from dnsprobe.text import printable
+from dnsprobe.text import printable, shorten
 
 #: libyaml's binding builds nested nodes by recursion in C, without a limit: far deeper than this ends the process.
 _MAX_DEPTH = 32

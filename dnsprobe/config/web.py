@@ -19,8 +19,7 @@ import yaml
 
 from dnsprobe.config.nodes import ConfigError, Place, Problem, document
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.names.ruleset import shorten
-from dnsprobe.text import printable
+from dnsprobe.text import printable, shorten
 
 OPTION = "--web.config.file"
 

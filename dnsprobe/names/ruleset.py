@@ -28,7 +28,7 @@ from typing import Any
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.model import DECIDE, NO_RULE, Rule
 from dnsprobe.names import wire as qname
-from dnsprobe.text import printable
+from dnsprobe.text import printable, shorten
 
 #: The kernel side has a slot for each id up to this one; 0 is NO_RULE.
 MAX_RULE_ID = 65535
@@ -40,9 +40,6 @@ _ANY_ONE = -2
 #: How many wildcards and regular expressions are tried for one outcome of the trie before it is left to user space, so
 #: that thousands of names with thousands of expressions do not make millions of trials at each start.
 _TRIES = 32
-
-#: Characters of a wrong value in a message.
-_SHOWN = 80
 
 
 class RuleError(UserError, ValueError):
@@ -170,12 +167,6 @@ def parse_pattern(text: str) -> Pattern:
 
 def _bad(message: str, text: str, hint: str) -> RuleError:
     return RuleError(f"{message} ({shorten(text)})", hint)
-
-
-def shorten(text: str) -> str:
-    """Return what the user wrote, safe to show and not longer than a line."""
-    shown = printable(text).replace("\\\\", "\\")
-    return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
 
 
 def _hint(text: str) -> str:

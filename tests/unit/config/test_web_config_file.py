@@ -26,7 +26,7 @@ from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.web.protection import read
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
-PAGE = (Path(__file__).parents[2] / "docs" / "web.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "web.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from dnsprobe.config.nodes import ConfigError
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.names.ruleset import RuleSet
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 SHIPPED = REPOSITORY / "config" / "dnsprobe.yaml"
 
 
