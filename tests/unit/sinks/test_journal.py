@@ -38,7 +38,7 @@ from dnsprobe.sinks.journal import (
 PATIENCE = 60.0
 
 NO_LIMIT = RateLimit(0, 1)
-CATALOG = Path(__file__).parents[2] / "packaging/systemd/dnsprobe.catalog"
+CATALOG = Path(__file__).parents[3] / "packaging/systemd/dnsprobe.catalog"
 
 JOURNALD = "/usr/lib/systemd/systemd-journald"
 
@@ -487,9 +487,9 @@ def run_with_journald(case: str) -> list[dict[str, Any]]:
     namespace = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a journald of its own takes a mount namespace: run as root, with CAP_SYS_ADMIN")
-    done = subprocess.run(
-        [*namespace, sys.executable, __file__, case], capture_output=True, text=True, timeout=4 * PATIENCE, check=False
-    )
+    command = [*namespace, sys.executable, __file__, case]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * PATIENCE, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

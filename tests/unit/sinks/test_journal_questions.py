@@ -18,7 +18,7 @@ from questions import follows, questions
 from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
 from dnsprobe.sinks.journal import OVER_LIMIT_ID, fields
 
-PAGE = (Path(__file__).parents[2] / "docs/journal.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs/journal.md").read_text("utf-8")
 ASKED = questions(PAGE)
 
 SYSTEMD = Process(1, 1, b"systemd")

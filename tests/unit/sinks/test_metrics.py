@@ -14,7 +14,7 @@ from dnsprobe import __version__
 from dnsprobe.model import Series
 from dnsprobe.sinks.metrics import DaemonCollector, Snapshot, build_registry
 
-GOLDEN = Path(__file__).with_name("scrape.txt")
+GOLDEN = Path(__file__).parents[1] / "scrape.txt"
 
 NASTY = 'a"b\\x0a\\\\c{d="e"} 7 # é'
 
