@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dnsprobe.config.main import Config, JournalConfig
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
+from dnsprobe.kernel.losses import describe_losses
 from dnsprobe.model import Query
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.series import total_queries
@@ -264,32 +265,11 @@ class Daemon:
         statistics = probe.statistics()
         return Snapshot(
             counts=counts,
-            series_folded=self._engine.totals.series_folded,
             hooks=[(path, probe.paths[path].rung, probe.paths[path].symbol) for path in probe.served_paths],
             verified={path: probe.paths[path].verified for path in probe.active_paths},
             events=statistics[Statistic.EVENTS],
-            events_lost={
-                "ring_full": statistics[Statistic.LOST_RING_FULL],
-                "names_full": statistics[Statistic.UNDECIDED_NAMES_FULL],
-                "run_missed": probe.missed_runs(),
-            },
-            queries_unattributed={
-                "counters_full": statistics[Statistic.UNATTRIBUTED_COUNTERS_FULL],
-                "processes_full": statistics[Statistic.UNATTRIBUTED_PROCESSES_FULL],
-                "identities_full": statistics[Statistic.IDENTITIES_FULL],
-            },
-            packets_unparsed={
-                "malformed": statistics[Statistic.UNPARSED_MALFORMED],
-                "nonlinear": statistics[Statistic.UNPARSED_NONLINEAR],
-                "segmented": statistics[Statistic.UNPARSED_SEGMENTED],
-                "more_questions": statistics[Statistic.UNPARSED_QUESTIONS],
-                "unreadable": statistics[Statistic.UNPARSED_UNREADABLE],
-                "unaligned": statistics[Statistic.UNPARSED_UNALIGNED],
-                "pipelined": statistics[Statistic.UNPARSED_PIPELINED],
-            },
-            lineage_lost={"full": probe.lineage_full(), "run_missed": probe.lineage_missed_runs()},
+            losses=self._engine.losses(self._sink.dropped),
             journal_entries=self._sink.entries,
-            journal_dropped=self._sink.dropped,
             rules=len(self._engine.ledger.rules.rules),
             reload_successful=self._reload_successful,
             reload_time=self._reload_time,
@@ -323,9 +303,9 @@ class Daemon:
         if self._ready or hasattr(self, "_tasks"):
             statistics = self._engine.probe.statistics()
             _log.info(
-                "stopped: %s counted, %s, %d lost",
+                "stopped: %s counted, %s, %s",
                 self._queries_so_far(),
                 number(statistics[Statistic.EVENTS], "event"),
-                statistics[Statistic.LOST_RING_FULL],
+                describe_losses(self._engine.losses(self._sink.dropped)),
             )
         self._engine.release()

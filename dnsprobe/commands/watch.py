@@ -14,6 +14,7 @@ from typing import TextIO
 from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_GOOD, UserError
 from dnsprobe.kernel.abi import Statistic
+from dnsprobe.kernel.losses import describe_losses
 from dnsprobe.model import Identity, Query
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.series import total_queries
@@ -127,8 +128,7 @@ def _summary(engine: Engine) -> str:
     counts = engine.ledger.collect()
     statistics = engine.probe.statistics()
     trees = {series.tree for series in counts if not series.encrypted}
-    lost = statistics[Statistic.LOST_RING_FULL]
     return (
         f"{number(total_queries(counts), 'query', 'queries')} from {number(len(trees), 'process tree')}, "
-        f"{statistics[Statistic.EVENTS]} shown, {lost} lost{' (counted all the same)' if lost else ''}"
+        f"{statistics[Statistic.EVENTS]} shown, {describe_losses(engine.losses())}"
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dnsprobe.config.main import Config, ProbeConfig
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.libbpf import undisturbed
+from dnsprobe.kernel.losses import Loss, Source, read_losses
 from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.model import Identity, Query
 from dnsprobe.names.ruleset import RuleSet
@@ -89,6 +90,19 @@ class Engine:
         self.ledger.sweep()
         self._last_sweep, self._swept_at = time.monotonic(), added
         return True
+
+    def losses(self, journal_dropped: int = 0) -> dict[Loss, int]:
+        """Return every loss with its number up to now; ``journal_dropped`` is that of the sink."""
+        return read_losses(
+            self.probe.statistics(),
+            {
+                Source.MISSED_RUNS: self.probe.missed_runs(),
+                Source.LINEAGE_FULL: self.probe.lineage_full(),
+                Source.LINEAGE_MISSED_RUNS: self.probe.lineage_missed_runs(),
+                Source.JOURNAL_DROPPED: journal_dropped,
+                Source.SERIES_FOLDED: self.totals.series_folded,
+            },
+        )
 
     def close(self) -> None:
         """Detach; what was counted can still be read."""

@@ -11,6 +11,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from dnsprobe import __version__
+from dnsprobe.kernel.losses import METRICS, NO_LOSSES, Loss
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
 from dnsprobe.sinks.exposition import Encoder, Lines, encode, end
 from dnsprobe.text import shown
@@ -27,32 +28,19 @@ class Snapshot:
     """All that a scrape shows, at one moment.
 
     ``hooks`` has a (path, hook, symbol) for each path that is served, ``verified`` whether canary queries came back
-    through it. The mappings by reason hold every reason from the start, at zero. ``reload_time`` is in seconds since
-    the epoch.
+    through it. ``losses`` has every loss from the start, at zero. ``reload_time`` is in seconds since the epoch.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)
-    series_folded: int = 0
     hooks: Sequence[tuple[str, str, str]] = ()
     verified: Mapping[str, bool] = field(default_factory=dict)
     events: int = 0
-    events_lost: Mapping[str, int] = field(default_factory=dict)
-    queries_unattributed: Mapping[str, int] = field(default_factory=dict)
-    packets_unparsed: Mapping[str, int] = field(default_factory=dict)
-    lineage_lost: Mapping[str, int] = field(default_factory=dict)
+    losses: Mapping[Loss, int] = field(default_factory=lambda: NO_LOSSES)
     journal_entries: int = 0
-    journal_dropped: int = 0
     rules: int = 0
     reload_successful: bool = True
     reload_time: float = 0.0
     web_config_good: bool = True
-
-
-def _by_reason(name: str, documentation: str, numbers: Mapping[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, documentation, labels=["reason"])
-    for reason, number in sorted(numbers.items()):
-        family.add_metric([shown(reason)], number)
-    return family
 
 
 class DaemonCollector(Collector):
@@ -124,37 +112,14 @@ class DaemonCollector(Collector):
     @staticmethod
     def _losses(now: Snapshot) -> Iterator[Metric]:
         yield CounterMetricFamily("dnsprobe_events", "Events received from the kernel.", now.events)
-        yield _by_reason(
-            "dnsprobe_events_lost",
-            "Events lost, by reason. With ring_full the query is counted all the same; with the others it is not.",
-            now.events_lost,
-        )
-        yield _by_reason(
-            "dnsprobe_queries_unattributed",
-            "Queries counted without their process (counters_full), processes without their tree (processes_full), and "
-            "programs of which only /proc can tell what they are (identities_full).",
-            now.queries_unattributed,
-        )
-        yield _by_reason(
-            "dnsprobe_packets_unparsed",
-            "Packets and writes to a watched port that could not be read as a query, or not in full.",
-            now.packets_unparsed,
-        )
-        yield _by_reason(
-            "dnsprobe_lineage_lost",
-            "Processes whose lineage is not followed for want of room (full); "
-            "forks, exits and changes of name that were not seen (run_missed).",
-            now.lineage_lost,
-        )
         yield CounterMetricFamily("dnsprobe_journal_entries", "Entries sent to the journal.", now.journal_entries)
-        yield CounterMetricFamily(
-            "dnsprobe_journal_dropped", "Entries that could not be sent to the journal.", now.journal_dropped
-        )
-        yield CounterMetricFamily(
-            "dnsprobe_series_folded",
-            "Different series that were refused for the limit on series and count under (other).",
-            now.series_folded,
-        )
+        for metric, help_text in METRICS.items():
+            of_metric = {loss.reason: times for loss, times in now.losses.items() if loss.metric == metric}
+            labels = ["reason"] if any(of_metric) else []
+            family = CounterMetricFamily(metric, help_text, labels=labels)
+            for reason, times in sorted(of_metric.items()):
+                family.add_metric([reason] if reason else [], times)
+            yield family
 
     def _queries(self, counts: Mapping[Series, int]) -> CounterMetricFamily:
         return self._by_series(

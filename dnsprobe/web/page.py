@@ -62,27 +62,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
-#: What the reasons of losses mean, in a few words; docs/metrics.md has more.
-_MEANINGS = {
-    ("dnsprobe_events_lost_total", "ring_full"): "no room for an event: counted, but not in the journal",
-    ("dnsprobe_events_lost_total", "names_full"): "no room for a name that the daemon has to decide: not counted",
-    ("dnsprobe_events_lost_total", "run_missed"): "the kernel left out a run of the program: not counted",
-    ("dnsprobe_queries_unattributed_total", "counters_full"): "no room for a counter: counted by rule alone",
-    ("dnsprobe_queries_unattributed_total", "processes_full"): "no room for the tree of a process",
-    ("dnsprobe_queries_unattributed_total", "identities_full"): "no room for what else a process is",
-    ("dnsprobe_packets_unparsed_total", "malformed"): "to a watched port, but no whole question",
-    ("dnsprobe_packets_unparsed_total", "nonlinear"): "the question is out of reach: not counted",
-    ("dnsprobe_packets_unparsed_total", "segmented"): "several datagrams in one send: only the first counted",
-    ("dnsprobe_packets_unparsed_total", "more_questions"): "several questions: only the first counted",
-    ("dnsprobe_packets_unparsed_total", "unreadable"): "TCP: what is written is out of reach: not counted",
-    ("dnsprobe_packets_unparsed_total", "unaligned"): "TCP: no telling where a message begins: not counted",
-    ("dnsprobe_packets_unparsed_total", "pipelined"): "TCP: more messages in a write than are counted",
-    ("dnsprobe_lineage_lost_total", "full"): "no room to follow who started a process",
-    ("dnsprobe_lineage_lost_total", "run_missed"): "a fork, exit or change of name was not seen",
-    ("dnsprobe_journal_dropped_total", ""): "entries that the journal did not get",
-    ("dnsprobe_series_folded_total", ""): "series above the limit: counted under (other)",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -330,31 +309,16 @@ def _paths(page: Page) -> str:
     return f"{_table(('Path', 'Hook', 'Where', 'Proof'), rows)}\n<p>Who started whom: {lineage}.</p>"
 
 
-def losses(now: Snapshot) -> list[tuple[str, str, int]]:
-    """Return metric, reason and value of every counter of losses, those at zero too; a reason may be empty."""
-    by_reason = (
-        ("dnsprobe_events_lost_total", now.events_lost),
-        ("dnsprobe_queries_unattributed_total", now.queries_unattributed),
-        ("dnsprobe_packets_unparsed_total", now.packets_unparsed),
-        ("dnsprobe_lineage_lost_total", now.lineage_lost),
-    )
-    return [
-        *((metric, reason, lost) for metric, reasons in by_reason for reason, lost in sorted(reasons.items())),
-        ("dnsprobe_journal_dropped_total", "", now.journal_dropped),
-        ("dnsprobe_series_folded_total", "", now.series_folded),
-    ]
-
-
 def _losses(page: Page) -> str:
     now = page.snapshot
     rows = [
         (
-            _text(metric),
-            _text(reason),
-            html.escape(_MEANINGS.get((metric, reason), "")),
-            f'<span class="bad">{lost:,}</span>' if lost else "0",
+            _text(loss.metric),
+            _text(loss.reason),
+            html.escape(f"{loss.what} ({loss.counted})"),
+            f'<span class="bad">{times:,}</span>' if times else "0",
         )
-        for metric, reason, lost in losses(now)
+        for loss, times in now.losses.items()
     ]
     reload = _time(int(now.reload_time * 1e9), day=True)
     good = "read" if now.reload_successful else '<span class="bad">not good when it was last read</span>, before that'

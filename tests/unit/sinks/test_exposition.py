@@ -13,6 +13,7 @@ from prometheus_client import exposition
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily
 
+from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
 from dnsprobe.sinks import metrics
 from dnsprobe.sinks.exposition import Lines
@@ -46,7 +47,7 @@ def test_each_scrape_is_what_the_library_makes_of_it(
 ) -> None:
     now: dict[Series, int] = {}
     labels = data.draw(st.sets(st.sampled_from(OPTIONAL_LABELS))) if data else OPTIONAL_LABELS
-    registry = build_registry(lambda: Snapshot(counts=now, events_lost={"ring_full": len(now)}), labels)
+    registry = build_registry(lambda: Snapshot(counts=now, losses=NO_LOSSES | {LOSSES[0]: len(now)}), labels)
     for counts, accept in scrapes:
         # Some stay as they are, some change, some are new; and some go, which no series should.
         gone = data.draw(st.sets(st.sampled_from(sorted(now)))) if data and now else set()

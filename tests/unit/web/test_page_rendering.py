@@ -15,12 +15,13 @@ import pytest
 from made_up import HOSTILE, QUERY, RULE, hostile, query
 
 from dnsprobe import __version__
+from dnsprobe.kernel.losses import LOSSES
 from dnsprobe.model import Ancestry, Process, Rule, Series
 from dnsprobe.names.wire import to_text
 from dnsprobe.sinks.metrics import Snapshot
 from dnsprobe.text import printable
 from dnsprobe.web import page as web
-from dnsprobe.web.page import HEADERS, Kept, Page, embedded, grow, losses, prune, render
+from dnsprobe.web.page import HEADERS, Kept, Page, embedded, grow, prune, render
 
 #: HTML's own hostilities on top of those of terminals and journals.
 MARKUP = [
@@ -98,7 +99,6 @@ def in_full(raw: bytes) -> Page:
             snapshot({asked.ancestry.tree: 2}),
             hooks=[("udp4", "ip_send_skb", text)],
             verified={"udp4": True},
-            events_lost={text: 0},
         ),
         rules=(replace(RULE, name=text or "x", pattern=text or "x"),),
         unserved={"tcp4": text},
@@ -252,27 +252,13 @@ def test_with_many_rules_those_that_count_are_shown() -> None:
 
 
 def test_losses_are_there_at_zero() -> None:
-    now = Snapshot(
-        events_lost={"ring_full": 0, "a": 1},
-        queries_unattributed={"b": 2},
-        packets_unparsed={"c": 3},
-        lineage_lost={"d": 4},
-        journal_dropped=5,
-        series_folded=6,
-    )
-    assert losses(now) == [
-        ("dnsprobe_events_lost_total", "a", 1),
-        ("dnsprobe_events_lost_total", "ring_full", 0),
-        ("dnsprobe_queries_unattributed_total", "b", 2),
-        ("dnsprobe_packets_unparsed_total", "c", 3),
-        ("dnsprobe_lineage_lost_total", "d", 4),
-        ("dnsprobe_journal_dropped_total", "", 5),
-        ("dnsprobe_series_folded_total", "", 6),
-    ]
-    document = Document(render(Page(now)))
-    shown = [text for text in document.text["span"] if text.isdecimal()]
-    assert shown == ["1", "2", "3", "4", "5", "6"]
+    some = {loss: place for place, loss in enumerate(LOSSES)}
+    document = Document(render(Page(Snapshot(losses=some))))
+    cells = [text for text in document.text["span"] if text.isdecimal()]
+    assert cells == [str(place) for place in range(1, len(LOSSES))]
     assert [text for text in document.text["td"] if text == "0"] == ["0"]
+    for loss in LOSSES:
+        assert f"{loss.what} ({loss.counted})" in document.text["td"]
 
 
 def test_what_is_wrong_is_said() -> None:

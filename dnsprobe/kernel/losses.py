@@ -1,0 +1,199 @@
+"""The one table of losses: where each is counted, what its metric is called, and what it means.
+
+``/metrics``, the page, the last line of the log and the summary of ``dnsprobe watch`` are made from :data:`LOSSES`.
+Tests compare docs/metrics.md and the alert rules with it. To add a loss, add a statistic to ``bpf/abi.h`` and
+:class:`dnsprobe.kernel.abi.Statistic`, and one entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+
+from dnsprobe.kernel.abi import Statistic
+from dnsprobe.text import number
+
+
+class Counted(StrEnum):
+    """Whether ``dnsprobe_queries_total`` has the query all the same."""
+
+    YES = "counted"
+    NO = "not counted"
+    IN_PART = "counted in part"
+    NO_QUERY = "not a query"
+
+
+class Source(Enum):
+    """Where the number of a loss comes from, unless it is a :class:`Statistic` of the BPF programs."""
+
+    MISSED_RUNS = auto()
+    LINEAGE_FULL = auto()
+    LINEAGE_MISSED_RUNS = auto()
+    JOURNAL_DROPPED = auto()
+    SERIES_FOLDED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One way to lose something.
+
+    ``metric`` is the name in ``/metrics``, ``reason`` the value of its label (empty: the metric has no label).
+    ``what`` completes the sentence "N times …".
+    """
+
+    metric: str
+    reason: str
+    source: Statistic | Source
+    what: str
+    counted: Counted
+
+
+_EVENTS = "dnsprobe_events_lost_total"
+_UNATTRIBUTED = "dnsprobe_queries_unattributed_total"
+_UNPARSED = "dnsprobe_packets_unparsed_total"
+_LINEAGE = "dnsprobe_lineage_lost_total"
+_JOURNAL = "dnsprobe_journal_dropped_total"
+_FOLDED = "dnsprobe_series_folded_total"
+
+#: What each metric of losses counts.
+_TITLES = {
+    _EVENTS: "Events lost",
+    _UNATTRIBUTED: "Queries counted without their process, processes without their tree, and processes that only /proc "
+    "can describe, for want of room",
+    _UNPARSED: "Packets and writes to a watched port that could not be read as a query, or not in full",
+    _LINEAGE: "Processes whose lineage is not tracked for want of room, and forks, exits and changes of name that were "
+    "missed",
+    _JOURNAL: "Entries that could not be sent to the journal",
+    _FOLDED: "Different series that were refused for the limit on series and count under (other)",
+}
+
+LOSSES = (
+    Loss(
+        _EVENTS,
+        "ring_full",
+        Statistic.LOST_RING_FULL,
+        "no room for an event in the ring buffer, so no journal entry",
+        Counted.YES,
+    ),
+    Loss(
+        _EVENTS,
+        "names_full",
+        Statistic.UNDECIDED_NAMES_FULL,
+        "no room to remember a name that only the daemon can decide",
+        Counted.NO,
+    ),
+    Loss(_EVENTS, "run_missed", Source.MISSED_RUNS, "the kernel skipped a run of a BPF program", Counted.NO),
+    Loss(
+        _UNATTRIBUTED,
+        "counters_full",
+        Statistic.UNATTRIBUTED_COUNTERS_FULL,
+        "no room for one more counter, so the query has no process",
+        Counted.YES,
+    ),
+    Loss(
+        _UNATTRIBUTED,
+        "processes_full",
+        Statistic.UNATTRIBUTED_PROCESSES_FULL,
+        "no room for the tree of a process",
+        Counted.YES,
+    ),
+    Loss(
+        _UNATTRIBUTED,
+        "identities_full",
+        Statistic.IDENTITIES_FULL,
+        "no room for the executable, command line and control group of a process",
+        Counted.YES,
+    ),
+    Loss(
+        _UNPARSED,
+        "malformed",
+        Statistic.UNPARSED_MALFORMED,
+        "a packet or write to a watched port without a whole question",
+        Counted.NO_QUERY,
+    ),
+    Loss(
+        _UNPARSED,
+        "nonlinear",
+        Statistic.UNPARSED_NONLINEAR,
+        "a question in a part of the packet that BPF cannot read",
+        Counted.NO,
+    ),
+    Loss(
+        _UNPARSED,
+        "segmented",
+        Statistic.UNPARSED_SEGMENTED,
+        "several datagrams in one send, of which only the first is read",
+        Counted.IN_PART,
+    ),
+    Loss(
+        _UNPARSED,
+        "more_questions",
+        Statistic.UNPARSED_QUESTIONS,
+        "several questions in one packet of multicast DNS, of which only the first is read",
+        Counted.IN_PART,
+    ),
+    Loss(
+        _UNPARSED,
+        "unreadable",
+        Statistic.UNPARSED_UNREADABLE,
+        "a TCP write whose data BPF cannot read",
+        Counted.NO,
+    ),
+    Loss(
+        _UNPARSED,
+        "unaligned",
+        Statistic.UNPARSED_UNALIGNED,
+        "a TCP write where the beginning of a message is not known",
+        Counted.NO,
+    ),
+    Loss(
+        _UNPARSED,
+        "pipelined",
+        Statistic.UNPARSED_PIPELINED,
+        "a TCP write with more than 34 messages, of which only the first 34 are read",
+        Counted.IN_PART,
+    ),
+    Loss(_LINEAGE, "full", Source.LINEAGE_FULL, "no room to track who started a process", Counted.YES),
+    Loss(
+        _LINEAGE,
+        "run_missed",
+        Source.LINEAGE_MISSED_RUNS,
+        "a fork, exit or change of name was missed",
+        Counted.YES,
+    ),
+    Loss(_JOURNAL, "", Source.JOURNAL_DROPPED, "an entry that the journal did not get", Counted.YES),
+    Loss(_FOLDED, "", Source.SERIES_FOLDED, "a series above the limit, added to (other)", Counted.YES),
+)
+
+#: Every loss at zero.
+NO_LOSSES: dict[Loss, int] = dict.fromkeys(LOSSES, 0)
+
+
+def _help(metric: str, title: str) -> str:
+    reasons: dict[Counted, list[str]] = {}
+    for loss in LOSSES:
+        if loss.metric == metric and loss.reason:
+            reasons.setdefault(loss.counted, []).append(loss.reason)
+    if not reasons:
+        return f"{title}."
+    by_counted = [f"{counted}: {', '.join(names)}" for counted, names in reasons.items()]
+    return f"{title}, by reason ({'; '.join(by_counted)})."
+
+
+#: Each metric of losses with its HELP text.
+METRICS = {metric: _help(metric, title) for metric, title in _TITLES.items()}
+
+
+def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int]) -> dict[Loss, int]:
+    """Return every loss with its number, those at zero too; a source that ``others`` does not have counts as zero."""
+    return {
+        loss: statistics[loss.source] if isinstance(loss.source, Statistic) else others.get(loss.source, 0)
+        for loss in LOSSES
+    }
+
+
+def describe_losses(losses: Mapping[Loss, int]) -> str:
+    """Return all losses above zero in one line of plain words, or ``0 lost``."""
+    lost = [f"{number(times, 'time')} {loss.what} ({loss.counted})" for loss, times in losses.items() if times]
+    return f"lost: {'; '.join(lost)}" if lost else "0 lost"

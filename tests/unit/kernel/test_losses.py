@@ -1,0 +1,110 @@
+"""The table of losses: complete, and the same in the documents and in the alert rules."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dnsprobe.kernel.abi import Statistic
+from dnsprobe.kernel.losses import LOSSES, METRICS, NO_LOSSES, Counted, Loss, Source, describe_losses, read_losses
+
+REPOSITORY = Path(__file__).parents[3]
+#: Statistics that count work, not losses.
+OF_WORK = {
+    Statistic.EVENTS,
+    Statistic.COUNTERS_ADDED,
+    Statistic.NAMES_ADDED,
+    Statistic.LINEAGE_ADDED,
+    Statistic.LINEAGE_LEFT,
+}
+#: Read together with what the daemon itself could not place.
+PART_OF_A_SOURCE = {Statistic.LINEAGE_FULL: Source.LINEAGE_FULL}
+#: No alert: the first is not a query and anyone can send it, multicast DNS is full of the second.
+NO_ALERT = {"malformed", "more_questions"}
+
+ALERTS = [
+    rule
+    for group in yaml.safe_load((REPOSITORY / "packaging/prometheus/dnsprobe-alerts.yaml").read_text("utf-8"))["groups"]
+    for rule in group["rules"]
+    if "alert" in rule
+]
+
+
+def documented() -> dict[tuple[str, str], tuple[str, str]]:
+    """Return what docs/metrics.md has on each metric and reason: what happened, and whether it is counted."""
+    page = (REPOSITORY / "docs/metrics.md").read_text("utf-8")
+    section = page.split("\n### What is lost, and what is not counted\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? *\| (.+?) *\| (.+?) *\|$", section, re.MULTILINE)
+    return {(f"dnsprobe_{metric}_total", reason): (what, counted) for metric, reason, what, counted in rows}
+
+
+def test_every_statistic_and_source_is_in_one_loss() -> None:
+    sources = [loss.source for loss in LOSSES]
+    assert len(sources) == len(set(sources))
+    assert set(sources) == (set(Statistic) - OF_WORK - PART_OF_A_SOURCE.keys()) | set(Source)
+    assert {loss.metric for loss in LOSSES} == METRICS.keys()
+    assert len({(loss.metric, loss.reason) for loss in LOSSES}) == len(LOSSES)
+
+
+def test_the_document_has_the_same_losses() -> None:
+    assert list(documented()) == [(loss.metric, loss.reason) for loss in LOSSES]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{loss.metric}-{loss.reason}")
+def test_the_document_uses_the_same_words(loss: Loss) -> None:
+    what, counted = documented()[loss.metric, loss.reason]
+    assert what.startswith(loss.what), f"docs/metrics.md: begin with: {loss.what}"
+    expected = {Counted.YES: "yes", Counted.NO: "**no**", Counted.IN_PART: "in part", Counted.NO_QUERY: "not a query"}
+    assert re.split("[;,]", counted)[0] == expected[loss.counted]
+
+
+def alerts_on(loss: Loss) -> list[str]:
+    """Return the alerts whose expression selects a loss."""
+    found = []
+    for rule in ALERTS:
+        for matchers in re.findall(rf"{loss.metric}(?:{{(.*?)}})?\[", rule["expr"]):
+            unequal = set(re.findall(r'reason!="(\w+)"', matchers))
+            equal = set(re.findall(r'reason="(\w+)"', matchers))
+            if loss.reason not in unequal and (not equal or loss.reason in equal):
+                found.append(rule["alert"])
+    return found
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: f"{loss.metric}-{loss.reason}")
+def test_one_alert_is_about_it(loss: Loss) -> None:
+    alerts = alerts_on(loss)
+    assert len(alerts) == (loss.reason not in NO_ALERT)
+    # The alert on lost queries is about those that are not counted.
+    if loss.metric == "dnsprobe_events_lost_total":
+        assert (alerts == ["DnsprobeQueriesLost"]) == (loss.counted is Counted.NO)
+
+
+def test_alerts_name_no_other_reason() -> None:
+    reasons = {loss.reason for loss in LOSSES}
+    for rule in ALERTS:
+        assert set(re.findall(r'reason!?=~?"(\w+)"', rule["expr"])) <= reasons
+        assert set(re.findall(r"\b\w+_full\b|\brun_missed\b", rule["annotations"]["description"])) <= reasons
+
+
+def test_numbers_come_from_statistics_and_other_sources() -> None:
+    statistics = {statistic: 100 + statistic for statistic in Statistic}
+    losses = read_losses(statistics, {Source.MISSED_RUNS: 7})
+    by_source = {loss.source: times for loss, times in losses.items()}
+    assert by_source[Statistic.LOST_RING_FULL] == 101
+    assert by_source[Source.MISSED_RUNS] == 7
+    assert by_source[Source.JOURNAL_DROPPED] == 0
+    assert losses.keys() == NO_LOSSES.keys()
+
+
+def test_every_loss_above_zero_is_named() -> None:
+    assert describe_losses(NO_LOSSES) == "0 lost"
+    ring_full, names_full = LOSSES[:2]
+    assert describe_losses(NO_LOSSES | {ring_full: 3, names_full: 1}) == (
+        "lost: 3 times no room for an event in the ring buffer, so no journal entry (counted); "
+        "1 time no room to remember a name that only the daemon can decide (not counted)"
+    )
+    line = describe_losses(dict.fromkeys(LOSSES, 2))
+    assert all(f"2 times {loss.what} ({loss.counted})" in line for loss in LOSSES)
