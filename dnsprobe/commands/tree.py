@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 from dnsprobe.errors import EXIT_GOOD, EXIT_USAGE, UserError
 from dnsprobe.terminal import Look, look_of
 from dnsprobe.text import shown
-from dnsprobe.treeview.aggregate import Choice, Path, Tally, set_rates, tally, totals
+from dnsprobe.treeview.aggregate import Choice, TreeCounts, aggregate
 from dnsprobe.treeview.client import NotAnswering, Scrape, Target, fetch
-from dnsprobe.treeview.render import document, folded, forest, wrapped
+from dnsprobe.treeview.nodes import Path, set_rates, totals_by_path
+from dnsprobe.treeview.render import folded_stacks, json_object, tree_lines, wrap
 
 #: Terminal sequences that every terminal in use has (xterm's ctlseqs): another screen and back, without a cursor.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -32,11 +33,11 @@ _NAMES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class _Sight:
-    """One look at the daemon: what it said, and at which moment (``time.monotonic``)."""
+class _Reading:
+    """The counters of the daemon at one moment (``time.monotonic``)."""
 
     scrape: Scrape
-    tally: Tally
+    counts: TreeCounts
     moment: float
     queries: dict[Path, int]
     encrypted: dict[Path, int]
@@ -54,36 +55,36 @@ def look_at(target: Target, choice: Choice, *, form: str, every: float | None) -
     # Names that this locale has no characters for.
     if hasattr(output, "reconfigure"):
         output.reconfigure(errors="backslashreplace")
-    sight = _see(target, choice, None)
+    reading = _read(target, choice, None)
     if every is None:
         look = look_of(output)
-        output.write("".join(f"{line}\n" for line in _lines(target, choice, sight, form, look)))
+        output.write("".join(f"{line}\n" for line in _lines(target, choice, reading, form, look)))
         return EXIT_GOOD
     if form == "folded":
         raise UserError("--folded is of one moment", "leave out --watch", EXIT_USAGE)
     with contextlib.suppress(KeyboardInterrupt), _ends_at_sigterm(), _woken_by_resize() as wait:
-        _watch(target, choice, sight, form, every, output, wait)
+        _watch(target, choice, reading, form, every, output, wait)
     return EXIT_GOOD
 
 
-def _see(target: Target, choice: Choice, before: _Sight | None) -> _Sight:
+def _read(target: Target, choice: Choice, before: _Reading | None) -> _Reading:
     scrape = fetch(target)
     moment = time.monotonic()
-    seen = tally(scrape, choice)
+    counts = aggregate(scrape, choice)
     # The counters of one that was started anew begin at zero.
     if before is not None and moment > before.moment and scrape.started == before.scrape.started:
-        set_rates(seen.queries, before.queries, moment - before.moment)
-        set_rates(seen.encrypted, before.encrypted, moment - before.moment)
-    return _Sight(scrape, seen, moment, totals(seen.queries), totals(seen.encrypted))
+        set_rates(counts.queries, before.queries, moment - before.moment)
+        set_rates(counts.encrypted, before.encrypted, moment - before.moment)
+    return _Reading(scrape, counts, moment, totals_by_path(counts.queries), totals_by_path(counts.encrypted))
 
 
 def _lines(
-    target: Target, choice: Choice, sight: _Sight, form: str, look: Look, height: int | None = None, said: str = ""
+    target: Target, choice: Choice, reading: _Reading, form: str, look: Look, height: int | None = None, said: str = ""
 ) -> list[str]:
     if form == "folded":
-        return folded(sight.tally)
+        return folded_stacks(reading.counts)
     where = urlsplit(target.url).netloc
-    version = shown(sight.scrape.version)
+    version = shown(reading.scrape.version)
     if form == "json":
         facts = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -92,27 +93,25 @@ def _lines(
             "domains": list(choice.domains),
             "units": list(choice.units),
             "by": choice.by,
-            **document(sight.tally),
+            **json_object(reading.counts),
         }
         return [json.dumps(facts)]
     title = f"dnsprobe {version} at {where}{said}"
-    lines = forest(sight.tally, look, title, height)
-    if not sight.tally.queries.total:
-        lines += _nothing(choice, sight.tally, look)
+    lines = tree_lines(reading.counts, look, title, height)
+    if not reading.counts.queries.total:
+        lines += _nothing(choice, reading.counts, look)
     return lines if height is None else lines[:height]
 
 
-def _nothing(choice: Choice, seen: Tally, look: Look) -> Iterator[str]:
+def _nothing(choice: Choice, counts: TreeCounts, look: Look) -> Iterator[str]:
     """Say what could have been chosen, where nothing is of what was."""
     for option, chosen, known in (
-        ("--domain", choice.domains, seen.known_domains),
-        ("--unit", choice.units, seen.known_units),
+        ("--domain", choice.domains, counts.known_domains),
+        ("--unit", choice.units, counts.known_units),
     ):
         if chosen:
             names = ", ".join(known[:_NAMES]) + (f", and {len(known) - _NAMES} more" if len(known) > _NAMES else "")
-            yield from wrapped(
-                look.plain(f"what {option} can be here: {names or 'nothing has been counted yet'}"), look
-            )
+            yield from wrap(look.plain(f"what {option} can be here: {names or 'nothing has been counted yet'}"), look)
 
 
 @contextlib.contextmanager
@@ -175,7 +174,7 @@ def _other_screen(output: TextIO, last: Callable[[], list[str]]) -> Iterator[Non
 def _watch(
     target: Target,
     choice: Choice,
-    sight: _Sight,
+    reading: _Reading,
     form: str,
     every: float,
     output: TextIO,
@@ -186,17 +185,17 @@ def _watch(
     trouble = ""
 
     def last() -> list[str]:
-        return _lines(target, choice, sight, form, look_of(output))
+        return _lines(target, choice, reading, form, look_of(output))
 
     with _other_screen(output, last) if redraws else contextlib.nullcontext():
         while True:
-            _show(target, choice, sight, form, output, said + trouble, redraws=redraws)
+            _show(target, choice, reading, form, output, said + trouble, redraws=redraws)
             due = time.monotonic() + every
             while wait(due - time.monotonic()):
                 if redraws:
-                    _show(target, choice, sight, form, output, said + trouble, redraws=True)
+                    _show(target, choice, reading, form, output, said + trouble, redraws=True)
             try:
-                sight = _see(target, choice, sight)
+                reading = _read(target, choice, reading)
                 trouble = ""
             except NotAnswering as error:
                 trouble = f"; {error.message}, still trying"
@@ -205,15 +204,15 @@ def _watch(
 
 
 def _show(
-    target: Target, choice: Choice, sight: _Sight, form: str, output: TextIO, said: str, *, redraws: bool
+    target: Target, choice: Choice, reading: _Reading, form: str, output: TextIO, said: str, *, redraws: bool
 ) -> None:
     look = look_of(output)
     if not redraws:
-        lines = _lines(target, choice, sight, form, look, said=said)
+        lines = _lines(target, choice, reading, form, look, said=said)
         output.write("".join(f"{line}\n" for line in lines) + ("\n" if form == "tree" else ""))
     else:
         # The last column stays empty: some terminals go to the next line when it is filled.
         narrow = replace(look, width=max((look.width or 80) - 1, 1))
-        lines = _lines(target, choice, sight, form, narrow, shutil.get_terminal_size().lines, said)
+        lines = _lines(target, choice, reading, form, narrow, shutil.get_terminal_size().lines, said)
         output.write(_HOME + "\n".join(f"{line}{_END_OF_LINE}" for line in lines) + _END_OF_SCREEN)
     output.flush()

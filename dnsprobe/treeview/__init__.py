@@ -1,1 +1,1 @@
-"""``dnsprobe tree``: the counters of a running dnsprobe, added up by process tree."""
+"""Query counts as a tree of processes: read from a running daemon, added up, and printed by ``dnsprobe tree``."""

@@ -1,179 +1,131 @@
-"""Series of process trees added up into one tree: who asked how often, and who is behind that."""
+"""Adds up the series of a scrape by process tree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import OPTIONAL_LABELS, OTHER, UNKNOWN
 from dnsprobe.text import printable, shown
-from dnsprobe.treeview.client import Counted, Scrape
+from dnsprobe.treeview.client import Scrape, SeriesCount
+from dnsprobe.treeview.nodes import Node, Path, add
 
-#: What ``by`` takes.
+#: The labels that ``Choice.by`` accepts.
 LABELS = ("domain", "qtype", "transport", "unit", "container")
-#: Of those, the ones that a connection has whose queries cannot be read.
-_OF_CONNECTIONS = ("transport", "unit", "container")
-#: Stands for an empty label.
+#: The labels of encrypted connections among them: without their queries, name and type are unknown.
+_CONNECTION_LABELS = ("transport", "unit", "container")
+#: Shown for an empty label.
 NONE = "(none)"
-#: More than any tree of dnsprobe's has: 40 processes, the mark of a cut and a label.
-_DEEPEST = 64
-
-Path = tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Node:
-    """A process of a tree, or where ``label`` is true, the value of a label that trees are told apart by.
-
-    ``own`` is what it asked itself, ``total`` that and what is below it. ``per_second`` is the growth of ``total``
-    since the last look, None for the first.
-    """
-
-    name: str
-    label: bool = False
-    own: int = 0
-    total: int = 0
-    per_second: float | None = None
-    children: dict[str, Node] = field(default_factory=dict)
-
-    @property
-    def is_mark(self) -> bool:
-        """True for what stands for trees that are not told apart; no process can be called like it."""
-        return self.name in {OTHER, UNKNOWN}
-
-    @property
-    def ordered(self) -> list[Node]:
-        """Those below it: the largest first, and last what stands for others."""
-        return sorted(self.children.values(), key=lambda node: (node.is_mark, -node.total, node.name))
+#: No tree of a dnsprobe is deeper: 40 processes, the mark of a cut-off top and a label.
+_MAX_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which series to take: of these domains, of these units, all where none is named; ``by`` is one of LABELS."""
+    """Which series to count: those of these domains and units (empty: all). ``by`` is one of LABELS, or None."""
 
     domains: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     by: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What was chosen of a scrape: the queries, and the connections whose queries cannot be read.
+@dataclass(slots=True)
+class TreeCounts:
+    """The chosen series of a scrape, added up.
 
-    Both are roots without a name. ``trees`` is the number of different process trees that queries came from;
-    ``hidden`` that of queries which may be of the chosen units, but do not tell theirs; ``known`` has the domains and
-    the units of all that was counted.
+    ``queries`` and ``encrypted`` (connections whose queries cannot be read) are roots without a name. ``trees`` has
+    the process trees that sent queries. ``unit_unknown`` counts queries without a known unit, which may belong to the
+    chosen units. ``known_domains`` and ``known_units`` are those of all series of the scrape, chosen or not.
     """
 
-    queries: Node
-    encrypted: Node
-    trees: int
-    hidden: int
-    known_domains: tuple[str, ...]
-    known_units: tuple[str, ...]
+    queries: Node = field(default_factory=lambda: Node(""))
+    encrypted: Node = field(default_factory=lambda: Node(""))
+    trees: set[str] = field(default_factory=set)
+    unit_unknown: int = 0
+    known_domains: tuple[str, ...] = ()
+    known_units: tuple[str, ...] = ()
 
 
-def tally(scrape: Scrape, choice: Choice) -> Tally:
-    """Add up what is chosen. Raises UserError where the daemon leaves out a label that the choice needs."""
-    queries, encrypted, trees = Node(""), Node(""), set()
-    hidden = 0
+def aggregate(scrape: Scrape, choice: Choice) -> TreeCounts:
+    """Add up the chosen series of a scrape; raise UserError if the daemon does not export a label that is needed."""
+    _require_labels(scrape, choice)
+    counts = TreeCounts(known_domains=_values(scrape, "domain"), known_units=_values(scrape, "unit"))
+    domain_wanted, unit_wanted = _domain_filter(choice.domains), _unit_filter(choice.units)
+    for series in scrape.queries:
+        if not domain_wanted(series.labels.get("domain", "")):
+            continue
+        if choice.units and _is_folded(series, "unit"):
+            counts.unit_unknown += series.value
+        elif unit_wanted(series.labels.get("unit", "")):
+            _add(counts.queries, series, choice.by)
+            counts.trees.add(series.labels.get("tree", ""))
+    counts.trees -= {OTHER, UNKNOWN}
+    # Encrypted connections have no domain.
+    for series in scrape.encrypted if not choice.domains else ():
+        if unit_wanted(series.labels.get("unit", "")) and not (choice.units and _is_folded(series, "unit")):
+            _add(counts.encrypted, series, choice.by if choice.by in _CONNECTION_LABELS else None)
+    return counts
+
+
+def _require_labels(scrape: Scrape, choice: Choice) -> None:
     for label in OPTIONAL_LABELS:
-        if label != choice.by and not (label == "unit" and choice.units):
-            continue
-        if any(label not in counted.labels for counted in scrape.queries + scrape.encrypted):
+        needed = label == choice.by or (label == "unit" and choice.units)
+        if needed and any(label not in series.labels for series in scrape.queries + scrape.encrypted):
             raise UserError(
-                f"this dnsprobe does not tell the {label}", "its configuration leaves it out: metrics.labels"
+                f"this dnsprobe does not export the label {label}", "add it to metrics.labels in its configuration"
             )
-    domain_wanted, unit_wanted = _wanted_domain(choice.domains), _wanted_unit(choice.units)
-    for counted in scrape.queries:
-        if not domain_wanted(counted.labels.get("domain", "")):
-            continue
-        tree = counted.labels.get("tree", "")
-        if choice.units and _is_folded(counted, "unit"):
-            hidden += counted.number
-            continue
-        if not unit_wanted(counted.labels.get("unit", "")):
-            continue
-        _add(queries, _path(counted, choice.by), counted.number, labelled=choice.by is not None)
-        trees.add(tree)
-    # They have no domain.
-    for counted in scrape.encrypted if not choice.domains else ():
-        if unit_wanted(counted.labels.get("unit", "")) and not (choice.units and _is_folded(counted, "unit")):
-            by = choice.by if choice.by in _OF_CONNECTIONS else None
-            _add(encrypted, _path(counted, by), counted.number, labelled=by is not None)
-    known = [
-        tuple(sorted({shown(counted.labels.get(label, "")) for counted in scrape.queries} - {""}))
-        for label in ("domain", "unit")
-    ]
-    return Tally(queries, encrypted, len(trees - {OTHER, UNKNOWN}), hidden, *known)
 
 
-def _path(counted: Counted, by: str | None) -> Path:
-    path = tuple(map(shown, counted.labels.get("tree", "").split(";")))
-    if len(path) > _DEEPEST:
-        raise UserError("a process tree deeper than any of a dnsprobe", "give the address of a dnsprobe with --url")
+def _values(scrape: Scrape, label: str) -> tuple[str, ...]:
+    return tuple(sorted({shown(series.labels.get(label, "")) for series in scrape.queries} - {""}))
+
+
+def _add(root: Node, series: SeriesCount, by: str | None) -> None:
+    path = _path(series)
     if by is None:
-        return path
-    return (UNKNOWN if _is_folded(counted, by) else _element(counted.labels.get(by, "")), *path)
+        add(root, path, series.value)
+        return
+    value = UNKNOWN if _is_folded(series, by) else _path_element(series.labels.get(by, ""))
+    add(root, (value, *path), series.value)
+    root.children[value].is_label = True
 
 
-def _is_folded(counted: Counted, label: str) -> bool:
-    """True where a label is empty because of many processes together, not because it is so of each."""
-    folded = counted.labels.get("tree", "") in {OTHER, UNKNOWN}
-    return folded and label in OPTIONAL_LABELS and not counted.labels.get(label, "")
+def _path(series: SeriesCount) -> Path:
+    path = tuple(map(shown, series.labels.get("tree", "").split(";")))
+    if len(path) > _MAX_DEPTH:
+        raise UserError(
+            f"the answer contains a process tree of more than {_MAX_DEPTH} levels",
+            "use --url with the address of a dnsprobe",
+        )
+    return path
 
 
-def _element(value: str) -> str:
-    """Return the value of a label as a part of a path: what separates the parts is not in it."""
+def _is_folded(series: SeriesCount, label: str) -> bool:
+    """Return whether a label is empty because the series counts many processes, which may have different values."""
+    folded = series.labels.get("tree", "") in {OTHER, UNKNOWN}
+    return folded and label in OPTIONAL_LABELS and not series.labels.get(label, "")
+
+
+def _path_element(value: str) -> str:
+    """Return the value of a label as one element of a path, in which the separator is escaped."""
     return shown(value).replace(";", printable(";", also=";")) or NONE
 
 
-def _add(root: Node, path: Path, number: int, *, labelled: bool) -> None:
-    node = root
-    node.total += number
-    for depth, name in enumerate(path):
-        node = node.children.setdefault(name, Node(name, label=labelled and depth == 0))
-        node.total += number
-    node.own += number
+def _domain_filter(patterns: Sequence[str]) -> Callable[[str], bool]:
+    return _filter([pattern.lower() for pattern in patterns], lambda name: shown(name).lower())
 
 
-def _wanted_domain(patterns: Sequence[str]) -> Callable[[str], bool]:
-    folded = [pattern.lower() for pattern in patterns]
-    return _matcher(folded, lambda name: shown(name).lower())
+def _unit_filter(patterns: Sequence[str]) -> Callable[[str], bool]:
+    # As in systemctl(1), a name without a type is that of a service.
+    return _filter([text if not text or set(text) & set(".*?[") else f"{text}.service" for text in patterns], shown)
 
 
-def _wanted_unit(patterns: Sequence[str]) -> Callable[[str], bool]:
-    # As systemctl(1) has it: a name without its type is that of a service.
-    return _matcher([text if not text or set(text) & set(".*?[") else f"{text}.service" for text in patterns], shown)
-
-
-def _matcher(patterns: Sequence[str], fold: Callable[[str], str]) -> Callable[[str], bool]:
+def _filter(patterns: Sequence[str], normalize: Callable[[str], str]) -> Callable[[str], bool]:
     def matches(value: str) -> bool:
-        text = fold(value)
-        # Names of rules may have wildcards themselves: what is written the same is the same.
+        text = normalize(value)
+        # Names of rules may contain wildcards themselves, so a pattern also matches the same text.
         return not patterns or any(text == pattern or fnmatchcase(text, pattern) for pattern in patterns)
 
     return matches
-
-
-def walk(root: Node) -> Iterable[tuple[Path, Node]]:
-    """Yield each node below ``root`` with its path, in order, parents first."""
-    waiting: list[tuple[Path, Node]] = [((node.name,), node) for node in reversed(root.ordered)]
-    while waiting:
-        path, node = waiting.pop()
-        yield path, node
-        waiting.extend(((*path, child.name), child) for child in reversed(node.ordered))
-
-
-def totals(root: Node) -> dict[Path, int]:
-    """Return the total of each node, and under the empty path that of all."""
-    return {(): root.total, **{path: node.total for path, node in walk(root)}}
-
-
-def set_rates(root: Node, before: Mapping[Path, int], seconds: float) -> None:
-    """Tell each node how much it grew each second since it had the totals ``before``."""
-    root.per_second = (root.total - before.get((), 0)) / seconds
-    for path, node in walk(root):
-        node.per_second = (node.total - before.get(path, 0)) / seconds

@@ -1,4 +1,4 @@
-"""The counters of a running dnsprobe, as it serves them at ``/metrics``."""
+"""Asks a running dnsprobe for its counters, which it serves at ``/metrics``."""
 
 from __future__ import annotations
 
@@ -19,41 +19,43 @@ from dnsprobe import __version__
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.text import printable
 
-#: Seconds that a daemon may be silent.
-_PATIENCE = 10.0
-#: More octets than the largest scrape: 1,000,000 series, which is the limit of ``metrics.max_series``, take less.
-_MOST = 1 << 30
+#: Seconds that the daemon may send nothing.
+_TIMEOUT = 10.0
+#: The largest answer is smaller: it has 1,000,000 series, the upper limit of ``metrics.max_series``.
+_MAX_BYTES = 1 << 30
 
-#: Without type information in some versions of prometheus_client.
-_families: Any = parser.text_string_to_metric_families
+#: Some versions of prometheus_client have no type hints.
+_parse_families: Any = parser.text_string_to_metric_families
+
+_CREDENTIALS_HINT = "use --user, and put the password into DNSPROBE_PASSWORD"
 
 
-class Counted(NamedTuple):
-    """One series: its labels, and its number."""
+class SeriesCount(NamedTuple):
+    """The labels of one series, and its value."""
 
     labels: Mapping[str, str]
-    number: int
+    value: int
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """What a dnsprobe has counted up to now: queries, and connections whose queries cannot be read.
+    """The counters of a dnsprobe: queries, and encrypted connections, whose queries cannot be read.
 
-    ``started`` is when it started, in seconds since the epoch, 0 where it does not say.
+    ``started`` is the start time of the daemon in seconds since the epoch, 0 if the answer does not contain it.
     """
 
     version: str
     started: float
-    queries: tuple[Counted, ...]
-    encrypted: tuple[Counted, ...]
+    queries: tuple[SeriesCount, ...]
+    encrypted: tuple[SeriesCount, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to ask, and as whom: paths of PEM files, a user with password, None for none.
+    """The address of a daemon, and the credentials to send.
 
-    ``cacert`` has the certificates to trust instead of the system's; ``cert`` is the client's own, with its key in
-    ``key`` or in the same file.
+    ``cacert`` is a PEM file of certificates to trust instead of the system's. ``cert`` is a PEM file with the
+    certificate of this client; its private key is in the file ``key``, or in the same file if ``key`` is None.
     """
 
     url: str
@@ -65,21 +67,21 @@ class Target:
 
 
 class NotAnswering(UserError):
-    """Nobody answers at the address, or not in time: it may get better by itself."""
+    """The daemon does not answer now. A later attempt may succeed."""
 
 
 def complete_url(text: str) -> str:
-    """Return the URL of the metrics for what was given: ``HOST:PORT``, or a URL with or without a path.
+    """Return the URL of the metrics for ``HOST:PORT``, or for a URL with or without a path.
 
-    Raises UserError for what is neither.
+    Raises UserError if the text is neither.
     """
 
     def bad(message: str, hint: str = "write it as http://127.0.0.1:10059 or https://host.example:10059") -> UserError:
         return UserError(f"{message} ({printable(text)})", hint, EXIT_USAGE)
 
     if "@" in text:
-        # Without the text: it may have a password.
-        raise UserError("a user in --url", "give --user, and the password in DNSPROBE_PASSWORD", EXIT_USAGE)
+        # The message does not repeat the text, which may contain a password.
+        raise UserError("--url contains a user name", _CREDENTIALS_HINT, EXIT_USAGE)
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         host, _port = parts.hostname, parts.port
@@ -91,43 +93,45 @@ def complete_url(text: str) -> str:
 
 
 def url_of(listen: tuple[str, int]) -> str:
-    """Return the URL of a daemon on this host that listens there, as ``metrics.listen`` has it."""
+    """Return the URL of a daemon on this host whose ``metrics.listen`` has this address and port."""
     address, port = listen
     if port == 0:
-        raise UserError("metrics.listen has port 0: any free one", "give --url; the daemon's log says which it is")
+        raise UserError(
+            "metrics.listen has port 0, so each start takes another port", "use --url; the daemon's log has the port"
+        )
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     return f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
 
 
 def fetch(target: Target) -> Scrape:
-    """Return what the daemon says now. Raises UserError where there is none, or where it does not let us in."""
+    """Return the current counters. Raises UserError if no dnsprobe answers, or if it refuses the credentials."""
     return parse(_get(target), target.url)
 
 
 def parse(text: str, url: str) -> Scrape:
-    """Return a scrape in the text form of Prometheus; raise UserError where it is not that of a dnsprobe."""
+    """Parse the text format of Prometheus; raise UserError if it is not the answer of a dnsprobe."""
     version, started = None, 0.0
-    queries: list[Counted] = []
-    encrypted: list[Counted] = []
+    queries: list[SeriesCount] = []
+    encrypted: list[SeriesCount] = []
     try:
-        for sample in (sample for family in _families(text) for sample in family.samples):
+        for sample in (sample for family in _parse_families(text) for sample in family.samples):
             if sample.name == "dnsprobe_queries_total":
-                queries.append(Counted(sample.labels, int(sample.value)))
+                queries.append(SeriesCount(sample.labels, int(sample.value)))
             elif sample.name == "dnsprobe_encrypted_connections_total":
-                encrypted.append(Counted(sample.labels, int(sample.value)))
+                encrypted.append(SeriesCount(sample.labels, int(sample.value)))
             elif sample.name == "dnsprobe_build_info":
                 version = sample.labels.get("version", "")
             elif sample.name == "process_start_time_seconds":
                 started = float(sample.value)
-    except (ValueError, OverflowError, IndexError, KeyError):  # what the parser has for text of another kind
+    except (ValueError, OverflowError, IndexError, KeyError):  # the parser raises these for any other text
         version = None
     if version is None:
-        raise _not_dnsprobe(url, "what it says are not the metrics of one")
+        raise _not_dnsprobe(url, "the answer does not contain its metrics")
     return Scrape(version, started, tuple(queries), tuple(encrypted))
 
 
 def _not_dnsprobe(url: str, why: str) -> UserError:
-    return UserError(f"{url} is not a dnsprobe: {why}", "give the address of one with --url")
+    return UserError(f"{url} is not a dnsprobe: {why}", "use --url with the address of a dnsprobe")
 
 
 def _get(target: Target) -> str:
@@ -138,27 +142,26 @@ def _get(target: Target) -> str:
         credentials = base64.b64encode(f"{target.user}:{target.password or ''}".encode("utf-8", "surrogateescape"))
         request.add_header("Authorization", f"Basic {credentials.decode('ascii')}")
     try:
-        with _opener(target).open(request, timeout=_PATIENCE) as answer:
-            octets: bytes = answer.read(_MOST)
-            # Read up to a size, a body that was cut off is no error to http.client.
+        with _opener(target).open(request, timeout=_TIMEOUT) as answer:
+            body: bytes = answer.read(_MAX_BYTES)
+            # http.client reports a truncated body only if read() has no size.
             if answer.length:
-                raise http.client.IncompleteRead(octets, answer.length)
+                raise http.client.IncompleteRead(body, answer.length)
     except urllib.error.HTTPError as error:
         raise _refused(target, error) from error
     except urllib.error.URLError as error:
         raise _unreachable(target, error.reason) from error
     except UnicodeError as error:
-        raise UserError(f"{printable(target.url)}: not the name of a host", "give an address with --url") from error
-    except (OSError, http.client.HTTPException) as error:  # while the answer was read
+        raise UserError(
+            f"{printable(target.url)}: not a valid host name", "use --url with a name or an address"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:  # while the body was read
         raise _unreachable(target, error) from error
-    return octets.decode("utf-8", "backslashreplace")
+    return body.decode("utf-8", "backslashreplace")
 
 
 def _opener(target: Target) -> urllib.request.OpenerDirector:
-    """Return what opens http and https, and nothing else.
-
-    No proxy, no redirect: a password goes to the address that was given, or nowhere.
-    """
+    """Return an opener without proxies and redirects, so that the password goes only to the given address."""
     opener = urllib.request.OpenerDirector()
     handlers: list[urllib.request.BaseHandler] = [
         urllib.request.HTTPHandler(),
@@ -174,9 +177,9 @@ def _opener(target: Target) -> urllib.request.OpenerDirector:
 
 def _tls(target: Target) -> ssl.SSLContext:
     def bad(option: str, path: str, error: Exception) -> UserError:
-        # What the SSL library says of a file that is not PEM is its own line number.
-        why = "not what it should be" if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None) or error
-        return UserError(f"{option} {printable(path)}: {why}", "give a file in PEM form", EXIT_USAGE)
+        # For a file in another format, the message of OpenSSL has only a line number of its source code.
+        why = "not in PEM format" if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None) or error
+        return UserError(f"{option} {printable(path)}: {why}", "use a readable file in PEM format", EXIT_USAGE)
 
     try:
         context = ssl.create_default_context(cafile=target.cacert)
@@ -194,14 +197,16 @@ def _refused(target: Target, error: urllib.error.HTTPError) -> UserError:
     error.close()
     if error.code == http.HTTPStatus.UNAUTHORIZED:
         if target.user is None:
-            return UserError(f"{target.url} asks who you are", "give --user, and the password in DNSPROBE_PASSWORD")
-        return UserError(f"{target.url} does not take this password of {printable(target.user)}", "try another")
+            return UserError(f"{target.url} requires a user name and a password", _CREDENTIALS_HINT)
+        return UserError(
+            f"{target.url} refused the user {printable(target.user)} with this password", "check both, and try again"
+        )
     if error.code == http.HTTPStatus.BAD_REQUEST and target.url.startswith("http:"):
-        return UserError(f"{target.url} does not take the request", f"perhaps it speaks TLS: {_other_scheme(target)}")
-    said = printable(f"{error.code} {error.reason}")
+        return UserError(f"{target.url} refused the request", f"if the server uses TLS: {_other_scheme(target)}")
+    status = printable(f"{error.code} {error.reason}")
     if error.code in {http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.SERVICE_UNAVAILABLE}:
-        return NotAnswering(f"{target.url} cannot answer now: {said}", "try again")
-    return _not_dnsprobe(target.url, f"it says {said}")
+        return NotAnswering(f"{target.url} cannot answer now: {status}", "try again")
+    return _not_dnsprobe(target.url, f"the answer is {status}")
 
 
 def _other_scheme(target: Target) -> str:
@@ -210,30 +215,30 @@ def _other_scheme(target: Target) -> str:
 
 
 def _unreachable(target: Target, reason: object) -> UserError:
-    # A server that ends a connection without a word: what that is called depends on how far TLS was.
-    broke_off = isinstance(
-        reason, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError, http.client.HTTPException)
-    )
-    if isinstance(reason, ssl.SSLError) and not broke_off:
+    # The server closed the connection. The kind of error depends on the state of TLS at that moment.
+    closed = isinstance(reason, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError, http.client.HTTPException))
+    if isinstance(reason, ssl.SSLError) and not closed:
         return _tls_failed(target, reason)
     where = urlsplit(target.url).netloc
     if isinstance(reason, ConnectionRefusedError):
         return NotAnswering(
-            f"no dnsprobe at {where}: nobody listens there",
-            "is it running? systemctl status dnsprobe; if it listens elsewhere, give --url",
+            f"no dnsprobe at {where}: connection refused",
+            "check that it runs: systemctl status dnsprobe; if it listens elsewhere, use --url",
         )
     if isinstance(reason, TimeoutError):
-        return NotAnswering(f"{where} did not answer within {_PATIENCE:.0f} seconds", "is it the right address?")
+        return NotAnswering(f"{where} did not answer within {_TIMEOUT:.0f} seconds", "check the address")
     if isinstance(reason, socket.gaierror):
         kind = NotAnswering if reason.errno == socket.EAI_AGAIN else UserError
-        return kind(f"{where}: {reason.strerror}", "give an address with --url")
-    if broke_off:
-        hint = f"perhaps it speaks {'http' if target.url.startswith('https') else 'TLS'}: {_other_scheme(target)}"
+        return kind(f"{where}: {reason.strerror}", "check the host name, or use --url with an address")
+    if closed:
+        hint = (
+            f"if the server uses {'plain HTTP' if target.url.startswith('https') else 'TLS'}: {_other_scheme(target)}"
+        )
         if target.url.startswith("https") and target.cert is None:
-            hint = f"perhaps it wants a certificate of ours: give --cert and --key; {hint}"
-        return NotAnswering(f"{where} broke off", hint)
+            hint = f"if the server requires a client certificate: use --cert and --key; {hint}"
+        return NotAnswering(f"{where} closed the connection", hint)
     what = getattr(reason, "strerror", None) or printable(str(reason))
-    return NotAnswering(f"{where}: {what}", "is it the right address?")
+    return NotAnswering(f"{where}: {what}", "check the address")
 
 
 def _tls_failed(target: Target, error: ssl.SSLError) -> UserError:
@@ -241,11 +246,11 @@ def _tls_failed(target: Target, error: ssl.SSLError) -> UserError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return UserError(
             f"the certificate of {where} is not trusted: {printable(error.verify_message)}",
-            "give what signed it with --cacert, and the name that it was made for in --url",
+            "use --cacert with the authority that signed it, and --url with a name that is in the certificate",
         )
     reason = (error.reason or "").lower().replace("_", " ") or printable(str(error))
     if error.reason == "WRONG_VERSION_NUMBER":
-        return UserError(f"{where} does not speak TLS", _other_scheme(target))
+        return UserError(f"{where} does not use TLS", f"use {_other_scheme(target)}")
     if "certificate" in reason:
-        return UserError(f"{where} wants another certificate of ours: {reason}", "give --cert and --key")
-    return UserError(f"no TLS with {where}: {reason}", "is it the right address?")
+        return UserError(f"{where} refused the client certificate: {reason}", "use --cert and --key")
+    return UserError(f"the TLS handshake with {where} failed: {reason}", "check the address")

@@ -1,4 +1,4 @@
-"""A tally as people and programs read it: a tree with numbers and bars, folded stacks, JSON."""
+"""Renders counts by process tree: as a tree with numbers and bars, as folded stacks, as JSON."""
 
 from __future__ import annotations
 
@@ -10,93 +10,95 @@ from typing import Any
 from dnsprobe.model import OTHER, UNKNOWN
 from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, Look, cells, cut
 from dnsprobe.text import number
-from dnsprobe.treeview.aggregate import Node, Tally, walk
+from dnsprobe.treeview.aggregate import TreeCounts
+from dnsprobe.treeview.nodes import Node, walk
 
-#: What a tree begins with whose upper end the kernel side did not follow.
-_CUT = "..."
-_ENCRYPTED = "connections of DNS over TLS, whose queries cannot be read"
+#: The first name of a tree whose top was cut off in the kernel.
+_CUT_OFF = "..."
+_ENCRYPTED = "connections of DNS over TLS, whose queries are encrypted"
 
-_NOTES = {
-    OTHER: "trees that are not told apart: above the limit on series (metrics.max_series), or no room in the kernel",
-    UNKNOWN: "queries whose process was gone before its tree was known",
-    _CUT: "the upper end of a tree that is deeper than 40 processes",
+_TREE_NOTES = {
+    OTHER: "trees counted together, above the limit on series (metrics.max_series) or without room in the kernel",
+    UNKNOWN: "queries whose process exited before its tree was known",
+    _CUT_OFF: "the tree is deeper than 40 processes, and its top is cut off",
 }
 
 _LABEL_NOTES = {
-    OTHER: "query types without a name, and what is above the limit on series",
-    UNKNOWN: "what is counted for many processes together, in (other) or (unknown)",
+    OTHER: "query types without a name, and series above the limit (metrics.max_series)",
+    UNKNOWN: "queries of many processes that are counted together, in (other) or (unknown)",
 }
 
-#: Columns of a bar, and of a terminal that is wide enough for a longer one.
+#: The width of a bar, and of a longer bar in a terminal of at least _WIDE columns.
 _BAR, _LONG_BAR, _WIDE = 10, 20, 120
-#: Columns that the names get at least: the numbers go that leave them less, in this order.
-_GIVEN_UP = {"bar": 24, "share": 24, "own": 24, "rate": 24, "total": 4}
-#: Columns of a name that a deep branch leaves to it.
-_LEAST_NAME = 16
+#: A column of numbers is left out if the names would get fewer columns than this. The order is that of leaving out.
+_LEAST_ROOM = {"bar": 24, "share": 24, "own": 24, "rate": 24, "total": 4}
+#: The columns that a deep branch leaves for the names.
+_LEAST_NAMES = 16
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One line: what is drawn before the names, the names in one line with their parent's, and the last one's node."""
+    """One line: the branches before the names, the names (a chain of parent and child), and the node of the last."""
 
-    lead: str
+    branches: str
     names: tuple[str, ...]
     node: Node
     root: Node
 
 
-def folded(tally: Tally) -> list[str]:
-    """Return the queries as folded stacks, ``a;b;c 12``: what flame graph tools read, in the order of the alphabet."""
-    return sorted(f"{';'.join(path)} {node.own}" for path, node in walk(tally.queries) if node.own)
+def folded_stacks(counts: TreeCounts) -> list[str]:
+    """Return the queries as folded stacks, ``a;b;c 12``, in alphabetical order. Flame graph tools read this format."""
+    return sorted(f"{';'.join(path)} {node.own}" for path, node in walk(counts.queries) if node.own)
 
 
-def document(tally: Tally) -> dict[str, Any]:
+def json_object(counts: TreeCounts) -> dict[str, Any]:
     """Return the numbers as a JSON object.
 
-    ``queries`` and ``encrypted_connections`` each have ``total`` and ``children``; each child has ``name``, ``own``
-    (asked by the process itself), ``total`` (with all below it), ``children`` (the largest first), and ``per_second``
-    from the second look on. Names have the escapes of the label ``tree``.
+    ``queries`` and ``encrypted_connections`` each have ``total`` and ``children``. Each child has ``name``, ``own``
+    (queries of the process itself), ``total`` (with all processes below it), ``children`` (the largest first), and
+    ``per_second`` from the second reading on. Names have the escapes of the label ``tree``.
     """
-    return {"queries": _totals(tally.queries), "encrypted_connections": _totals(tally.encrypted)}
+    return {"queries": _totals(counts.queries), "encrypted_connections": _totals(counts.encrypted)}
 
 
 def _totals(node: Node) -> dict[str, Any]:
     facts: dict[str, Any] = {"total": node.total}
     if node.per_second is not None:
         facts["per_second"] = round(node.per_second, 3)
-    facts["children"] = [{"name": child.name, "own": child.own, **_totals(child)} for child in node.ordered]
+    facts["children"] = [{"name": child.name, "own": child.own, **_totals(child)} for child in node.by_size]
     return facts
 
 
-def forest(tally: Tally, look: Look, title: str, height: int | None = None) -> list[str]:
-    """Return the tree in lines, none of them wider than ``look.width``.
+def tree_lines(counts: TreeCounts, look: Look, title: str, height: int | None = None) -> list[str]:
+    """Return the tree as lines, none of them wider than ``look.width``.
 
-    ``title`` says whose it is. With a ``height``, so many lines at most: the rest of the tree is counted in one.
+    ``title`` names the daemon. ``height`` limits the number of lines: the last line of a table that is cut off has the
+    number of missing lines.
     """
-    sections = [list(_rows(root, look)) for root in (tally.queries, tally.encrypted) if root.total]
-    lines = _summary(tally, look, title)
-    notes = list(_notes(tally, look))
-    # An empty line and a heading for each.
+    sections = [list(_rows(root, look)) for root in (counts.queries, counts.encrypted) if root.total]
+    lines = _summary(counts, look, title)
+    notes = list(_notes(counts, look))
+    # Each section has an empty line and a heading.
     room = None if height is None else height - len(lines) - len(notes) - 2 * len(sections)
     kept = []
     for rows in sections:
         kept.append(_fitting(rows, room))
         room = None if room is None else room - min(len(rows), len(kept[-1]) + 1)
-    heads, *drawn = _table([row for rows in kept for row in rows], look)
+    header, *body = _table([row for rows in kept for row in rows], look)
     for rows, fitting in zip(sections, kept, strict=True):
-        encrypted = rows[0].root is tally.encrypted
-        lines += ["", _cut(_ENCRYPTED, look) if encrypted else heads]
-        lines += drawn[: len(fitting)]
-        drawn = drawn[len(fitting) :]
+        encrypted = rows[0].root is counts.encrypted
+        lines += ["", _cut(_ENCRYPTED, look) if encrypted else header]
+        lines += body[: len(fitting)]
+        body = body[len(fitting) :]
         if len(fitting) < len(rows):
-            lines.append(look.paint(_cut(f"{number_of(len(rows) - len(fitting), 'line')} more", look), DIM))
+            lines.append(look.paint(_cut(number_of(len(rows) - len(fitting), "more line"), look), DIM))
     lines += notes
     return lines if height is None else lines[:height]
 
 
 def _fitting(rows: list[_Row], room: int | None) -> list[_Row]:
-    """Return as many rows as there is room for, one line less where the others have to be counted in one."""
+    """Return the rows that fit; if not all do, one line stays free for the number of the others."""
     return rows if room is None or len(rows) <= room else rows[: max(room - 1, 0)]
 
 
@@ -104,54 +106,55 @@ def _cut(text: str, look: Look) -> str:
     return text if look.width is None else cut(text, look.width, look.ellipsis_mark)
 
 
-def _summary(tally: Tally, look: Look, title: str) -> list[str]:
-    text = f"{number_of(tally.queries.total, 'query', 'queries')} by {number_of(tally.trees, 'process tree')}"
-    if tally.queries.per_second is not None:
-        text += f", {_rate(tally.queries.per_second)} a second"
-    return wrapped(look.plain(f"{text}, {title}"), look)
+def _summary(counts: TreeCounts, look: Look, title: str) -> list[str]:
+    text = f"{number_of(counts.queries.total, 'query', 'queries')} by {number_of(len(counts.trees), 'process tree')}"
+    if counts.queries.per_second is not None:
+        text += f", {_rate(counts.queries.per_second)} per second"
+    return wrap(look.plain(f"{text}, {title}"), look)
 
 
 def number_of(count: int, what: str, many: str = "") -> str:
-    """Return a number with its noun, its digits in groups of three."""
+    """Return a number with its noun: ``1,234 queries``."""
     return number(count, what, many).replace(str(count), f"{count:,}", 1)
 
 
-def wrapped(text: str, look: Look) -> list[str]:
-    """Return a text in lines that fit."""
+def wrap(text: str, look: Look) -> list[str]:
+    """Return a text as lines that fit into the terminal."""
     if look.width is None or cells(text) <= look.width:
         return [text]
     lines = textwrap.wrap(text, max(look.width, 1), break_on_hyphens=False)
     return [_cut(line, look) for line in lines]
 
 
-def _notes(tally: Tally, look: Look) -> Iterator[str]:
-    nodes = [node for root in (tally.queries, tally.encrypted) for _, node in walk(root)]
+def _notes(counts: TreeCounts, look: Look) -> Iterator[str]:
+    nodes = [node for root in (counts.queries, counts.encrypted) for _, node in walk(root)]
     texts = []
-    for notes, of_labels in ((_NOTES, False), (_LABEL_NOTES, True)):
-        names = {node.name for node in nodes if node.label == of_labels}
+    for notes, for_labels in ((_TREE_NOTES, False), (_LABEL_NOTES, True)):
+        names = {node.name for node in nodes if node.is_label == for_labels}
         texts += [f"{name}: {text}" for name, text in notes.items() if name in names]
-    if tally.hidden:
-        texts.append(f"{number_of(tally.hidden, 'query', 'queries')} more in {OTHER} or {UNKNOWN}, of no known unit")
+    if counts.unit_unknown:
+        more = number_of(counts.unit_unknown, "more query", "more queries")
+        texts.append(f"{more} in {OTHER} or {UNKNOWN}, whose unit is unknown")
     if texts:
         yield ""
     for text in texts:
-        for line in wrapped(text, look):
+        for line in wrap(text, look):
             yield look.paint(line, DIM)
 
 
 def _rows(root: Node, look: Look) -> Iterator[_Row]:
     branch, corner, down, blank = ("├─ ", "└─ ", "│  ", "   ") if look.unicode else ("|- ", "`- ", "|  ", "   ")
-    waiting = [("", "", node) for node in reversed(root.ordered)]
+    waiting = [("", "", node) for node in reversed(root.by_size)]
     while waiting:
         before, mark, node = waiting.pop()
         names = [node.name]
-        # A process that only has a child says nothing of its own: it goes into the line of the child, as in the label.
-        while not node.label and not node.own and len(node.children) == 1:
+        # A process without queries and with one child shares the line of the child, as in the label "tree".
+        while not node.is_label and not node.own and len(node.children) == 1:
             (node,) = node.children.values()
             names.append(node.name)
         yield _Row(before + mark, tuple(look.plain(name) for name in names), node, root)
         below = before + {branch: down, corner: blank}.get(mark, "")
-        children = node.ordered
+        children = node.by_size
         for child in reversed(children):
             waiting.append((below, corner if child is children[-1] else branch, child))
 
@@ -168,7 +171,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _bar(part: int, whole: int, length: int, look: Look) -> str:
-    """Return a bar of ``length`` columns; what is there at all shows."""
+    """Return a bar of ``length`` columns. A part above zero is always visible."""
     if not look.unicode:
         return ("#" * max(part * length // whole, 1)).ljust(length)
     full, rest = divmod(max(part * length * 8 // whole, 1), 8)
@@ -176,7 +179,7 @@ def _bar(part: int, whole: int, length: int, look: Look) -> str:
 
 
 def _table(rows: list[_Row], look: Look) -> list[str]:
-    """Return the heads of the columns and the rows, in columns as wide as their widest number."""
+    """Return the header and the rows. Each column is as wide as its widest number."""
     length = _LONG_BAR if look.width and look.width >= _WIDE else _BAR
     columns: dict[str, list[str]] = {
         "total": ["total", *(f"{row.node.total:,}" for row in rows)],
@@ -188,7 +191,7 @@ def _table(rows: list[_Row], look: Look) -> list[str]:
     if all(row.node.per_second is None for row in rows):
         del columns["rate"]
     widths = {name: max(map(len, texts)) for name, texts in columns.items()}
-    for name, least in _GIVEN_UP.items():
+    for name, least in _LEAST_ROOM.items():
         if look.width is not None and look.width - sum(width + 2 for width in widths.values()) < least:
             widths.pop(name, None)
     room = None if look.width is None else max(look.width - sum(width + 2 for width in widths.values()), 1)
@@ -199,20 +202,20 @@ def _table(rows: list[_Row], look: Look) -> list[str]:
             look.paint(columns[name][at].rjust(width), *((DIM,) if at == 0 else codes.get(name, (BOLD,))))
             for name, width in widths.items()
         ]
-        names = _drawn(rows[at - 1], room, look) if at else look.paint("process tree"[:room], DIM)
+        names = _names_cell(rows[at - 1], room, look) if at else look.paint("process tree"[:room], DIM)
         lines.append("  ".join([*numbers, names]))
     return lines
 
 
-def _drawn(row: _Row, room: int | None, look: Look) -> str:
-    """Return lead and names; in less room than they take, the upper names are left out first, then the end is cut."""
-    lead, names, mark = row.lead, list(row.names), look.ellipsis_mark
+def _names_cell(row: _Row, room: int | None, look: Look) -> str:
+    """Return branches and names. If there is not enough room, the first names are left out, then the end is cut."""
+    branches, names, mark = row.branches, list(row.names), look.ellipsis_mark
     if room is not None:
-        if len(lead) > max(room - _LEAST_NAME, 0):
-            # The innermost branches are those that tell.
-            kept = max(room - _LEAST_NAME - len(mark), 0)
-            lead = cut(mark, room, mark) + lead[len(lead) - kept :] if room > len(mark) else ""
-        left = room - len(lead)
+        if len(branches) > max(room - _LEAST_NAMES, 0):
+            # The innermost branches show where the process belongs.
+            kept = max(room - _LEAST_NAMES - len(mark), 0)
+            branches = cut(mark, room, mark) + branches[len(branches) - kept :] if room > len(mark) else ""
+        left = room - len(branches)
         if cells(";".join(names)) > left:
             while len(names) > 1 and cells(";".join([mark, *names])) > left:
                 del names[0]
@@ -220,6 +223,6 @@ def _drawn(row: _Row, room: int | None, look: Look) -> str:
                 names.insert(0, mark)
             names = cut(";".join(names), left, mark).split(";")
     *upper, last = names
-    asks = (BOLD, GREEN) if row.node.own else (BOLD,) if row.node.label else ()
-    text = look.paint(lead, DIM) + "".join(f"{name}{look.paint(';', DIM)}" for name in upper)
-    return text + (look.paint(last, *asks) if asks else last)
+    codes = (BOLD, GREEN) if row.node.own else (BOLD,) if row.node.is_label else ()
+    text = look.paint(branches, DIM) + "".join(f"{name}{look.paint(';', DIM)}" for name in upper)
+    return text + (look.paint(last, *codes) if codes else last)

@@ -230,7 +230,7 @@ def test_watch_redraws_in_place(loaded: tuple[Service, dict[str, int]], scene: S
     terminal.wait_for("\x1b[H1,074 queries by 7 process trees")
     assert "\x1b[2J" not in terminal.text
     terminal.resize(60, 9)
-    terminal.wait_for("lines more")
+    terminal.wait_for("more lines")
     os.kill(terminal.pid, signal.SIGINT)
     assert terminal.end() == 0
     assert terminal.text.count("\x1b[?1049l") == 1
@@ -269,7 +269,7 @@ def test_watch_in_a_pipe_prints_one_after_the_other(
     program.wait_for('"total": 1074', program.out)
     # A daemon that goes away is waited for.
     assert service.stop() == 0
-    program.wait_for("nobody listens there, still trying")
+    program.wait_for("connection refused, still trying")
     assert program.process.poll() is None
     assert program.stop(signal.SIGINT) == 0
     told = [json.loads(line) for line in program.out.read_text("utf-8").splitlines()]
@@ -283,8 +283,8 @@ def test_a_daemon_that_is_not_there() -> None:
     (port,) = free_ports(1)
     said = failure("--url", f"127.0.0.1:{port}")
     assert said == (
-        f"dnsprobe: no dnsprobe at 127.0.0.1:{port}: nobody listens there\n"
-        "  hint: is it running? systemctl status dnsprobe; if it listens elsewhere, give --url\n"
+        f"dnsprobe: no dnsprobe at 127.0.0.1:{port}: connection refused\n"
+        "  hint: check that it runs: systemctl status dnsprobe; if it listens elsewhere, use --url\n"
     )
 
 
@@ -304,4 +304,4 @@ def test_what_is_above_the_limit_comes_last(start: Start, scene: Scene) -> None:
     assert told["total"] == 101
     assert (told["children"][-1]["name"], told["children"][-1]["own"]) == ("(other)", 101 - 14)
     text = run("--url", service.url)
-    assert "(other): trees that are not told apart: above the limit on series (metrics.max_series)" in text
+    assert "(other): trees counted together, above the limit on series (metrics.max_series)" in text

@@ -1,4 +1,4 @@
-"""What ``dnsprobe tree`` says to whoever answers, or does not."""
+"""How ``dnsprobe tree`` asks a daemon, and what it reports if there is no good answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[1].joinpath("scrape.txt").read_text("utf-8")
 
 
 class Daemon:
-    """An HTTP server that answers with a status, headers and a text, and keeps what was asked."""
+    """An HTTP server that answers with a status, headers and a text, and records the requests."""
 
     def __init__(self) -> None:
         self.status, self.headers, self.text = 200, {"Content-Type": "text/plain"}, GOLDEN
@@ -58,19 +58,19 @@ def daemon() -> Iterator[Daemon]:
     daemon.stop()
 
 
-def refusal(target: Target) -> UserError:
+def error_of(target: Target) -> UserError:
     with pytest.raises(UserError) as caught:
         fetch(target)
     assert caught.value.hint
     return caught.value
 
 
-def test_what_it_says(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nobody between us.
+def test_fetch_returns_the_counters(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A proxy must not be used.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     scrape = fetch(Target(daemon.url))
     assert (scrape.version, len(scrape.queries), len(scrape.encrypted)) == ("VERSION", 4, 1)
-    assert sum(counted.number for counted in scrape.queries) == 11 + 5 + 1_000_003 + 7
+    assert sum(series.value for series in scrape.queries) == 11 + 5 + 1_000_003 + 7
     assert scrape.queries[0].labels["tree"] == 'x;a"b\\x0a\\\\c{d="e"} 7 # é'
     assert daemon.asked == [("/metrics", None)]
 
@@ -80,17 +80,17 @@ def test_user_and_password(daemon: Daemon) -> None:
     (given,) = (header for _, header in daemon.asked)
     assert given == "Basic " + base64.b64encode("ada:pass:wörd".encode()).decode()
     daemon.status = 401
-    assert refusal(Target(daemon.url)).message == f"{daemon.url} asks who you are"
-    assert "DNSPROBE_PASSWORD" in refusal(Target(daemon.url)).hint
-    said = refusal(Target(daemon.url, user="ada", password="x")).message
-    assert said == f"{daemon.url} does not take this password of ada"
+    assert error_of(Target(daemon.url)).message == f"{daemon.url} requires a user name and a password"
+    assert "DNSPROBE_PASSWORD" in error_of(Target(daemon.url)).hint
+    said = error_of(Target(daemon.url, user="ada", password="x")).message
+    assert said == f"{daemon.url} refused the user ada with this password"
 
 
-def test_a_password_goes_nowhere_else(daemon: Daemon) -> None:
+def test_a_redirect_is_not_followed(daemon: Daemon) -> None:
     other = Daemon()
     daemon.status, daemon.headers = 302, {"Location": other.url}
-    said = refusal(Target(daemon.url, user="ada", password="x")).message
-    assert said == f"{daemon.url} is not a dnsprobe: it says 302 Found"
+    said = error_of(Target(daemon.url, user="ada", password="x")).message
+    assert said == f"{daemon.url} is not a dnsprobe: the answer is 302 Found"
     assert other.asked == []
     other.stop()
 
@@ -109,60 +109,60 @@ def test_a_password_goes_nowhere_else(daemon: Daemon) -> None:
         (200, "\x1b[2J\x00"),
     ],
 )
-def test_what_is_not_a_dnsprobe(daemon: Daemon, status: int, text: str) -> None:
+def test_an_answer_of_another_server_is_an_error(daemon: Daemon, status: int, text: str) -> None:
     daemon.status, daemon.text = status, text
-    error = refusal(Target(daemon.url))
+    error = error_of(Target(daemon.url))
     assert error.message.startswith(f"{daemon.url} is not a dnsprobe: ")
     assert error.message.isprintable()
 
 
-def test_what_may_get_better(daemon: Daemon) -> None:
+def test_errors_that_may_pass_are_told_apart(daemon: Daemon) -> None:
     daemon.status = 503
-    assert isinstance(refusal(Target(daemon.url)), NotAnswering)
+    assert isinstance(error_of(Target(daemon.url)), NotAnswering)
     daemon.stop()
-    error = refusal(Target(daemon.url))
+    error = error_of(Target(daemon.url))
     assert isinstance(error, NotAnswering)
-    assert error.message == f"no dnsprobe at {daemon.where}: nobody listens there"
+    assert error.message == f"no dnsprobe at {daemon.where}: connection refused"
     with socket.create_server(("127.0.0.1", 0)) as server:
         where = f"127.0.0.1:{server.getsockname()[1]}"
 
-        def break_off() -> None:
+        def close() -> None:
             server.accept()[0].close()
 
-        thread = threading.Thread(target=break_off)
+        thread = threading.Thread(target=close)
         thread.start()
-        error = refusal(Target(f"http://{where}/metrics"))
+        error = error_of(Target(f"http://{where}/metrics"))
         thread.join()
     assert isinstance(error, NotAnswering)
-    assert error.message == f"{where} broke off"
+    assert error.message == f"{where} closed the connection"
     assert f"https://{where}/metrics" in error.hint
 
 
 @pytest.mark.parametrize("cut", [1, 7, 200])
-def test_an_answer_that_is_cut_off(daemon: Daemon, cut: int) -> None:
+def test_a_truncated_answer_is_an_error(daemon: Daemon, cut: int) -> None:
     whole = len(daemon.text.encode())
     daemon.headers["Content-Length"] = str(whole)
     daemon.text = daemon.text.encode()[: whole - cut].decode("utf-8", "ignore")
-    error = refusal(Target(daemon.url))
+    error = error_of(Target(daemon.url))
     assert isinstance(error, NotAnswering)
-    assert error.message == f"{daemon.where} broke off"
+    assert error.message == f"{daemon.where} closed the connection"
 
 
 @pytest.mark.parametrize("host", ["a..b", ".", "a" * 70])
-def test_what_no_host_can_be_called(host: str) -> None:
-    assert "not the name of a host" in refusal(Target(complete_url(f"http://{host}:1"))).message
+def test_invalid_host_name(host: str) -> None:
+    assert "not a valid host name" in error_of(Target(complete_url(f"http://{host}:1"))).message
 
 
-def test_a_resolver_that_cannot_say_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_failure_of_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object, **_more: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    assert isinstance(refusal(Target("http://host.example:1/metrics")), NotAnswering)
+    assert isinstance(error_of(Target("http://host.example:1/metrics")), NotAnswering)
 
 
-def test_a_name_that_does_not_exist() -> None:
-    assert refusal(Target("http://nowhere.invalid:1/metrics")).message.startswith("nowhere.invalid:1: ")
+def test_unknown_host_name() -> None:
+    assert error_of(Target("http://nowhere.invalid:1/metrics")).message.startswith("nowhere.invalid:1: ")
 
 
 @pytest.fixture
@@ -177,14 +177,14 @@ def certificate(tmp_path: Path) -> Path:
     return both
 
 
-def serve_tls(daemon: Daemon, certificate: Path, *, ask_for_ours: bool = False) -> str:
+def serve_tls(daemon: Daemon, certificate: Path, *, client_certificate: bool = False) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    if ask_for_ours:
+    if client_certificate:
         context.load_verify_locations(certificate)
         context.verify_mode = ssl.CERT_REQUIRED
     daemon.server.socket = context.wrap_socket(daemon.server.socket, server_side=True)
-    # What fails in a handshake is for the one who asks to say.
+    # The client reports a failed handshake.
     daemon.server.handle_error = lambda *_arguments: None  # type: ignore[method-assign]
     return f"https://{daemon.where}/metrics"
 
@@ -192,17 +192,17 @@ def serve_tls(daemon: Daemon, certificate: Path, *, ask_for_ours: bool = False) 
 def test_tls(daemon: Daemon, certificate: Path) -> None:
     url = serve_tls(daemon, certificate)
     assert fetch(Target(url, cacert=str(certificate))).version == "VERSION"
-    error = refusal(Target(url))
+    error = error_of(Target(url))
     assert error.message.startswith(f"the certificate of {daemon.where} is not trusted: ")
     assert "--cacert" in error.hint
     # The certificate is made for the address, not for the name.
-    error = refusal(Target(url.replace("127.0.0.1", "localhost"), cacert=str(certificate)))
+    error = error_of(Target(url.replace("127.0.0.1", "localhost"), cacert=str(certificate)))
     assert "is not trusted: " in error.message
-    assert "speaks TLS" in refusal(Target(daemon.url)).hint
+    assert "if the server uses TLS" in error_of(Target(daemon.url)).hint
 
 
-def test_tls_with_a_certificate_of_ours(daemon: Daemon, certificate: Path) -> None:
-    url = serve_tls(daemon, certificate, ask_for_ours=True)
+def test_tls_with_a_client_certificate(daemon: Daemon, certificate: Path) -> None:
+    url = serve_tls(daemon, certificate, client_certificate=True)
     assert fetch(Target(url, cacert=str(certificate), cert=str(certificate))).version == "VERSION"
     assert fetch(
         Target(
@@ -212,22 +212,22 @@ def test_tls_with_a_certificate_of_ours(daemon: Daemon, certificate: Path) -> No
             key=str(certificate.with_name("key.pem")),
         )
     ).version
-    # By an alert of TLS or by the end of the connection, whichever is seen first.
-    assert "--cert and --key" in refusal(Target(url, cacert=str(certificate))).hint
+    # The client sees an alert of TLS or the end of the connection, whichever comes first.
+    assert "--cert and --key" in error_of(Target(url, cacert=str(certificate))).hint
 
 
-def test_no_tls_where_there_should_be(daemon: Daemon) -> None:
-    error = refusal(Target(daemon.url.replace("http:", "https:")))
-    assert error.message == f"{daemon.where} does not speak TLS"
+def test_https_to_a_plain_server(daemon: Daemon) -> None:
+    error = error_of(Target(daemon.url.replace("http:", "https:")))
+    assert error.message == f"{daemon.where} does not use TLS"
     assert daemon.url in error.hint
 
 
 @pytest.mark.parametrize("option", ["cacert", "cert"])
-def test_files_that_are_none(option: str, tmp_path: Path) -> None:
+def test_files_that_are_missing_or_not_pem(option: str, tmp_path: Path) -> None:
     (tmp_path / "no.pem").write_text("hello")
-    for name, why in (("no.pem", "not what it should be"), ("absent.pem", "No such file or directory")):
+    for name, why in (("no.pem", "not in PEM format"), ("absent.pem", "No such file or directory")):
         target = Target("https://127.0.0.1:1/metrics", **{option: str(tmp_path / name)})
-        error = refusal(target)
+        error = error_of(target)
         assert (error.message, error.status) == (f"--{option} {tmp_path / name}: {why}", EXIT_USAGE)
 
 
@@ -247,7 +247,7 @@ def test_urls(given: str, meant: str) -> None:
 @pytest.mark.parametrize(
     "given", ["", "file:///etc/passwd", "ftp://a/", "http://", "http://a:b/", "http://[::1", "a b"]
 )
-def test_what_is_no_url(given: str) -> None:
+def test_invalid_urls(given: str) -> None:
     with pytest.raises(UserError) as caught:
         complete_url(given)
     assert caught.value.status == EXIT_USAGE
@@ -260,7 +260,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(given: str) -> None:
     assert "secret" not in caught.value.message + caught.value.hint
 
 
-def test_the_address_that_is_configured() -> None:
+def test_url_of_the_configured_address() -> None:
     assert url_of(("127.0.0.1", 10059)) == "http://127.0.0.1:10059/metrics"
     assert url_of(("0.0.0.0", 1)) == "http://127.0.0.1:1/metrics"
     assert url_of(("::", 1)) == "http://[::1]:1/metrics"

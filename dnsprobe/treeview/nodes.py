@@ -1,0 +1,102 @@
+"""A tree of processes with query counts. ``dnsprobe tree`` and the web page both build it.
+
+The daemon imports this module for its page, so nothing here imports an HTTP client.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dnsprobe.model import OTHER, UNKNOWN
+
+Path = tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A process, or, where ``is_label`` is true, a value of the label that trees are grouped by.
+
+    ``own`` counts the queries of the process itself, ``total`` adds those of all nodes below it. ``per_second`` is the
+    growth of ``total`` since the previous reading, None at the first one.
+    """
+
+    name: str
+    is_label: bool = False
+    own: int = 0
+    total: int = 0
+    per_second: float | None = None
+    children: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Return whether the node stands for processes that were not told apart; no process can have this name."""
+        return self.name in {OTHER, UNKNOWN}
+
+    @property
+    def by_size(self) -> list[Node]:
+        """Return the children, the largest first and placeholders last."""
+        return sorted(self.children.values(), key=lambda node: (node.is_placeholder, -node.total, node.name))
+
+
+def add(root: Node, path: Sequence[str], queries: int) -> None:
+    """Count queries of the process at the end of ``path``, and create the nodes that are missing."""
+    root.total += queries
+    node = root
+    for name in path:
+        child = node.children.get(name)
+        if child is None:
+            child = node.children[name] = Node(name)
+        child.total += queries
+        node = child
+    node.own += queries
+
+
+def walk(root: Node) -> Iterable[tuple[Path, Node]]:
+    """Yield each node below ``root`` with its path: parents before children, larger nodes first."""
+    waiting: list[tuple[Path, Node]] = [((node.name,), node) for node in reversed(root.by_size)]
+    while waiting:
+        path, node = waiting.pop()
+        yield path, node
+        waiting.extend(((*path, child.name), child) for child in reversed(node.by_size))
+
+
+def totals_by_path(root: Node) -> dict[Path, int]:
+    """Return the total of each node. The empty path has the total of the root."""
+    return {(): root.total, **{path: node.total for path, node in walk(root)}}
+
+
+def set_rates(root: Node, before: Mapping[Path, int], seconds: float) -> None:
+    """Set ``per_second`` of each node from the totals that it had ``seconds`` ago."""
+    root.per_second = (root.total - before.get((), 0)) / seconds
+    for path, node in walk(root):
+        node.per_second = (node.total - before.get(path, 0)) / seconds
+
+
+def largest(root: Node, limit: int) -> dict[Node, list[Node]]:
+    """Return the ``limit`` nodes with the highest totals, each with its children among them, sorted by name.
+
+    No node has a higher total than its parent, so the result is one tree below ``root``.
+    """
+    kept: dict[Node, list[Node]] = {root: []}
+    # A tuple of total, order of arrival, node and parent. The order decides between equals: nodes do not compare.
+    waiting: list[tuple[int, int, Node, Node]] = []
+    arrived = 0
+
+    def queue_children(parent: Node) -> None:
+        nonlocal arrived
+        for child in parent.children.values():
+            heapq.heappush(waiting, (-child.total, arrived, child, parent))
+            arrived += 1
+
+    queue_children(root)
+    while waiting and len(kept) < limit:
+        _, _, node, parent = heapq.heappop(waiting)
+        kept[node] = []
+        kept[parent].append(node)
+        queue_children(node)
+    for children in kept.values():
+        # By name, not by size: a reader finds a node at the same place while numbers grow.
+        children.sort(key=lambda child: child.name)
+    return kept
