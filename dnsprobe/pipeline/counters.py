@@ -16,8 +16,8 @@ from dnsprobe.kernel import abi
 from dnsprobe.kernel.libbpf import undisturbed
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DECIDE, DOT, NO_RULE, OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule, Series
+from dnsprobe.names.qtype import QTYPES, qtype_name
 from dnsprobe.names.ruleset import RuleSet
-from dnsprobe.names.wire import QTYPES, qtype_name
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.procfs import ProcFS

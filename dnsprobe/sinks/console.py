@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 
 from dnsprobe.model import Container, Identity, Process, Query
-from dnsprobe.names.wire import qtype_name, to_text
+from dnsprobe.names.qtype import qtype_name
+from dnsprobe.names.wire import to_text
 from dnsprobe.sinks.queue import Writer
 from dnsprobe.sinks.wording import arguments, command, endpoint, moment, name, other_chain, summary
 from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, Look, cells, cut

@@ -14,7 +14,8 @@ from typing import TextIO, cast
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Ancestry, Identity, Query
-from dnsprobe.names.wire import qtype_name, to_text
+from dnsprobe.names.qtype import qtype_name
+from dnsprobe.names.wire import to_text
 from dnsprobe.sinks.queue import Writer
 from dnsprobe.sinks.wording import command, summary
 from dnsprobe.text import number, printable, shown

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from dnsprobe.model import Ancestry, Process, Query
-from dnsprobe.names.wire import qtype_name, to_text
+from dnsprobe.names.qtype import qtype_name
+from dnsprobe.names.wire import to_text
 from dnsprobe.text import printable, shown
 
 

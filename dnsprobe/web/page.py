@@ -19,7 +19,8 @@ from pathlib import Path
 
 from dnsprobe import __version__
 from dnsprobe.model import Query, Rule
-from dnsprobe.names.wire import qtype_name, to_text
+from dnsprobe.names.qtype import qtype_name
+from dnsprobe.names.wire import to_text
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.sinks.metrics import Snapshot
 from dnsprobe.sinks.wording import endpoint, moment, name

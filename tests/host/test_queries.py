@@ -19,7 +19,7 @@ from scenes import fork_as
 
 from dnsprobe.kernel.abi import CHAIN_SIZE
 from dnsprobe.model import Identity, Process
-from dnsprobe.names.wire import qtype_name
+from dnsprobe.names.qtype import qtype_name
 from dnsprobe.process.procfs import ProcFS
 from dnsprobe.text import printable
 

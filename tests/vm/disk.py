@@ -17,6 +17,7 @@ DEPENDS = (
     "python3",
     "python3-bcrypt",
     "python3-bpfcc",
+    "python3-dnspython",
     "python3-idna",
     "python3-prometheus-client",
     "python3-psutil",

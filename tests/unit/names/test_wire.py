@@ -1,4 +1,4 @@
-"""Names and query types between their forms."""
+"""DNS names between their forms."""
 
 from __future__ import annotations
 
@@ -164,32 +164,6 @@ def test_from_text_takes_a_name_or_raises_value_error(text: str) -> None:
 @given(st.binary())
 def test_fold_changes_ascii_letters_alone(raw: bytes) -> None:
     assert qname.fold(raw) == bytes(byte + 32 if 0x41 <= byte <= 0x5A else byte for byte in raw)
-
-
-@pytest.mark.parametrize(
-    ("number", "name"),
-    [
-        (1, "A"),
-        (2, "NS"),
-        (12, "PTR"),
-        (28, "AAAA"),
-        (33, "SRV"),
-        (65, "HTTPS"),
-        (255, "ANY"),
-        (257, "CAA"),
-        (0, "TYPE0"),
-        (54, "TYPE54"),
-        (65280, "TYPE65280"),
-        (65535, "TYPE65535"),
-    ],
-)
-def test_qtype_name(number: int, name: str) -> None:
-    assert qname.qtype_name(number) == name
-
-
-def test_each_qtype_has_a_name_of_its_own() -> None:
-    assert len(set(qname.QTYPES.values())) == len(qname.QTYPES)
-    assert all(0 < number < 65536 for number in qname.QTYPES)
 
 
 def test_idna_is_imported_for_international_names_alone() -> None:
