@@ -21,9 +21,9 @@ from statistics import median
 
 from perf import EVENTS, count
 
-from dnsprobe.kernel.attach import attach_raw_tracepoint
+from dnsprobe.kernel.attach import attach_tracepoint
+from dnsprobe.kernel.hooks import LINEAGE_TRACEPOINTS
 from dnsprobe.kernel.libbpf import program_runs
-from dnsprobe.kernel.loader import LINEAGE_TRACEPOINTS
 from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS
@@ -43,7 +43,7 @@ def _attached(probe: Probe) -> Iterator[None]:
     """Follow lineages meanwhile. Attached anew is faster than loaded anew."""
     assert probe.lineage is not None
     links = [
-        attach_raw_tracepoint(program, tracepoint)
+        attach_tracepoint(program, tracepoint)
         for program, tracepoint in zip(probe.lineage.programs, LINEAGE_TRACEPOINTS, strict=True)
     ]
     try:

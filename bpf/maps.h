@@ -12,7 +12,7 @@
 
 #define EEXIST 17
 
-/* What is not the same at each start, and is put in as the program is loaded (dnsprobe/kernel/programs.py): the
+/* What is not the same at each start, and is put in as the program is loaded (dnsprobe/kernel/program.py): the
  * descriptor of a map, whose number is known here, and the port of the canaries. */
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_##name))
 #define CANARY_PORT bpf_pseudo_fd(CANARY_MARK, 0)

@@ -1,22 +1,33 @@
-"""Print the instructions that the compiler emits for each BPF program, for every way in which dnsprobe compiles them.
+"""Print the instructions that the compiler emits for each BPF program, for all combinations of macros in use.
 
 Usage, as root: .venv/bin/python scripts/bpf_instructions.py [--full] [--btf FILE]
 
-A line has the macros of the compilation, the program, its number of instructions and their digest. ``--full`` prints
-each instruction as well. Two trees whose output is the same load the same programs: compare them with diff(1). The
+Each line has the macros of the compilation, the program, its number of instructions and their digest. ``--full`` prints
+each instruction as well. Two source trees with the same output load the same programs: compare them with diff(1). The
 offsets of kernel structs come from the BTF, so both outputs have to be of the same BTF.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from dnsprobe.kernel import loader
-from dnsprobe.kernel.hooks import STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE, UDP_LADDER
-from dnsprobe.kernel.programs import digest
+from dnsprobe.kernel.compiler import Compiler
+from dnsprobe.kernel.hooks import (
+    PORT_SOURCES,
+    STREAM_FUNCTION,
+    STREAM_TRACEPOINT,
+    STREAM_TWICE,
+    TRACEPOINT,
+    UDP_LADDER,
+    family_macro,
+    port_macros,
+)
+from dnsprobe.kernel.layout import read_layout
+from dnsprobe.kernel.loader import AGAIN
+from dnsprobe.kernel.program import INSTRUCTION
+from dnsprobe.kernel.program_cache import ProgramCache, digest
+from dnsprobe.model import UdpHook
 
 _MAPS = [
     "SETTINGS",
@@ -36,19 +47,17 @@ _MAPS = [
     "EVENTS",
     "CANARIES",
 ]
-#: struct bpf_insn, include/uapi/linux/bpf.h: code, both registers in an octet, offset, immediate value.
-_INSTRUCTION = struct.Struct("=BBhi")
 
 
-def _compilations() -> Iterator[Sequence[str]]:
+def _compilations() -> Iterator[tuple[str, ...]]:
     for rung in UDP_LADDER:
-        if rung.kind == "raw_tracepoint":
-            for families in ("(family)==4", "(family)==6", "(family)==4||(family)==6"):
-                yield rung.macro, f"SERVED_FAMILY(family)=({families})", STREAM_TRACEPOINT
+        if rung.kind == TRACEPOINT:
+            for versions in ("4", "6", "46"):
+                yield rung.macro, family_macro(versions), STREAM_TRACEPOINT
             yield rung.macro, STREAM_TRACEPOINT, STREAM_TWICE
-        elif rung.name == "udp_send_skb":
-            for register, in_flow in loader._PORT_SOURCES:
-                yield rung.macro, f"PORT_ARGUMENT={register}", f"PORT_IN_FLOW={int(in_flow)}", STREAM_FUNCTION
+        elif rung.name == UdpHook.UDP_SEND_SKB:
+            for register, in_flow in PORT_SOURCES:
+                yield rung.macro, *port_macros(register, in_flow=in_flow), STREAM_FUNCTION
         else:
             yield rung.macro, STREAM_FUNCTION
             yield (rung.macro,)
@@ -60,21 +69,15 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="print each instruction")
     parser.add_argument("--btf", default="/sys/kernel/btf/vmlinux", metavar="FILE", help="BTF of the kernel")
     arguments = parser.parse_args()
-    os.environ.pop("CACHE_DIRECTORY", None)
-    request = {
-        "ports": [53],
-        "encrypted_ports": [853],
-        "canary_port": 1,
-        "btf": arguments.btf,
-        "maps": _MAPS,
-    }
-    made = loader.Loader(request, [])
+    no_cache = ProgramCache("")
+    layout = read_layout(arguments.btf, no_cache)
+    compiler = Compiler(layout, [53], [853], [*_MAPS, AGAIN], no_cache)
     for macros in _compilations():
-        for name, program in sorted(made._build(macros[0], macros).programs.items()):
+        for name, program in sorted(compiler.compile(macros).programs.items()):
             code = program.instructions
-            print(" ".join(macros), name, len(code) // _INSTRUCTION.size, digest(code))
+            print(" ".join(macros), name, len(code) // INSTRUCTION.size, digest(code))
             if arguments.full:
-                for at, (opcode, registers, offset, value) in enumerate(_INSTRUCTION.iter_unpack(code)):
+                for at, (opcode, registers, offset, value) in enumerate(INSTRUCTION.iter_unpack(code)):
                     print(f"  {at:5} {opcode:02x} {registers:02x} {offset:6} {value}")
 
 

@@ -1,31 +1,43 @@
-"""The ladder of hooks: for each path that a query can take, where it can be seen, best first."""
+"""The ladder of hooks: for each path of a query out of the host, the places where it can be seen, best first."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dnsprobe.errors import UserError
+from dnsprobe.kernel.kallsyms import Symbol
 from dnsprobe.model import TcpHook, UdpHook
 
-#: The ways out of the host that are told apart, each with hooks and proofs of its own.
+#: The paths of queries out of the host. Each is proved by canaries of its own.
 PATHS = ("udp4", "udp6", "tcp4", "tcp6")
 
-#: Macros that have the program for TCP compiled: at a function, at a tracepoint; and a second one at the tracepoint.
+#: Macros that add the program for TCP to a compilation: at a function, at a tracepoint, a second one at the tracepoint.
 STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE = "STREAM_FUNCTION", "STREAM_TRACEPOINT", "STREAM_TWICE"
 
-#: Octets: more than the process that attaches them and the daemon ever say to each other at once.
-MESSAGE_SIZE = 1 << 20
+#: Where a clone of udp_send_skb() may have the port, as (register, whether it holds the flow that has the port).
+#: The second argument in the source is the flow. GCC's IPA-SRA passes the port itself in one of the registers. The
+#: canaries find out which it is.
+PORT_SOURCES = (("PT_REGS_PARM2", True), ("PT_REGS_PARM3", False), ("PT_REGS_PARM2", False), ("PT_REGS_PARM4", False))
 
-KPROBE_TYPE = "/sys/bus/event_source/devices/kprobe/type"
+#: In the order in which they are attached. Forks come last, because the exit of each process that was added must be
+#: seen.
+LINEAGE_TRACEPOINTS = ("sched_process_exit", "task_rename", "sched_process_fork")
+
+KPROBE, TRACEPOINT = "kprobe", "tracepoint"
+
+_KPROBE_TYPE = "/sys/bus/event_source/devices/kprobe/type"
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
     """One kind of hook.
 
-    ``functions`` gives, for each path, the kernel function or tracepoint that it stands at; ``helpers`` are tracepoints
-    that it needs beside it. ``macro`` has its program compiled, and ``entry`` is the program's name where it is not
-    that of the function.
+    ``name`` is the name in the configuration and in the metrics. ``kind`` is KPROBE or TRACEPOINT. ``functions`` has,
+    for each path, the kernel function or tracepoint to attach to. ``helpers`` are tracepoints that it needs in
+    addition. ``macro`` adds its programs to a compilation. ``entry`` is the name of the program, unless that follows
+    from the function.
     """
 
     name: str
@@ -39,9 +51,13 @@ class Rung:
         """Return the name of the BPF program for a function."""
         return self.entry or f"{function}_entry"
 
+    def place(self, symbol: str) -> str:
+        """Return how messages call this hook at a symbol: ``kprobe tcp_sendmsg``."""
+        return f"{self.kind} {symbol}"
+
     @property
     def reads_streams(self) -> bool:
-        """True for TCP, whose program calls itself for the next message in a write."""
+        """True for TCP. Its program calls itself for the next message in a write."""
         return self.macro in {STREAM_FUNCTION, STREAM_TRACEPOINT}
 
 
@@ -50,42 +66,95 @@ def _both(function: str) -> dict[str, str]:
 
 
 UDP_LADDER = (
-    Rung(UdpHook.IP_SEND_SKB, "kprobe", {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, macro="HOOK_IP_SEND_SKB"),
-    Rung(
-        UdpHook.UDP_SEND_SKB, "kprobe", {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, macro="HOOK_UDP_SEND_SKB"
-    ),
+    Rung(UdpHook.IP_SEND_SKB, KPROBE, {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, macro="HOOK_IP_SEND_SKB"),
+    Rung(UdpHook.UDP_SEND_SKB, KPROBE, {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, macro="HOOK_UDP_SEND_SKB"),
     Rung(
         UdpHook.NET_DEV_QUEUE,
-        "raw_tracepoint",
+        TRACEPOINT,
         {"udp4": "net_dev_queue", "udp6": "net_dev_queue"},
         helpers=("neigh_event_send_done",),
         macro="HOOK_NET_DEV_QUEUE",
     ),
 )
-#: Inside tcp_sendmsg_locked() nobody else writes to the socket, so that is where a write's place in the stream is sure.
+#: Inside tcp_sendmsg_locked() nobody else writes to the socket, so the place of a write in the stream is certain there.
 TCP_LADDER = (
     Rung(
         TcpHook.TCP_SENDMSG_LOCKED,
-        "kprobe",
+        KPROBE,
         _both("tcp_sendmsg_locked"),
         entry="tcp_sendmsg_entry",
         macro=STREAM_FUNCTION,
     ),
-    Rung(TcpHook.TCP_SENDMSG, "kprobe", _both("tcp_sendmsg"), macro=STREAM_FUNCTION),
-    # Since Linux 6.16 (kernel commit 0f08335ade71).
-    Rung(TcpHook.TCP_TRACEPOINT, "raw_tracepoint", _both("tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
+    Rung(TcpHook.TCP_SENDMSG, KPROBE, _both("tcp_sendmsg"), macro=STREAM_FUNCTION),
+    # Since Linux 6.16: kernel commit 0f08335ade71 ("trace: tcp: Add tracepoint for tcp_sendmsg_locked()").
+    Rung(TcpHook.TCP_TRACEPOINT, TRACEPOINT, _both("tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
 )
 RUNGS = {rung.name: rung for rung in (*UDP_LADDER, *TCP_LADDER)}
 
 
+def kprobe_type() -> int:
+    """Return the type that perf_event_open(2) takes for kprobes; OSError if the kernel has none."""
+    with open(_KPROBE_TYPE, encoding="ascii") as file:
+        return int(file.read())
+
+
 def kprobes_available() -> bool:
-    """True where the kernel has kprobes (CONFIG_KPROBES) and lets perf use them."""
-    return os.path.exists(KPROBE_TYPE)
+    """Return whether the kernel has kprobes (CONFIG_KPROBES) and offers them to perf."""
+    return os.path.exists(_KPROBE_TYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One way to attach to a function: at these symbols, with a program compiled with these macros."""
+
+    symbols: tuple[Symbol, ...]
+    macros: tuple[str, ...] = ()
+
+
+def attempts(rung: Rung, found: Sequence[Symbol], function: str) -> list[Attempt]:
+    """Return the ways to attach a kprobe to the entries of a function, best first.
+
+    ``found`` are the symbols that the function has in this kernel. Parts that the compiler split off come after whole
+    functions and never together with them, because the one calls the other. Raises UserError if there is no symbol.
+    """
+    if not found:
+        raise UserError(f"/proc/kallsyms has no {function}, under no name that a compiler gives")
+    whole = tuple(symbol for symbol in found if not symbol.is_part)
+    parts = tuple(symbol for symbol in found if symbol.is_part)
+    choices = [choice for choice in (whole, parts) if choice]
+    if rung.name != UdpHook.UDP_SEND_SKB:
+        return [Attempt(choice) for choice in choices]
+    renamed = any(symbol.name != function for symbol in found)
+    return [
+        Attempt(choice, port_macros(register, in_flow=in_flow))
+        for choice in choices
+        for register, in_flow in (PORT_SOURCES if renamed else PORT_SOURCES[:1])
+    ]
+
+
+def port_macros(register: str, *, in_flow: bool) -> tuple[str, ...]:
+    """Return the macros for one of PORT_SOURCES."""
+    return f"PORT_ARGUMENT={register}", f"PORT_IN_FLOW={int(in_flow)}"
+
+
+def family_macro(versions: Sequence[str]) -> str:
+    """Return the macro that restricts a program at net_dev_queue to IP versions: ``4``, ``6`` or both."""
+    families = "||".join(f"(family)=={version}" for version in versions)
+    return f"SERVED_FAMILY(family)=({families})"
+
+
+def by_function(rung: Rung, paths: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each function where paths are seen, with those paths."""
+    for function in dict.fromkeys(rung.functions[path] for path in paths):
+        yield function, [path for path in paths if rung.functions[path] == function]
 
 
 @dataclass(slots=True)
 class Hook:
-    """An attached hook. It lives as long as its descriptors: nothing stays behind when the process dies."""
+    """An attached hook: its rung, the paths that it sees, its symbols joined by commas, and its descriptors.
+
+    It is attached as long as its descriptors are open, so nothing stays behind when the process dies.
+    """
 
     rung: str
     paths: tuple[str, ...]

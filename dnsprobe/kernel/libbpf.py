@@ -102,6 +102,7 @@ def _load() -> ctypes.CDLL:
     library.bpf_map_delete_elem.argtypes = [number, pointer]
     library.bpf_map_lookup_batch.argtypes = [number, pointer, pointer, pointer, pointer, pointer, pointer]
     library.bpf_prog_load.argtypes = [number, ctypes.c_char_p, ctypes.c_char_p, pointer, ctypes.c_size_t, pointer]
+    library.bpf_raw_tracepoint_open.argtypes = [ctypes.c_char_p, number]
     library.bpf_obj_get_info_by_fd.argtypes = [number, pointer, pointer]
     library.ring_buffer__new.argtypes = [number, _SAMPLE, pointer, pointer]
     library.ring_buffer__new.restype = pointer
@@ -331,6 +332,11 @@ def load_program(kind: int, name: str, instructions: bytes) -> int:
     if again >= 0:  # it was out of memory, say
         return again
     raise RefusedError(-found, log.value.decode("utf-8", "replace"))
+
+
+def open_raw_tracepoint(name: str, program: int) -> int:
+    """Attach a program to a raw tracepoint, and return the descriptor that keeps it attached."""
+    return _check(_libbpf().bpf_raw_tracepoint_open(name.encode(), program))
 
 
 class _ProgramInfo(ctypes.Structure):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import secrets
 import socket
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel import abi, libbpf
+from dnsprobe.kernel import abi, libbpf, loader_protocol
 from dnsprobe.kernel.canary import Canaries, CanaryPort, canary_suffix
-from dnsprobe.kernel.hooks import MESSAGE_SIZE, PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung
+from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung
 from dnsprobe.names.ruleset import TrieEntry
 from dnsprobe.privileges import HINT
 
@@ -126,15 +125,14 @@ class LoaderChild:
     def ask(self, request: Mapping[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
         """Send a request and return the answer with the descriptors that came along."""
         try:
-            socket.send_fds(self._channel, [json.dumps(request).encode()], list(fds))
-            data, received, _flags, _address = socket.recv_fds(self._channel, MESSAGE_SIZE, 64)
+            loader_protocol.send(self._channel, request, fds)
+            answer, received = loader_protocol.receive(self._channel)
         except OSError:
-            data, received = b"", []
-        if not data:
+            answer, received = None, []
+        if answer is None:
             raise UserError(
                 f"the process that compiles the BPF program died: {self.complaints() or 'it left no message'}"
             )
-        answer: dict[str, Any] = json.loads(data)
         if "error" in answer:
             raise UserError(answer["error"], answer["hint"])
         return answer, received
@@ -172,8 +170,8 @@ class Probe:
         self.lineage: Hook | None = None
         #: Why no lineages are followed, though there is room for them.
         self.lineage_problem = ""
-        #: Why what was compiled could not be kept for the next start, though there is a folder for it.
-        self.unkept = ""
+        #: Why the compiled programs could not be cached, if there is a folder for that.
+        self.cache_problem = ""
         self._lost_lineage_misses = 0
         self._seeds_refused = 0
         self.paths: dict[str, PathState] = {path: PathState() for path in PATHS}
@@ -346,7 +344,7 @@ class Probe:
         while rung := climb.rung:
             trying(rung.name)
             answer, fds = self._child.ask({"rung": rung.name, "paths": climb.open, "attempt": climb.attempt})
-            self.unkept = answer["unkept"]
+            self.cache_problem = answer["cache_problem"]
             complaints = self._child.complaints()
             if complaints:
                 log(complaints)
@@ -354,17 +352,16 @@ class Probe:
                 self._note_refusals(rung, answer["refused"], complaints)
             if answer["hooks"]:
                 climb.attempt += 1
-                return self._take(rung, answer["hooks"], fds)
+                return loader_protocol.restore(answer["hooks"], fds)
             climb.next_rung()
         return []
 
     def _follow_lineage(self, child: LoaderChild, seed: Callable[[], None]) -> None:
         self._write_settings(seeding=True)
-        answer, fds = child.ask({"lineage": True})
-        self.lineage_problem = answer.get("refused", "")
+        answer, fds = child.ask({"rung": loader_protocol.LINEAGE})
+        self.lineage_problem = answer["refused"].get(loader_protocol.LINEAGE, "")
         if not self.lineage_problem:
-            programs = answer["programs"]
-            self.lineage = Hook("lineage", (), "sched_process_fork", fds[:programs], fds[programs:])
+            (self.lineage,) = loader_protocol.restore(answer["hooks"], fds)
             seed()
         self._write_settings()
 
@@ -373,16 +370,6 @@ class Probe:
         said = [line for line in complaints.splitlines() if line and not line.startswith("processed ")]
         for path, reason in refused.items():
             self.paths[path].tried.append(f"{rung.name}: {reason}{f' ({said[-1]})' if said else ''}")
-
-    @staticmethod
-    def _take(rung: Rung, answers: Sequence[Mapping[str, Any]], fds: list[int]) -> list[Hook]:
-        hooks, at = [], 0
-        for answer in answers:
-            middle = at + answer["programs"]
-            end = middle + answer["links"]
-            hooks.append(Hook(rung.name, tuple(answer["paths"]), answer["symbol"], fds[at:middle], fds[middle:end]))
-            at = end
-        return hooks
 
     def _prove(self, canaries: Canaries, paths: Sequence[str]) -> dict[str, str]:
         canaries.release(paths)

@@ -54,8 +54,8 @@ class Engine:
         ``trying`` gets the name of a hook before each attempt to attach to it.
         """
         self.probe.start(_log.debug, trying, self._lineage.seed)
-        if self.probe.unkept:
-            _log.warning("what was compiled cannot be kept for the next start: %s", self.probe.unkept)
+        if self.probe.cache_problem:
+            _log.warning("cannot cache the compiled BPF programs: %s", self.probe.cache_problem)
         if self.probe.lineage_problem:
             _log.warning("who started whom is not followed: %s", self.probe.lineage_problem)
 

@@ -33,7 +33,7 @@ IN_OWN_NET = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What one test had compiled serves the others, as it does the service at its next start: test_kept.py.
+    # What one test had compiled serves the others, as it does the service at its next start: test_cached_programs.py.
     folder = tempfile.TemporaryDirectory(prefix="dnsprobe-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ["CACHE_DIRECTORY"] = folder.name

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.loader import bpf_folder
+from dnsprobe.kernel.compiler import bpf_folder
 from dnsprobe.model import DECIDE, NO_RULE, Process
 from dnsprobe.names import ruleset
 

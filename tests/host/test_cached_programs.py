@@ -1,4 +1,4 @@
-"""What was compiled is kept: the next start needs no compiler, unless anything is not as it was."""
+"""Compiled programs are cached: the next start needs no compiler, unless something has changed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Start = Callable[..., Service]
 Scene = Callable[..., Any]
 
 RULES = "domains: [kept.test]"
-#: LLVM, and BCC with it, are a file that is empty.
+#: Replaces LLVM, and BCC with it, by an empty file.
 WITHOUT_COMPILER = 'for file in /usr/lib/*/libbcc.so.0; do mount --bind /dev/null "$file"; done; exec "$@"'
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder that is used from now on; there is nothing in it."""
+    """Return the empty folder that caches programs from now on."""
     folder = tmp_path / "cache"
     folder.mkdir()
     monkeypatch.setenv("CACHE_DIRECTORY", str(folder))
@@ -41,23 +41,23 @@ def without_compiler() -> list[str]:
 
 def test_the_next_start_needs_no_compiler(start: Start, scene: Scene, folder: Path) -> None:
     start(RULES).stop()
-    kept = contents(folder)
+    cached = contents(folder)
     assert kinds(folder) == ["layout", "programs"]
     service = start(RULES, without_compiler())
-    assert contents(folder) == kept
+    assert contents(folder) == cached
     scene("send", "www.kept.test", 101)
     assert service.by("dnsprobe_queries_total", "domain") == {"kept.test": 101}
-    assert "cannot be kept" not in service.err.read_text("utf-8")
+    assert "cannot cache" not in service.err.read_text("utf-8")
 
 
-def test_without_what_was_kept_it_needs_one(tmp_path: Path, folder: Path) -> None:
+def test_without_a_cached_program_the_start_needs_the_compiler(tmp_path: Path, folder: Path) -> None:
     program = Program(["watch", "kept.test"], tmp_path, without_compiler())
     assert program.process.wait(60) == 1
-    assert "does not compile" in program.err.read_text("utf-8")
+    assert "do not compile" in program.err.read_text("utf-8")
     assert kinds(folder) == ["layout"]
 
 
-def test_what_is_damaged_is_made_anew(start: Start, folder: Path) -> None:
+def test_damaged_files_are_replaced(start: Start, folder: Path) -> None:
     start(RULES).stop()
     before = contents(folder)
     for path in folder.iterdir():
@@ -75,8 +75,8 @@ def test_other_ports_are_compiled_for(start: Start, scene: Scene, folder: Path) 
     assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
 
 
-def test_a_folder_that_takes_nothing_is_no_obstacle(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_no_obstacle(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHE_DIRECTORY", "/proc/1")
     service = start(RULES)
     assert service.get("/-/ready") == "ready\n"
-    assert "what was compiled cannot be kept for the next start: " in service.err.read_text("utf-8")
+    assert "cannot cache the compiled BPF programs: " in service.err.read_text("utf-8")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER
+from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER, attempts
 from dnsprobe.kernel.kallsyms import Symbol
-from dnsprobe.kernel.loader import attempts
 
 
 def symbols(*names: str) -> list[Symbol]:
@@ -16,8 +15,8 @@ def symbols(*names: str) -> list[Symbol]:
 
 def ways(rung: str, *names: str) -> list[tuple[list[str], tuple[str, ...]]]:
     return [
-        ([symbol.name for symbol in chosen], tuple(defines))
-        for chosen, defines in attempts(RUNGS[rung], symbols(*names), "udp_send_skb")
+        ([symbol.name for symbol in attempt.symbols], attempt.macros)
+        for attempt in attempts(RUNGS[rung], symbols(*names), "udp_send_skb")
     ]
 
 

@@ -1,0 +1,244 @@
+"""Where the members of kernel structs lie, as macros for the BPF sources.
+
+dnsprobe compiles without kernel headers. Instead, each member that a BPF program reads has a macro, whose value comes
+from the kernel's own type information (BTF). The version of the kernel is never asked: a member that was renamed is
+looked up by each of its names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dnsprobe.errors import UserError
+from dnsprobe.kernel import btf as btf_module
+from dnsprobe.kernel.btf import Btf, read_btf
+from dnsprobe.kernel.program_cache import ProgramCache, digest
+
+# Each member: the macro, the struct, then the names that the member has or had. A name with dots leads through embedded
+# structs.
+
+# All hooks need these. Debian's oldest kernel here is 5.10.
+_REQUIRED = (
+    ("SKB_PROTOCOL", "sk_buff", "protocol"),
+    ("SKB_TRANSPORT_HEADER", "sk_buff", "transport_header"),
+    ("SKB_NETWORK_HEADER", "sk_buff", "network_header"),
+    ("SKB_END", "sk_buff", "end"),
+    ("SKB_HEAD", "sk_buff", "head"),
+    ("SKB_DATA", "sk_buff", "data"),
+    ("SKB_LEN", "sk_buff", "len"),
+    ("SKB_SK", "sk_buff", "sk"),
+    ("SKB_DEV", "sk_buff", "dev"),
+    ("SKB_REFDST", "sk_buff", "_skb_refdst"),
+    ("DST_DEV", "dst_entry", "dev"),
+    ("DEVICE_FLAGS", "net_device", "flags"),
+    ("SHINFO_GSO_SIZE", "skb_shared_info", "gso_size"),
+    # 16 bits wide since Linux 5.6: kernel commit bf9765145b85 ("sock: Make sk_protocol a 16-bit value").
+    ("SOCK_PROTOCOL", "sock", "sk_protocol"),
+    ("SOCK_NET", "sock", "__sk_common.skc_net.net"),
+    ("DEVICE_NET", "net_device", "nd_net.net"),
+    ("NEIGHBOUR_ARP_QUEUE", "neighbour", "arp_queue"),
+    ("SKB_HEAD_PREV", "sk_buff_head", "prev"),
+    ("FLOWI4_DPORT", "flowi4", "uli.ports.dport"),
+    ("FLOWI6_DPORT", "flowi6", "uli.ports.dport"),
+    ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
+    ("TASK_REAL_PARENT", "task_struct", "real_parent"),
+    ("TASK_TGID", "task_struct", "tgid"),
+    # Since Linux 5.5: kernel commit cf25e24db61c ("time: Rename tsk->real_start_time to ->start_boottime").
+    ("TASK_START_BOOTTIME", "task_struct", "start_boottime"),
+    ("TASK_COMM", "task_struct", "comm"),
+    ("TASK_SELF_EXEC_ID", "task_struct", "self_exec_id"),
+)
+
+# Facts about a process beside its tree. A fact whose member is missing stays unknown; queries are counted all the same.
+_IDENTITY = (
+    ("TASK_CGROUPS", "task_struct", "cgroups"),
+    ("CSS_SET_DFL_CGRP", "css_set", "dfl_cgrp"),
+    ("CGROUP_KN", "cgroup", "kn"),
+    ("KERNFS_NAME", "kernfs_node", "name"),
+    # Since Linux 6.15: kernel commit 633488947ef6 ("kernfs: Use RCU to access kernfs_node::parent.").
+    ("KERNFS_PARENT", "kernfs_node", "parent", "__parent"),
+    ("TASK_MM", "task_struct", "mm"),
+    ("MM_ARG_START", "mm_struct", "arg_start"),
+    ("MM_ARG_END", "mm_struct", "arg_end"),
+    ("MM_EXE_FILE", "mm_struct", "exe_file"),
+    ("FILE_PATH_MNT", "file", "f_path.mnt"),
+    ("FILE_PATH_DENTRY", "file", "f_path.dentry"),
+    ("DENTRY_NAME", "dentry", "d_name.name"),
+    ("DENTRY_PARENT", "dentry", "d_parent"),
+    ("VFSMOUNT_ROOT", "vfsmount", "mnt_root"),
+    ("MOUNT_MNT", "mount", "mnt"),
+    ("MOUNT_PARENT", "mount", "mnt_parent"),
+    ("MOUNT_MOUNTPOINT", "mount", "mnt_mountpoint"),
+    ("TASK_LOGINUID", "task_struct", "loginuid"),
+    ("TASK_NSPROXY", "task_struct", "nsproxy"),
+    ("NSPROXY_MNT_NS", "nsproxy", "mnt_ns"),
+    ("MNT_NS_INUM", "mnt_namespace", "ns.inum"),
+    ("NET_INUM", "net", "ns.inum"),
+    ("TASK_THREAD_PID", "task_struct", "thread_pid"),
+    ("PID_LEVEL", "pid", "level"),
+    ("PID_NUMBERS", "pid", "numbers"),
+    ("UPID_NS", "upid", "ns"),
+    ("PID_NS_INUM", "pid_namespace", "ns.inum"),
+)
+
+# Lineage tracking needs these to recognize the exit of the last thread. Without them, only lineage tracking is off.
+_LINEAGE = (
+    ("TASK_SIGNAL", "task_struct", "signal"),
+    ("SIGNAL_LIVE", "signal_struct", "live"),
+)
+
+# The program for TCP needs these. Without them, TCP is not watched.
+_TCP = (
+    ("SOCK_COMMON", "sock", "__sk_common"),
+    ("SOCK_DPORT", "sock_common", "skc_dport"),
+    ("SOCK_FAMILY", "sock_common", "skc_family"),
+    ("SOCK_DADDR", "sock_common", "skc_daddr"),
+    ("SOCK_V6_DADDR", "sock_common", "skc_v6_daddr"),
+    ("SOCK_SOCKET", "sock", "sk_socket"),
+    ("SOCKET_INODE", "socket_alloc", "vfs_inode.i_ino"),
+    ("TCP_WRITE_SEQ", "tcp_sock", "write_seq"),
+    ("TCP_SND_UNA", "tcp_sock", "snd_una"),
+    ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
+    ("MSG_ITER", "msghdr", "msg_iter"),
+    # Since Linux 5.14: kernel commit 8cd54c1c8480 ("iov_iter: separate direction from flavour").
+    ("ITER_TYPE", "iov_iter", "iter_type", "type"),
+    ("ITER_OFFSET", "iov_iter", "iov_offset"),
+    ("ITER_COUNT", "iov_iter", "count"),
+    # Since Linux 6.4: kernel commit de4f5fed3f23 ("iov_iter: add iter_iovec() helper").
+    ("ITER_DATA", "iov_iter", "__iov", "iov"),
+    ("ITER_NR_SEGS", "iov_iter", "nr_segs"),
+)
+
+# These recognize a write that opens its connection (TCP Fast Open). Without one of them, such writes are not seen.
+_TCP_FAST_OPEN = (
+    ("SOCK_STATE", "sock_common", "skc_state"),
+    ("TCP_SEGS_OUT", "tcp_sock", "segs_out"),
+    ("MSG_NAME", "msghdr", "msg_name"),
+    ("MSG_FLAGS", "msghdr", "msg_flags"),
+    ("NET_TCP_FASTOPEN", "net", "ipv4.sysctl_tcp_fastopen"),
+)
+
+_STRUCTS = frozenset(member[1] for member in (*_REQUIRED, *_IDENTITY, *_LINEAGE, *_TCP, *_TCP_FAST_OPEN))
+
+#: Kinds of buffers that a write can come in. ITER_UBUF exists since Linux 6.0: kernel commit fcb14cb1bdac ("new
+#: iov_iter flavour - ITER_UBUF").
+_ITER_KINDS = ("ITER_UBUF", "ITER_IOVEC", "ITER_KVEC")
+
+#: The value of a macro whose member this kernel does not have. The BPF sources compare with it.
+MISSING = 0xFFFFFFFF
+
+#: Tracepoints that run with preemption enabled use this guard: include/linux/tracepoint.h of Linux 7.
+_PREEMPTIBLE_GUARD = "class_srcu_fast_notrace_t"
+
+#: The BPF programs copy these parts of the structs to their stack, which has 512 octets in all.
+_SKB_SPAN_LIMIT, _SOCK_COMMON_SPAN_LIMIT = 128, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the BPF programs have to know about this kernel.
+
+    ``macros`` has the value of each macro of the BPF sources. ``tcp_problem`` and ``lineage_problem`` are the reason
+    why this kernel's TCP sockets cannot be read, or its lineages not be tracked; empty where they can.
+    ``preemptible_tracepoints`` is True where programs at tracepoints can be preempted.
+    """
+
+    macros: dict[str, int | str]
+    tcp_problem: str
+    lineage_problem: str
+    preemptible_tracepoints: bool
+
+
+def read_layout(btf_path: str, cache: ProgramCache) -> Layout:
+    """Return the layout that the BTF at ``btf_path`` describes, from the cache if it is there.
+
+    Raises UserError if the BTF cannot be read, or describes a kernel that dnsprobe does not know.
+    """
+    sources = (btf_path, __file__, btf_module.__file__)
+    key = f"layout-{digest(*map(_content, sources))}"
+    if (cached := cache.get(key)) is not None:
+        return Layout(**cached)
+    layout = layout_of(read_btf(btf_path, _STRUCTS | {"iter_type"}))
+    cache.put(key, asdict(layout))
+    return layout
+
+
+def _content(path: str) -> bytes:
+    """Return the content of a file, or nothing if it cannot be read: whoever needs it reports the error."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def layout_of(btf: Btf) -> Layout:
+    """Return the layout that ``btf`` describes; UserError if a required member is missing."""
+    macros: dict[str, int | str] = {**_required_macros(btf)}
+    for member in (*_IDENTITY, *_LINEAGE):
+        macros[member[0]] = _offset(btf, member)
+    tcp_problem = ""
+    try:
+        macros |= _tcp_macros(btf)
+    except UserError as error:
+        tcp_problem = error.message
+    return Layout(macros, tcp_problem, _first_missing(btf, _LINEAGE), btf.has_name(_PREEMPTIBLE_GUARD))
+
+
+def _offset(btf: Btf, member: tuple[str, ...]) -> int:
+    """Return the offset of a member in octets, MISSING if the kernel has it under none of its names."""
+    _macro, struct, *names = member
+    for name in names:
+        try:
+            return btf.offset(struct, *name.split("."))
+        except KeyError:
+            continue
+    return MISSING
+
+
+def _first_missing(btf: Btf, members: Iterable[tuple[str, ...]]) -> str:
+    """Return what is wrong if the kernel lacks one of the members, else an empty text."""
+    for member in members:
+        if _offset(btf, member) == MISSING:
+            return f"this kernel has no {member[1]}.{member[2]}"
+    return ""
+
+
+def _required_macros(btf: Btf) -> dict[str, int]:
+    if problem := _first_missing(btf, _REQUIRED):
+        raise UserError(problem, f"dnsprobe needs Linux 5.10 or later and does not know kernel {os.uname().release}")
+    macros = {member[0]: _offset(btf, member) for member in _REQUIRED}
+    span = macros["SKB_DATA"] + 8 - macros["SKB_PROTOCOL"]
+    if not 0 < span <= _SKB_SPAN_LIMIT:
+        raise UserError(
+            f"struct sk_buff of this kernel has an unknown layout: protocol to data are {span} octets",
+            "report this to the authors of dnsprobe, with the output of uname -r",
+        )
+    return macros
+
+
+def _tcp_macros(btf: Btf) -> dict[str, int | str]:
+    """Return the macros of the program for TCP; UserError if it cannot work on this kernel."""
+    if problem := _first_missing(btf, _TCP):
+        raise UserError(problem)
+    macros: dict[str, int | str] = {member[0]: _offset(btf, member) for member in _TCP}
+    for kind in _ITER_KINDS:
+        try:
+            macros[kind] = btf.enumerator("iter_type", kind)
+        except KeyError:
+            macros[kind] = MISSING
+    if macros["ITER_IOVEC"] == MISSING:
+        raise UserError("this kernel has no enumerator ITER_IOVEC")
+    # Before iter_type, the lowest two bits of the number had other meanings (include/linux/uio.h of Linux 5.10).
+    is_octet = _offset(btf, ("", "iov_iter", "iter_type")) != MISSING
+    macros["ITER_KIND(type)"] = "((type)&255)" if is_octet else "((type)&~3U)"
+    if not _first_missing(btf, _TCP_FAST_OPEN):
+        macros |= {member[0]: _offset(btf, member) for member in _TCP_FAST_OPEN}
+    copied = ("SOCK_DPORT", "SOCK_FAMILY", "SOCK_DADDR", "SOCK_STATE")
+    end = max(int(macros.get(macro, 0)) for macro in copied) + 4
+    if end > _SOCK_COMMON_SPAN_LIMIT:
+        raise UserError(f"struct sock_common of this kernel has an unknown layout: its addresses end at octet {end}")
+    macros["SOCK_COMMON_SPAN"] = (end + 7) // 8 * 8
+    return macros

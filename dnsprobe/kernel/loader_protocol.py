@@ -1,0 +1,57 @@
+"""The messages between the daemon and the loader child: JSON objects, one in each packet, with descriptors beside."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dnsprobe.kernel.hooks import Hook
+
+#: More than the two ever send each other at once: octets and descriptors.
+_MESSAGE_SIZE, _DESCRIPTORS = 1 << 20, 64
+
+#: In place of a rung, asks for the hook of lineage tracking.
+LINEAGE = "lineage"
+
+
+def send(channel: socket.socket, message: Mapping[str, Any], fds: Iterable[int] = ()) -> None:
+    """Send a message; OSError if the other side is gone."""
+    socket.send_fds(channel, [json.dumps(message).encode()], list(fds))
+
+
+def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Return the next message and its descriptors; None as message if the other side has closed."""
+    data, fds, _flags, _address = socket.recv_fds(channel, _MESSAGE_SIZE, _DESCRIPTORS)
+    return (json.loads(data) if data else None), list(fds)
+
+
+def describe(hooks: Iterable[Hook]) -> list[dict[str, Any]]:
+    """Return hooks as a message can hold them. Their descriptors are sent in the order of :func:`descriptors`."""
+    return [
+        {
+            "rung": hook.rung,
+            "paths": hook.paths,
+            "symbol": hook.symbol,
+            "programs": len(hook.programs),
+            "links": len(hook.links),
+        }
+        for hook in hooks
+    ]
+
+
+def descriptors(hooks: Iterable[Hook]) -> list[int]:
+    """Return the descriptors of hooks."""
+    return [fd for hook in hooks for fd in (*hook.programs, *hook.links)]
+
+
+def restore(described: Iterable[Mapping[str, Any]], fds: Sequence[int]) -> list[Hook]:
+    """Return the hooks that the other side described, with the descriptors that came along."""
+    hooks, at = [], 0
+    for one in described:
+        middle = at + one["programs"]
+        end = middle + one["links"]
+        hooks.append(Hook(one["rung"], tuple(one["paths"]), one["symbol"], list(fds[at:middle]), list(fds[middle:end])))
+        at = end
+    return hooks

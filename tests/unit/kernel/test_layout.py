@@ -1,0 +1,107 @@
+"""The layout of kernel structs: which macros a kernel gets, and what it means if it lacks a member."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import pytest
+
+from dnsprobe.errors import UserError
+from dnsprobe.kernel.btf import Btf
+from dnsprobe.kernel.layout import MISSING, Layout, layout_of
+
+#: Members that have to be apart. All others are at offset 8.
+OFFSETS = {"sk_buff.protocol": 100, "sk_buff.data": 200}
+
+
+class FakeBtf:
+    """A kernel with all members and enumerators except those in ``missing``."""
+
+    def __init__(self, missing: frozenset[str], offsets: Mapping[str, int], names: frozenset[str]) -> None:
+        self.missing, self.offsets, self.names = missing, offsets, names
+
+    def offset(self, struct_name: str, *path: str) -> int:
+        member = f"{struct_name}.{'.'.join(path)}"
+        if member in self.missing:
+            raise KeyError(member)
+        return self.offsets.get(member, 8)
+
+    def enumerator(self, enum_name: str, name: str) -> int:
+        if f"{enum_name}.{name}" in self.missing:
+            raise KeyError(name)
+        return {"ITER_UBUF": 0, "ITER_IOVEC": 1, "ITER_KVEC": 2}[name]
+
+    def has_name(self, name: str) -> bool:
+        return name in self.names
+
+
+def of(*missing: str, offsets: Mapping[str, int] = OFFSETS, names: frozenset[str] = frozenset()) -> Layout:
+    return layout_of(cast(Btf, FakeBtf(frozenset(missing), {**OFFSETS, **offsets}, names)))
+
+
+def test_a_kernel_with_all_members_has_no_problem() -> None:
+    found = of()
+    assert (found.tcp_problem, found.lineage_problem, found.preemptible_tracepoints) == ("", "", False)
+    assert MISSING not in found.macros.values()
+    assert found.macros["ITER_KIND(type)"] == "((type)&255)"
+
+
+def test_a_renamed_member_is_found_by_its_other_name() -> None:
+    found = of("kernfs_node.parent", "iov_iter.iter_type", offsets={"kernfs_node.__parent": 48, "iov_iter.type": 4})
+    assert (found.macros["KERNFS_PARENT"], found.macros["ITER_TYPE"]) == (48, 4)
+    assert found.macros["ITER_KIND(type)"] == "((type)&~3U)"
+
+
+def test_a_missing_required_member_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"^this kernel has no neighbour\.arp_queue$") as error:
+        of("neighbour.arp_queue")
+    assert "Linux 5.10 or later" in error.value.hint
+
+
+def test_an_unknown_sk_buff_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"sk_buff of this kernel has an unknown layout.* 129 octets"):
+        of(offsets={"sk_buff.data": 221})
+
+
+def test_a_missing_fact_is_unknown() -> None:
+    found = of("task_struct.loginuid", "kernfs_node.parent", "kernfs_node.__parent")
+    assert (found.macros["TASK_LOGINUID"], found.macros["KERNFS_PARENT"]) == (MISSING, MISSING)
+
+
+@pytest.mark.parametrize(
+    ("missing", "problem"),
+    [
+        (("tcp_sock.snd_una",), "this kernel has no tcp_sock.snd_una"),
+        (("iov_iter.__iov", "iov_iter.iov"), "this kernel has no iov_iter.__iov"),
+        (("iter_type.ITER_IOVEC",), "this kernel has no enumerator ITER_IOVEC"),
+    ],
+)
+def test_without_a_member_tcp_is_not_watched(missing: tuple[str, ...], problem: str) -> None:
+    found = of(*missing)
+    assert found.tcp_problem == problem
+    assert "SOCK_COMMON" not in found.macros
+
+
+def test_addresses_too_far_apart_are_a_problem_for_tcp() -> None:
+    found = of(offsets={"sock_common.skc_daddr": 61})
+    assert found.tcp_problem == "struct sock_common of this kernel has an unknown layout: its addresses end at octet 65"
+
+
+def test_without_ubuf_the_others_still_serve() -> None:
+    found = of("iter_type.ITER_UBUF")
+    assert (found.tcp_problem, found.macros["ITER_UBUF"], found.macros["ITER_KVEC"]) == ("", MISSING, 2)
+
+
+def test_without_one_member_fast_open_is_left_out_as_a_whole() -> None:
+    found = of("tcp_sock.segs_out")
+    assert found.tcp_problem == ""
+    assert not {"SOCK_STATE", "TCP_SEGS_OUT", "MSG_NAME", "MSG_FLAGS", "NET_TCP_FASTOPEN"} & found.macros.keys()
+
+
+def test_without_a_member_lineage_tracking_is_off() -> None:
+    assert of("signal_struct.live").lineage_problem == "this kernel has no signal_struct.live"
+
+
+def test_preemptible_tracepoints_are_recognized() -> None:
+    assert of(names=frozenset({"class_srcu_fast_notrace_t"})).preemptible_tracepoints
