@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dnsprobe.model import Container, Identity, Process, Query
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
+from dnsprobe.sinks.fields import json_values
 from dnsprobe.sinks.queue import Writer
-from dnsprobe.sinks.wording import arguments, command, endpoint, moment, name, other_chain, summary
+from dnsprobe.sinks.wording import command, endpoint, moment, name, other_chain, summary
 from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, Look, cells, cut
 from dnsprobe.text import printable, shown
 
@@ -111,61 +112,12 @@ def tree(
 def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
     """Return a query as one JSON object on one line of ASCII; what is not known is null.
 
-    ``time`` is in UTC (RFC 3339, microseconds), ``start_ns`` in nanoseconds since boot. ``lineage`` is empty where
-    those who started the process are its ``ancestors``. Texts have the same escapes as everywhere
-    (:func:`dnsprobe.text.printable`), for JSON has no way to carry bytes that are not UTF-8.
+    ``time`` is in UTC (RFC 3339, microseconds); the other keys are those of :data:`dnsprobe.sinks.fields.FACTS`.
+    Texts have the same escapes as everywhere (:func:`dnsprobe.text.printable`): JSON cannot carry bytes that are not
+    UTF-8.
     """
-    ancestry, container = query.ancestry, identity.container
-    return json.dumps(
-        {
-            "time": moment(query.time_ns + offset_ns).isoformat(timespec="microseconds"),
-            "domain": shown(query.rule.name),
-            "qname": to_text(query.qname),
-            "qtype": qtype_name(query.qtype),
-            "transport": shown(query.transport),
-            "server": str(query.server),
-            "port": query.port,
-            "pid": ancestry.asker.tgid,
-            "comm": printable(ancestry.asker.comm),
-            "start_ns": ancestry.asker.start_ns,
-            "exe": identity.exe and printable(identity.exe),
-            "cmdline": identity.cmdline and arguments(identity.cmdline),
-            "uid": query.uid,
-            "gid": query.gid,
-            "loginuid": identity.loginuid,
-            "user": identity.user and printable(identity.user),
-            "unit": identity.unit and printable(identity.unit),
-            "slice": identity.slice and printable(identity.slice),
-            "cgroup": identity.cgroup and printable(identity.cgroup),
-            "container": container and printable(container.id),
-            "container_runtime": (container and container.runtime) or None,
-            "container_name": (container and printable(container.name)) or None,
-            "pod": (container and container.pod) or None,
-            "pod_name": (container and printable(container.pod_name)) or None,
-            "pod_namespace": (container and printable(container.pod_namespace)) or None,
-            "net_ns": query.net_ns or None,
-            "pid_ns": identity.pid_ns,
-            "mnt_ns": identity.mnt_ns,
-            "from_procfs": sorted(identity.from_procfs),
-            "tree": ancestry.tree,
-            "repeats": query.repeats,
-            "ancestors": [
-                {"pid": parent.tgid, "comm": printable(parent.comm), "start_ns": parent.start_ns}
-                for parent in ancestry.chain[1:]
-            ],
-            "complete": ancestry.complete,
-            "lineage": [
-                {
-                    "pid": starter.tgid,
-                    "comm": printable(starter.comm),
-                    "start_ns": starter.start_ns,
-                    "exited": starter.exited,
-                }
-                for starter in (ancestry.lineage[1:] if ancestry.differs else ())
-            ],
-            "lineage_complete": ancestry.lineage_complete,
-        }
-    )
+    time = moment(query.time_ns + offset_ns).isoformat(timespec="microseconds")
+    return json.dumps({"time": time, **json_values(query, identity)})
 
 
 class ConsoleSink(Writer):

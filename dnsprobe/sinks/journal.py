@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import TextIO, cast
 
 from dnsprobe.errors import UserError
-from dnsprobe.model import Ancestry, Identity, Query
-from dnsprobe.names.qtype import qtype_name
-from dnsprobe.names.wire import to_text
+from dnsprobe.model import Identity, Query
+from dnsprobe.sinks.fields import journal_values
 from dnsprobe.sinks.queue import Writer
-from dnsprobe.sinks.wording import command, summary
-from dnsprobe.text import number, printable, shown
+from dnsprobe.sinks.wording import summary
+from dnsprobe.text import number
 
 _log = logging.getLogger(__name__)
 
@@ -43,75 +42,14 @@ _LOOK_MS = 100
 
 
 def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
-    """Return the fields of a query's entry, in order; a name may come several times.
-
-    A fact that is not known has no field. Every value is printable.
-    """
-    ancestry = query.ancestry
-    asker = ancestry.asker
-    container = identity.container
-    known = [
+    """Return the fields of a query's entry, in order; a name may come several times. Every value is printable."""
+    return [
         ("MESSAGE", summary(query)),
         ("MESSAGE_ID", MESSAGE_ID),
         ("PRIORITY", str(query.rule.priority)),
         ("SYSLOG_IDENTIFIER", SYSLOG_IDENTIFIER),
-        ("DNSPROBE_DOMAIN", shown(query.rule.name)),
-        ("DNSPROBE_QNAME", to_text(query.qname)),
-        ("DNSPROBE_QTYPE", qtype_name(query.qtype)),
-        ("DNSPROBE_TRANSPORT", shown(query.transport)),
-        ("DNSPROBE_SERVER", str(query.server)),
-        ("DNSPROBE_PORT", str(query.port)),
-        ("DNSPROBE_PID", str(asker.tgid)),
-        ("DNSPROBE_COMM", printable(asker.comm)),
-        ("DNSPROBE_EXE", identity.exe and printable(identity.exe)),
-        ("DNSPROBE_CMDLINE", identity.cmdline and command(identity.cmdline)),
-        ("DNSPROBE_UID", str(query.uid)),
-        ("DNSPROBE_GID", str(query.gid)),
-        ("DNSPROBE_LOGINUID", _number(identity.loginuid)),
-        ("DNSPROBE_USER", identity.user and printable(identity.user)),
-        ("DNSPROBE_UNIT", identity.unit and printable(identity.unit)),
-        ("DNSPROBE_SLICE", identity.slice and printable(identity.slice)),
-        ("DNSPROBE_CGROUP", identity.cgroup and printable(identity.cgroup)),
-        ("DNSPROBE_CONTAINER", container and printable(container.id)),
-        ("DNSPROBE_CONTAINER_RUNTIME", container and container.runtime),
-        ("DNSPROBE_CONTAINER_NAME", container and printable(container.name)),
-        ("DNSPROBE_POD", container and container.pod),
-        ("DNSPROBE_POD_NAME", container and printable(container.pod_name)),
-        ("DNSPROBE_POD_NAMESPACE", container and printable(container.pod_namespace)),
-        ("DNSPROBE_NET_NS", _number(query.net_ns or None)),
-        ("DNSPROBE_PID_NS", _number(identity.pid_ns)),
-        ("DNSPROBE_MNT_NS", _number(identity.mnt_ns)),
-        ("DNSPROBE_FROM_PROCFS", " ".join(sorted(identity.from_procfs))),
-        ("DNSPROBE_TREE", ancestry.tree),
-        # journald keeps the values of a field, but not their order.
-        ("DNSPROBE_TREE_PIDS", ancestry.tree_pids),
-        ("DNSPROBE_REPEATS", str(query.repeats)),
-        *(("DNSPROBE_ANCESTOR", f"{parent.tgid} {printable(parent.comm)}") for parent in ancestry.chain[1:]),
-        ("DNSPROBE_ANCESTRY_CUT", None if ancestry.complete else "yes"),
-        *_lineage(ancestry),
+        *journal_values(query, identity),
     ]
-    return [(name, value) for name, value in known if value]
-
-
-def _lineage(ancestry: Ancestry) -> list[tuple[str, str | None]]:
-    """Return who started the asker, where these are others than its parents."""
-    if not ancestry.differs:
-        return []
-    starters = [
-        # The mark is in front, where no name of a process can be.
-        f"{'exited ' if process.exited else ''}{process.tgid} {printable(process.comm)}"
-        for process in ancestry.lineage[1:]
-    ]
-    return [
-        ("DNSPROBE_LINEAGE_TREE", ancestry.lineage_tree),
-        ("DNSPROBE_LINEAGE_TREE_PIDS", ancestry.lineage_tree_pids),
-        *(("DNSPROBE_LINEAGE", starter) for starter in starters),
-        ("DNSPROBE_LINEAGE_CUT", None if ancestry.lineage_complete else "yes"),
-    ]
-
-
-def _number(value: int | None) -> str | None:
-    return None if value is None else str(value)
 
 
 def journald_available(path: str = SOCKET) -> bool:

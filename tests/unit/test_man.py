@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import document_facts
 import pytest
 import yaml
+from made_up import IDENTITY, QUERY
 
 from dnsprobe.config import main as config
 from dnsprobe.sinks import journal
+from dnsprobe.sinks.fields import FACTS
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "docs/man"
 PAGES = sorted(FOLDER.iterdir())
 CONFIGURATION = (FOLDER / "dnsprobe.yaml.5").read_text("utf-8")
 JOURNAL = (FOLDER / "dnsprobe-journal.7").read_text("utf-8")
-FIELDS = re.findall(
-    r'"((?:DNSPROBE_)?[A-Z_]+)"', inspect.getsource(journal.fields) + inspect.getsource(journal._lineage)
-)
+FIELDS = [name for name, _ in journal.fields(QUERY, IDENTITY) if not name.startswith("DNSPROBE_")]
+FIELDS += [fact.field for fact in FACTS if fact.field]
 KEYS = [f"{section}.{key}" for section, (_, keys) in config._SECTIONS.items() for key in keys]
 
 
@@ -88,12 +89,14 @@ def test_the_document_on_configuration_has_the_same(section: str) -> None:
 
 
 def test_every_field() -> None:
-    fields = list(dict.fromkeys(FIELDS))
-    assert len(fields) > 30
-    assert set(items(JOURNAL, "Va")) == set(fields)
-    assert set(table("journal.md", "## Fields")) == set(fields)
-    absent = {name for name, (_, when) in table("journal.md", "## Fields").items() if when != "never"}
-    assert {name for name, text in items(JOURNAL, "Va").items() if "Absent when " in text} == absent
+    assert len(FIELDS) > 30
+    assert list(items(JOURNAL, "Va")) == FIELDS
+    assert [name for name in table("journal.md", "## Fields") if name != "-"] == FIELDS
+
+
+@pytest.mark.parametrize("path", document_facts.documents(), ids=lambda path: str(path.name))
+def test_the_documents_have_the_table_of_facts(path: Path) -> None:
+    assert path.read_text("utf-8") == document_facts.documents()[path], "run scripts/document_facts.py"
 
 
 def test_every_message_id() -> None:

@@ -1,0 +1,380 @@
+"""The one table of facts about a query and its process.
+
+The journal entry, the JSON line of ``dnsprobe watch`` and the tables in docs/journal.md and
+docs/man/dnsprobe-journal.7 are made from :data:`FACTS`. To add a fact, add one entry here (and the value to
+:class:`~dnsprobe.model.Query` or :class:`~dnsprobe.model.Identity`), then run ``scripts/document_facts.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from dnsprobe.model import Container, Identity, Process, Query
+from dnsprobe.names.qtype import qtype_name
+from dnsprobe.names.wire import to_text
+from dnsprobe.sinks.wording import arguments, command
+from dnsprobe.text import printable, shown
+
+Raw = TypeVar("Raw")
+
+
+@dataclass(frozen=True, slots=True)
+class Form(Generic[Raw]):
+    """How a value is written: as a JSON value, and as the values of a journal field, which may be repeated."""
+
+    json: Callable[[Raw], object]
+    journal: Callable[[Raw], Iterable[str]]
+
+
+def _ancestor(process: Process) -> dict[str, object]:
+    return {"pid": process.tgid, "comm": printable(process.comm), "start_ns": process.start_ns}
+
+
+def _starter(process: Process) -> str:
+    # The mark comes first: no process can put its name there.
+    return f"{'exited ' if process.exited else ''}{process.tgid} {printable(process.comm)}"
+
+
+#: Raw text from outside: escaped.
+RAW: Form[str | bytes] = Form(printable, lambda raw: [printable(raw)])
+#: Text that has its escapes already.
+TEXT: Form[str] = Form(shown, lambda text: [shown(text)])
+NUMBER: Form[int] = Form(int, lambda value: [str(value)])
+#: A command line separated by NUL: a list of arguments in JSON, quoted as for a shell in the journal.
+COMMAND: Form[bytes] = Form(arguments, lambda cmdline: [command(cmdline)])
+#: Words in alphabetical order: a list in JSON, separated by spaces in the journal.
+WORDS: Form[Iterable[str]] = Form(sorted, lambda words: [" ".join(sorted(words))])
+ANCESTORS: Form[Sequence[Process]] = Form(
+    lambda processes: [_ancestor(process) for process in processes],
+    lambda processes: [f"{process.tgid} {printable(process.comm)}" for process in processes],
+)
+STARTERS: Form[Sequence[Process]] = Form(
+    lambda processes: [{**_ancestor(process), "exited": process.exited} for process in processes],
+    lambda processes: [_starter(process) for process in processes],
+)
+#: A boolean: the field is ``yes`` or absent.
+FLAG: Form[bool] = Form(bool, lambda value: ["yes"] if value else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Fact(Generic[Raw]):
+    """One fact.
+
+    ``field`` is its name in the journal and ``key`` its name in JSON; an empty name leaves it out there. ``get``
+    returns the value, None if it is not known: the journal then has no field, JSON has null. ``meaning`` and ``absent``
+    (when there is no field) are Markdown for the documents.
+    """
+
+    field: str
+    key: str
+    get: Callable[[Query, Identity], Raw | None]
+    form: Form[Raw]
+    meaning: str
+    absent: str = ""
+
+
+def _of_container(attribute: Callable[[Container], str]) -> Callable[[Query, Identity], str | None]:
+    def get(_query: Query, identity: Identity) -> str | None:
+        return (attribute(identity.container) or None) if identity.container else None
+
+    return get
+
+
+def _starters(query: Query, _identity: Identity) -> Sequence[Process]:
+    return query.ancestry.lineage[1:] if query.ancestry.differs else ()
+
+
+FACTS: tuple[Fact[Any], ...] = (
+    Fact(
+        "DNSPROBE_DOMAIN",
+        "domain",
+        lambda query, _: query.rule.name,
+        TEXT,
+        "the name of the rule that counts the query; `.` if all names are watched",
+    ),
+    Fact(
+        "DNSPROBE_QNAME",
+        "qname",
+        lambda query, _: to_text(query.qname),
+        TEXT,
+        "the name that was asked for, in lower case, without the trailing dot; `.` for the root",
+    ),
+    Fact(
+        "DNSPROBE_QTYPE",
+        "qtype",
+        lambda query, _: qtype_name(query.qtype),
+        TEXT,
+        "the query type, such as `AAAA`, or `TYPE65280` for a type without a mnemonic",
+    ),
+    Fact(
+        "DNSPROBE_TRANSPORT",
+        "transport",
+        lambda query, _: query.transport,
+        TEXT,
+        "`udp` or `tcp`; `mdns` for port 5353 and `llmnr` for port 5355",
+    ),
+    Fact("DNSPROBE_SERVER", "server", lambda query, _: str(query.server), TEXT, "the address of the server"),
+    Fact("DNSPROBE_PORT", "port", lambda query, _: query.port, NUMBER, "the port of the server"),
+    Fact(
+        "DNSPROBE_PID",
+        "pid",
+        lambda query, _: query.ancestry.asker.tgid,
+        NUMBER,
+        "the pid of the process in the host's pid namespace",
+    ),
+    Fact(
+        "DNSPROBE_COMM",
+        "comm",
+        lambda query, _: query.ancestry.asker.comm,
+        RAW,
+        "the name of the process (comm), at most 15 bytes",
+        "it is empty",
+    ),
+    Fact(
+        "",
+        "start_ns",
+        lambda query, _: query.ancestry.asker.start_ns,
+        NUMBER,
+        "when the process started, in nanoseconds since boot",
+    ),
+    Fact(
+        "DNSPROBE_EXE",
+        "exe",
+        lambda _, identity: identity.exe,
+        RAW,
+        "the executable; a path that begins with `...` was too long",
+        "the process has none",
+    ),
+    Fact(
+        "DNSPROBE_CMDLINE",
+        "cmdline",
+        lambda _, identity: identity.cmdline or None,
+        COMMAND,
+        "the command line, quoted as for a shell: its first 4096 bytes, or 512 if the process has exited",
+        "the process has none",
+    ),
+    Fact(
+        "DNSPROBE_UID",
+        "uid",
+        lambda query, _: query.uid,
+        NUMBER,
+        "the user id of the sender in the host's user namespace",
+    ),
+    Fact(
+        "DNSPROBE_GID",
+        "gid",
+        lambda query, _: query.gid,
+        NUMBER,
+        "the group id of the sender in the host's user namespace",
+    ),
+    Fact(
+        "DNSPROBE_LOGINUID",
+        "loginuid",
+        lambda _, identity: identity.loginuid,
+        NUMBER,
+        "the user id of the login that the process comes from, as audit keeps it: sudo(8) and su(1) do not change it",
+        "it comes from no login",
+    ),
+    Fact(
+        "DNSPROBE_USER",
+        "user",
+        lambda _, identity: identity.user,
+        RAW,
+        "the user name of `DNSPROBE_UID`",
+        "the host has no name for it",
+    ),
+    Fact("DNSPROBE_UNIT", "unit", lambda _, identity: identity.unit, RAW, "the systemd unit", "it is in none"),
+    Fact(
+        "DNSPROBE_SLICE",
+        "slice",
+        lambda _, identity: identity.slice,
+        RAW,
+        "the systemd slice that the unit is in",
+        "it is in none",
+    ),
+    Fact(
+        "DNSPROBE_CGROUP",
+        "cgroup",
+        lambda _, identity: identity.cgroup,
+        RAW,
+        "the control group, as a path from the root of the hierarchy",
+        "it is not known",
+    ),
+    Fact(
+        "DNSPROBE_CONTAINER",
+        "container",
+        _of_container(lambda container: container.id),
+        RAW,
+        "the container: 64 hexadecimal digits, or a name (systemd-nspawn, LXC)",
+        "it is in none",
+    ),
+    Fact(
+        "DNSPROBE_CONTAINER_RUNTIME",
+        "container_runtime",
+        _of_container(lambda container: container.runtime),
+        TEXT,
+        "`docker`, `containerd`, `cri-o`, `podman`, `systemd-nspawn` or `lxc`",
+        "it is in none, or its path does not name the runtime",
+    ),
+    Fact(
+        "DNSPROBE_CONTAINER_NAME",
+        "container_name",
+        _of_container(lambda container: container.name),
+        RAW,
+        "the name of the container in the runtime, or in Kubernetes if it is in a pod",
+        "it is in none, or the name [is not known](#names-of-containers)",
+    ),
+    Fact(
+        "DNSPROBE_POD",
+        "pod",
+        _of_container(lambda container: container.pod),
+        TEXT,
+        "the uid of the Kubernetes pod",
+        "it is in none",
+    ),
+    Fact(
+        "DNSPROBE_POD_NAME",
+        "pod_name",
+        _of_container(lambda container: container.pod_name),
+        RAW,
+        "the name of the Kubernetes pod",
+        "it is in none, or the name is not known",
+    ),
+    Fact(
+        "DNSPROBE_POD_NAMESPACE",
+        "pod_namespace",
+        _of_container(lambda container: container.pod_namespace),
+        RAW,
+        "the Kubernetes namespace of the pod",
+        "it is in none, or the name is not known",
+    ),
+    Fact(
+        "DNSPROBE_NET_NS",
+        "net_ns",
+        lambda query, _: query.net_ns or None,
+        NUMBER,
+        "the network namespace that the query left: the inode number of `/proc/PID/ns/net`",
+        "the kernel did not report it",
+    ),
+    Fact(
+        "DNSPROBE_PID_NS",
+        "pid_ns",
+        lambda _, identity: identity.pid_ns,
+        NUMBER,
+        "the pid namespace of the process",
+        "the kernel did not report it",
+    ),
+    Fact(
+        "DNSPROBE_MNT_NS",
+        "mnt_ns",
+        lambda _, identity: identity.mnt_ns,
+        NUMBER,
+        "the mount namespace of the process",
+        "the kernel did not report it",
+    ),
+    Fact(
+        "DNSPROBE_FROM_PROCFS",
+        "from_procfs",
+        lambda _, identity: identity.from_procfs,
+        WORDS,
+        "which of `exe`, `cmdline`, `cgroup` the daemon read from `/proc` after the send",
+        "the kernel reported all of them",
+    ),
+    Fact(
+        "DNSPROBE_TREE",
+        "tree",
+        lambda query, _: query.ancestry.tree,
+        TEXT,
+        "the names from below pid 1 down to the process, joined by `;`: the label `tree` of the [metrics](metrics.md)",
+    ),
+    Fact(
+        "DNSPROBE_TREE_PIDS",
+        "",
+        lambda query, _: query.ancestry.tree_pids,
+        TEXT,
+        "the pids of `DNSPROBE_TREE`, in the same order and form",
+    ),
+    Fact(
+        "DNSPROBE_REPEATS",
+        "repeats",
+        lambda query, _: query.repeats,
+        NUMBER,
+        "how many queries like it made no entry since the last one that did",
+    ),
+    Fact(
+        "DNSPROBE_ANCESTOR",
+        "ancestors",
+        lambda query, _: query.ancestry.chain[1:],
+        ANCESTORS,
+        "pid and comm of an ancestor, such as `11845 make`; one field for each ancestor, the parent first",
+        "pid 1 itself asked",
+    ),
+    Fact(
+        "DNSPROBE_ANCESTRY_CUT",
+        "",
+        lambda query, _: not query.ancestry.complete,
+        FLAG,
+        "`yes`: the process has more than 39 ancestors, and the oldest are left out",
+        "all ancestors are there",
+    ),
+    Fact("", "complete", lambda query, _: query.ancestry.complete, FLAG, "whether `ancestors` has all ancestors"),
+    Fact(
+        "DNSPROBE_LINEAGE_TREE",
+        "",
+        lambda query, _: query.ancestry.lineage_tree if query.ancestry.differs else None,
+        TEXT,
+        "the processes that [started it](how-it-works.md#who-started-it), in the form of `DNSPROBE_TREE`",
+        "its ancestors started it",
+    ),
+    Fact(
+        "DNSPROBE_LINEAGE_TREE_PIDS",
+        "",
+        lambda query, _: query.ancestry.lineage_tree_pids if query.ancestry.differs else None,
+        TEXT,
+        "the pids of `DNSPROBE_LINEAGE_TREE`, in the same order and form",
+        "its ancestors started it",
+    ),
+    Fact(
+        "DNSPROBE_LINEAGE",
+        "lineage",
+        _starters,
+        STARTERS,
+        "pid and comm of a process that started it, such as `4100 sshd`, or `exited 4100 sshd` if it has exited; one "
+        "field for each, the nearest first",
+        "its ancestors started it",
+    ),
+    Fact(
+        "DNSPROBE_LINEAGE_CUT",
+        "",
+        lambda query, _: query.ancestry.differs and not query.ancestry.lineage_complete,
+        FLAG,
+        "`yes`: the lineage is longer, or is not known any further",
+        "it is complete, or its ancestors started it",
+    ),
+    Fact(
+        "",
+        "lineage_complete",
+        lambda query, _: query.ancestry.lineage_complete,
+        FLAG,
+        "whether `lineage` is complete",
+    ),
+)
+
+
+def journal_values(query: Query, identity: Identity) -> Iterator[tuple[str, str]]:
+    """Yield the name and value of each field of a query's journal entry, in order; a name may come several times.
+
+    A fact that is not known, or is empty, has no field. Every value is printable.
+    """
+    for fact in FACTS:
+        raw = fact.get(query, identity) if fact.field else None
+        if raw is not None:
+            yield from ((fact.field, value) for value in fact.form.journal(raw) if value)
+
+
+def json_values(query: Query, identity: Identity) -> dict[str, object]:
+    """Return the JSON value of each fact by its key, in order; None if it is not known."""
+    values = {fact.key: (fact.get(query, identity), fact.form) for fact in FACTS if fact.key}
+    return {key: None if raw is None else form.json(raw) for key, (raw, form) in values.items()}
