@@ -1,4 +1,4 @@
-"""A minimal Debian of some release in a folder: what a package meets on a machine that has nothing else yet."""
+"""A minimal Debian of some release in a folder, to test the package where nothing else is installed."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from archive import Archive
 from children import Children
-from products import LOG, Cache, Product, Tell, cache_folder, recipe
+from products import LOG, Cache, PrintLine, Product, cache_folder, recipe
 
 _REPOSITORY = Path(__file__).parents[2]
 
-# What is essential, apt, and systemctl to ask about units.
+# The essential packages, apt, and systemctl to ask about units.
 _MINIMAL = ("--mode=root", "--variant=apt", "--include=systemd", '--aptopt=APT::Install-Recommends "false"')
 
-# Mounts in a namespace of their own are gone with the last process in it, whatever ends that. Everything up to the
-# program is exec, so its pid is that of the child that was started.
+# In a mount namespace of its own, mounts end with the last process, whatever ends that one. Each step uses exec, so
+# the program has the pid of the child that was started.
 _ENTER = """\
 mount -t proc proc "$1/proc"
 mount --rbind /sys "$1/sys"
@@ -36,9 +38,20 @@ exec chroot "$root" /usr/bin/env -i --chdir="$folder" HOME=/root LC_ALL=C.UTF-8 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+def progress_printer(config: pytest.Config) -> PrintLine:
+    """Return a function that prints a line of progress past pytest's capture."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+
+    def print_line(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\npackage: {text}", end="", file=sys.stderr, flush=True)
+
+    return print_line
+
+
 @functools.cache
 def build_deb() -> Path:
-    """Return the package of the working tree, built once for all tests. Raises AssertionError with what went wrong."""
+    """Return the package of the working tree, built once for all tests. Raises AssertionError with its errors."""
     folder = tempfile.mkdtemp(prefix="dnsprobe-package-")
     atexit.register(shutil.rmtree, folder)
     done = subprocess.run([_REPOSITORY / "scripts/build-deb", folder], capture_output=True, text=True, check=False)
@@ -56,7 +69,7 @@ class DebianTree:
     def command(
         self, *arguments: str, folder: str = "/root", environment: Mapping[str, str] | None = None
     ) -> list[str]:
-        """Return the command that runs a program in the tree, in a folder of the tree, with its environment alone."""
+        """Return the command that runs a program in the tree, in ``folder`` of the tree, with only ``environment``."""
         variables = [f"{name}={value}" for name, value in {"PATH": _PATH, **(environment or {})}.items()]
         enter = ["unshare", "--mount", "--propagation=private", "sh", "-ec", _ENTER, "sh"]
         return [*enter, str(self.root), folder, *variables, *arguments]
@@ -75,27 +88,27 @@ class DebianTree:
         return done.stdout
 
     def apt(self, *arguments: str) -> str:
-        """Run apt-get as a careful administrator would: nothing that is only recommended."""
+        """Run apt-get without recommended packages."""
         return self.run("apt-get", "-q", "-y", "--no-install-recommends", *arguments)
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Write a file of the tree, with the folders above it."""
+        """Write a file of the tree, and create the folders above it."""
         place = self.root / path.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text, encoding="utf-8")
         place.chmod(mode)
 
     def remember(self) -> None:
-        """Keep the present contents, for :meth:`changes`."""
+        """Save the present contents for :meth:`changes`."""
         self._remembered = self._contents()
 
     def changes(self) -> set[str]:
-        """Return the paths that came, went or changed since :meth:`remember`, without those of installed packages."""
+        """Return the paths that were added, removed or changed since :meth:`remember`, without those of packages."""
         now, before = self._contents(), self._remembered
         return {path for path in now.keys() | before.keys() if now.get(path) != before.get(path)} - self._owned()
 
     def _contents(self) -> dict[str, str]:
-        """Return all paths, each with the target of a link, the digest of a file, or nothing."""
+        """Return all paths; a link has its target, a file its digest, anything else an empty string."""
         found = {}
         for folder, folders, files in os.walk(self.root):
             for name in folders + files:
@@ -106,7 +119,7 @@ class DebianTree:
     def _owned(self) -> set[str]:
         lists = (self.root / "var/lib/dpkg/info").glob("*.list")
         paths = {path for file in lists for path in file.read_text(encoding="utf-8").splitlines()}
-        # Packages of Debian 12 have files in /lib and the like, which are links.
+        # Packages of Debian 12 list files below /lib and the like, which are links to /usr/lib.
         return paths | {f"/usr{path}" for path in paths}
 
 
@@ -120,12 +133,12 @@ def _content(path: Path) -> str:
 
 
 @contextmanager
-def debian_tree(release: str, tell: Tell) -> Iterator[DebianTree]:
-    """Give a fresh tree whose apt reaches the archive as the host's does. It is gone afterwards."""
+def debian_tree(release: str, print_line: PrintLine) -> Iterator[DebianTree]:
+    """Yield a fresh tree, whose apt reaches the archive in the way that the host does; remove it afterwards."""
     children = Children()
     try:
-        packed = Cache(cache_folder()).get(_minimal(release, children), tell) / "tree.tar"
-        with tempfile.TemporaryDirectory(prefix="dnsprobe-package-", dir=_roomy()) as folder:
+        packed = Cache(cache_folder()).get(_minimal(release, children), print_line) / "tree.tar"
+        with tempfile.TemporaryDirectory(prefix="dnsprobe-package-", dir=_large_folder()) as folder:
             archive = Archive(release, Path(folder) / "apt", children, Path(folder) / LOG)
             root = Path(folder) / "root"
             root.mkdir()
@@ -136,21 +149,21 @@ def debian_tree(release: str, tell: Tell) -> Iterator[DebianTree]:
         children.stop()
 
 
-def _roomy() -> str | None:
-    # In memory, apt is twice as fast. That much is free where there is plenty of memory; a tree takes a quarter of it.
+def _large_folder() -> str | None:
+    # apt is twice as fast in memory. A tree takes a quarter of what has to be free.
     memory = "/dev/shm"
     return memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > 4 << 30 else None
 
 
 def _minimal(release: str, children: Children) -> Product:
-    def build(folder: Path, tell: Tell) -> None:
-        tell(f"installing a minimal Debian {release}")
+    def build(folder: Path, print_line: PrintLine) -> None:
+        print_line(f"installing a minimal Debian {release}")
         archive = Archive(release, folder / "apt", children, folder / LOG)
         command = ["unshare", "--mount", "--propagation=private", "mmdebstrap", *_MINIMAL]
         options = [f"--aptopt={archive.settings}"]
         place = folder / "tree.tar"
-        with tempfile.TemporaryDirectory(prefix="dnsprobe-package-", dir=_roomy()) as roomy:
-            environment = {"LC_ALL": "C", "TMPDIR": roomy}
+        with tempfile.TemporaryDirectory(prefix="dnsprobe-package-", dir=_large_folder()) as large:
+            environment = {"LC_ALL": "C", "TMPDIR": large}
             children.run([*command, *options, release, place, archive.sources], folder / LOG, env=environment)
         shutil.rmtree(folder / "apt")
 
@@ -158,7 +171,7 @@ def _minimal(release: str, children: Children) -> Product:
 
 
 def _connect(root: Path, archive: Archive) -> None:
-    """Let the tree reach the archive, by what the host has now, not what it had when the tree was made."""
+    """Configure apt of the tree as the host is configured now, not as it was when the tree was made."""
     apt = root / "etc/apt"
     for path in [apt / "sources.list", *(apt / "sources.list.d").iterdir(), apt / "apt.conf.d/99mmdebstrap"]:
         path.unlink(missing_ok=True)
@@ -176,5 +189,5 @@ def _connect(root: Path, archive: Archive) -> None:
         shutil.copy(key, place)
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-    # Not worth waiting for the disk: nobody needs the tree after a power cut.
+    # No fsync: nobody needs the tree after a power cut.
     (root / "etc/dpkg/dpkg.cfg.d/unsafe-io").write_text("force-unsafe-io\n", encoding="utf-8")

@@ -11,15 +11,15 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from debian_tree import DebianTree, build_deb, debian_tree
+from debian_tree import DebianTree, build_deb, debian_tree, progress_printer
+from products import PrintLine
 
 from dnsprobe import __version__
 
@@ -51,35 +51,26 @@ TRAPPED = ("argparse", "bcc", "ctypes", "dnsprobe", "json", "sitecustomize", "so
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for chroot and BPF: run scripts/test as root")
 
-Tell = Callable[[str], None]
+
+@pytest.fixture(scope="module")
+def print_line(pytestconfig: pytest.Config) -> PrintLine:
+    return progress_printer(pytestconfig)
 
 
 @pytest.fixture(scope="module")
-def tell(pytestconfig: pytest.Config) -> Tell:
-    """Give a function that prints a line of progress."""
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-
-    def tell(text: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"\npackage: {text}", end="", file=sys.stderr, flush=True)
-
-    return tell
-
-
-@pytest.fixture(scope="module")
-def deb(tell: Tell) -> Path:
+def deb(print_line: PrintLine) -> Path:
     """Return the package, built from the working tree; lintian is a part of that."""
-    tell("building")
+    print_line("building")
     return build_deb()
 
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def tree(request: pytest.FixtureRequest, deb: Path, tell: Tell) -> Iterator[DebianTree]:
+def tree(request: pytest.FixtureRequest, deb: Path, print_line: PrintLine) -> Iterator[DebianTree]:
     """Return a tree with the package installed."""
     release: str = request.param
-    with debian_tree(release, lambda text: tell(f"{release}: {text}")) as tree:
+    with debian_tree(release, lambda text: print_line(f"{release}: {text}")) as tree:
         shutil.copy(deb, tree.root / DEB.lstrip("/"))
-        tell(f"{release}: installing")
+        print_line(f"{release}: installing")
         tree.apt("update")
         tree.remember()
         tree.apt("install", DEB)

@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from debian_tree import DebianTree, build_deb, debian_tree
+from debian_tree import DebianTree, build_deb, debian_tree, progress_printer
+from products import PrintLine
 from questions import questions
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,24 +25,16 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for chroo
 # There is no systemd that runs in a tree, so nothing can be started: the virtual machines do what is left out here.
 NOT_NOW = 'systemctl() { command systemctl "${@/--now/--quiet}"; }\n'
 
-Tell = Callable[[str], None]
-
 
 @pytest.fixture(scope="module")
-def tell(pytestconfig: pytest.Config) -> Tell:
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-
-    def tell(text: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"\ninstall: {text}", end="", file=sys.stderr, flush=True)
-
-    return tell
+def print_line(pytestconfig: pytest.Config) -> PrintLine:
+    return progress_printer(pytestconfig)
 
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def tree(request: pytest.FixtureRequest, tell: Tell) -> Iterator[DebianTree]:
+def tree(request: pytest.FixtureRequest, print_line: PrintLine) -> Iterator[DebianTree]:
     """Return a tree with a clone in it, and the package built there."""
-    with debian_tree(request.param, lambda text: tell(f"{request.param}: {text}")) as tree:
+    with debian_tree(request.param, lambda text: print_line(f"{request.param}: {text}")) as tree:
         clone = tree.root / CLONE.lstrip("/")
         clone.mkdir()
         listed = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"]

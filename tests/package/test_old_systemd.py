@@ -1,4 +1,4 @@
-"""The oldest systemd that the units are for: 247, of Debian 11. dnsprobe itself needs Debian 12."""
+"""The units work with systemd 247 of Debian 11, the oldest that they support. dnsprobe itself needs Debian 12."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-from debian_tree import debian_tree
+from debian_tree import debian_tree, progress_printer
 
 FOLDER = Path(__file__).parents[2] / "packaging" / "systemd"
 UNITS = ("dnsprobe.service", "dnsprobe.socket")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for chroot: run scripts/test as root")
 
-# It wants to know its control group, takes version 2 at its usual place for an answer, and moves all processes of the
-# root into a group of its own: it gets a root that has no others.
+# systemd-analyze asks for its control group, expects cgroup version 2 at the usual place, and moves all processes of
+# the root into a group. So it gets a root of its own, without other processes.
 VERIFY = """\
 umount --recursive --lazy /sys
 mount -t sysfs sys /sys
@@ -37,13 +37,9 @@ exit $status
 """
 
 
-def test_it_knows_every_line_of_the_units(capsys: pytest.CaptureFixture[str]) -> None:
-    def tell(text: str) -> None:
-        with capsys.disabled():
-            print(f"\npackage: {text}", end="", flush=True)
-
+def test_systemd_247_knows_every_line_of_the_units(pytestconfig: pytest.Config) -> None:
     before = Path("/proc/1/cgroup").read_text("utf-8")
-    with debian_tree("bullseye", tell) as tree:
+    with debian_tree("bullseye", progress_printer(pytestconfig)) as tree:
         assert tree.run("systemctl", "--version").startswith("systemd 247 ")
         tree.write("/usr/bin/dnsprobe", "#!/bin/sh\n", mode=0o755)
         tree.write("/bin/kill", "#!/bin/sh\n", mode=0o755)
