@@ -1,4 +1,4 @@
-"""Certificates for tests, made by openssl when they are needed."""
+"""Certificates for tests, made by openssl."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ def _openssl(*arguments: str | Path) -> None:
 
 
 def authority(folder: Path, name: str) -> Path:
-    """Make NAME.pem and NAME.key of an authority, and return the first."""
+    """Make NAME.pem and NAME.key of a certificate authority, and return the path of NAME.pem."""
     new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     place = folder / name
-    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # wanted by clients that are strict, as Python 3.13
+    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # strict clients, such as Python 3.13, require it
     _openssl("req", "-x509", *new, *usage, "-subj", f"/CN={name}", "-keyout", f"{place}.key", "-out", f"{place}.pem")
     return Path(f"{place}.pem")
 
 
 def certificate(folder: Path, name: str, by: Path, sans: str, usage: str = "serverAuth,clientAuth") -> Path:
-    """Make NAME.pem and NAME.key, signed ``by`` an authority, and return the first; ``sans`` as openssl has them."""
+    """Make NAME.pem and NAME.key, signed ``by`` an authority, and return the path of NAME.pem.
+
+    ``sans`` has the subject alternative names in the form of openssl.
+    """
     place = folder / name
     new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     more = ("-addext", f"subjectAltName={sans}", "-addext", f"extendedKeyUsage={usage}")

@@ -1,4 +1,4 @@
-"""Made-up values for tests of what shows them."""
+"""Made-up queries and processes for tests of all sinks."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -17,7 +17,7 @@ ANCESTRY = Ancestry(
     )
 )
 
-#: The parent of dig has ended, and those of that one, up to systemd, are still there.
+#: The parent and grandparent of dig have ended, and systemd has adopted it. sshd, which started them, still runs.
 ORPHANED = Ancestry(
     (ANCESTRY.asker, Process(1, 10_000_000, b"systemd")),
     lineage=(
@@ -56,7 +56,7 @@ IDENTITY = Identity(
     mnt_ns=4026531841,
 )
 
-#: Bytes as hostile as a comm can have, and with arguments, as long as you like.
+#: Hostile bytes, as a process may put them into its comm or its arguments.
 HOSTILE = [
     b"a\nMESSAGE=b",
     b"\x1b[2J\x1b[31m",
@@ -74,12 +74,12 @@ HOSTILE = [
 
 
 def query(**changes: Any) -> Query:
-    """Return QUERY with other values."""
+    """Return QUERY with some values changed."""
     return replace(QUERY, **changes)
 
 
 def hostile(raw: bytes) -> tuple[Query, Identity]:
-    """Return a query and an identity with ``raw`` wherever a stranger has a say."""
+    """Return a query and an identity with ``raw`` in every place that a process can choose."""
     label = raw[:63]
     name = bytes([len(label)]) + label + b"\0" if label else b"\0"
     chain = (Process(4242, 9, raw[:15]), Process(4210, 8, raw[:15]), Process(1, 1, b"systemd"))

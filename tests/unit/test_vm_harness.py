@@ -1,4 +1,4 @@
-"""The pure parts of the harness of virtual machines, and its cache, without any machine."""
+"""The harness of the virtual machines: its pure parts and its cache, without any machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from archive import Source, carried_settings, dependencies, host_sources, parse_
 from children import Children, CommandError, Stopped
 from kernels import GUESTS, choose
 from machine import Ending, Fate
-from products import Cache, Product, Tell, read_manifest, recipe, write_manifest
+from products import Cache, PrintLine, Product, read_manifest, recipe, write_manifest
 from report import Counts, Result, count, judge, read_counts, summary
 
 DEB822 = """\
@@ -53,7 +53,7 @@ MAIN = Source(("http://mirror.test/debian",), ("bookworm",), ("main",), "/key.gp
 SECURITY = Source(("http://security.test/",), ("bookworm-security",), ("main",), "/security.gpg")
 
 
-def test_deb822() -> None:
+def test_deb822_yields_enabled_binary_sources() -> None:
     first, second = parse_deb822(DEB822)
     assert first == Source(
         ("http://mirror.test/debian",),
@@ -79,11 +79,11 @@ def test_deb822() -> None:
         ("", None),
     ],
 )
-def test_list(line: str, source: Source | None) -> None:
+def test_a_line_of_sources_list_is_parsed(line: str, source: Source | None) -> None:
     assert list(parse_list(line)) == ([source] if source else [])
 
 
-def test_host_sources(tmp_path: Path) -> None:
+def test_the_sources_of_the_host_come_from_all_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "sources.list.d"
     folder.mkdir()
     (tmp_path / "sources.list").write_text("deb http://a.test/debian sid main\n")
@@ -98,14 +98,14 @@ def test_host_sources(tmp_path: Path) -> None:
     ]
 
 
-def test_sources_of_a_stable_release() -> None:
+def test_a_stable_release_has_updates_and_security() -> None:
     assert list(parse_deb822(sources_for("trixie", [SECURITY, MAIN]))) == [
         Source(MAIN.uris, ("trixie", "trixie-updates"), ("main",), "/key.gpg"),
         Source(SECURITY.uris, ("trixie-security",), ("main",), "/security.gpg"),
     ]
 
 
-def test_sources_without_security_and_keys() -> None:
+def test_a_host_without_security_and_keys_gets_the_usual_ones() -> None:
     bare = Source(("http://mirror.test/debian/",), ("stable",), ("main",))
     made = list(parse_deb822(sources_for("bullseye", [bare])))
     assert [source.uris for source in made] == [
@@ -115,13 +115,13 @@ def test_sources_without_security_and_keys() -> None:
     assert {source.signed_by for source in made} == {"/usr/share/keyrings/debian-archive-keyring.gpg"}
 
 
-def test_sources_of_sid() -> None:
+def test_sid_has_one_suite() -> None:
     assert list(parse_deb822(sources_for("sid", [MAIN, SECURITY]))) == [
         Source(MAIN.uris, ("sid",), ("main",), "/key.gpg")
     ]
 
 
-def test_sources_with_a_key_block_survive() -> None:
+def test_a_key_block_survives_both_ways() -> None:
     main = Source(MAIN.uris, MAIN.suites, MAIN.components, "\n-----BEGIN\n.\nmQ")
     assert next(parse_deb822(sources_for("sid", [main]))).signed_by == main.signed_by
 
@@ -134,7 +134,7 @@ def test_sources_with_a_key_block_survive() -> None:
         Source(("http://packages.test/linux/debian",), ("bookworm",), ("stable",)),
     ],
 )
-def test_sources_of_others_are_no_mirror(other: Source) -> None:
+def test_archives_of_other_projects_are_no_mirror_of_debian(other: Source) -> None:
     with pytest.raises(Exception, match=r"sources\.list\.d"):
         sources_for("sid", [other])
 
@@ -148,17 +148,17 @@ def test_sources_of_others_are_no_mirror(other: Source) -> None:
         ("python3:any (>= 3.9), g++ [amd64]", ["python3", "g++"]),
     ],
 )
-def test_dependencies(field: str, names: list[str]) -> None:
+def test_dependencies_have_neither_versions_nor_alternatives(field: str, names: list[str]) -> None:
     assert dependencies(field) == names
 
 
-def test_settings_that_are_carried() -> None:
+def test_only_settings_for_the_way_to_the_mirror_are_carried() -> None:
     kept = 'Acquire::http::Proxy "http://proxy.test:3142";\nAcquire::Check-Date "false";\n'
     dump = f'APT::Architecture "amd64";\nAcquire::IndexTargets "";\nAcquire::Languages "none";\n{kept}Dir "/";\n'
     assert carried_settings(dump) == kept
 
 
-def test_recipe_depends_on_each_part(tmp_path: Path) -> None:
+def test_a_recipe_changes_with_each_part(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("text")
     recipes = [recipe("a", "b"), recipe("ab"), recipe("a", "b", ""), recipe("b", "a"), recipe("a", file)]
@@ -175,7 +175,7 @@ class Made:
     def __init__(self) -> None:
         self.times = 0
 
-    def build(self, folder: Path, _tell: Tell) -> None:
+    def build(self, folder: Path, _print_line: PrintLine) -> None:
         self.times += 1
         (folder / "times").write_text(str(self.times))
 
@@ -187,15 +187,15 @@ def times(folder: Path) -> str:
     return (folder / "times").read_text()
 
 
-def test_product_is_built_once(tmp_path: Path) -> None:
+def test_a_product_is_built_once(tmp_path: Path) -> None:
     made = Made()
-    said: list[str] = []
-    first = Cache(tmp_path).get(made.product(), said.append)
-    assert Cache(tmp_path).get(made.product(), said.append) == first
-    assert (made.times, said) == (1, ["built in 0 s"])
+    lines: list[str] = []
+    first = Cache(tmp_path).get(made.product(), lines.append)
+    assert Cache(tmp_path).get(made.product(), lines.append) == first
+    assert (made.times, lines) == (1, ["built in 0 s"])
 
 
-def test_products_of_all_that_run_stay(tmp_path: Path) -> None:
+def test_a_product_stays_while_a_run_uses_it(tmp_path: Path) -> None:
     made = Made()
     other_run = Cache(tmp_path)
     first = other_run.get(made.product(), lambda _: None)
@@ -208,7 +208,7 @@ def test_products_of_all_that_run_stay(tmp_path: Path) -> None:
     assert second.exists()  # by a run that has not closed its cache
 
 
-def test_refreshed_product_is_the_one_that_is_found(tmp_path: Path) -> None:
+def test_a_refreshed_product_replaces_the_old_one(tmp_path: Path) -> None:
     made = Made()
     kept = Cache(tmp_path)
     kept.get(made.product(), lambda _: None)
@@ -216,8 +216,8 @@ def test_refreshed_product_is_the_one_that_is_found(tmp_path: Path) -> None:
     assert times(Cache(tmp_path).get(made.product(), lambda _: None)) == "2"
 
 
-def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
-    def build(folder: Path, _tell: Tell) -> None:
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def build(folder: Path, _print_line: PrintLine) -> None:
         (folder / "half").touch()
         raise CommandError("mke2fs failed")
 
@@ -226,50 +226,50 @@ def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "thing").iterdir()] == ["lock"]
 
 
-def test_killed_build_is_cleaned_up(tmp_path: Path) -> None:
+def test_the_next_build_removes_the_rest_of_a_killed_one(tmp_path: Path) -> None:
     left = tmp_path / "thing/building-x"
     left.mkdir(parents=True)
     Cache(tmp_path).get(Made().product(), lambda _: None)
     assert not left.exists()
 
 
-def test_two_at_once_build_once(tmp_path: Path) -> None:
+def test_two_runs_at_once_build_a_product_once(tmp_path: Path) -> None:
     made = Made()
     entered = threading.Event()
-    said: list[str] = []
+    lines: list[str] = []
 
-    def build(folder: Path, tell: Tell) -> None:
+    def build(folder: Path, print_line: PrintLine) -> None:
         entered.set()
-        while not said:
+        while not lines:
             time.sleep(0.01)
-        made.build(folder, tell)
+        made.build(folder, print_line)
 
     product = Product("thing", "aaa", build)
     thread = threading.Thread(target=Cache(tmp_path).get, args=(product, lambda _: None))
     thread.start()
     entered.wait()
-    folder = Cache(tmp_path).get(product, said.append)
+    folder = Cache(tmp_path).get(product, lines.append)
     thread.join()
-    assert (made.times, times(folder), said) == (1, "1", ["waiting for another run that builds it"])
+    assert (made.times, times(folder), lines) == (1, "1", ["waiting for another run that builds it"])
 
 
-def test_manifest(tmp_path: Path) -> None:
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     facts = {"release": "6.1.0-56-amd64", "linux-image-6.1.0-56-amd64": "6.1.192-2", "odd": "a=b"}
     write_manifest(tmp_path, facts)
     assert read_manifest(tmp_path) == facts
 
 
-def test_failed_command_says_what_and_why(tmp_path: Path) -> None:
+def test_a_failed_command_shows_arguments_status_and_output(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text("of a command before\n")
+    log.write_text("of an earlier command\n")
     with pytest.raises(CommandError, match=r"(?s)^sh -c .* failed with status 3:\n    out\n    err$") as raised:
         Children().run(["sh", "-c", "echo out; echo err >&2; exit 3"], log)
-    assert "before" not in str(raised.value)
+    assert "earlier" not in str(raised.value)
     with pytest.raises(CommandError, match="status 4"):
         Children().output(["sh", "-c", "exit 4"])
 
 
-def test_stop_ends_programs_and_what_they_started(tmp_path: Path) -> None:
+def test_stop_ends_programs_and_their_children(tmp_path: Path) -> None:
     children = Children(patience=0.1)
     script = 'trap "" TERM; sleep 1000 & echo $! >"$1"; wait'
     child = children.start(
@@ -281,7 +281,7 @@ def test_stop_ends_programs_and_what_they_started(tmp_path: Path) -> None:
     children.end(child)
     assert child.returncode in {-signal.SIGKILL, 128 + signal.SIGTERM}
     grandchild = int((tmp_path / "pid").read_text())
-    end = time.monotonic() + 10  # it has been sent SIGKILL, but takes a moment to die
+    end = time.monotonic() + 10  # it got SIGKILL, but takes a moment to die
     while _runs(grandchild):
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -296,7 +296,11 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_guests() -> None:
+def test_one_guest_of_each_userland_runs_the_tests_of_systemd() -> None:
+    assert sorted(guest.userland for guest in GUESTS if guest.systemd) == sorted({guest.userland for guest in GUESTS})
+
+
+def test_guests_are_chosen_by_name_in_the_order_of_the_list() -> None:
     assert choose([]) == list(GUESTS)
     assert [guest.name for guest in choose(["sid", "5.10", "5.10"])] == ["5.10", "sid"]
     with pytest.raises(ValueError, match=r"no guest '4.19': choose from 5\.10, "):
@@ -309,13 +313,13 @@ def test_guests() -> None:
 SUITE = '<testsuite name="pytest" errors="{}" failures="{}" skipped="{}" tests="{}"/>'
 
 
-def test_counts() -> None:
+def test_tests_are_counted_in_all_suites() -> None:
     text = SUITE.format(1, 2, 3, 10)
     assert count(text) == Counts(4, 3, 3)
     assert count(f"<testsuites>{text}{text}</testsuites>") == Counts(8, 6, 6)
 
 
-def test_counts_of_all_boots(tmp_path: Path) -> None:
+def test_the_counts_of_all_boots_are_added(tmp_path: Path) -> None:
     assert read_counts(tmp_path / "absent") == Counts()
     (tmp_path / "junit-0.xml").write_text(SUITE.format(0, 1, 0, 3))
     (tmp_path / "junit-1.xml").write_text(SUITE.format(0, 0, 1, 3))
@@ -324,7 +328,7 @@ def test_counts_of_all_boots(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "<testsuites>", '<testsuite tests="1"/>', SUITE.format("x", 0, 0, 1)])
-def test_cut_off_result(tmp_path: Path, text: str) -> None:
+def test_an_incomplete_result_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "junit-0.xml").write_text(text)
     with pytest.raises(ValueError, match=r"junit-0\.xml is no result of pytest"):
         read_counts(tmp_path)
@@ -343,21 +347,23 @@ def test_cut_off_result(tmp_path: Path, text: str) -> None:
         (None, "deadline", "", "the guest did not end in time and was ended, in boot 1"),
     ],
 )
-def test_judgement(tmp_path: Path, status: int | None, fate: Fate, junit: str, trouble: str) -> None:
+def test_a_guest_is_judged_by_its_ending_and_its_tests(
+    tmp_path: Path, status: int | None, fate: Fate, junit: str, trouble: str
+) -> None:
     (tmp_path / "out").mkdir()
     if junit:
         (tmp_path / "out/junit-0.xml").write_text(junit)
     assert judge("5.10", "5.10.0", Ending(status, fate, 2, 9.0), tmp_path).trouble == trouble
 
 
-def test_judgement_of_a_cut_off_result(tmp_path: Path) -> None:
+def test_the_death_of_a_guest_matters_more_than_an_incomplete_result(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/junit-0.xml").write_text("<")
     assert judge("5.10", "5.10.0", Ending(None, "died", 1, 9.0), tmp_path).trouble.startswith("the guest died")
     assert "is no result of pytest" in judge("5.10", "5.10.0", Ending(0, "", 1, 9.0), tmp_path).trouble
 
 
-def test_summary() -> None:
+def test_the_summary_is_a_table_with_the_reasons_below_it() -> None:
     results = [
         Result("6.1", "6.1.0-56-amd64", Counts(12, 0, 1), 99.6, "", Path("/o/6.1")),
         Result("6.12", "6.12.1", Counts(1, 1), 9.0, "1 test failed", Path("/o/6.12")),

@@ -1,6 +1,6 @@
-"""Debian's archive: packages of any release, through the host's mirror, without touching the host's apt.
+"""Debian's archive: packages of any release, from the mirror of the host, without changes to apt of the host.
 
-Where the mirror is, which key signs it and which proxy leads to it is read from the host's configuration at run time.
+Mirror, keys and proxies are read from the configuration of the host at run time.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from children import Children
 
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-#: Releases that get security updates and point releases from suites of their own; sid has neither.
+#: Releases with separate suites for security updates and point releases. sid has neither.
 _STABLE = ("bullseye", "bookworm", "trixie")
 
-#: Names under which a host may have its own release in its sources.
+#: Names that the sources of a host may use for its release.
 _ALIASES = ("stable", "oldstable", "oldoldstable", "testing", "unstable", "sid", *_STABLE)
 
-#: Settings of the host's apt without which its mirror may be out of reach, or seem to be out of date.
+#: Settings of apt that may be necessary to reach the mirror of the host, or to accept its dates.
 _CARRIED = re.compile(r"Acquire::(https?::.*|ftp::.*|Retries|Check-Valid-Until|Check-Date|.*Proxy.*|ForceIPv[46])\b")
 
 _ENTRY = re.compile(r"deb(?:\s+\[(?P<options>[^]]*)])?\s+(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)")
 
 
 class ArchiveError(Exception):
-    """The host's sources or the archive do not have what is needed."""
+    """The sources of the host, or the archive, lack something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def stanzas(text: str) -> Iterator[dict[str, str]]:
 
 
 def parse_deb822(text: str) -> Iterator[Source]:
-    """Yield the binary sources of a ``.sources`` file, without disabled ones."""
+    """Yield the binary sources of a ``.sources`` file that are enabled."""
     for fields in stanzas(text):
         if "deb" in fields.get("types", "").split() and fields.get("enabled", "yes").lower() != "no":
             yield Source(
@@ -103,14 +103,14 @@ def sources_for(release: str, host: Iterable[Source]) -> str:
     text = _stanza(main.uris, [release, f"{release}-updates"] if release in _STABLE else [release], main.signed_by)
     if release in _STABLE:
         security = next((s for s in host if any(suite.endswith("-security") for suite in s.suites)), None)
-        # Mirrors that have both name them so.
+        # The usual name on mirrors that have both.
         uris = security.uris if security else tuple(uri.rstrip("/") + "-security" for uri in main.uris)
         text += "\n" + _stanza(uris, [f"{release}-security"], security.signed_by if security else main.signed_by)
     return text
 
 
 def _is_debian(source: Source) -> bool:
-    # Others offer suites of the same names, and components called main.
+    # Archives of other projects have suites with the same names, and components called main.
     return any("debian" in uri.split("/")[3:] or uri.startswith("mirror+file:") for uri in source.uris)
 
 
@@ -120,27 +120,27 @@ def _stanza(uris: Iterable[str], suites: Iterable[str], signed_by: str) -> str:
 
 
 def dependencies(field: str) -> list[str]:
-    """Return the package names of a Depends field: of alternatives the first, without versions and architectures."""
+    """Return the package names of a Depends field without versions and architectures; the first of alternatives."""
     names = (re.match(r"\s*([a-z0-9][a-z0-9+.-]+)", clause) for clause in field.split(","))
     return [match[1] for match in names if match]
 
 
 def carried_settings(dump: str) -> str:
-    """Return those lines of ``apt-config dump`` that the way to the mirror depends on."""
+    """Return the lines of ``apt-config dump`` that are necessary to reach the mirror."""
     return "".join(f"{line}\n" for line in dump.splitlines() if _CARRIED.match(line))
 
 
 class Archive:
-    """One release of the archive, with a state of apt of its own in ``folder``."""
+    """One release of the archive. ``folder`` has a separate state of apt for it."""
 
     def __init__(self, release: str, folder: Path, children: Children, log: Path) -> None:
         self._folder = folder.resolve()
         self._children = children
         self._log = log
         self._env = {"APT_CONFIG": str(self._folder / "apt.conf"), "LC_ALL": "C"}
-        #: The release's sources, as a file that apt and mmdebstrap read.
+        #: The sources of the release, as a file that apt and mmdebstrap read.
         self.sources = self._folder / "parts" / "debian.sources"
-        #: The host's settings for the way to the mirror, as a file for apt.
+        #: The settings of the host that are necessary to reach the mirror, as a file for apt.
         self.settings = self._folder / "acquire.conf"
         for name in ("parts", "lists/partial", "cache/archives/partial", "nothing"):
             (self._folder / name).mkdir(parents=True)
@@ -151,15 +151,15 @@ class Archive:
 
     def update(self) -> None:
         """Fetch the lists of packages."""
-        # Without this, a mirror that lacks a suite would be a warning, and old versions would be taken.
+        # Without --error-on, a missing suite is only a warning, and apt takes old versions.
         self._children.run(["apt-get", "update", "-q", "--error-on=any"], self._log, env=self._env)
 
     def version(self, package: str) -> str:
-        """Return the present version of a package."""
+        """Return the current version of a package."""
         return self._record(package)["version"]
 
     def depends(self, package: str) -> list[str]:
-        """Return what a package depends on."""
+        """Return the names of the packages that a package depends on."""
         return dependencies(self._record(package).get("depends", ""))
 
     def download(self, packages: Iterable[str], folder: Path) -> dict[str, str]:
@@ -174,7 +174,7 @@ class Archive:
         return next(stanzas(shown))
 
     def _configuration(self) -> str:
-        # The host's apt.conf.d is left out, since it may hold hooks and pins; of it the settings above are kept.
+        # Not apt.conf.d of the host, which may have hooks and pins: only the settings in carried_settings().
         folder = self._folder
         return f"""\
 Dir::Etc::Main "/dev/null";

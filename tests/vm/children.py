@@ -1,4 +1,4 @@
-"""Programs that the harness starts: each can be ended, and none outlives it."""
+"""Programs that the harness starts. It can end each of them, and none outlives it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-#: Lines of a failed command's output that its error shows.
+#: Lines of output that the error of a failed command shows.
 SHOWN = 20
 
 Command = Sequence[str | Path]
 
 
 class CommandError(Exception):
-    """A command failed; the text has its arguments and the end of what it said."""
+    """A command failed; the text has its arguments and the end of its output."""
 
 
 class Stopped(Exception):
-    """The run is being ended, nothing is started any more."""
+    """The run is being ended: no program can be started any more."""
 
 
 class Children:
-    """The running children of the harness; between asking one to end and ending it pass ``patience`` seconds.
+    """The running children of the harness. A child gets SIGTERM, and SIGKILL after ``patience`` seconds.
 
-    May be used from any thread.
+    Safe to use from any thread.
     """
 
     def __init__(self, patience: float = 5.0) -> None:
@@ -40,7 +40,7 @@ class Children:
 
     @property
     def stopping(self) -> bool:
-        """Whether :meth:`stop` was called."""
+        """True after :meth:`stop`."""
         return self._stopping
 
     def start(
@@ -52,14 +52,13 @@ class Children:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a program without input; the caller has to :meth:`end` it."""
+        """Start a program without input. The caller has to :meth:`end` it."""
         with self._lock:
             if self._stopping:
                 raise Stopped
-            # A session of its own: Ctrl-C reaches the harness alone, which then ends whole groups. A program started
-            # by a thread would not get SIGINT in a defined order.
+            # A session of its own: Ctrl-C reaches only the harness, which then ends the children as groups, in order.
             child = subprocess.Popen(
-                # It gets the signal when the thread that waits for it is gone, so even if the harness is killed.
+                # The child gets SIGTERM when the thread that waits for it ends, so also if the harness is killed.
                 ["setpriv", "--pdeathsig=TERM", *(str(word) for word in command)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
@@ -72,14 +71,14 @@ class Children:
         return child
 
     def end(self, child: subprocess.Popen[bytes]) -> int:
-        """End a program, if it still runs, and what it has left running; return its exit status."""
+        """End a program and all processes of its group that still run; return its exit status."""
         _signal_group(child, signal.SIGTERM)
         try:
             child.wait(self._patience)
         except subprocess.TimeoutExpired:
             _signal_group(child, signal.SIGKILL)
             child.wait()
-        with suppress(ProcessLookupError):  # nobody is left
+        with suppress(ProcessLookupError):  # the group is empty
             os.killpg(child.pid, signal.SIGKILL)
         with self._lock:
             self._live.discard(child)
@@ -88,19 +87,19 @@ class Children:
     def run(
         self, command: Command, log: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> None:
-        """Run a program to its end; what it says is added to ``log``. Raises CommandError if it fails."""
+        """Run a program to its end, and append its output to ``log``. Raises CommandError if it fails."""
         self.follow(command, log, lambda _: None, cwd=cwd, env=env)
 
     def follow(
         self,
         command: Command,
         log: Path,
-        tell: Callable[[str], None],
+        print_line: Callable[[str], None],
         *,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Run a program as :meth:`run` does, and tell each line that it says."""
+        """Run a program as :meth:`run` does, and call ``print_line`` with each line of its output."""
         end: deque[str] = deque(maxlen=SHOWN)
         child = self.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd, env=env)
         assert child.stdout is not None
@@ -110,7 +109,7 @@ class Children:
                     file.write(line)
                     file.flush()
                     end.append(line.decode(errors="replace").rstrip())
-                    tell(end[-1])
+                    print_line(end[-1])
             status = child.wait()
         finally:
             self.end(child)
@@ -125,12 +124,12 @@ class Children:
         finally:
             self.end(child)
         if child.returncode:
-            said = (complaint or printed).decode(errors="replace").strip().splitlines()
-            raise self._failed(command, child.returncode, said[-SHOWN:])
+            lines = (complaint or printed).decode(errors="replace").strip().splitlines()
+            raise self._failed(command, child.returncode, lines[-SHOWN:])
         return printed.decode(errors="replace")
 
     def stop(self) -> None:
-        """End all programs, and start none any more."""
+        """End all programs, and refuse to start others."""
         with self._lock:
             self._stopping = True
             live = list(self._live)
@@ -144,8 +143,8 @@ class Children:
     def _failed(self, command: Command, status: int, end: Iterable[str]) -> Exception:
         if self._stopping:
             return Stopped()
-        said = "".join(f"\n    {line}" for line in end)
-        return CommandError(f"{' '.join(str(word) for word in command)} failed with status {status}:{said}")
+        output = "".join(f"\n    {line}" for line in end)
+        return CommandError(f"{' '.join(str(word) for word in command)} failed with status {status}:{output}")
 
 
 def _signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""The disk of a userland: a Debian release with systemd and what dnsprobe depends on, for any kernel."""
+"""The disk of a userland: a Debian release with systemd and the dependencies of dnsprobe, for any kernel."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from archive import Archive
 from children import Children
-from products import LOG, Product, Tell, recipe, write_manifest
+from products import LOG, PrintLine, Product, recipe, write_manifest
 
 _HERE = Path(__file__).parent
 _AGENT = _HERE / "agent"
 
-#: What the package of dnsprobe depends on: the guests have no network to fetch it through.
+#: The dependencies of the package dnsprobe. The guests have no network to install them from.
 DEPENDS = (
     "python3",
     "python3-bcrypt",
@@ -26,7 +26,7 @@ DEPENDS = (
     "python3-yaml",
 )
 
-#: The system around it, and what the tests in the guest use.
+#: The system, and the programs that the tests in the guest use.
 SYSTEM = (
     "bind9-dnsutils",
     "bpftool",
@@ -51,7 +51,7 @@ SYSTEM = (
     "util-linux",
 )
 
-#: Not of use in a guest that lives for minutes, and each takes seconds of an emulated processor.
+#: Units that a guest does not need. Each costs seconds of an emulated processor.
 MASKED = (
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
@@ -73,27 +73,27 @@ MASKED = (
     "systemd-update-utmp-runlevel.service",
 )
 
-#: The one generator (systemd.generator(7)) whose units a guest has: all others are run at each boot, and each time that
-#: systemd reloads its units, for nothing but seconds of an emulated processor.
+#: The only generator (systemd.generator(7)) that a guest needs. The others would run at each boot and each reload
+#: of the units, which costs seconds.
 _GENERATOR = "systemd-getty-generator"
 
-#: Left out of the disk, but not of packages that are installed in the guest.
+#: Left out of the disk, but not of packages that tests install in the guest.
 _EXCLUDED = ("path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/doc/*")
 
-#: Which unit of the agent is started by which.
+#: The units of the agent, and the targets that start them.
 _WANTED = {"vm-journal.service": "sysinit.target", "vm-script.service": "multi-user.target"}
 
 
 def disk(release: str, children: Children) -> Product:
-    """Return the disk of a release: ``disk.ext4``, sparse."""
+    """Return the disk of a release as a product with the sparse file ``disk.ext4``."""
 
-    def build(folder: Path, tell: Tell) -> None:
+    def build(folder: Path, print_line: PrintLine) -> None:
         log = folder / LOG
         root = folder / "root"
         archive = Archive(release, folder / "apt", children, log)
-        tell(f"installing Debian {release}")
+        print_line(f"installing Debian {release}")
         children.run(_mmdebstrap(release, archive, root), log, env={"LC_ALL": "C", "TMPDIR": str(folder)})
-        tell("making the disk")
+        print_line("making the disk")
         _configure(root)
         write_manifest(folder, _versions(root, children))
         _make(root, folder / "disk.ext4", log, children)
@@ -107,7 +107,7 @@ def _mmdebstrap(release: str, archive: Archive, root: Path) -> list[str | Path]:
     options = [f"--aptopt={archive.settings}", '--aptopt=APT::Install-Recommends "false"']
     options += [f"--dpkgopt={line}" for line in _EXCLUDED]
     command: list[str | Path] = [
-        # If it is killed, its mounts below the folder, /dev of the host among them, end with it.
+        # In its own mount namespace: its mounts, such as /dev of the host, end with it even if it is killed.
         *("unshare", "--mount", "--propagation=private"),
         *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
         f"--include={','.join(sorted(DEPENDS + SYSTEM))}",
@@ -125,18 +125,18 @@ def _configure(root: Path) -> None:
     (etc / "hosts").write_text("127.0.0.1 localhost vm\n::1 localhost ip6-localhost\n")
     (etc / "resolv.conf").unlink(missing_ok=True)
     (etc / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-    # Without one, or with an empty one, systemd takes each boot for the first, and presets enable what is disabled.
+    # Without a machine id, systemd takes each boot for the first, and its presets enable disabled units.
     (etc / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     (etc / "fstab").write_text("")
     shadow = (etc / "shadow").read_text()
     (etc / "shadow").write_text("".join(_without_password(line) for line in shadow.splitlines(keepends=True)))
-    # With this folder journald writes to the disk: tests look at the journal of the boot before.
+    # With this folder, journald writes to the disk: tests read the journal of the previous boot.
     (root / "var/log/journal").mkdir(parents=True, exist_ok=True)
     for name in ("mnt/out", "mnt/tree", "usr/lib/modules"):
         (root / name).mkdir(parents=True, exist_ok=True)
     _enable_agent(root)
     for path in (etc / "apt/apt.conf.d/99mmdebstrap", etc / "dpkg/dpkg.cfg.d/99mmdebstrap"):
-        # The second would leave files out of packages that are installed in the guest.
+        # The second would leave files out of packages that tests install in the guest.
         path.unlink(missing_ok=True)
     for source in (etc / "apt").rglob("*.sources"):
         source.unlink()
@@ -170,7 +170,7 @@ def _enable_agent(root: Path) -> None:
         wants = units / f"{target}.wants"
         wants.mkdir(exist_ok=True)
         (wants / unit).symlink_to(f"../{unit}")
-    # Mounted by the initrd, and still in use when systemd unmounts it: each reboot would have a failure.
+    # The initrd mounts it, and it is still in use when systemd unmounts it: each reboot would report a failure.
     modules = units / "usr-lib-modules.mount.d"
     modules.mkdir()
     (modules / "lazy.conf").write_text("[Mount]\nLazyUnmount=yes\n")
@@ -185,6 +185,6 @@ def _versions(root: Path, children: Children) -> dict[str, str]:
 
 
 def _make(root: Path, image: Path, log: Path, children: Children) -> None:
-    # Without a journal of the file system, which would cost time: a disk that was not unmounted is thrown away.
+    # No journal of the file system: it costs time, and a disk that was not unmounted is thrown away.
     options = ["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", "root"]
     children.run(["mke2fs", *options, "-d", root, image, "4G"], log)

@@ -1,4 +1,4 @@
-"""A kernel to boot: image, initrd, and a disk with its modules."""
+"""The kernel of a guest: image, initrd, and a disk with its modules."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from archive import Archive, ArchiveError
 from children import Children
 from kernels import Guest
-from products import LOG, Cache, Product, Tell, read_manifest, recipe, write_manifest
+from products import LOG, Cache, PrintLine, Product, read_manifest, recipe, write_manifest
 from source import image
 
 _INIT = Path(__file__).parent / "initrd-init"
 
-#: What it takes to find the disks and to mount them, and to say so. crc32c is needed by ext4, but no dependency of it.
-#: virtio_console is loaded so early because the journal is sent through it.
+#: The modules that find and mount the disks. ext4 needs crc32c, but does not depend on it. virtio_console comes early,
+#: because the journal is sent through it.
 _INITRD_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "crc32c_generic", "crc32c", "ext4")
 
-#: Hardware that no guest has, and what an emulated processor has in vain, below ``kernel/`` of the modules: most of
-#: their size. What is not there is not loaded at each boot.
+#: Modules below ``kernel/`` for hardware that no guest has: most of the size. Modules that are absent are not loaded at
+#: each boot.
 _UNUSED = """
     arch/x86/{crypto,kvm}
     sound
@@ -33,22 +33,26 @@ _UNUSED = """
     net/{atm,ax25,bluetooth,mac80211,netrom,nfc,rose}
 """
 
-#: Beside the image: newer kernels are split into packages for image, modules and what they share.
+#: Further packages of newer kernels, which are split into image, modules and shared files.
 _PARTS = re.compile(r"linux-(binary|modules|base)-[0-9]")
 
 
 def kernel(guest: Guest, cache: Cache, children: Children) -> Product:
-    """Return the kernel of a guest: ``vmlinuz``, ``initrd``, and ``modules.ext4`` unless all is built in.
+    """Return the kernel of a guest as a product with ``vmlinuz``, ``initrd``, and ``modules.ext4`` if it has modules.
 
     The manifest has the release (``uname -r``) as ``release``.
     """
     parts: list[str | Path] = [guest.release, Path(__file__), _INIT]
 
-    def build(folder: Path, tell: Tell) -> None:
+    def build(folder: Path, print_line: PrintLine) -> None:
         work = folder / "work"
         work.mkdir()
-        facts = _built(guest, folder, cache, children, tell) if guest.source else _debian(guest, folder, children, tell)
-        tell(f"making the initrd of {facts['release']}")
+        facts = (
+            _built(guest, folder, cache, children, print_line)
+            if guest.source
+            else _debian(guest, folder, children, print_line)
+        )
+        print_line(f"making the initrd of {facts['release']}")
         _make_initrd(folder, work, facts["release"], children)
         write_manifest(folder, facts)
         shutil.rmtree(work)
@@ -58,19 +62,19 @@ def kernel(guest: Guest, cache: Cache, children: Children) -> Product:
     return Product(f"kernel-{guest.name}", recipe(*parts), build)
 
 
-def _built(guest: Guest, folder: Path, cache: Cache, children: Children, tell: Tell) -> dict[str, str]:
-    built = cache.get(image(guest, children), tell)
+def _built(guest: Guest, folder: Path, cache: Cache, children: Children, print_line: PrintLine) -> dict[str, str]:
+    built = cache.get(image(guest, children), print_line)
     shutil.copy(built / "vmlinuz", folder / "vmlinuz")
     return read_manifest(built)
 
 
-def _debian(guest: Guest, folder: Path, children: Children, tell: Tell) -> dict[str, str]:
+def _debian(guest: Guest, folder: Path, children: Children, print_line: PrintLine) -> dict[str, str]:
     work = folder / "work"
     archive = Archive(guest.release, work / "apt", children, folder / LOG)
-    tell(f"looking for the present kernel of {guest.release}")
+    print_line(f"looking for the current kernel of {guest.release}")
     archive.update()
     packages = _packages(archive)
-    tell(f"downloading {' '.join(packages)}")
+    print_line(f"downloading {' '.join(packages)}")
     versions = archive.download(packages, work)
     for package in sorted(work.glob("*.deb")):
         children.output(["dpkg-deb", "--extract", package, work / "tree"])
@@ -86,7 +90,7 @@ def _packages(archive: Archive) -> list[str]:
 
 
 def _take_modules(guest: Guest, tree: Path, folder: Path, children: Children) -> str:
-    # Newer packages have files in both; depmod and the guest know one.
+    # Newer packages have files in both folders; depmod and the guest know only one.
     modules = tree / "usr/lib/modules"
     if (tree / "lib/modules").is_dir():
         shutil.copytree(tree / "lib/modules", modules, symlinks=True, dirs_exist_ok=True)
@@ -101,7 +105,7 @@ def _take_modules(guest: Guest, tree: Path, folder: Path, children: Children) ->
     for name in _unused():
         for path in (modules / release / "kernel").glob(f"{name}.ko*"):
             path.unlink()
-        shutil.rmtree(modules / release / "kernel" / name, ignore_errors=True)  # which of them there are differs
+        shutil.rmtree(modules / release / "kernel" / name, ignore_errors=True)  # some kernels lack it
     children.output(["depmod", "-b", tree / "usr", release])
     size = sum(path.stat().st_size for path in modules.rglob("*") if path.is_file())
     options = ["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", "modules"]
@@ -126,7 +130,7 @@ def _make_initrd(folder: Path, work: Path, release: str, children: Children) -> 
     names = []
     for module in _initrd_modules(work / "tree", release, children):
         name = module.name.split(".ko")[0] + ".ko"
-        # The insmod of busybox reads no compressed modules.
+        # insmod of busybox cannot read compressed modules.
         (initrd / "m" / name).write_bytes(_decompress(module, children))
         names.append(name)
     (initrd / "modlist").write_text("".join(f"{name}\n" for name in names))
@@ -140,8 +144,8 @@ def _initrd_modules(tree: Path, release: str, children: Children) -> list[Path]:
     if not (tree / "usr/lib/modules" / release).is_dir():
         return []
     found: dict[Path, None] = {}
-    # One by one, and failures are passed over: which of them are built in, or are not any more, differs by kernel. A
-    # kernel that misses one does not boot, and says so on its console.
+    # One by one, and without errors: kernels differ in which of them are built in or exist. A kernel that lacks a
+    # necessary one does not boot, and its console shows why.
     for name in _INITRD_MODULES:
         command: list[str | Path] = ["modprobe", "-d", tree / "usr", "-S", release, "--show-depends", name]
         shown = children.output(["sh", "-c", '"$@" 2>/dev/null || :', "sh", *command])

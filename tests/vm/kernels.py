@@ -10,9 +10,10 @@ class Guest:
     """One virtual machine.
 
     ``release`` is the Debian release that the kernel is taken from, ``userland`` the release of all other programs.
-    ``processors`` are emulated ones: several take more of the real ones' time, so one guest has them for all.
-    ``source`` is empty for Debian's own kernel; else it names the source package out of which ``isra/build.sh`` makes
-    the kernel.
+    ``source`` is empty for Debian's own kernel; otherwise it names the source package from which ``isra/build.sh``
+    builds the kernel. ``processors`` is a number of emulated ones: each costs time of the host, so only one guest has
+    several. ``systemd`` is true for the one guest of each userland that runs the tests of systemd, journald and dpkg:
+    the kernel makes no difference to them.
     """
 
     name: str
@@ -20,20 +21,21 @@ class Guest:
     userland: str
     source: str = ""
     processors: int = 1
+    systemd: bool = False
 
 
 #: In the order in which they run.
 GUESTS = (
     Guest("5.10", "bullseye", "bookworm"),
-    Guest("6.1", "bookworm", "bookworm", processors=2),
+    Guest("6.1", "bookworm", "bookworm", processors=2, systemd=True),
     Guest("6.1-isra", "bookworm", "bookworm", source="linux-source-6.1"),
-    Guest("6.12", "trixie", "trixie"),
+    Guest("6.12", "trixie", "trixie", systemd=True),
     Guest("sid", "sid", "bookworm"),
 )
 
 
 def choose(names: list[str]) -> list[Guest]:
-    """Return the guests of these names in the order of the list, all of them for no name.
+    """Return the guests with these names, in the order of the list; without names, all of them.
 
     Raises ValueError for a name that no guest has.
     """

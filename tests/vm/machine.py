@@ -1,4 +1,4 @@
-"""One guest at work: QEMU, from the first boot to what it leaves behind."""
+"""Run one guest in QEMU, from the first boot to its results. README.md explains the ports and the kernel arguments."""
 
 from __future__ import annotations
 
@@ -9,44 +9,45 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from children import Children, Command, CommandError, Stopped
-from products import Tell
+from products import PrintLine
 
 #: Exit status by which a script asks for a reboot.
 REBOOT = 85
 
-#: kernel/reboot.c, at the level of emergencies. Neither a panic nor a reset says so.
+#: The kernel prints it before a proper restart (kernel/reboot.c), but not after a panic or a reset.
 _PROPER_END = re.compile(r"\] reboot: Restarting system")
 
-#: Lines of the console that are shown of a guest that did not end well.
+#: Lines of the console to show for a guest that did not end properly.
 _SHOWN = 25
 
 _KERNEL_ARGUMENTS = (
     "console=ttyS0",
     "quiet loglevel=4",
-    # An oops or a panic ends the guest at once: QEMU has -no-reboot.
+    # An oops or a panic ends the guest at once, as QEMU runs with -no-reboot.
     "panic=-1 oops=panic",
-    # Protection from other guests on the same processor, at the price of time.
+    # Mitigations would protect the guests on one processor from each other, and cost time.
     "mitigations=off init_on_alloc=0",
-    # An emulated processor can stand still for seconds when the host is busy.
+    # An emulated processor can stand still for seconds while the host is busy.
     "nowatchdog rcupdate.rcu_cpu_stall_timeout=120",
-    # QEMU translates code for the address that it is at: at another one in each process, libraries are translated anew.
+    # QEMU translates code for the address where it lies. Without random addresses, it translates a library once for all
+    # processes.
     "norandmaps",
 )
 
 
-#: What happened to a guest that did not report a status.
+#: What happened to a guest that returned no status.
 Fate = Literal["", "deadline", "died"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a guest ended: the exit status of its script, or None and what happened instead."""
+    """How a guest ended: the exit status of its script; or None, and what happened instead."""
 
     status: int | None
     fate: Fate
@@ -55,21 +56,34 @@ class Ending:
 
 
 class Machine:
-    """A guest of a kernel (folder of vmlinuz, initrd and perhaps modules.ext4) and a disk, which is not changed."""
+    """A guest with a kernel (a folder with vmlinuz, initrd and perhaps modules.ext4) and a disk, which stays unchanged.
 
-    def __init__(self, kernel: Path, disk: Path, children: Children, *, processors: int, memory: int = 2048) -> None:
+    ``memory`` is in MiB; ``arguments`` are appended to the kernel command line.
+    """
+
+    def __init__(
+        self,
+        kernel: Path,
+        disk: Path,
+        children: Children,
+        *,
+        processors: int,
+        arguments: Sequence[str] = (),
+        memory: int = 2048,
+    ) -> None:
         self._kernel = kernel
         self._disk = disk
         self._children = children
         self._memory = memory
         self._processors = processors
+        self._arguments = arguments
 
-    def run(self, tree: Path, script: str, deadline: float, out: Path, tell: Tell) -> Ending:
+    def run(self, tree: Path, script: str, deadline: float, out: Path, print_line: PrintLine) -> Ending:
         """Run ``script``, a path below ``tree``, as root in /mnt/tree of the guest, and again after each reboot.
 
-        ``deadline`` is in seconds, for all boots together. ``tell`` gets each line of the script. The folder ``out``
-        gets console.log, journal.log and output.log, written while the guest runs, and in ``out/`` what the script has
-        left in /mnt/out of the guest.
+        ``deadline`` is in seconds, for all boots together. ``print_line`` gets each line that the script prints. The
+        folder ``out`` gets console.log, journal.log and output.log, written while the guest runs, and in its folder
+        ``out`` the contents of /mnt/out of the guest.
         """
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="dnsprobe-vm-") as name:
@@ -79,14 +93,14 @@ class Machine:
             self._children.output(["qemu-img", *overlay, self._disk.resolve(), work / "root.qcow2"])
             boot = 0
             while True:
-                status, fate = self._boot(work, script, boot, started + deadline, out, tell)
+                status, fate = self._boot(work, script, boot, started + deadline, out, print_line)
                 boot += 1
                 if status != REBOOT:
                     return Ending(status, fate, boot, time.monotonic() - started)
-                tell(f"reboot at the script's wish, after {time.monotonic() - started:.0f} s")
+                print_line(f"the script asked for a reboot, after {time.monotonic() - started:.0f} s")
 
     def _boot(
-        self, work: Path, script: str, boot: int, deadline: float, out: Path, tell: Tell
+        self, work: Path, script: str, boot: int, deadline: float, out: Path, print_line: PrintLine
     ) -> tuple[int | None, Fate]:
         for name in ("status", "out"):
             (work / name).write_bytes(b"")
@@ -94,57 +108,58 @@ class Machine:
             with (out / name).open("a") as file:
                 file.write(f"---- boot {boot} ----\n")
         said_before = (out / "console.log").stat().st_size
-        arguments = " ".join((*_KERNEL_ARGUMENTS, f"vm.boot={boot} vm.script={script}"))
-        in_time = self._attend([*self._qemu(work, out), "-append", arguments], work, out, deadline, tell)
+        arguments = " ".join((*_KERNEL_ARGUMENTS, f"vm.boot={boot} vm.script={script}", *self._arguments))
+        in_time = self._run_qemu(
+            [*self._qemu_command(work, out), "-append", arguments], work, out, deadline, print_line
+        )
         if (work / "out").stat().st_size:
-            self._unpack(work / "out", out / "out", tell)
+            self._unpack(work / "out", out / "out", print_line)
         said = (out / "console.log").read_bytes()[said_before:].decode(errors="replace")
         status = (work / "status").read_text().strip()
-        # After its script a guest can still crash or hang, as the kernel and all services stop.
+        # A guest can still crash or hang after its script, while services and the kernel stop.
         if in_time and status.isdigit() and _PROPER_END.search(said):
             return int(status), ""
         for line in said.splitlines()[-_SHOWN:]:
-            tell(f"console: {line}")
+            print_line(f"console: {line}")
         return None, "died" if in_time else "deadline"
 
-    def _attend(self, qemu: Command, work: Path, out: Path, deadline: float, tell: Tell) -> bool:
-        """Run QEMU to its end; return whether that was before the deadline."""
+    def _run_qemu(self, qemu: Command, work: Path, out: Path, deadline: float, print_line: PrintLine) -> bool:
+        """Run QEMU until it ends or the deadline passes; return whether it ended in time."""
         with (work / "qemu.log").open("w+b") as complaints, (out / "output.log").open("a") as output:
             child = self._children.start(qemu, stdout=subprocess.PIPE, stderr=complaints)
             try:
                 for line in _lines(child, deadline):
                     output.write(line + "\n")
                     output.flush()
-                    tell(line)
-                # QEMU closes its output a moment before it ends.
+                    print_line(line)
+                # QEMU closes its output a moment before it exits.
                 in_time = _ended(child, deadline)
             finally:
                 self._children.end(child)
             if self._children.stopping:
                 raise Stopped
-            if in_time:  # else it complains of having been ended
+            if in_time:  # otherwise it complains about the signal that ended it
                 complaints.seek(0)
                 for line in complaints.read().decode(errors="replace").splitlines():
-                    tell(f"qemu: {line}")
+                    print_line(f"qemu: {line}")
         return in_time
 
-    def _qemu(self, work: Path, out: Path) -> list[str | Path]:
+    def _qemu_command(self, work: Path, out: Path) -> list[str | Path]:
         command: list[str | Path] = [
             *("qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi"),
-            # Of what a newer one has (wide vectors with their state to be saved, SMAP, five levels of page tables), all
-            # costs an emulated processor time. With cmpxchg16b, QEMU 7.2 corrupts the slab of 6.12 guests in about half
-            # of all boots.
+            # An old processor: emulating newer features (wide vectors whose state is saved, SMAP, five levels of page
+            # tables) costs time. With cmpxchg16b, QEMU 7.2 corrupts the slab of 6.12 guests in about half of all boots.
             *("-cpu", "Nehalem,cx16=off"),
             *("-smp", str(self._processors), "-m", str(self._memory)),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none", "-nic", "none"),
             *("-kernel", self._kernel / "vmlinuz", "-initrd", self._kernel / "initrd"),
-            # Without it the guest waits for entropy.
+            # Without it, the guest waits for entropy.
             *("-device", "virtio-rng-pci"),
             *_disk("root", work / "root.qcow2", "format=qcow2"),
             *_disk("tree", work / "tree.tar", "format=raw,readonly=on"),
             *_file("console", out / "console.log"),
             *("-serial", "chardev:console"),
-            # Ports of virtio-serial rather than more emulated UARTs, of which each byte leaves the guest.
+            # Ports of virtio-serial instead of more emulated UARTs, where each byte costs an exit from the guest.
             *("-device", "virtio-serial-pci"),
             *_port("script", Path("/dev/stdout")),
             *_port("journal", out / "journal.log"),
@@ -155,20 +170,20 @@ class Machine:
             command += _disk("modules", self._kernel / "modules.ext4", "format=raw,readonly=on")
         return command
 
-    def _unpack(self, tar: Path, folder: Path, tell: Tell) -> None:
+    def _unpack(self, tar: Path, folder: Path, print_line: PrintLine) -> None:
         folder.mkdir(exist_ok=True)
         try:
             self._children.output(["tar", "--no-same-owner", "-C", folder, "-xf", tar])
         except CommandError as error:
-            tell(f"what the guest left in /mnt/out is incomplete: {error}")
+            print_line(f"cannot unpack all of /mnt/out of the guest: {error}")
 
 
 def _option(path: Path) -> str:
-    return str(path).replace(",", ",,")  # the comma of QEMU's options
+    return str(path).replace(",", ",,")  # a comma separates the options of QEMU
 
 
 def _disk(name: str, path: Path, how: str) -> list[str]:
-    # Unsafe: no fsync reaches the host, which is not to keep the disk.
+    # cache=unsafe ignores fsync: nobody keeps this disk.
     drive = f"if=none,id={name},file={_option(path)},cache=unsafe,{how}"
     return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name},serial={name}"]
 
@@ -192,7 +207,7 @@ def _pack(tree: Path, target: Path) -> None:
 
 
 def _lines(child: subprocess.Popen[bytes], deadline: float) -> Iterator[str]:
-    """Yield what a program prints, line by line, until it ends or the deadline (of the monotonic clock) is over."""
+    """Yield the lines that a program prints, until it ends or the deadline (of the monotonic clock) passes."""
     assert child.stdout is not None
     descriptor = child.stdout.fileno()
     rest = b""

@@ -1,4 +1,4 @@
-"""docs/kernels.md: which kernels dnsprobe was seen to work on, and which ways to send it captures there."""
+"""docs/kernels.md: the kernels that dnsprobe was tested on, and the ways to send that it captures there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from kernels import GUESTS
 
-#: What the tests leave for each hook, and what the table calls it. The first is what ``hook: auto`` comes to.
+#: The UDP hooks, as the results of the tests and the tables name them. ``hook: auto`` chooses the first.
 HOOKS = ("ip_send_skb", "udp_send_skb", "net_dev_queue")
 
-#: The same for TCP. Not every kernel has the last.
+#: The TCP hooks. Not every kernel has the last one.
 TCP_HOOKS = ("tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint")
 
 FORMS = {
@@ -109,7 +109,7 @@ def _served(hooks: dict[str, str], protocol: str) -> str:
 
 
 def kernels_table(folder: Path) -> str:
-    """Return the table of guests: name, kernel, where it is from, userland, the functions that serve."""
+    """Return the table of guests: name, kernel, its origin, userland, and the functions that are hooked."""
     rows: list[Sequence[str]] = [("Name", "Kernel", "Debian", "Userland", "UDP seen at", "TCP seen at")]
     for guest in GUESTS:
         hooks = _kept(folder, guest.name, "hooks")["hooks"]
@@ -147,7 +147,7 @@ def forms_table(folder: Path, hook: str) -> str:
 
 
 def ways(folder: Path) -> str:
-    """Return the section on ways to send: what has to come out the same again, whatever the versions are."""
+    """Return the section on ways to send. It must not change from run to run, whatever the versions are."""
     text = _WAYS_HEAD
     for number, hook in enumerate(HOOKS):
         note = ", which `hook: auto` comes to" if number == 0 else ""
@@ -156,13 +156,13 @@ def ways(folder: Path) -> str:
 
 
 def page(folder: Path) -> str:
-    """Return the whole page, from what a run over all guests has left. Raises OSError where something is missing."""
+    """Return the whole page from the results of a run over all guests. Raises OSError if a result is missing."""
     return _HEAD + kernels_table(folder) + "\n" + ways(folder)
 
 
 def drift(folder: Path, path: Path) -> str:
-    """Return what is wrong with the page at ``path`` after a run over all guests: empty if nothing."""
+    """Return how the page at ``path`` differs from the results of a run over all guests; empty if it does not."""
     published = path.read_text() if path.exists() else ""
     if ways(folder) in published and all(f"| {guest.name} " in published for guest in GUESTS):
         return ""
-    return f"{path.name} is not what came out: see the difference by scripts/vm --write-docs"
+    return f"{path.name} differs from the results: run scripts/vm --write-docs, and look at the difference"

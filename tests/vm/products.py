@@ -1,10 +1,10 @@
-"""What guests are made of, kept between runs: built once, found by what it is made from.
+"""The cache of kernels, disks and other parts of guests. Each is built once, and found by a digest of its sources.
 
-    CACHE/NAME/lock                 held while somebody builds or looks for the product
-    CACHE/NAME/RECIPE-TIME/         a finished product; a shared lock on the folder means that a run uses it
-    CACHE/NAME/building-*/          an unfinished one, of the holder of the lock
+    CACHE/NAME/lock                 held while a run looks for the product or builds it
+    CACHE/NAME/RECIPE-TIME/         a finished product; a run that uses it holds a shared lock on the folder
+    CACHE/NAME/building-*/          an unfinished product of the run that holds the lock
 
-A product is renamed to its place when it is complete, so one that can be found is whole.
+A product is renamed to its place when it is complete, so every product that is found is complete.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Gets one line of progress.
-Tell = Callable[[str], None]
+#: A function that prints one line of progress.
+PrintLine = Callable[[str], None]
 
 MANIFEST = "manifest"
 LOG = "build.log"
 
 
 def recipe(*parts: str | Path) -> str:
-    """Return 12 hexadecimal digits that change whenever one of the texts, or the text of one of the files, does."""
+    """Return 12 hexadecimal digits that change with any of the texts and with the contents of any of the files."""
     digest = hashlib.sha256()
     for part in parts:
         text = part.read_bytes() if isinstance(part, Path) else part.encode()
@@ -37,21 +37,21 @@ def recipe(*parts: str | Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Return where products are kept, outside of the tree: $XDG_CACHE_HOME/dnsprobe-vm, by default in ~/.cache."""
+    """Return the folder of all products: $XDG_CACHE_HOME/dnsprobe-vm, by default ~/.cache/dnsprobe-vm."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dnsprobe-vm"
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Something to build: ``build`` fills an empty folder, and writes a manifest of what it took from the archive."""
+    """A part of a guest. ``build`` fills an empty folder, and writes a manifest of the packages that it used."""
 
     name: str
     recipe: str
-    build: Callable[[Path, Tell], None]
+    build: Callable[[Path, PrintLine], None]
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """Return the manifest of a product: package or fact, and its version or value."""
+    """Return the manifest of a product: the version of each package, and other facts."""
     lines = (folder / MANIFEST).read_text().splitlines()
     return dict(line.split("=", 1) for line in lines)
 
@@ -62,21 +62,21 @@ def write_manifest(folder: Path, facts: dict[str, str]) -> None:
 
 
 class Cache:
-    """The folder of products; ``refresh`` builds anew what exists."""
+    """The folder of products. ``refresh`` builds products again that exist."""
 
     def __init__(self, folder: Path, *, refresh: bool = False) -> None:
         self._folder = folder
         self._refresh = refresh
         self._held: list[int] = []
 
-    def get(self, product: Product, tell: Tell) -> Path:
-        """Return the folder of a product, built if it is missing. It stays in place until :meth:`close`."""
+    def get(self, product: Product, print_line: PrintLine) -> Path:
+        """Return the folder of a product; build it if it is missing. It stays in place until :meth:`close`."""
         place = self._folder / product.name
         place.mkdir(parents=True, exist_ok=True)
-        with _locked(place / "lock", tell):
+        with _locked(place / "lock", print_line):
             found = None if self._refresh else _newest(place, product.recipe)
             if found is None:
-                found = _build(place, product, tell)
+                found = _build(place, product, print_line)
                 self._hold(found)
                 _remove_outdated(place, found)
             else:
@@ -84,7 +84,7 @@ class Cache:
         return found
 
     def close(self) -> None:
-        """Let other runs remove the products that this one has got."""
+        """Allow other runs to remove the products that this run used."""
         while self._held:
             os.close(self._held.pop())
 
@@ -98,20 +98,20 @@ def _newest(place: Path, digits: str) -> Path | None:
     return max(place.glob(f"{digits}-*"), default=None)
 
 
-def _build(place: Path, product: Product, tell: Tell) -> Path:
-    for left in place.glob("building-*"):  # of a run that was killed: the lock is ours
-        # What it has started may still be ending, and write: then the next build removes the rest.
+def _build(place: Path, product: Product, print_line: PrintLine) -> Path:
+    for left in place.glob("building-*"):  # of a run that was killed, as this one holds the lock
+        # Its children may still be ending, and write: then the next build removes the rest.
         shutil.rmtree(left, ignore_errors=True)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="building-", dir=place))
     try:
         folder.chmod(0o755)
-        product.build(folder, tell)
-        # Nanoseconds, as a refreshed product must not get the name of the one before.
+        product.build(folder, print_line)
+        # In nanoseconds: a refreshed product must not get the name of the old one.
         finished = folder.rename(place / f"{product.recipe}-{time.time_ns()}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    tell(f"built in {time.monotonic() - started:.0f} s")
+    print_line(f"built in {time.monotonic() - started:.0f} s")
     return finished
 
 
@@ -124,19 +124,19 @@ def _remove_outdated(place: Path, current: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
         except BlockingIOError:
-            pass  # another run uses it: the next build removes it
+            pass  # another run uses it; the next build removes it
         finally:
             os.close(descriptor)
 
 
 @contextmanager
-def _locked(path: Path, tell: Tell) -> Iterator[None]:
+def _locked(path: Path, print_line: PrintLine) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell("waiting for another run that builds it")
+            print_line("waiting for another run that builds it")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What came out: counts of tests, what is to be thought of a guest, and the table at the end."""
+"""The results: numbers of tests, the verdict on each guest, and the table at the end of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from machine import Ending
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Numbers of tests; one that could not be set up or torn down has failed."""
+    """Numbers of tests. A test that could not be set up or torn down has failed."""
 
     passed: int = 0
     failed: int = 0
@@ -24,7 +24,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One guest's result; ``trouble`` is empty if all is well, ``folder`` is None if there was no guest."""
+    """The result of one guest; ``trouble`` is empty if it passed, ``folder`` is None if it did not start."""
 
     guest: str
     kernel: str
@@ -35,7 +35,7 @@ class Result:
 
 
 def read_counts(folder: Path) -> Counts:
-    """Return the sum over all ``junit-*.xml`` of a folder. Raises ValueError for a file that is not of pytest."""
+    """Return the sum over all ``junit-*.xml`` of a folder. Raises ValueError for a file that pytest did not write."""
     total = Counts()
     for path in sorted(folder.glob("junit-*.xml")):
         try:
@@ -46,7 +46,7 @@ def read_counts(folder: Path) -> Counts:
 
 
 def count(text: str) -> Counts:
-    """Return the counts in the text of pytest's ``--junitxml``."""
+    """Return the counts of a file that ``pytest --junitxml`` wrote."""
     total = Counts()
     for suite in ElementTree.fromstring(text).iter("testsuite"):
         tests, failures, errors, skipped = (
@@ -58,7 +58,7 @@ def count(text: str) -> Counts:
 
 
 def judge(guest: str, kernel: str, ending: Ending, folder: Path) -> Result:
-    """Return what comes of an ending and of the results in ``out`` below the folder."""
+    """Return the verdict on a guest: from its ending, and from the results in ``out`` below the folder."""
     counts, unreadable = Counts(), ""
     try:
         counts = read_counts(folder / "out")
@@ -84,7 +84,7 @@ def _trouble(ending: Ending, counts: Counts) -> str:
 
 
 def summary(results: Iterable[Result]) -> str:
-    """Return the table of all guests; below it, for each in trouble, what the trouble is and where to look."""
+    """Return the table of all guests, and below it, for each that failed, the reason and the logs."""
     results = list(results)
     rows: list[Sequence[str]] = [("guest", "kernel", "passed", "failed", "skipped", "seconds", "")]
     for result in results:

@@ -14,7 +14,7 @@ from children import CommandError
 from kernels import GUESTS, choose
 from page import drift, page
 from report import summary
-from session import END_SIGNALS, Session, Wishes
+from session import END_SIGNALS, Request, Session
 
 _HERE = Path(__file__).resolve().parent
 _TREE = _HERE.parent.parent
@@ -23,7 +23,7 @@ _PAGE = _TREE / "docs/kernels.md"
 #: Seconds for all boots of one guest.
 _DEADLINE = 3000
 
-#: Guests at a time. Most have one emulated processor, and at times one waits: for a watchdog, for a reboot.
+#: Guests that run at a time. Most have one emulated processor, and sometimes wait for a watchdog or a reboot.
 _JOBS = len(os.sched_getaffinity(0)) + 1
 
 
@@ -32,8 +32,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         prog="scripts/vm",
         description="Run the tests of tests/vm/guest in virtual machines, which the first run builds.",
     )
-    parser.add_argument("guest", nargs="*", help="guests to run; all if none is given")
-    parser.add_argument("--list", action="store_true", help="list the guests and end")
+    parser.add_argument("guest", nargs="*", help="guests to run (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the guests and exit")
     parser.add_argument(
         "--jobs",
         type=int,
@@ -41,31 +41,44 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         metavar="N",
         help="guests at a time (default: %(default)s, one more than there are processors)",
     )
-    parser.add_argument("--prepare", action="store_true", help="build what the guests are made of, and end")
-    parser.add_argument("--refresh", action="store_true", help="build the guests anew, of what the archive has now")
+    parser.add_argument("--prepare", action="store_true", help="build the kernels and disks of the guests, and exit")
+    parser.add_argument(
+        "--refresh",
+        action="store_true",
+        help="build kernels and disks again, from the packages that the archive has now",
+    )
     parser.add_argument(
         "--deb",
         action="append",
         type=Path,
         metavar="FILE",
         default=[],
-        help="package to test; without it, scripts/build-deb builds one",
+        help="package to test (default: scripts/build-deb builds one)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=_TREE / "build/vm",
         metavar="DIR",
-        help="gets a folder for each guest (default: build/vm)",
+        help="folder for the results, with a subfolder for each guest (default: build/vm)",
     )
     parser.add_argument(
-        "--deadline", type=float, default=_DEADLINE, metavar="SECONDS", help="for each guest (default: %(default)s)"
+        "--deadline",
+        type=float,
+        default=_DEADLINE,
+        metavar="SECONDS",
+        help="time limit for each guest (default: %(default)s)",
     )
     parser.add_argument(
-        "--write-docs", action="store_true", help="write docs/kernels.md from what comes out of all guests"
+        "--write-docs", action="store_true", help="write docs/kernels.md from the results of all guests"
     )
-    # For tests of the harness itself.
-    parser.add_argument("--guest-folder", type=Path, default=_HERE / "guest", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--guest-folder",
+        type=Path,
+        default=_HERE / "guest",
+        metavar="DIR",
+        help="folder with main.sh and other tests (default: tests/vm/guest)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -82,14 +95,14 @@ def main(arguments: list[str]) -> int:
             print(f"{guest.name:<10} kernel of {guest.release}{how}, userland of {guest.userland}")
         return 0
     try:
-        wishes = _wishes(parsed)
+        request = _request(parsed)
     except ValueError as error:
         print(f"scripts/vm: {error}", file=sys.stderr)
         return 2
     for number in END_SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        session = Session(wishes)
+        session = Session(request)
         if parsed.prepare:
             session.prepare()
             return 0
@@ -98,7 +111,7 @@ def main(arguments: list[str]) -> int:
         print(f"scripts/vm: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(f"scripts/vm: ended by {interrupt} before all guests were done", file=sys.stderr)
+        print(f"scripts/vm: ended by {interrupt} before all guests had finished", file=sys.stderr)
         return 130
     print("\n" + summary(results))
     if any(result.trouble for result in results):
@@ -107,7 +120,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _publish(out: Path, *, write: bool) -> int:
-    """Write the page about kernels, or see whether it still says what came out."""
+    """Write the page about kernels, or compare it with the results."""
     if write:
         _PAGE.write_text(page(out))
         print(f"scripts/vm: wrote {_PAGE}")
@@ -117,17 +130,17 @@ def _publish(out: Path, *, write: bool) -> int:
     return 0
 
 
-def _wishes(parsed: argparse.Namespace) -> Wishes:
+def _request(parsed: argparse.Namespace) -> Request:
     if platform.machine() != "x86_64":
         raise ValueError(f"the guests are for x86_64, this host is {platform.machine()}")
     if parsed.write_docs and parsed.guest:
-        raise ValueError("--write-docs takes all guests: name none")
+        raise ValueError("--write-docs needs the results of all guests: name none")
     if parsed.jobs < 1:
-        raise ValueError(f"--jobs {parsed.jobs}: at least one guest has to run at a time")
+        raise ValueError(f"--jobs {parsed.jobs}: give at least 1")
     for path in [*parsed.deb, parsed.guest_folder / "main.sh"]:
         if not path.is_file():
-            raise ValueError(f"there is no file {path}")
-    return Wishes(
+            raise ValueError(f"no such file: {path}")
+    return Request(
         guests=tuple(choose(parsed.guest)),
         packages=tuple(parsed.deb),
         guest_folder=parsed.guest_folder,

@@ -1,6 +1,6 @@
-"""A kernel that Debian does not have, built from Debian's source by ``isra/build.sh``.
+"""A kernel that is not in Debian's archive, built from Debian's source by ``isra/build.sh``.
 
-A product of its own, so that it is not built again when something else about its guest changes: it takes many minutes.
+A separate product, so that a change to anything else of its guest does not build it again: that takes many minutes.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from pathlib import Path
 from archive import Archive
 from children import Children
 from kernels import Guest
-from products import LOG, Product, Tell, recipe, write_manifest
+from products import LOG, PrintLine, Product, recipe, write_manifest
 
 _ISRA = Path(__file__).parent / "isra"
 
 
 def image(guest: Guest, children: Children) -> Product:
-    """Return the image of a guest that has a source: ``vmlinuz``. The manifest has its release as ``release``."""
+    """Return the image of a guest with a source, as a product with ``vmlinuz`` and a manifest with its ``release``."""
 
-    def build(folder: Path, tell: Tell) -> None:
+    def build(folder: Path, print_line: PrintLine) -> None:
         log = folder / LOG
         work = folder / "work"
         made = work / "made"
         made.mkdir(parents=True)
         archive = Archive(guest.release, work / "apt", children, log)
-        tell(f"downloading {guest.source}")
+        print_line(f"downloading {guest.source}")
         archive.update()
         versions = archive.download([guest.source], work)
         (package,) = work.glob("*.deb")
         children.output(["dpkg-deb", "--extract", package, work / "tree"])
         tarball = work / "tree/usr/src" / f"{guest.source}.tar.xz"
-        children.follow([_ISRA / "build.sh", tarball, made], log, tell, cwd=work)
+        children.follow([_ISRA / "build.sh", tarball, made], log, print_line, cwd=work)
         shutil.move(made / "vmlinuz", folder / "vmlinuz")
         write_manifest(folder, {"release": (made / "version").read_text().strip(), **versions})
         shutil.rmtree(work)
