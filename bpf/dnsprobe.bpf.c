@@ -4,6 +4,7 @@
  * which lead into handle_stream(). Those that follow lineages are always there.
  */
 #include "tcp/reassembly.h"
+#include "udp/handler.h"
 
 #ifdef HOOK_IP_SEND_SKB
 /* net/ipv4/ip_output.c: int ip_send_skb(struct net *net, struct sk_buff *skb) */

@@ -2,12 +2,12 @@
  *
  * Which rule asks for a name.
  */
-#ifndef DNSPROBE_MATCH_H
-#define DNSPROBE_MATCH_H
+#ifndef DNSPROBE_DNS_MATCH_H
+#define DNSPROBE_DNS_MATCH_H
 
 #include "dns/question.h"
 
-/* Returns a rule's id, NO_RULE, CANARY or DECIDE. */
+/* Returns the id of a rule, NO_RULE, CANARY or DECIDE for the name that reverse_name() has made the key. */
 static __always_inline u32 match_name(const struct scratch *s)
 {
 	u32 zero = 0;
@@ -24,14 +24,21 @@ static __always_inline u32 match_name(const struct scratch *s)
 
 	/*
 	 * An octet inside a label can have the value of a length octet: the label "\007example\003com" ends like the
-	 * name example.com. Where the suffix does not begin at a label, user space decides by the whole name.
+	 * name example.com. If the suffix does not begin at a label, user space decides by the whole name.
 	 */
 	u64 index = s->question.labels - outcome->labels;
 
+	/* Both numbers come from maps: the verifier knows no bound of the difference. */
 	KEEP_BELOW_128(index);
 	if (outcome->labels && s->label_offset[index] != s->question.length - outcome->length)
 		return DECIDE;
 	return outcome->below;
+}
+
+/* True if a rule and a port go together: only the name of the canaries counts at their port, and only there. */
+static __always_inline bool rule_fits_port(u32 rule, u16 port)
+{
+	return (rule == CANARY) == (port == CANARY_PORT);
 }
 
 #endif

@@ -3,9 +3,10 @@
  * Who asks, and whose child that is, read at the moment of the send: a process that is gone a millisecond later still
  * has its whole tree.
  */
-#ifndef DNSPROBE_ANCESTRY_H
-#define DNSPROBE_ANCESTRY_H
+#ifndef DNSPROBE_PROCESS_ANCESTRY_H
+#define DNSPROBE_PROCESS_ANCESTRY_H
 
+#include "kernel_read.h"
 #include "process/lineage.h"
 
 /* The thread group is the process: dig sends from a thread called isc-net-0000. */

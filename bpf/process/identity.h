@@ -3,22 +3,17 @@
  * What a process is besides its tree, read at the moment of the send: what runs, with which arguments, in which cgroup.
  * User space gives the places in the kernel's structs; one that this kernel does not have is NOT_THERE.
  */
-#ifndef DNSPROBE_IDENTITY_H
-#define DNSPROBE_IDENTITY_H
+#ifndef DNSPROBE_PROCESS_IDENTITY_H
+#define DNSPROBE_PROCESS_IDENTITY_H
 
-#include "process/ancestry.h"
-#include "dns/question.h"
-
-#define NOT_THERE 0xffffffffU
-#define IS_THERE(member) ((member) != NOT_THERE)
+#include "kernel_read.h"
+#include "verifier.h"
+#include "scratch.h"
 
 /* Names and steps of a path that are looked at. */
 #define PATH_STEPS 24
 /* NAME_MAX of include/uapi/linux/limits.h, and the NUL. */
 #define PATH_NAME_SIZE 256
-
-/* Not by its own name: a call of that BCC replaces, unless it finds the helper in /proc/kallsyms. */
-static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
 
 /*
  * Puts a name at the end; false if there is no room. The name may reach beyond the path's own space by PATH_NAME_SIZE:

@@ -3,10 +3,12 @@
  * Who started whom. The kernel gives the children of a process that ends to another parent, and forgets; here they keep
  * who forked them. A process leaves the map when it has ended and has no children there; user space sees to the rest.
  */
-#ifndef DNSPROBE_LINEAGE_H
-#define DNSPROBE_LINEAGE_H
+#ifndef DNSPROBE_PROCESS_LINEAGE_H
+#define DNSPROBE_PROCESS_LINEAGE_H
 
-#include "dns/question.h"
+#include "kernel_read.h"
+#include "verifier.h"
+#include "maps.h"
 
 /* Ended ancestors that one exit takes along, at most. */
 #define FORGOTTEN_AT_ONCE 8
@@ -40,10 +42,10 @@ static __always_inline bool add_ancestor(const struct ancestor_key *key, const s
  * its fork was missed, and its parent now may be another than its parent then. */
 static __always_inline struct ancestor *add_unseen(const struct ancestor_key *key, u64 leader, u64 start_ns)
 {
-	struct settings *now = settings();
+	struct settings *settings = get_settings();
 	struct ancestor ancestor = { .start_ns = start_ns, .has_others = 1 };
 
-	if (now && now->seeding) {
+	if (settings && settings->seeding) {
 		u64 parent = read_u64(read_u64(leader + TASK_REAL_PARENT) + TASK_GROUP_LEADER);
 
 		set_key(&ancestor.parent, read_u32(parent + TASK_TGID), read_u64(parent + TASK_START_BOOTTIME));

@@ -2,11 +2,10 @@
  *
  * Exact counters. An entry of a live process is never deleted, so an increment through a pointer to it cannot be lost.
  */
-#ifndef DNSPROBE_COUNT_H
-#define DNSPROBE_COUNT_H
+#ifndef DNSPROBE_QUERY_COUNT_H
+#define DNSPROBE_QUERY_COUNT_H
 
-#include "process/ancestry.h"
-#include "dns/match.h"
+#include "scratch.h"
 
 /* Counts one under `key`; false where the map has no room for a new key. */
 static __always_inline bool count_one(void *map, const void *key, bool *added)
@@ -32,13 +31,13 @@ static __always_inline bool count_one(void *map, const void *key, bool *added)
 
 /* Keeps the tree of a process that counts for the first time: its events may get lost, its counts must not lose the
  * tree. */
-static __always_inline void keep_process(struct scratch *s)
+static __always_inline void keep_tree(struct scratch *s)
 {
 	if (bpf_map_update_elem(MAP(PROCESSES), &s->process, &s->event.chain, BPF_ANY))
 		count_statistic(STAT_UNATTRIBUTED_PROCESSES_FULL);
 }
 
-static __always_inline bool is_kept(const struct scratch *s)
+static __always_inline bool is_tree_kept(const struct scratch *s)
 {
 	return bpf_map_lookup_elem(MAP(PROCESSES), (void *)&s->process) != NULL;
 }
@@ -62,7 +61,7 @@ static __always_inline void count_query(struct scratch *s, u32 rule, u8 transpor
 			__sync_fetch_and_add(overflow, 1);
 		return;
 	}
-	s->counted = added && !is_kept(s);
+	s->keep_tree = added && !is_tree_kept(s);
 }
 
 /* Counts a query whose rule is open, and remembers its name; false where that is not possible. */
@@ -92,7 +91,7 @@ static __always_inline bool count_pending(struct scratch *s, u32 generation, boo
 	}
 	if (!count_one(MAP(PENDING), &key, &added))
 		return false;
-	s->counted = added && !is_kept(s);
+	s->keep_tree = added && !is_tree_kept(s);
 	return true;
 }
 

@@ -10,6 +10,9 @@
 #ifndef DNSPROBE_STREAM_H
 #define DNSPROBE_STREAM_H
 
+#include "verifier.h"
+#include "dns/match.h"
+#include "query/handler.h"
 #include "query/submit.h"
 
 /* The length in front of each message: RFC 1035, section 4.2.2. */
@@ -34,8 +37,6 @@
 
 /* Where messages are kept in the scratch space: the length in front, the header where read_question() has it. */
 #define STREAM_FRONT (PACKET_FRONT - LENGTH_SIZE)
-
-static void (*tail_call)(void *ctx, void *map, u32 index) = (void *)BPF_FUNC_tail_call;
 
 /* A write, as struct iov_iter of include/linux/uio.h has it. */
 struct write {
@@ -391,14 +392,14 @@ static __always_inline void next_message(struct scratch *s, struct stream *strea
 	s->more = stream->start - write->sequence < write->size;
 }
 
-static __always_inline void take_message(struct scratch *s, const struct settings *now)
+static __always_inline void take_message(struct scratch *s, const struct settings *settings)
 {
 	reverse_name(s);
 
 	u32 rule = match_name(s);
 
-	if (rule != NO_RULE && fits_port(rule, s->to.port))
-		take_query(s, now, rule);
+	if (rule != NO_RULE && rule_fits_port(rule, s->to.port))
+		handle_query(s, settings, rule);
 }
 
 /* Counts a connection whose queries cannot be read, at its first octets. */
@@ -423,10 +424,10 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message, u32 k
 	if (!read_destination(&to, &opening, sock, message))
 		return 0;
 
-	struct scratch *s = scratch(kind);
-	struct settings *now = settings();
+	struct scratch *s = get_scratch(kind);
+	struct settings *settings = get_settings();
 
-	if (!s || !now)
+	if (!s || !settings)
 		return 0;
 
 	struct write write = { .sequence = read_u32(sock + TCP_WRITE_SEQ) };
@@ -445,8 +446,8 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message, u32 k
 	if (!stream->known && stream->lost == write.sequence)
 		return 0;
 	s->to = to;
-	s->counted = 0;
-	s->tell = 0;
+	s->keep_tree = 0;
+	s->submit = 0;
 	if (WATCHED_PORT(to.port)) {
 		read_write(&write, message);
 		if (!write.size)
@@ -455,11 +456,11 @@ static __always_inline int handle_stream(void *ctx, u64 sock, u64 message, u32 k
 		if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
 			count_statistic(STAT_UNPARSED_MALFORMED);
 		if (FORGET(s->progress) == MESSAGE_READ)
-			take_message(s, now);
+			take_message(s, settings);
 	} else {
 		take_encrypted(s, stream, write.sequence);
 	}
-	settle(s, now);
+	keep_and_submit(s, settings);
 	if (!FORGET(s->more))
 		return 0;
 	tail_call(ctx, MAP(AGAIN), again);

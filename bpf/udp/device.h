@@ -2,17 +2,10 @@
  *
  * At net_dev_queue a packet can come by more than once, and packets of others come by too.
  */
-#ifndef DNSPROBE_DEVICE_H
-#define DNSPROBE_DEVICE_H
+#ifndef DNSPROBE_UDP_DEVICE_H
+#define DNSPROBE_UDP_DEVICE_H
 
 #include "udp/packet.h"
-
-/* Kinds of hooks: each has its own scratch space. */
-#define HOOK_FUNCTION 0
-#define HOOK_DEVICE 1
-#define HOOK_NEIGHBOUR 2
-#define HOOK_STREAM 3
-#define HOOK_STREAM_AGAIN 4
 
 #define IFF_LOOPBACK 8 /* include/uapi/linux/if.h */
 
@@ -54,7 +47,7 @@ static __always_inline bool is_first_device(struct scratch *s, const struct pack
 }
 
 /* Notes that a packet is counted, as it will come by again: when its neighbour has answered, or below this device. */
-static __always_inline void note_counted(const struct packet *packet, u32 hook_kind)
+static __always_inline void remember_counted(const struct packet *packet, u32 hook_kind)
 {
 	u64 skb = packet->to.skb;
 	struct deferred deferred = {
@@ -79,7 +72,7 @@ static __always_inline u32 counted_at(const struct packet *packet)
 }
 
 /* True where a packet is to be counted here, and nowhere else. */
-static __always_inline bool is_first_sight(struct scratch *s, const struct packet *packet, u32 hook_kind)
+static __always_inline bool is_counted_here(struct scratch *s, const struct packet *packet, u32 hook_kind)
 {
 	if (hook_kind == HOOK_FUNCTION)
 		return true;
@@ -99,7 +92,7 @@ static __always_inline bool is_first_sight(struct scratch *s, const struct packe
 	if (hook_kind == HOOK_NEIGHBOUR) {
 		if (before != HOOK_FUNCTION)
 			return false;
-		note_counted(packet, HOOK_NEIGHBOUR);
+		remember_counted(packet, HOOK_NEIGHBOUR);
 		return true;
 	}
 	if (!is_first_device(s, packet, sock, device))
@@ -120,7 +113,7 @@ static __always_inline bool is_first_sight(struct scratch *s, const struct packe
 	if (read_u64(route + DST_DEV) != device)
 		return false;
 	/* A note of HOOK_DEVICE is of an earlier packet: this one is at the top. */
-	note_counted(packet, HOOK_DEVICE);
+	remember_counted(packet, HOOK_DEVICE);
 	return before != HOOK_NEIGHBOUR;
 }
 

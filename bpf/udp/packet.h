@@ -1,22 +1,24 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * From the socket buffer to the octets of a DNS message, if it is one. Each UDP packet of the host comes through here,
- * so what is not to a watched port leaves after two reads.
+ * From a socket buffer (struct sk_buff) to the DNS message in it. Each UDP packet of the host comes through here: one
+ * that goes to no watched port is rejected after two reads.
  */
-#ifndef DNSPROBE_PACKET_H
-#define DNSPROBE_PACKET_H
+#ifndef DNSPROBE_UDP_PACKET_H
+#define DNSPROBE_UDP_PACKET_H
 
+#include "kernel_read.h"
 #include "maps.h"
+#include "scratch.h"
+#include "dns/message.h"
 
 #define IP4_HEADER 20
 #define IP6_HEADER 40
 #define UDP_HEADER 8
-#define DNS_HEADER 12
+/* Of the field Next Header of IPv6, too: https://www.iana.org/assignments/protocol-numbers */
+#define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
-/* The longest name, its type and its class. */
-#define QUESTION_SIZE (255 + 4)
-/* The shortest message with a question: the root's. */
-#define SHORTEST_QUERY (DNS_HEADER + 5)
+#define FRAGMENT_HEADER 44
+#define PROTOCOL_ICMPV6 58
 
 /* What is known of a packet that may be a query. */
 struct packet {
@@ -25,11 +27,11 @@ struct packet {
 	u64 buffer;   /* address of the start of the linear part */
 	u32 length;   /* octets of the message in the linear part */
 	u32 beyond;   /* octets of the packet behind the linear part */
-	u64 ports_id; /* both ports and the message's id: tells packets of one socket apart */
-	bool several; /* it has more than one question */
+	u64 ports_id; /* both ports and the id of the message: tells packets of one socket apart */
+	bool many_questions;
 };
 
-/* Where a hook finds the port. UDP headers are complete only after udp_send_skb. */
+/* The hook does not know the destination port, and the UDP header is complete: that is so after udp_send_skb(). */
 #define PORT_IN_HEADER 0
 
 struct ip4 {
@@ -61,17 +63,6 @@ struct udp {
 	u16 checksum;
 };
 
-/* RFC 1035, section 4.1.1 */
-struct dns {
-	u16 id;
-	u8 flags; /* QR, OPCODE, AA, TC, RD */
-	u8 more_flags;
-	u16 questions;
-	u16 answers;
-	u16 authorities;
-	u16 additional;
-};
-
 struct headers {
 	union {
 		struct {
@@ -87,42 +78,72 @@ struct headers {
 	};
 } __attribute__((packed, aligned(8)));
 
-/* The fields of struct sk_buff from the transport header's offset to the data pointer stand together: one read. */
-#define SKB_SPAN (SKB_DATA + 8 - SKB_PROTOCOL)
-
-struct skb_span {
-	u8 bytes[SKB_SPAN];
-} __attribute__((aligned(8)));
-
-#define SPAN_U16(span, member) (*(u16 *)&(span).bytes[(member) - SKB_PROTOCOL])
-#define SPAN_U64(span, member)                                                                                         \
-	({                                                                                                             \
-		u64 value_;                                                                                            \
-		__builtin_memcpy(&value_, &(span).bytes[(member) - SKB_PROTOCOL], 8);                                  \
-		value_;                                                                                                \
-	})
-
-#define PORT_MDNS 5353
-#define PORT_LLMNR 5355
-
-static __always_inline u8 transport_of(u16 port, u8 protocol)
+/*
+ * True for a UDP packet of IPv4. Its UDP and DNS headers are in `headers` then, wherever they begin: `transport` is the
+ * address of the transport header, `ip_size` the size of the IP header in front of it.
+ */
+static __always_inline bool read_udp_over_ip4(struct headers *headers, u64 transport, u32 ip_size)
 {
-	if (port == PORT_MDNS)
-		return TRANSPORT_MDNS;
-	return port == PORT_LLMNR ? TRANSPORT_LLMNR : protocol;
+	/* Only the first fragment has a UDP header. */
+	if (headers->four.ip.protocol != PROTOCOL_UDP || (headers->four.ip.fragment & __builtin_bswap16(0x1fff)))
+		return false;
+	if (ip_size != IP4_HEADER &&
+	    bpf_probe_read_kernel(&headers->four.udp, sizeof(struct udp) + sizeof(struct dns), (void *)transport))
+		return false;
+	return true;
 }
 
-/* RFC 1035, section 4.1.1: a standard query (QR 0, OPCODE 0) with one question; over mDNS with as many as its sender
- * wants to know (RFC 6762, section 5.3). */
-static __always_inline bool is_query(const struct dns *dns, u16 port)
+/* As read_udp_over_ip4(), for IPv6. */
+static __always_inline bool read_udp_over_ip6(struct headers *headers, u64 skb, u64 transport, u32 ip_size)
 {
-	return (dns->flags & 0xf8) == 0 &&
-	       (dns->questions == __builtin_bswap16(1) || (port == PORT_MDNS && dns->questions));
+	u8 next = headers->six.ip.next_header;
+
+	/* Extension headers are rare: then the socket says what the packet is. */
+	if (next != PROTOCOL_UDP && (next == PROTOCOL_TCP || next == PROTOCOL_ICMPV6 || next == FRAGMENT_HEADER ||
+				     (u16)read_u32(read_u64(skb + SKB_SK) + SOCK_PROTOCOL) != PROTOCOL_UDP))
+		return false;
+	if (ip_size != IP6_HEADER &&
+	    bpf_probe_read_kernel(&headers->six.udp, sizeof(struct udp) + sizeof(struct dns), (void *)transport))
+		return false;
+	return true;
+}
+
+static __always_inline void set_server(struct destination *to, u8 family, const u8 *address)
+{
+	to->family = family;
+	if (family == 4) {
+		__builtin_memset(to->server, 0, sizeof(to->server));
+		__builtin_memcpy(to->server, address, 4);
+	} else {
+		__builtin_memcpy(to->server, address, 16);
+	}
+}
+
+/* Notes where the DNS message is, and how many octets of it lie in front of the end of the linear part. */
+static __always_inline void set_payload(struct packet *packet, u64 head, u16 transport, u64 end)
+{
+	packet->buffer = head;
+	packet->payload = head + transport + UDP_HEADER;
+	/* Signed: a wrong guess of the layout must not turn into a large number. */
+	s64 linear = (s64)end - (s64)packet->payload;
+
+	packet->length = linear > 0 && linear < 65536 ? linear : 0;
+}
+
+/* True for a query, and if that cannot be seen since the DNS header is not in the linear part: `dns` is something else.
+ */
+static __always_inline bool may_be_query(struct packet *packet, const struct dns *dns)
+{
+	packet->many_questions = false;
+	if (packet->length < DNS_HEADER)
+		return packet->beyond != 0;
+	packet->many_questions = dns->questions != __builtin_bswap16(1);
+	return is_query(dns, packet->to.port);
 }
 
 /*
- * True for a UDP packet to a watched port that looks like a DNS query, or whose header is out of reach. `known_port` is
- * the destination port in host byte order where the hook has it, or PORT_IN_HEADER.
+ * True for a UDP packet to a watched port that looks like a DNS query, or whose DNS header is out of reach.
+ * `known_port` is the destination port in host byte order, or PORT_IN_HEADER.
  */
 static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 known_port)
 {
@@ -138,41 +159,25 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 	u16 transport = SPAN_U16(span, SKB_TRANSPORT_HEADER);
 	u64 head = SPAN_U64(span, SKB_HEAD);
 
-	/* Behind a short packet lies struct skb_shared_info: reading too much here stays inside the buffer. */
+	/* Behind a short packet lies struct skb_shared_info: a read of too much stays inside the buffer. */
 	if (bpf_probe_read_kernel(&headers, sizeof(headers), (void *)(head + network)))
 		return false;
 
-	u32 header = transport - network;
+	u32 ip_size = transport - network;
 	u8 version = headers.four.ip.version_length >> 4;
 
 	if (version == 4) {
-		/* Only the first fragment has a UDP header. */
-		if (headers.four.ip.protocol != PROTOCOL_UDP || (headers.four.ip.fragment & __builtin_bswap16(0x1fff)))
-			return false;
-		if (header != IP4_HEADER &&
-		    bpf_probe_read_kernel(&headers.four.udp, sizeof(struct udp) + sizeof(struct dns),
-					  (void *)(head + transport)))
+		if (!read_udp_over_ip4(&headers, head + transport, ip_size))
 			return false;
 		udp = &headers.four.udp;
 		dns = &headers.four.dns;
-		packet->to.family = 4;
-		__builtin_memset(packet->to.server, 0, sizeof(packet->to.server));
-		__builtin_memcpy(packet->to.server, headers.four.ip.destination, 4);
+		set_server(&packet->to, 4, headers.four.ip.destination);
 	} else if (version == 6) {
-		u8 next = headers.six.ip.next_header;
-
-		/* Extension headers are rare: then the socket says what the packet is. */
-		if (next != PROTOCOL_UDP && (next == 6 || next == 58 || next == 44 ||
-					     (u16)read_u32(read_u64(skb + SKB_SK) + SOCK_PROTOCOL) != PROTOCOL_UDP))
-			return false;
-		if (header != IP6_HEADER &&
-		    bpf_probe_read_kernel(&headers.six.udp, sizeof(struct udp) + sizeof(struct dns),
-					  (void *)(head + transport)))
+		if (!read_udp_over_ip6(&headers, skb, head + transport, ip_size))
 			return false;
 		udp = &headers.six.udp;
 		dns = &headers.six.dns;
-		packet->to.family = 6;
-		__builtin_memcpy(packet->to.server, headers.six.ip.destination, 16);
+		set_server(&packet->to, 6, headers.six.ip.destination);
 	} else {
 		return false;
 	}
@@ -189,19 +194,9 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 	packet->to.sock = 0;
 	packet->to.transport = transport_of(packet->to.port, TRANSPORT_UDP);
 	packet->ports_id = (u64)udp->source << 32 | (u32)packet->to.port << 16 | dns->id;
-	packet->buffer = head;
-	packet->payload = head + transport + UDP_HEADER;
-	/* Signed: a wrong guess of the layout must not turn into a large number. */
-	s64 linear = (s64)(data + length[0] - length[1]) - (s64)packet->payload;
-
-	packet->length = linear > 0 && linear < 65536 ? linear : 0;
+	set_payload(packet, head, transport, data + length[0] - length[1]);
 	packet->beyond = length[1];
-	/* Without the DNS header in the linear part, what was read in its place is something else. */
-	packet->several = false;
-	if (packet->length < DNS_HEADER)
-		return packet->beyond != 0;
-	packet->several = dns->questions != __builtin_bswap16(1);
-	return is_query(dns, packet->to.port);
+	return may_be_query(packet, dns);
 }
 
 #endif

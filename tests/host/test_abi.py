@@ -57,17 +57,16 @@ CONSTANTS = {
     "STREAM_HEAD": abi.STREAM_HEAD,
 }
 
-# maps.h calls helpers of the kernel in functions that are never called here: that they are declared is enough.
+# The functions of the headers call helpers of the kernel. They are never called here: declarations are enough.
 HEAD = """
 #include <linux/types.h>
 
 unsigned long long bpf_pseudo_fd(unsigned long long, unsigned long long);
 void *bpf_map_lookup_elem(void *, const void *);
-long bpf_probe_read_kernel(void *, unsigned int, const void *);
 #define MAP_SCRATCH 0
 #define MAP_SETTINGS 0
 #define MAP_STATISTICS 0
-#include "maps.h"
+#include "scratch.h"
 
 int printf(const char *, ...);
 size_t fwrite(const void *, size_t, size_t, void *);
@@ -131,7 +130,7 @@ def run(folder: Path, source: str, *defines: str) -> bytes:
 
 
 def facts(folder: Path, expressions: Sequence[str]) -> list[int]:
-    """Return the values of C expressions that are constant where maps.h is included."""
+    """Return the values of C expressions that are constant where scratch.h is included."""
     lines = "".join(f'\tprintf("%llu\\n", (unsigned long long)({expression}));\n' for expression in expressions)
     return [int(line) for line in run(folder, f"{HEAD}\nint main(void)\n{{\n{lines}\treturn 0;\n}}\n").split()]
 

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * Which queries cause an event: the first of its kind, and later ones once in each interval.
+ */
+#ifndef DNSPROBE_QUERY_REPEAT_H
+#define DNSPROBE_QUERY_REPEAT_H
+
+#include "scratch.h"
+
+/* True unless an event like it was submitted less than settings->repeat_ns ago. */
+static __always_inline bool is_event_due(struct scratch *s, const struct seen_key *key, const struct settings *settings)
+{
+	struct seen first = { .last_ns = s->event.time_ns };
+	struct seen *seen;
+
+	s->seen_added = 0;
+	s->event.repeats = 0;
+	if (!settings->repeat_ns)
+		return true;
+	seen = bpf_map_lookup_elem(MAP(SEEN), (void *)key);
+	if (!seen) {
+		s->seen_added = 1;
+		/* Or another thread of the process was first, a moment ago. */
+		return bpf_map_update_elem(MAP(SEEN), (void *)key, &first, BPF_NOEXIST) != -EEXIST;
+	}
+	/* Signed: another CPU may have taken its time after we took ours. */
+	if ((s64)(first.last_ns - seen->last_ns) < (s64)settings->repeat_ns) {
+		__sync_fetch_and_add(&seen->repeats, 1);
+		return false;
+	}
+	s->event.repeats = seen->repeats;
+	return true;
+}
+
+static __always_inline void set_seen_key(struct seen_key *key, const struct scratch *s)
+{
+	key->start_ns = s->process.start_ns;
+	key->name_hash = s->question.hash;
+	key->tgid = s->process.tgid;
+	key->qtype = s->question.qtype;
+	key->transport = s->event.transport;
+	key->pad = 0;
+}
+
+/* Remembers that an event was submitted, or that it could not be: the next one like it gets another chance. */
+static __always_inline void update_seen(struct scratch *s, const struct settings *settings, bool submitted)
+{
+	struct seen_key key;
+	struct seen *seen;
+
+	if (!settings->repeat_ns)
+		return;
+	set_seen_key(&key, s);
+	if (s->seen_added) {
+		if (!submitted)
+			bpf_map_delete_elem(MAP(SEEN), &key);
+		return;
+	}
+	if (!submitted)
+		return;
+	seen = bpf_map_lookup_elem(MAP(SEEN), &key);
+	if (seen) {
+		seen->repeats = 0;
+		seen->last_ns = s->event.time_ns;
+	}
+}
+
+#endif

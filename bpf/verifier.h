@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * What satisfies the kernel's verifier, which follows each path through a program before it loads it, and refuses a
+ * program in which that takes too many steps or in which it cannot prove an access to be in bounds. Each use of these
+ * macros says why it is needed there.
+ *
+ * Three habits need no macro:
+ *
+ * - A loop has a constant bound, and leaves early.
+ * - A large part, such as the walk over the ancestors, is called from one place only. Everything is inlined, so each
+ * call is a copy that the verifier follows again. A caller notes in the scratch space that the part is needed.
+ * - The octets in front of an array and behind it belong to the same map value (PACKET_FRONT, PACKET_SIZE), so that a
+ *   mask alone proves an access to be in bounds.
+ */
+#ifndef DNSPROBE_VERIFIER_H
+#define DNSPROBE_VERIFIER_H
+
+#include <linux/types.h>
+
+/* Reads a value that another CPU may change, once and at this place. */
+#define READ_ONCE(value)                                                                                               \
+	({                                                                                                             \
+		typeof(value) *where_ = &(value);                                                                      \
+		*(volatile typeof(value) *)where_;                                                                     \
+	})
+
+/*
+ * Reads a value from a map again although a register holds it. The verifier knows what is in a register: the number of
+ * labels after each exit of a loop, or the constant that one branch has set. It follows all code behind that once for
+ * each such value ("BPF program is too large. Processed 1000001 insn"). It does not track the content of a map, so
+ * after this read all those paths are one. Loops therefore keep their result in the scratch space.
+ */
+#define FORGET(value) READ_ONCE(value)
+
+/*
+ * Bounds an index or a size by a mask. In C, the compiler proves the mask needless from an earlier comparison and drops
+ * it. The verifier cannot follow that proof, and complains of "unbounded memory access", or of an access outside of the
+ * map value.
+ */
+#define KEEP_BELOW_64(value) asm volatile("%0 &= 63" : "+r"(value))
+#define KEEP_BELOW_128(value) asm volatile("%0 &= 127" : "+r"(value))
+#define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
+
+/*
+ * The helper bpf_probe_read_user(). BCC replaces a call by that name with bpf_probe_read(), unless it finds the helper
+ * in /proc/kallsyms.
+ */
+static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
+
+/*
+ * The helper bpf_tail_call(): starts the program at `index` of an array of programs in place of this one, and returns
+ * only if there is none or after MAX_TAIL_CALL_CNT calls. A loop around a whole program would be too large: the
+ * verifier counts each round, but it follows a program that calls itself only once. BCC offers this helper only as a
+ * method of its own tables.
+ */
+static void (*tail_call)(void *ctx, void *map, u32 index) = (void *)BPF_FUNC_tail_call;
+
+#endif
