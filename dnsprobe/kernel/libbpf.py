@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -132,50 +132,55 @@ def _check(result: int) -> int:
     return result
 
 
-_T = TypeVar("_T")
-#: Items that are worked on without a pause: some milliseconds. To change the scheduler takes longer than most of them.
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+#: Map calls in a row at real-time priority: tens of microseconds. To change the scheduler costs more than most calls.
 _SLICE = 32
 
 
-class _Undisturbed:
-    """Keeps other processes from taking the CPU while this one is inside the kernel's map functions.
+class _RealTime:
+    """Prevents that another process takes the CPU while this thread is inside the kernel's map functions.
 
-    While a map is read or changed from user space, the kernel runs no kprobe program on that CPU (bpf_prog_active,
-    kernel/bpf/syscall.c). That takes less than a microsecond, unless the process is preempted in the middle, as full
-    and lazy preemption allow: then whoever runs instead sends queries that nobody sees, for as long as its time slice.
-    A real-time process is not preempted by ordinary ones.
+    While user space reads or changes a map, the kernel skips the kprobe programs on that CPU (bpf_prog_active,
+    kernel/bpf/syscall.c). A call takes less than a microsecond, unless the thread is preempted in the middle, as full
+    and lazy preemption allow. Then the queries of whoever runs instead are missed, for as long as its time slice lasts.
+    Ordinary processes do not preempt a real-time process.
+
+    Only map calls belong inside: a thread at real-time priority keeps its CPU from all ordinary processes.
     """
 
     def __init__(self) -> None:
-        self._depth = 0
         self._allowed = True
         self._before = (os.SCHED_OTHER, os.sched_param(0))
 
     def __enter__(self) -> None:
-        self._depth += 1
-        if self._depth > 1 or not self._allowed:
+        if not self._allowed:
             return
         self._before = (os.sched_getscheduler(0), os.sched_getparam(0))
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        except OSError:  # without CAP_SYS_NICE; what is missed then is in ProgramRuns.missed, on newer kernels
+        except OSError:  # without CAP_SYS_NICE; newer kernels count the runs that are missed then: ProgramRuns.missed
             self._allowed = False
 
     def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._allowed:
+        if self._allowed:
             os.sched_setscheduler(0, *self._before)
 
-    def slices(self, items: Iterable[_T]) -> Iterator[_T]:
-        """Yield items whose work is with the maps. Others get the CPU now and then, not at each call."""
-        left = iter(items)
-        while some := list(islice(left, _SLICE)):
-            with self:
-                yield from some
+
+#: For the one thread that works with the maps.
+_real_time = _RealTime()
 
 
-#: For the thread that works with the maps; used around each group of calls.
-undisturbed = _Undisturbed()
+def _call_in_slices(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Yield the results of ``call``, which runs at real-time priority for :data:`_SLICE` items at a time.
+
+    Both the source of the items and the consumer of the results run at ordinary priority.
+    """
+    left = iter(items)
+    while some := list(islice(left, _SLICE)):
+        with _real_time:
+            results = [call(item) for item in some]
+        yield from results
 
 
 class Map:
@@ -207,28 +212,67 @@ class Map:
         )
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value, None where there is none; of a per-CPU map the values of all CPUs, one after the other."""
-        with undisturbed:
-            result = _libbpf().bpf_map_lookup_elem(self.fd, key, self._value)
-        if result < 0:
-            if ctypes.get_errno() == errno.ENOENT:
-                return None
-            _check(result)
-        return self._value.raw
+        """Return the value, None if there is none; of a per-CPU map the values of all CPUs, one after the other."""
+        with _real_time:
+            return self._get(key)
+
+    def get_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yield each key with its value, None if there is none."""
+        return _call_in_slices(lambda key: (key, self._get(key)), keys)
+
+    def take_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yield each key with its last value, None if there was none; the entries are deleted.
+
+        The caller consumes all results: deletion runs ahead of them.
+        """
+        return _call_in_slices(lambda key: (key, self._take(key)), keys)
 
     def set(self, key: bytes, value: bytes, flags: int = ANY) -> None:
         """Store a value."""
-        with undisturbed:
-            _check(_libbpf().bpf_map_update_elem(self.fd, key, value, flags))
+        with _real_time:
+            _check(self._set(key, value, flags))
+
+    def set_many(self, items: Iterable[tuple[bytes, bytes]], flags: int = ANY) -> dict[bytes, int]:
+        """Store values. Return the errno of each key that the kernel refused, in the order of the items."""
+
+        def store(item: tuple[bytes, bytes]) -> tuple[bytes, int]:
+            refused = self._set(*item, flags) < 0
+            return item[0], ctypes.get_errno() if refused else 0
+
+        return {key: code for key, code in _call_in_slices(store, items) if code}
 
     def delete(self, key: bytes) -> bool:
-        """Delete an entry; False where there was none."""
-        with undisturbed:
-            result = _libbpf().bpf_map_delete_elem(self.fd, key)
-        if result < 0 and ctypes.get_errno() == errno.ENOENT:
-            return False
-        _check(result)
+        """Delete an entry; False if there was none."""
+        with _real_time:
+            return self._delete(key)
+
+    def delete_many(self, keys: Iterable[bytes]) -> None:
+        """Delete entries; those that do not exist are ignored."""
+        for _ in _call_in_slices(self._delete, keys):
+            pass
+
+    def _get(self, key: bytes) -> bytes | None:
+        if _libbpf().bpf_map_lookup_elem(self.fd, key, self._value) < 0:
+            if ctypes.get_errno() == errno.ENOENT:
+                return None
+            _check(-1)
+        return self._value.raw
+
+    def _set(self, key: bytes, value: bytes, flags: int) -> int:
+        result: int = _libbpf().bpf_map_update_elem(self.fd, key, value, flags)
+        return result
+
+    def _delete(self, key: bytes) -> bool:
+        if _libbpf().bpf_map_delete_elem(self.fd, key) < 0:
+            if ctypes.get_errno() == errno.ENOENT:
+                return False
+            _check(-1)
         return True
+
+    def _take(self, key: bytes) -> bytes | None:
+        value = self._get(key)
+        self._delete(key)
+        return value
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield all entries of a hash map. Those that come or go meanwhile may be in it or not, no other is missed."""
@@ -239,7 +283,7 @@ class Map:
             keys = ctypes.create_string_buffer(self.key_size * size)
             values = ctypes.create_string_buffer(self.value_size * size)
             count = ctypes.c_uint32(size)
-            with undisturbed:
+            with _real_time:
                 result = _libbpf().bpf_map_lookup_batch(
                     self.fd, cursor if started else None, cursor, keys, values, ctypes.byref(count), None
                 )

@@ -14,7 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,39 @@ _SCRATCH_KINDS = 5
 _DEFERRED = 4096
 #: TCP connections that can be in the middle of a message; those that asked longest ago make room.
 _STREAMS = 8192
+#: start_ns, tgid, rule, qtype, transport
+CountKey = tuple[int, int, int, int, int]
+#: start_ns, name_hash, tgid, generation, qtype, transport
+PendingKey = tuple[int, int, int, int, int, int]
+#: start_ns, tgid
+ProcessKey = tuple[int, int]
+#: start_ns, tgid, execs: one of the programs that a process runs one after the other
+ProgramKey = tuple[int, int, int]
+
 _LINEAGE_STATISTICS = {statistic for statistic in abi.Statistic if statistic.name.startswith("LINEAGE_")}
+
+
+def _queries(value: bytes | None) -> int:
+    return int(abi.COUNTER.unpack(value)[0]) if value else 0
+
+
+def _pack_hash(name_hash: int) -> bytes:
+    return name_hash.to_bytes(8, sys.byteorder)
+
+
+def _unpack_hash(key: bytes) -> int:
+    return int.from_bytes(key, sys.byteorder)
+
+
+def _encode_ancestor(entry: tuple[abi.AncestorKey, abi.Ancestor]) -> tuple[bytes, bytes]:
+    return abi.encode_ancestor_key(entry[0]), abi.encode_ancestor(entry[1])
+
+
+def _raise_unless(expected: int, refused: Mapping[bytes, int]) -> None:
+    """Raise OSError if a map refused an entry for another reason than the expected errno."""
+    for code in refused.values():
+        if code != expected:
+            raise OSError(code, os.strerror(code))
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +266,11 @@ class Probe:
         trie = self._make_trie(len(entries) + 1)
         canary = TrieEntry(self._suffix, self._suffix_labels(), abi.CANARY, abi.CANARY)
         try:
-            with libbpf.undisturbed:
-                for entry in (*entries, canary):
-                    outcome = abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels)
-                    trie.set(abi.lpm_key(entry.suffix), outcome)
+            refused = trie.set_many(
+                (abi.lpm_key(entry.suffix), abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels))
+                for entry in (*entries, canary)
+            )
+            _raise_unless(0, refused)
         except OSError:
             trie.close()
             raise
@@ -271,7 +304,7 @@ class Probe:
         """Attach, for each path, the first rung whose canaries come back right. UserError if a UDP path has none.
 
         ``trying`` gets the name of a rung before each attempt, of which a rung may take several. ``seed`` is called
-        where lineages are followed, to :meth:`add_ancestor` who is there already.
+        where lineages are followed, to add the processes that are there already (:meth:`add_ancestors`).
         """
         assert self._child is not None
         paths = self.active_paths
@@ -299,8 +332,7 @@ class Probe:
             self.close()
             raise UserError(self._failure(climbs[0].open), "dnsprobe doctor shows what this kernel offers")
         # What a wrong way to attach took for encrypted connections, and for malformed queries.
-        for counter, _count in list(self.counts()):
-            self.forget_count(counter)
+        self._counts.delete_many([key for key, _value in self._counts.items()])
         self._put_in_force(self._waiting, self.generation)
         for statistic in set(abi.Statistic) - _LINEAGE_STATISTICS:
             key = struct.pack("=I", statistic)
@@ -455,12 +487,11 @@ class Probe:
 
     def statistics(self) -> dict[abi.Statistic, int]:
         """Return the statistics of the programs, summed over the CPUs."""
-        totals = {}
-        with libbpf.undisturbed:
-            for statistic in abi.Statistic:
-                raw = self._statistics.get(struct.pack("=I", statistic)) or b""
-                totals[statistic] = sum(value for (value,) in abi.COUNTER.iter_unpack(raw))
-        return totals
+        keys = {struct.pack("=I", statistic): statistic for statistic in abi.Statistic}
+        return {
+            keys[key]: sum(value for (value,) in abi.COUNTER.iter_unpack(raw or b""))
+            for key, raw in self._statistics.get_many(keys)
+        }
 
     def missed_runs(self) -> int:
         """Return how many packets the kernel did not show us because another BPF program ran on that CPU."""
@@ -480,110 +511,110 @@ class Probe:
         """Return how many processes are not followed for want of room."""
         return self.statistics()[abi.Statistic.LINEAGE_FULL] + self._seeds_refused
 
-    def counts(self) -> Iterator[tuple[tuple[int, int, int, int, int], int]]:
+    def counts(self) -> Iterator[tuple[CountKey, int]]:
         """Yield (start_ns, tgid, rule, qtype, transport) and the count, for each counter."""
         unpack, number = abi.COUNT_KEY.unpack, abi.COUNTER.unpack
         for key, value in self._counts.items():
             start_ns, tgid, rule, qtype, transport = unpack(key)
             yield (start_ns, tgid, rule, qtype, transport), number(value)[0]
 
-    def forget_count(self, key: tuple[int, int, int, int, int]) -> int:
-        """Delete the counter of a process that is gone and return its last value."""
-        packed = abi.COUNT_KEY.pack(*key)
-        value = self._counts.get(packed)
-        self._counts.delete(packed)
-        return int(abi.COUNTER.unpack(value)[0]) if value else 0
+    def forget_counts(self, keys: Iterable[CountKey]) -> Iterator[tuple[CountKey, int]]:
+        """Delete counters that change no more; yield each with its last value. The caller consumes all of them."""
+        for key, value in self._counts.take_many(abi.COUNT_KEY.pack(*key) for key in keys):
+            yield abi.COUNT_KEY.unpack(key), _queries(value)
 
-    def pending(self) -> Iterator[tuple[tuple[int, int, int, int, int, int], int]]:
+    def pending(self) -> Iterator[tuple[PendingKey, int]]:
         """Yield (start_ns, name_hash, tgid, generation, qtype, transport) and the count, of names then undecided."""
         for key, value in self._pending.items():
             yield abi.PENDING_KEY.unpack(key), abi.COUNTER.unpack(value)[0]
 
-    def forget_pending(self, key: tuple[int, int, int, int, int, int]) -> int:
-        """Delete a counter of a name that is decided since a while, and return its last value."""
-        packed = abi.PENDING_KEY.pack(*key)
-        value = self._pending.get(packed)
-        self._pending.delete(packed)
-        return int(abi.COUNTER.unpack(value)[0]) if value else 0
+    def forget_pending(self, keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
+        """Delete counters of names decided a while ago; yield each with its last value. The caller consumes all."""
+        for key, value in self._pending.take_many(abi.PENDING_KEY.pack(*key) for key in keys):
+            yield abi.PENDING_KEY.unpack(key), _queries(value)
 
-    def overflow(self, rule: int) -> int:
-        """Return how many queries of a rule were counted without their process, because the counters were full."""
-        value = self._overflow.get(struct.pack("=I", rule))
-        return int(abi.COUNTER.unpack(value)[0]) if value else 0
+    def overflow(self, rules: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Yield each rule with the queries that were counted without their process, because the counters were full."""
+        for key, value in self._overflow.get_many(struct.pack("=I", rule) for rule in rules):
+            yield struct.unpack("=I", key)[0], _queries(value)
 
-    def take_overflow(self, rule: int) -> int:
-        """Return the overflow of a rule that is not in force any more, and set it to zero."""
-        queries = self.overflow(rule)
-        if queries:
-            self._overflow.set(struct.pack("=I", rule), abi.COUNTER.pack(0))
-        return queries
+    def take_overflow(self, rules: Iterable[int]) -> dict[int, int]:
+        """Return the overflow of rules that are not in force any more, if there is any, and set it to zero."""
+        found = {rule: queries for rule, queries in self.overflow(rules) if queries}
+        self._overflow.set_many((struct.pack("=I", rule), abi.COUNTER.pack(0)) for rule in found)
+        return found
 
     # Processes and names
 
-    def chain(self, start_ns: int, tgid: int) -> abi.Chain | None:
-        """Return the ancestry that a process had when it first counted."""
-        value = self._processes.get(abi.PROCESS_KEY.pack(start_ns, tgid, 0))
-        return abi.decode_chain(value) if value else None
+    def chains(self, keys: Iterable[ProcessKey]) -> Iterator[tuple[ProcessKey, abi.Chain | None]]:
+        """Yield each process with the ancestry that it had when it first counted."""
+        for key, value in self._processes.get_many(abi.PROCESS_KEY.pack(*key, 0) for key in keys):
+            start_ns, tgid, _ = abi.PROCESS_KEY.unpack(key)
+            yield (start_ns, tgid), abi.decode_chain(value) if value else None
 
-    def forget_process(self, start_ns: int, tgid: int) -> None:
-        """Forget the ancestry of a process that is gone."""
-        self._processes.delete(abi.PROCESS_KEY.pack(start_ns, tgid, 0))
+    def forget_processes(self, keys: Iterable[ProcessKey]) -> None:
+        """Forget the ancestry of processes that are gone."""
+        self._processes.delete_many(abi.PROCESS_KEY.pack(*key, 0) for key in keys)
 
-    def facts(self, start_ns: int, tgid: int, execs: int) -> abi.Facts | None:
-        """Return what a process was when it first asked while it ran that one of its programs."""
-        value = self._identities.get(abi.PROCESS_KEY.pack(start_ns, tgid, execs))
-        return abi.decode_identity(value) if value else None
+    def facts_of(self, keys: Iterable[ProgramKey]) -> Iterator[tuple[ProgramKey, abi.Facts | None]]:
+        """Yield each program with what its process was when it first asked while it ran that program."""
+        for key, value in self._identities.get_many(abi.PROCESS_KEY.pack(*key) for key in keys):
+            yield abi.PROCESS_KEY.unpack(key), abi.decode_identity(value) if value else None
 
-    def facts_kept(self) -> Iterator[tuple[int, int, int]]:
-        """Yield what :meth:`facts` takes, for all that is there."""
+    def facts_kept(self) -> Iterator[ProgramKey]:
+        """Yield the keys of all facts that the kernel keeps."""
         for key, _value in self._identities.items():
             yield abi.PROCESS_KEY.unpack(key)
 
-    def forget_facts(self, start_ns: int, tgid: int, execs: int) -> None:
-        """Make room for those of another process."""
-        self._identities.delete(abi.PROCESS_KEY.pack(start_ns, tgid, execs))
+    def forget_facts(self, keys: Iterable[ProgramKey]) -> None:
+        """Delete facts, which makes room for those of other processes."""
+        self._identities.delete_many(abi.PROCESS_KEY.pack(*key) for key in keys)
 
     def ancestors(self) -> Iterator[tuple[abi.AncestorKey, abi.Ancestor]]:
         """Yield all processes whose lineage is followed."""
         for key, value in self._ancestors.items():
             yield abi.AncestorKey(*abi.ANCESTOR_KEY.unpack(key)), abi.decode_ancestor(value)
 
-    def add_ancestor(self, key: abi.AncestorKey, ancestor: abi.Ancestor) -> None:
-        """Add a process that is not there yet; that there is no room is counted."""
-        try:
-            self._ancestors.set(abi.encode_ancestor_key(key), abi.encode_ancestor(ancestor), libbpf.NOEXIST)
-        except FileExistsError:
-            pass
-        except OSError:
-            self._seeds_refused += 1
+    def add_ancestors(self, ancestors: Iterable[tuple[abi.AncestorKey, abi.Ancestor]]) -> None:
+        """Add processes that are not there yet; those that find no room are counted."""
+        refused = self._ancestors.set_many(map(_encode_ancestor, ancestors), libbpf.NOEXIST)
+        self._seeds_refused += sum(code != errno.EEXIST for code in refused.values())
 
-    def set_ancestor(self, key: abi.AncestorKey, ancestor: abi.Ancestor) -> None:
-        """Say something else of a process that is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self._ancestors.set(abi.encode_ancestor_key(key), abi.encode_ancestor(ancestor), libbpf.EXIST)
+    def set_ancestors(self, ancestors: Iterable[tuple[abi.AncestorKey, abi.Ancestor]]) -> None:
+        """Change processes that are there; those that are not are ignored."""
+        refused = self._ancestors.set_many(map(_encode_ancestor, ancestors), libbpf.EXIST)
+        _raise_unless(errno.ENOENT, refused)
 
-    def forget_ancestor(self, key: abi.AncestorKey) -> None:
-        """Make room for another process."""
-        self._ancestors.delete(abi.encode_ancestor_key(key))
+    def forget_ancestors(self, keys: Iterable[abi.AncestorKey]) -> None:
+        """Delete processes, which makes room for others."""
+        self._ancestors.delete_many(map(abi.encode_ancestor_key, keys))
 
     def names(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Yield hash, verdict, generation and name (wire format, lower case) of each name that is for us to decide."""
         for key, value in self._names.items():
             verdict, generation, length, reversed_name = abi.NAME.unpack(value)
-            yield int.from_bytes(key, sys.byteorder), verdict, generation, abi.unreverse(reversed_name, length)
+            yield _unpack_hash(key), verdict, generation, abi.unreverse(reversed_name, length)
 
-    def decide(self, name_hash: int, name: bytes, verdict: int) -> bool:
-        """Say what a name comes to under the rules in force: a rule's id or NO_RULE; False if it is not there."""
-        value = abi.NAME.pack(verdict, self.generation, len(name), name[::-1].ljust(abi.NAME_SIZE, b"\0"))
-        try:
-            self._names.set(name_hash.to_bytes(8, sys.byteorder), value, libbpf.EXIST)
-        except FileNotFoundError:
-            return False
-        return True
+    def decide(self, decisions: Iterable[tuple[int, bytes, int]]) -> list[int]:
+        """Store what names come to under the rules in force. Return the hashes of the names that are still there.
 
-    def forget_name(self, name_hash: int) -> None:
-        """Make room for another name."""
-        self._names.delete(name_hash.to_bytes(8, sys.byteorder))
+        A decision has the hash of a name, the name in wire format, and a rule's id or NO_RULE.
+        """
+        keys: list[bytes] = []
+
+        def entries() -> Iterator[tuple[bytes, bytes]]:
+            for name_hash, name, verdict in decisions:
+                keys.append(_pack_hash(name_hash))
+                reversed_name = name[::-1].ljust(abi.NAME_SIZE, b"\0")
+                yield keys[-1], abi.NAME.pack(verdict, self.generation, len(name), reversed_name)
+
+        refused = self._names.set_many(entries(), libbpf.EXIST)
+        _raise_unless(errno.ENOENT, refused)
+        return [_unpack_hash(key) for key in keys if key not in refused]
+
+    def forget_names(self, hashes: Iterable[int]) -> None:
+        """Delete names, which makes room for others."""
+        self._names.delete_many(map(_pack_hash, hashes))
 
     def close(self) -> None:
         """Detach everything and give up the maps."""

@@ -8,13 +8,14 @@ map or in the totals.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from itertools import islice
+from typing import TypeVar
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.libbpf import undisturbed
-from dnsprobe.kernel.probe import Probe
+from dnsprobe.kernel.probe import CountKey, PendingKey, Probe, ProcessKey, ProgramKey
 from dnsprobe.model import DECIDE, DOT, NO_RULE, OTHER, UNKNOWN, Ancestry, Count, Identity, Process, Query, Rule, Series
 from dnsprobe.names.qtype import QTYPES, qtype_name
 from dnsprobe.names.ruleset import RuleSet
@@ -30,7 +31,16 @@ _NAMES_FILL = 0.5
 #: What connections count by whose queries cannot be read, whatever the rules are.
 _ENCRYPTED = Rule(abi.ENCRYPTED, "", "")
 
-ProcessKey = tuple[int, int]
+#: Entries that are worked on at once: ancestry and facts of so many processes are in memory meanwhile.
+_BATCH = 256
+
+_Item = TypeVar("_Item")
+
+
+def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    left = iter(items)
+    while batch := list(islice(left, _BATCH)):
+        yield batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +113,28 @@ class Ledger:
         self._put_in_force(rules)
         for rule in gone:
             self._retired[rule] = now
-        for name_hash, _verdict, _generation, name in undisturbed.slices(list(self._probe.names())):
-            self._decide(name_hash, name)
+        self._decide([(name_hash, name) for name_hash, _verdict, _generation, name in self._probe.names()])
 
     # Events
 
-    def query(self, event: abi.Event) -> tuple[Query, Identity] | None:
-        """Return the query that an event tells of and what is known of its process; None if no rule asks for it."""
+    def queries(self, events: Sequence[abi.Event]) -> Iterator[tuple[Query, Identity]]:
+        """Yield the queries of events, each with what is known of its process; none for an event that no rule wants."""
+        self._decide([(event.name_hash, event.name) for event in events if event.kind == abi.Kind.UNDECIDED])
+        wanted = [(event, rule) for event in events if (rule := self._rule_of(event)) is not None]
+        facts = self._facts_of_askers(event.chain for event, _ in wanted)
+        for event, rule in wanted:
+            yield self._query(event, rule, facts)
+
+    def _rule_of(self, event: abi.Event) -> Rule | None:
         if event.kind == abi.Kind.UNDECIDED:
-            self._decide(event.name_hash, event.name)
-            rules = self._rule_sets.get(event.generation, self.rules)
-            rule = rules.match(event.name)
-        else:
-            rule = self._rules_by_id.get(event.rule)
-        if rule is None:
-            return None
+            return self._rule_sets.get(event.generation, self.rules).match(event.name)
+        return self._rules_by_id.get(event.rule)
+
+    def _query(
+        self, event: abi.Event, rule: Rule, facts: Mapping[ProgramKey, abi.Facts | None]
+    ) -> tuple[Query, Identity]:
         ancestry = self._ancestry(event.chain)
-        identity = self._identify(ancestry.asker, event.chain.execs)
+        identity = self._identify(ancestry.asker, event.chain.execs, facts)
         self._remember(ancestry, identity)
         identity = replace(
             identity,
@@ -144,6 +159,18 @@ class Ledger:
         )
         return query, identity
 
+    def _facts_of_askers(self, chains: Iterable[abi.Chain]) -> dict[ProgramKey, abi.Facts | None]:
+        """Return the kernel's facts of the askers whose program is not known yet."""
+        current: dict[ProcessKey, int] = {}
+        wanted: set[ProgramKey] = set()
+        for asker, execs in ((chain.processes[0], chain.execs) for chain in chains):
+            key = (asker.start_ns, asker.tgid)
+            cached = self._identities.get(key)
+            if current.setdefault(key, cached.execs if cached else -1) != execs:
+                wanted.add((*key, execs))
+                current[key] = execs
+        return dict(self._probe.facts_of(wanted))
+
     def _ancestry(self, chain: abi.Chain) -> Ancestry:
         if self._probe.lineage is None:
             return Ancestry(chain.processes, chain.complete)
@@ -156,18 +183,18 @@ class Ledger:
         # /proc does not tell who started it.
         return replace(ancestry, lineage=ancestry.chain[:1], lineage_complete=False, by_lineage=self._by_lineage)
 
-    def _decide(self, name_hash: int, name: bytes) -> None:
-        rule = self.rules.match(name)
-        if self._probe.decide(name_hash, name, rule.id if rule else NO_RULE):
-            self._decided[name_hash] = self._clock()
+    def _decide(self, names: Iterable[tuple[int, bytes]]) -> None:
+        """Decide names, each with its hash, by the rules in force."""
+        rules = ((name_hash, name, self.rules.match(name)) for name_hash, name in names)
+        there = self._probe.decide((name_hash, name, rule.id if rule else NO_RULE) for name_hash, name, rule in rules)
+        self._decided.update(dict.fromkeys(there, self._clock()))
 
-    def _identify(self, process: Process, execs: int) -> Identity:
+    def _identify(self, process: Process, execs: int, facts: Mapping[ProgramKey, abi.Facts | None]) -> Identity:
         key = (process.start_ns, process.tgid)
         cached = self._identities.get(key)
         # execve(2) keeps pid and start time, but makes another program of the process.
         if cached is None or cached.execs != execs:
-            facts = self._probe.facts(*key, execs)
-            cached = _Cached(execs, self._procfs.identify(process, facts))
+            cached = _Cached(execs, self._procfs.identify(process, facts.get((*key, execs))))
             self._identities[key] = cached
         return cached.identity
 
@@ -185,23 +212,23 @@ class Ledger:
             )
         return self._known[key]
 
-    def _known_process(self, key: ProcessKey) -> _Known:
-        if key in self._known:
-            return self._known[key]
-        # Its event was lost or is still on its way: the kernel kept the tree beside the counter.
-        chain = self._probe.chain(*key)
-        start_ns, tgid = key
-        process = Process(tgid, start_ns, b"")
-        ancestry = self._ancestry(chain) if chain else self._ancestry_now(process)
-        if ancestry is None:
-            self._known[key] = _Known(UNKNOWN, UNKNOWN)
-            return self._known[key]
-        return self._remember(ancestry, self._identify(ancestry.asker, chain.execs if chain else 0))
+    def _learn(self, keys: Iterable[ProcessKey]) -> None:
+        """Find out about processes whose event was lost or is still on its way."""
+        # The kernel keeps their ancestry and facts beside the counters.
+        chains = dict(self._probe.chains({key for key in keys if key not in self._known}))
+        facts = dict(self._probe.facts_of((*key, chain.execs if chain else 0) for key, chain in chains.items()))
+        for key, chain in chains.items():
+            start_ns, tgid = key
+            ancestry = self._ancestry(chain) if chain else self._ancestry_now(Process(tgid, start_ns, b""))
+            if ancestry is None:
+                self._known[key] = _Known(UNKNOWN, UNKNOWN)
+            else:
+                self._remember(ancestry, self._identify(ancestry.asker, chain.execs if chain else 0, facts))
 
     # Counts
 
     def _count(self, key: ProcessKey, rule: Rule, qtype: int, transport: int, queries: int) -> Count:
-        known = self._known_process(key)
+        known = self._known[key]
         return Count(
             rule,
             self._type_label(qtype) if rule is not _ENCRYPTED else "",
@@ -220,45 +247,51 @@ class Ledger:
 
     def collect(self) -> Mapping[Series, int]:
         """Return all series with their totals as of now."""
-        live = [
-            self._count((start_ns, tgid), self._rules_by_id[rule], qtype, transport, queries)
-            for (start_ns, tgid, rule, qtype, transport), queries in undisturbed.slices(self._probe.counts())
-        ]
-        live += self._pending_counts()
-        live += self._overflow_counts()
-        return self._totals.collect(live)
+        return self._totals.collect(self._counts())
 
-    def _pending_counts(self) -> Iterable[Count]:
-        entries = list(self._probe.pending())
-        if not entries:
+    def _counts(self) -> Iterator[Count]:
+        yield from self._live_counts()
+        yield from self._pending_counts()
+        yield from self._overflow_counts()
+
+    def _live_counts(self) -> Iterator[Count]:
+        for entries in _batches(self._probe.counts()):
+            self._learn(key[:2] for key, _ in entries)
+            for (start_ns, tgid, rule, qtype, transport), queries in entries:
+                yield self._count((start_ns, tgid), self._rules_by_id[rule], qtype, transport, queries)
+
+    def _pending_counts(self) -> Iterator[Count]:
+        pending = list(self._probe.pending())
+        if not pending:
             return
-        verdicts = self._verdicts(entry for entry, _ in entries)
-        for (start_ns, name_hash, tgid, generation, qtype, transport), queries in entries:
-            rule = verdicts.get((name_hash, generation))
-            if rule is not None:
+        verdicts = self._verdicts(key for key, _ in pending)
+        for entries in _batches((key, rule, n) for key, n in pending if (rule := verdicts.get((key[1], key[3])))):
+            self._learn((key[0], key[2]) for key, _, _ in entries)
+            for (start_ns, _, tgid, _, qtype, transport), rule, queries in entries:
                 yield self._count((start_ns, tgid), rule, qtype, transport, queries)
 
-    def _verdicts(self, keys: Iterable[tuple[int, int, int, int, int, int]]) -> dict[tuple[int, int], Rule | None]:
+    def _verdicts(self, keys: Iterable[PendingKey]) -> dict[tuple[int, int], Rule | None]:
         """Return what names come to, by hash and generation of the rules; decide those that are still open."""
         wanted = {(name_hash, generation) for _, name_hash, _, generation, _, _ in keys}
         names = {name_hash: (verdict, generation, name) for name_hash, verdict, generation, name in self._probe.names()}
-        verdicts: dict[tuple[int, int], Rule | None] = {}
-        for name_hash, generation in wanted:
-            if name_hash not in names:
-                continue
-            verdict, decided_for, name = names[name_hash]
-            if verdict == DECIDE or decided_for != self._probe.generation:
-                self._decide(name_hash, name)
-            verdicts[name_hash, generation] = self._rule_sets.get(generation, self.rules).match(name)
-        return verdicts
+        undecided = {
+            name_hash: name
+            for name_hash, (verdict, generation, name) in names.items()
+            if verdict == DECIDE or generation != self._probe.generation
+        }
+        self._decide((name_hash, undecided[name_hash]) for name_hash in {key[0] for key in wanted} & undecided.keys())
+        return {
+            (name_hash, generation): self._rule_sets.get(generation, self.rules).match(names[name_hash][2])
+            for name_hash, generation in wanted
+            if name_hash in names
+        }
 
-    def _overflow_counts(self) -> Iterable[Count]:
+    def _overflow_counts(self) -> Iterator[Count]:
         if not self._probe.statistics()[abi.Statistic.UNATTRIBUTED_COUNTERS_FULL]:
             return
-        for rule in self._rules_by_id.values():
-            queries = self._probe.overflow(rule.id)
+        for rule, queries in self._probe.overflow(self._rules_by_id):
             if queries:
-                yield self._overflowed(rule, queries)
+                yield self._overflowed(self._rules_by_id[rule], queries)
 
     @staticmethod
     def _overflowed(rule: Rule, queries: int) -> Count:
@@ -272,18 +305,22 @@ class Ledger:
         alive: dict[ProcessKey, bool] = {}
         present: set[ProcessKey] = set()
         finished: set[ProcessKey] = set()
-        for entry, _ in undisturbed.slices(list(self._probe.counts())):
-            start_ns, tgid, rule, qtype, transport = entry
+        final: list[CountKey] = []
+        for entry, _ in self._probe.counts():
+            start_ns, tgid, rule, _qtype, _transport = entry
             key = (start_ns, tgid)
             if key not in alive:
                 # Asked before the counter is read for the last time: a process that is gone sends nothing more.
                 alive[key] = self._procfs.alive(Process(tgid, start_ns, b""))
             if alive[key] and not self._is_settled(rule, settled):
                 present.add(key)
-                continue
-            queries = self._probe.forget_count(entry)
-            self._totals.fold(self._count(key, self._rules_by_id[rule], qtype, transport, queries))
-            finished.add(key)
+            else:
+                final.append(entry)
+                finished.add(key)
+        for entries in _batches(final):
+            self._learn(key[:2] for key in entries)
+            for (start_ns, tgid, rule, qtype, transport), queries in self._probe.forget_counts(entries):
+                self._totals.fold(self._count((start_ns, tgid), self._rules_by_id[rule], qtype, transport, queries))
         open_names = self._sweep_pending(settled, present, finished)
         self._sweep_names(settled, open_names)
         self._sweep_rules(settled)
@@ -298,8 +335,7 @@ class Ledger:
 
     def _sweep_processes(self, present: set[ProcessKey], finished: set[ProcessKey]) -> None:
         """Forget the trees of processes without counts, but not while one can still count, even during this sweep."""
-        for key in undisturbed.slices(self._ended - present - finished):
-            self._probe.forget_process(*key)
+        self._probe.forget_processes(self._ended - present - finished)
         idle = (self._idle | finished) - present
         self._idle = {key for key in idle if self._procfs.alive(Process(key[1], key[0], b""))}
         self._ended = idle - self._idle
@@ -309,8 +345,7 @@ class Ledger:
         current = {(*key, cached.execs) for key, cached in self._identities.items()}
         unclaimed = set(self._probe.facts_kept()) - current
         # Its event may still be on its way, but not from one sweep to the next.
-        for entry in undisturbed.slices(unclaimed & self._unclaimed):
-            self._probe.forget_facts(*entry)
+        self._probe.forget_facts(unclaimed & self._unclaimed)
         self._unclaimed = unclaimed
 
     def _is_settled(self, rule: int, settled: float) -> bool:
@@ -319,21 +354,27 @@ class Ledger:
 
     def _sweep_pending(self, settled: float, present: set[ProcessKey], finished: set[ProcessKey]) -> set[int]:
         """Carry over counts of names decided a while ago; return the hashes of names that still have counts."""
-        entries = [entry for entry, _ in self._probe.pending()]
+        pending = [key for key, _ in self._probe.pending()]
         open_names: set[int] = set()
-        verdicts = self._verdicts(entries) if entries else {}
-        for entry in undisturbed.slices(entries):
-            start_ns, name_hash, tgid, generation, qtype, transport = entry
+        final: list[PendingKey] = []
+        verdicts = self._verdicts(pending) if pending else {}
+        for entry in pending:
+            start_ns, name_hash, tgid, _, _, _ = entry
             since = self._decided.get(name_hash)
             if since is None or since > settled:
                 present.add((start_ns, tgid))
                 open_names.add(name_hash)
-                continue
-            queries = self._probe.forget_pending(entry)
-            finished.add((start_ns, tgid))
-            rule = verdicts.get((name_hash, generation))
-            if rule is not None:
-                self._totals.fold(self._count((start_ns, tgid), rule, qtype, transport, queries))
+            else:
+                final.append(entry)
+                finished.add((start_ns, tgid))
+        for entries in _batches(final):
+            self._learn((key[0], key[2]) for key in entries if verdicts.get((key[1], key[3])))
+            for (start_ns, name_hash, tgid, generation, qtype, transport), queries in self._probe.forget_pending(
+                entries
+            ):
+                rule = verdicts.get((name_hash, generation))
+                if rule is not None:
+                    self._totals.fold(self._count((start_ns, tgid), rule, qtype, transport, queries))
         return open_names
 
     def _sweep_names(self, settled: float, open_names: set[int]) -> None:
@@ -341,24 +382,24 @@ class Ledger:
         names_full = self._probe.statistics()[abi.Statistic.UNDECIDED_NAMES_FULL]
         if names_full != self._names_full:
             self._names_full = names_full
-            for name_hash, _verdict, _generation, name in undisturbed.slices(list(self._probe.names())):
-                if name_hash not in self._decided:
-                    self._decide(name_hash, name)
+            names = [(name_hash, name) for name_hash, _verdict, _generation, name in self._probe.names()]
+            self._decide((name_hash, name) for name_hash, name in names if name_hash not in self._decided)
         if len(self._decided) < self._names_size * _NAMES_FILL:
             return
-        for name_hash, since in undisturbed.slices(list(self._decided.items())):
-            if since <= settled and name_hash not in open_names:
-                self._probe.forget_name(name_hash)
-                del self._decided[name_hash]
+        unused = [
+            name_hash for name_hash, since in self._decided.items() if since <= settled and name_hash not in open_names
+        ]
+        self._probe.forget_names(unused)
+        for name_hash in unused:
+            del self._decided[name_hash]
 
     def _sweep_rules(self, settled: float) -> None:
         for generation in [generation for generation in self._rule_sets if generation != self._probe.generation]:
             if not any(entry[3] == generation for entry, _ in self._probe.pending()):
                 del self._rule_sets[generation]
-        for rule in list(self._retired):
-            if not self._is_settled(rule, settled):
-                continue
-            if queries := self._probe.take_overflow(rule):
-                self._totals.fold(self._overflowed(self._rules_by_id[rule], queries))
+        retired = [rule for rule in self._retired if self._is_settled(rule, settled)]
+        for rule, queries in self._probe.take_overflow(retired).items():
+            self._totals.fold(self._overflowed(self._rules_by_id[rule], queries))
+        for rule in retired:
             del self._retired[rule]
             del self._rules_by_id[rule]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 from dnsprobe.config.main import Config, ProbeConfig
 from dnsprobe.kernel.abi import Statistic
-from dnsprobe.kernel.libbpf import undisturbed
 from dnsprobe.kernel.losses import Loss, Source, read_losses
 from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.model import Identity, Query
@@ -61,18 +60,13 @@ class Engine:
 
     def queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield the next queries, a bounded number of them."""
-        for event in undisturbed.slices(self.probe.events()):
-            told = self.ledger.query(event)
-            if told is not None:
-                yield told
+        yield from self.ledger.queries(self.probe.events())
 
     def remaining(self) -> Iterator[tuple[Query, Identity]]:
         """Yield all queries that are still on their way; to be used when detached, so that it comes to an end."""
         # A query that no rule wants ends nothing: only an empty read does.
         while events := self.probe.events():
-            for event in events:
-                if told := self.ledger.query(event):
-                    yield told
+            yield from self.ledger.queries(events)
 
     def tend(self) -> bool:
         """Carry over what is done, if that is due; to be called about once a second. Return whether it was."""

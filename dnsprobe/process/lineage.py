@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from dnsprobe.kernel.abi import COMM_SIZE, TICK_NS, Ancestor, AncestorKey, Statistic
-from dnsprobe.kernel.libbpf import undisturbed
 from dnsprobe.model import Process
 
 _SWEEP_SECONDS = 10.0
@@ -29,14 +28,14 @@ class Table(Protocol):
     def ancestors(self) -> Iterator[tuple[AncestorKey, Ancestor]]:
         """Yield all that are there."""
 
-    def add_ancestor(self, key: AncestorKey, ancestor: Ancestor) -> None:
-        """Add one unless it is there."""
+    def add_ancestors(self, ancestors: Iterable[tuple[AncestorKey, Ancestor]]) -> None:
+        """Add those that are not there."""
 
-    def set_ancestor(self, key: AncestorKey, ancestor: Ancestor) -> None:
-        """Change one that is there."""
+    def set_ancestors(self, ancestors: Iterable[tuple[AncestorKey, Ancestor]]) -> None:
+        """Change those that are there."""
 
-    def forget_ancestor(self, key: AncestorKey) -> None:
-        """Remove one."""
+    def forget_ancestors(self, keys: Iterable[AncestorKey]) -> None:
+        """Remove some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +86,24 @@ class Lineage:
         """Add who is there, each as a child of the parent that it has now. The kernel follows already."""
         running = {process.key.tgid: process for process in self._running()}
         parents = {process.parent for process in running.values()}
-        for pid, process in running.items():
-            parent = running.get(process.parent)
-            ancestor = Ancestor(
-                start_ns=0,
-                parent=parent.key if parent else AncestorKey(0, 0),
-                children=0,
-                exited=False,
-                has_others=pid in parents,
-                counted_by_parent=False,
-                # It ended while this was read.
-                parent_lost=parent is None and process.parent != 0,
-                comm=process.comm,
-            )
-            self._table.add_ancestor(process.key, ancestor)
+        self._table.add_ancestors(
+            (process.key, self._seeded(process, running.get(process.parent), has_children=pid in parents))
+            for pid, process in running.items()
+        )
+
+    @staticmethod
+    def _seeded(process: Running, parent: Running | None, *, has_children: bool) -> Ancestor:
+        return Ancestor(
+            start_ns=0,
+            parent=parent.key if parent else AncestorKey(0, 0),
+            children=0,
+            exited=False,
+            has_others=has_children,
+            counted_by_parent=False,
+            # It ended while this was read.
+            parent_lost=parent is None and process.parent != 0,
+            comm=process.comm,
+        )
 
     def _running(self) -> Iterator[Running]:
         for pid in self._pids():
@@ -133,7 +136,7 @@ class Lineage:
         same.
         """
         table = dict(self._table.ancestors())
-        self._mark_missed(table)
+        self._table.set_ancestors(self._mark_missed(table))
         needed: set[AncestorKey] = set()
         for ancestor in table.values():
             key = ancestor.parent
@@ -142,12 +145,11 @@ class Lineage:
                 key = table[key].parent
         unneeded = {key for key, ancestor in table.items() if ancestor.exited} - needed
         forgotten = unneeded & self._unneeded
-        for key in undisturbed.slices(forgotten):
-            self._table.forget_ancestor(key)
+        self._table.forget_ancestors(forgotten)
         self._unneeded = unneeded - forgotten
 
-    def _mark_missed(self, table: dict[AncestorKey, Ancestor]) -> None:
-        """Mark those as exited whose exit was missed: nobody has their pid, or somebody else."""
+    def _mark_missed(self, table: dict[AncestorKey, Ancestor]) -> Iterator[tuple[AncestorKey, Ancestor]]:
+        """Mark those as exited whose exit was missed: nobody has their pid, or somebody else. Yield them."""
         present = set(self._pids())
         latest: dict[int, int] = {}
         for key in table:
@@ -158,4 +160,4 @@ class Lineage:
             if not self._alive(Process(key.tgid, key.start_ticks * TICK_NS, ancestor.comm)):
                 # Its children may change in number at this moment: from now on they are not to be relied on.
                 table[key] = replace(ancestor, exited=True, has_others=True)
-                self._table.set_ancestor(key, table[key])
+                yield key, table[key]

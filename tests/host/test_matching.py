@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,7 +18,7 @@ from reference import message, wire
 from dnsprobe.config.main import Config, DomainSpec, JournalConfig, MetricsConfig, ProbeConfig
 from dnsprobe.kernel.abi import Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
-from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.kernel.probe import PendingKey, Probe, Sizes, Where
 from dnsprobe.model import DECIDE, UNKNOWN, Query
 from dnsprobe.names import wire as qname
 from dnsprobe.names.ruleset import RuleSet, parse_pattern
@@ -57,14 +57,11 @@ class Host:
         """Begin anew: with these rules, each named by its pattern, and nothing counted."""
         while self.probe.events():
             pass
-        for count_key, _ in list(self.probe.counts()):
-            self.probe.forget_count(count_key)
-            self.probe.forget_process(*count_key[:2])
-        for pending_key, _ in list(self.probe.pending()):
-            self.probe.forget_pending(pending_key)
-            self.probe.forget_process(pending_key[0], pending_key[2])
-        for name_hash, *_ in list(self.probe.names()):
-            self.probe.forget_name(name_hash)
+        counted = list(self.probe.forget_counts([key for key, _ in self.probe.counts()]))
+        self.probe.forget_processes(key[:2] for key, _ in counted)
+        pending = list(self.probe.forget_pending([key for key, _ in self.probe.pending()]))
+        self.probe.forget_processes((key[0], key[2]) for key, _ in pending)
+        self.probe.forget_names([name_hash for name_hash, *_ in self.probe.names()])
         self.before = self.probe.statistics()
         rules = RuleSet.build([(pattern, pattern, 6) for pattern in patterns])
         self.ledger = Ledger(self.probe, rules, Totals(100_000), ProcFS(), ContainerNames(), self.names, self.clock)
@@ -93,8 +90,8 @@ class Host:
         """Take a bounded number of events: more may come all the time."""
         taken = []
         for event in self.probe.events():
-            told = self.ledger.query(event)
-            taken.append((event, told[0] if told else None))
+            queries = [query for query, _ in self.ledger.queries([event])]
+            taken.append((event, queries[0] if queries else None))
         return taken
 
     def counts(self) -> dict[str, int]:
@@ -672,13 +669,13 @@ def test_counts_of_processes_that_are_gone_are_carried_over(host: Host) -> None:
         assert host.counts() == expected
         start_ns = next(key[0] for key, _ in host.probe.counts() if key[1] == child)
         series = {key: queries for key, queries in host.ledger.collect().items() if queries}
-        assert host.probe.chain(start_ns, child)
+        assert dict(host.probe.chains([(start_ns, child)]))[start_ns, child]
         host.take()
         host.settle()
         host.settle()
         assert not list(host.probe.counts())
         assert not list(host.probe.pending())
-        assert host.probe.chain(start_ns, child) is None
+        assert dict(host.probe.chains([(start_ns, child)]))[start_ns, child] is None
         assert host.ledger.collect() == series
         assert host.counts() == expected
     for child in zombies:
@@ -816,11 +813,11 @@ def test_process_that_asks_while_it_is_carried_over(host: Host, monkeypatch: pyt
     before = set(host.ledger.collect())
     forget_pending = host.probe.forget_pending
 
-    def ask_and_forget(key: tuple[int, int, int, int, int, int]) -> int:
+    def ask_and_forget(keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
         os.write(writer, b"x")
         os.close(writer)
         os.waitpid(child, 0)
-        return forget_pending(key)
+        return forget_pending(keys)
 
     monkeypatch.setattr(host.probe, "forget_pending", ask_and_forget)
     host.settle()

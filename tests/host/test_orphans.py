@@ -358,8 +358,7 @@ def test_what_was_missed_is_found_by_the_sweep() -> None:
         nobody = abi.AncestorKey(start_ticks=1, tgid=2**22 - 1)
         somebody = abi.AncestorKey(start_ticks=1, tgid=os.getpid())
         missed = abi.Ancestor(0, abi.AncestorKey(0, 0), 3, False, False, False, False, b"missed")
-        for key in (nobody, somebody):
-            probe.add_ancestor(key, missed)
+        probe.add_ancestors((key, missed) for key in (nobody, somebody))
         for left in (2, 0):
             lineage.sweep()
             found = [ancestor for _, ancestor in probe.ancestors() if ancestor.comm == b"missed"]

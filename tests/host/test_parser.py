@@ -445,7 +445,7 @@ def test_counters_agree(kernel: Kernel) -> None:
         counted[qtype] += queries
     assert counted == kernel.asked
     assert counted.total() >= len(kernel.senders)
-    assert kernel.probe.overflow(RULE) == 0
+    assert list(kernel.probe.overflow([RULE])) == [(RULE, 0)]
 
 
 # What has no whole header asks nothing: where a header would stand behind it is what an earlier packet left there.

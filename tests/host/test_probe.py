@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from conftest import IN_OWN_NET, preemptible_btf
 
+from dnsprobe.config.main import Config
 from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort
 from dnsprobe.kernel.hooks import kprobes_available
 from dnsprobe.kernel.probe import Probe, Sizes, Where
-from dnsprobe.names.ruleset import TrieEntry
+from dnsprobe.model import DECIDE, Process, Rule
+from dnsprobe.names import wire
+from dnsprobe.names.ruleset import RuleSet, TrieEntry
+from dnsprobe.pipeline.session import Engine
+
+Item = TypeVar("Item")
 
 ALL_NAMES = TrieEntry(b"\0", 0, 1, 1)
 QUERY = bytes.fromhex("0001 0100 0001 0000 0000 0000 03 777777 04 74657374 00 0001 0001")
@@ -90,26 +98,93 @@ def test_two_programs_where_one_can_be_interrupted(
         probe.release()
 
 
-def test_nobody_takes_the_processor_while_maps_are_worked_on() -> None:
-    def policy() -> int:
-        return os.sched_getscheduler(0)
+def policy() -> int:
+    return os.sched_getscheduler(0)
 
-    seen = [(policy(), item) for item in libbpf.undisturbed.slices(range(100))]
-    assert seen == [(os.SCHED_FIFO, item) for item in range(100)]
+
+@pytest.fixture
+def numbers() -> Iterator[libbpf.Map]:
+    """Give a map with 100 numbers, each its own key."""
+    found = libbpf.Map(libbpf.HASH, "numbers", 4, 4, 1000)
+    assert found.set_many((key, key) for key in NUMBERS) == {}
+    yield found
+    found.close()
+
+
+NUMBERS = [struct.pack("=I", number) for number in range(100)]
+#: Each returns what its method yields, with the policy of the scheduler while it is used.
+BULK: dict[str, Callable[[libbpf.Map, Iterable[bytes]], object]] = {
+    "get_many": lambda numbers, keys: [(policy(), *found) for found in numbers.get_many(keys)],
+    "take_many": lambda numbers, keys: [(policy(), *found) for found in numbers.take_many(keys)],
+    "set_many": lambda numbers, keys: numbers.set_many((key, key) for key in keys),
+    "delete_many": lambda numbers, keys: numbers.delete_many(keys),
+}
+
+
+@pytest.mark.parametrize("method", BULK)
+def test_only_map_calls_run_in_real_time(numbers: libbpf.Map, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    during: list[tuple[str, int]] = []
+
+    def watch(name: str) -> None:
+        call = getattr(libbpf.Map, name)
+
+        def watched(self: libbpf.Map, *arguments: object) -> object:
+            during.append((name, policy()))
+            return call(self, *arguments)
+
+        monkeypatch.setattr(libbpf.Map, name, watched)
+
+    for name in ("_get", "_set", "_delete"):
+        watch(name)
+    sources = []
+
+    def keys() -> Iterator[bytes]:
+        for key in NUMBERS:
+            sources.append(policy())
+            yield key
+
+    results = BULK[method](numbers, keys())
+    if method in {"get_many", "take_many"}:
+        assert results == [(os.SCHED_OTHER, key, key) for key in NUMBERS]
+    assert sources == [os.SCHED_OTHER] * 100
+    calls = {"get_many": ["_get"], "take_many": ["_get", "_delete"], "set_many": ["_set"], "delete_many": ["_delete"]}
+    assert during == [(name, os.SCHED_FIFO) for _ in NUMBERS for name in calls[method]]
     assert policy() == os.SCHED_OTHER
-    for _ in libbpf.undisturbed.slices(range(100)):
-        for _ in libbpf.undisturbed.slices(range(100)):
+
+
+def test_bulk_calls_do_what_single_ones_do(numbers: libbpf.Map) -> None:
+    absent = struct.pack("=I", 1000)
+    assert dict(numbers.get_many([NUMBERS[1], absent])) == {NUMBERS[1]: NUMBERS[1], absent: None}
+    assert list(numbers.take_many([NUMBERS[1], absent, NUMBERS[1]])) == [
+        (NUMBERS[1], NUMBERS[1]),
+        (absent, None),
+        (NUMBERS[1], None),
+    ]
+    numbers.delete_many([NUMBERS[2], absent])
+    assert numbers.set_many([(NUMBERS[3], absent), (absent, absent)], libbpf.EXIST) == {absent: errno.ENOENT}
+    assert numbers.set_many([(NUMBERS[3], absent), (absent, absent)], libbpf.NOEXIST) == {NUMBERS[3]: errno.EEXIST}
+    expected = {key: key for key in [NUMBERS[0], *NUMBERS[4:], absent]} | {NUMBERS[3]: absent}
+    assert dict(numbers.items()) == expected
+    assert [numbers.get(key) for key in expected] == list(expected.values())
+
+
+def test_real_time_ends_with_a_consumer_that_gives_up(numbers: libbpf.Map) -> None:
+    for _ in numbers.get_many(NUMBERS):
+        for _ in numbers.get_many(NUMBERS):
             break
-        assert policy() == os.SCHED_FIFO
+        assert policy() == os.SCHED_OTHER
         break
-    assert policy() == os.SCHED_OTHER
     with pytest.raises(ZeroDivisionError):
-        sum(1 // item for item in libbpf.undisturbed.slices(range(100)))
+        sum(1 // key[0] for key, _ in numbers.get_many(NUMBERS))
     gc.collect()
     assert policy() == os.SCHED_OTHER
+    numbers.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        list(numbers.get_many(NUMBERS))
+    assert policy() == os.SCHED_OTHER
 
 
-def test_others_get_the_processor_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_get_the_processor_between_slices(numbers: libbpf.Map, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[int] = []
     change = os.sched_setscheduler
 
@@ -118,8 +193,97 @@ def test_others_get_the_processor_now_and_then(monkeypatch: pytest.MonkeyPatch) 
         change(pid, policy, param)
 
     monkeypatch.setattr(os, "sched_setscheduler", changing)
-    assert sum(1 for _ in libbpf.undisturbed.slices(range(1000))) == 1000
+    assert sum(1 for _ in numbers.get_many(NUMBERS * 10)) == 1000
     assert changes == [os.SCHED_FIFO, os.SCHED_OTHER] * 32
+
+
+@pytest.fixture
+def unattached() -> Iterator[Engine]:
+    """Give what ``watch`` and ``run`` work with; only its maps are made."""
+    rules = RuleSet.build([("ads*.test", "ads*.test", 6)])
+    engine = Engine(Config(), rules)
+    yield engine
+    engine.close()
+    engine.release()
+
+
+def asked(number: int) -> abi.Event:
+    """Return an event of a query whose name is for user space to decide; each is of another process."""
+    asker = Process(tgid=(1 << 22) + number, start_ns=1, comm=b"asker")
+    return abi.Event(
+        time_ns=1,
+        name_hash=number,
+        repeats=0,
+        rule=DECIDE,
+        generation=1,
+        uid=0,
+        gid=0,
+        net_ns=0,
+        qtype=1,
+        port=53,
+        kind=abi.Kind.UNDECIDED,
+        transport=0,
+        server=bytes(4),
+        name=wire.from_text(f"ads{number}.test"),
+        chain=abi.Chain((asker,), complete=True, execs=0, lineage=(asker,), lineage_complete=True),
+    )
+
+
+def test_queries_are_used_at_ordinary_priority(unattached: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    matched = []
+    match = RuleSet.match
+
+    def matching(self: RuleSet, name: bytes) -> Rule | None:
+        matched.append(policy())
+        return match(self, name)
+
+    monkeypatch.setattr(RuleSet, "match", matching)
+    monkeypatch.setattr(unattached.probe, "events", lambda: [asked(number) for number in range(100)])
+    used = [(policy(), query.qname) for query, _ in unattached.queries()]
+    assert used == [(os.SCHED_OTHER, wire.from_text(f"ads{number}.test")) for number in range(100)]
+    assert set(matched) == {os.SCHED_OTHER}
+
+
+def test_counters_and_lineages_are_used_at_ordinary_priority(unattached: Engine) -> None:
+    probe = unattached.probe
+    policies: set[int] = set()
+
+    def given(items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            policies.add(policy())
+            yield item
+
+    def used(results: Iterable[Item]) -> list[Item]:
+        return list(given(results))
+
+    processes = [(1, (1 << 22) + number) for number in range(100)]
+    counters = [(*process, 1, 1, 0) for process in processes]
+    pending = [(1, number, (1 << 22) + number, 1, 1, 0) for number in range(100)]
+    programs = [(*process, 0) for process in processes]
+    nobody = abi.AncestorKey(0, 0)
+    ancestors = {
+        abi.AncestorKey(1, tgid): abi.Ancestor(0, nobody, 0, False, False, False, False, b"sh") for _, tgid in processes
+    }
+    probe._counts.set_many((abi.COUNT_KEY.pack(*key), abi.COUNTER.pack(3)) for key in counters)
+    probe._pending.set_many((abi.PENDING_KEY.pack(*key), abi.COUNTER.pack(4)) for key in pending)
+    probe.add_ancestors(given(ancestors.items()))
+    probe.set_ancestors(given(ancestors.items()))
+    assert dict(used(probe.ancestors())) == ancestors
+    probe.forget_ancestors(given(ancestors))
+    assert used(probe.ancestors()) == []
+    assert used(probe.chains(given(processes))) == [(process, None) for process in processes]
+    assert used(probe.facts_of(given(programs))) == [(program, None) for program in programs]
+    assert probe.decide(given((number, b"\0", 1) for number in range(100))) == []
+    assert used(probe.overflow(given(range(100)))) == [(rule, 0) for rule in range(100)]
+    assert probe.take_overflow(given(range(100))) == {}
+    probe.forget_processes(given(processes))
+    probe.forget_facts(given(programs))
+    probe.forget_names(given(range(100)))
+    assert used(probe.forget_counts(given(counters))) == [(key, 3) for key in counters]
+    assert used(probe.forget_pending(given(pending))) == [(key, 4) for key in pending]
+    assert used(probe.counts()) == []
+    assert used(probe.pending()) == []
+    assert policies == {os.SCHED_OTHER}
 
 
 IN_FEW_PORTS = """\

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 from dnsprobe.kernel.abi import Chain, Event, Facts, Kind, PathNames
-from dnsprobe.kernel.probe import Probe
+from dnsprobe.kernel.probe import Probe, ProgramKey
 from dnsprobe.model import Container, Process
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.counters import Ledger
@@ -29,8 +29,12 @@ class Kernel:
     def set_rules(self, trie: Mapping[bytes, int]) -> None:
         """Take what nothing here is matched by."""
 
-    def facts(self, start_ns: int, tgid: int, execs: int) -> Facts:
-        return Facts(None, 0, 0, SCOPE, PathNames((b"bin", b"curl"), whole=True), b"curl\0")
+    def decide(self, decisions: Iterable[tuple[int, bytes, int]]) -> list[int]:
+        return [name_hash for name_hash, _, _ in decisions]
+
+    def facts_of(self, keys: Iterable[ProgramKey]) -> Iterator[tuple[ProgramKey, Facts]]:
+        facts = Facts(None, 0, 0, SCOPE, PathNames((b"bin", b"curl"), whole=True), b"curl\0")
+        return ((key, facts) for key in keys)
 
 
 def event(rule: int) -> Event:
@@ -62,8 +66,8 @@ def test_a_container_gets_its_name_though_its_process_was_known_before_it(tmp_pa
     ledger = Ledger(cast(Probe, Kernel()), rules, Totals(10), ProcFS(str(tmp_path)), names, 16)
 
     def container() -> Container | None:
-        told = ledger.query(event(rule))
-        return told and told[1].container
+        ((_, identity),) = ledger.queries([event(rule)])
+        return identity.container
 
     assert container() == Container(ID, "docker")
     file = tmp_path / f"var/lib/docker/containers/{ID}/config.v2.json"

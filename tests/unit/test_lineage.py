@@ -1,7 +1,7 @@
 """Who is there at the start, and who is forgotten: with a table and a /proc that are made up."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,15 +35,16 @@ class Table:
         self.reads += 1
         yield from [(at, entry) for at, entry in self.entries.items() if at not in self.hidden]
 
-    def add_ancestor(self, at: AncestorKey, entry: Ancestor) -> None:
-        self.entries.setdefault(at, entry)
+    def add_ancestors(self, ancestors: Iterable[tuple[AncestorKey, Ancestor]]) -> None:
+        for at, entry in ancestors:
+            self.entries.setdefault(at, entry)
 
-    def set_ancestor(self, at: AncestorKey, entry: Ancestor) -> None:
-        if at in self.entries:
-            self.entries[at] = entry
+    def set_ancestors(self, ancestors: Iterable[tuple[AncestorKey, Ancestor]]) -> None:
+        self.entries.update((at, entry) for at, entry in ancestors if at in self.entries)
 
-    def forget_ancestor(self, at: AncestorKey) -> None:
-        del self.entries[at]
+    def forget_ancestors(self, keys: Iterable[AncestorKey]) -> None:
+        for at in keys:
+            del self.entries[at]
 
     @property
     def pids(self) -> set[int]:
