@@ -1,4 +1,4 @@
-"""Capabilities (capabilities(7)): which this process has, and giving up what only the start needs."""
+"""Capabilities (capabilities(7)): which ones this process has, and dropping those that only the start needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dnsprobe.errors import UserError
 
 
 class Capability(IntEnum):
-    """The capabilities that dnsprobe has a use for, with their bits: include/uapi/linux/capability.h."""
+    """The capabilities that dnsprobe uses, with their bits: include/uapi/linux/capability.h."""
 
     CAP_SYS_PTRACE = 19
     CAP_SYS_ADMIN = 21
@@ -19,10 +19,10 @@ class Capability(IntEnum):
     CAP_BPF = 39
 
 
-#: Attaching to kprobes takes these, and reading addresses in /proc/kallsyms; maps that are there take CAP_BPF alone.
+#: Needed to attach kprobes and to read addresses in /proc/kallsyms. Maps that exist already need CAP_BPF only.
 ONLY_AT_START = (Capability.CAP_SYS_ADMIN, Capability.CAP_SYSLOG, Capability.CAP_PERFMON)
 
-#: For a message to someone who lacks them.
+#: For a message to a user who lacks them.
 HINT = "run it as root, or with CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where kernel.perf_event_paranoid is above 2"
 
 _VERSION_3 = 0x20080522
@@ -33,42 +33,42 @@ class _Header(ctypes.Structure):
 
 
 class _Sets(ctypes.Structure):
-    """``struct __user_cap_data_struct``: 32 capabilities; there are two of them, the second for 32 and up."""
+    """``struct __user_cap_data_struct``, with 32 capabilities. There are two: the second is for bits 32 and above."""
 
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
 def held() -> frozenset[Capability]:
-    """Return which of them this process can use now."""
+    """Return the capabilities that this process can use now."""
     sets = _get()
     return frozenset(each for each in Capability if sets[each // 32].effective >> each % 32 & 1)
 
 
 def can_load(capabilities: frozenset[Capability]) -> bool:
-    """Tell whether BPF programs can be loaded and attached with these; CAP_SYS_ADMIN stands in for the others."""
+    """Return whether these suffice to load and attach BPF programs. CAP_SYS_ADMIN includes the others."""
     return Capability.CAP_SYS_ADMIN in capabilities or {Capability.CAP_BPF, Capability.CAP_PERFMON} <= capabilities
 
 
 def need() -> None:
-    """Raise UserError for an ordinary user. What root lacks, it is told where it is missed."""
+    """Raise UserError for an ordinary user. If root lacks a capability, the step that needs it reports that."""
     if os.geteuid() != 0 and not can_load(held()):
         raise UserError("dnsprobe needs to load BPF programs, which an ordinary user may not", HINT)
 
 
 def give_up(capabilities: tuple[Capability, ...] = ONLY_AT_START) -> None:
-    """Give up capabilities for good, in this thread and in those it starts; OSError where the kernel refuses.
+    """Drop capabilities for good, in this thread and in those that it starts; OSError if the kernel refuses.
 
-    A child of a process that is not root's does not get them either: without being permitted and inheritable, a
-    capability is not ambient. Nothing is given up where CAP_BPF is missing: there, CAP_SYS_ADMIN stands in for it.
+    A child of a process that is not root's does not get them either: a capability that is not permitted and inheritable
+    cannot be ambient. Without CAP_BPF, nothing is dropped, because CAP_SYS_ADMIN is needed in its place.
     """
     if Capability.CAP_BPF not in held():
         return
     sets = _get()
     for capability in capabilities:
-        half, kept = sets[capability // 32], ~(1 << capability % 32)
-        half.effective &= kept
-        half.permitted &= kept
-        half.inheritable &= kept
+        half, others = sets[capability // 32], ~(1 << capability % 32)
+        half.effective &= others
+        half.permitted &= others
+        half.inheritable &= others
     _check(_libc().capset(ctypes.byref(_Header(_VERSION_3, 0)), sets))
 
 

@@ -1,1 +1,1 @@
-"""All that knows BPF: types, symbols, hooks, loading, maps, the ring buffer and the proof that it works."""
+"""The only package that knows BPF: type information, symbols, hooks, loading, maps, and the proof that hooks work."""

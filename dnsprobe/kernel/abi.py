@@ -1,6 +1,6 @@
-"""The structs that the kernel side shares with us: the mirror of ``bpf/abi.h``, field by field.
+"""The structs that the BPF programs share with user space: the mirror of ``bpf/abi.h``, field by field.
 
-Integers are in host byte order; a test compares sizes and offsets with what the compiler laid out.
+Integers are in host byte order. A test compares sizes and offsets with those of the C compiler.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ENCRYPTED = RULE_IDS
 STREAM_SIZE = 2 + 12 + 255 + 4
 STREAM_HEAD = 4
 
-#: A unit of the times in ``/proc/PID/stat``: USER_HZ is how many a second has.
+#: Nanoseconds in a clock tick, the unit of ``ancestor_key.start_ticks`` and of the times in ``/proc/PID/stat``.
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
-#: What one run of the program works in. Only its size matters here, rounded up; user space never reads it.
+#: Octets of ``struct scratch``, rounded up: the work space of a run, which user space never reads.
 SCRATCH_SIZE = 12288
 
 
@@ -41,7 +41,7 @@ class Kind(IntEnum):
 
 
 class Statistic(IntEnum):
-    """Slots of the statistics array (``enum statistic``)."""
+    """Slots of the statistics map (``enum statistic``)."""
 
     EVENTS = 0
     LOST_RING_FULL = 1
@@ -86,17 +86,17 @@ EVENT_HEAD = struct.Struct(f"=QQQIIIII4xHHBBBB16s{NAME_SIZE}s")
 COUNTER = struct.Struct("=Q")
 CHAIN_AT = EVENT_HEAD.size
 CHAIN_BYTES = CHAIN_HEAD.size + CHAIN_ROOM * PROCESS.size
-#: ``struct lpm_key``: the prefix length in bits, then the longest prefix that the kernel's trie takes
+#: ``struct lpm_key``: the length of the prefix in bits, then the longest prefix that the kernel's trie can hold.
 LPM_KEY_SIZE = 4 + NAME_SIZE
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The asking process and its parents, and those who started it, nearest first (``struct chain``).
+    """The asking process with its ancestors, nearest first, by current parents and by lineage (``struct chain``).
 
-    ``complete`` is False where the parents go on; ``execs`` tells the programs apart that the asker ran one after the
-    other. ``lineage`` begins with the asker as well; ``lineage_complete`` is False where it goes on or is not known any
-    further.
+    ``processes`` and ``lineage`` both begin with the asking process. ``complete`` is False if there are more parents,
+    ``lineage_complete`` if there are more ancestors or they are unknown. ``execs`` changes with each program that the
+    asking process executes.
     """
 
     processes: tuple[Process, ...]
@@ -108,9 +108,9 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class AncestorKey:
-    """A process by what ``/proc/PID/stat`` tells as well (``struct ancestor_key``).
+    """A process, identified by facts that ``/proc/PID/stat`` has too (``struct ancestor_key``).
 
-    ``start_ticks`` is in units of USER_HZ since boot, rounded down; ``tgid`` 0 is no process, or one that is not known.
+    ``start_ticks`` is the start in clock ticks since boot, rounded down. ``tgid`` 0 means no process or an unknown one.
     """
 
     start_ticks: int
@@ -119,10 +119,11 @@ class AncestorKey:
 
 @dataclass(frozen=True, slots=True)
 class Ancestor:
-    """Who forked a process, and what became of it (``struct ancestor``).
+    """A process of the lineage map: which process forked it, and whether it is still needed (``struct ancestor``).
 
-    ``start_ns`` is 0 where it was taken from ``/proc``. ``children`` are those in the map with ``counted_by_parent``;
-    with ``has_others`` there are or were more. ``parent_lost``: its fork was not seen.
+    ``start_ns`` is 0 if the process was read from ``/proc``. ``children`` is the number of its children in the map that
+    have ``counted_by_parent``. ``has_others`` is True if there are or were other children. ``parent_lost`` is True if
+    its fork was not seen.
     """
 
     start_ns: int
@@ -137,7 +138,7 @@ class Ancestor:
 
 @dataclass(frozen=True, slots=True)
 class PathNames:
-    """A path (``struct path``): its names from the root down; ``whole`` is False where the first are missing."""
+    """A path (``struct path``): its names from the root down. ``whole`` is False if the first names are missing."""
 
     names: tuple[bytes, ...]
     whole: bool
@@ -145,9 +146,9 @@ class PathNames:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a process is besides its tree, at the moment of a send (``struct identity``).
+    """Facts about a process beside its tree, at the moment of a send (``struct identity``).
 
-    ``loginuid`` is None where it is not set; a namespace's inode number 0, and a text empty, where it is not known.
+    ``loginuid`` is None if it is not set. An unknown namespace has the inode number 0, an unknown text is empty.
     ``cmdline`` has at most CMDLINE_SIZE octets.
     """
 
@@ -161,7 +162,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``struct event``. ``name`` is in wire format, lower case, root included; ``server`` has 4 or 16 octets."""
+    """An event (``struct event``).
+
+    ``name`` is in wire format (RFC 1035, section 3.1), lower case, root included. ``server`` has 4 or 16 octets.
+    """
 
     time_ns: int
     name_hash: int
@@ -246,7 +250,7 @@ def decode_identity(data: bytes) -> Facts:
 
 
 def decode_event(data: bytes) -> Event:
-    """Decode a ``struct event`` as it comes out of the ring buffer."""
+    """Decode a record of the ring buffer: a ``struct event``, cut off behind its last process."""
     (
         time_ns,
         name_hash,
@@ -285,10 +289,10 @@ def decode_event(data: bytes) -> Event:
 
 
 def unreverse(reversed_name: bytes, length: int) -> bytes:
-    """Turn a name as the kernel side keeps it, last octet first, into wire format."""
+    """Return the wire format of a name that is stored last octet first."""
     return reversed_name[:length][::-1]
 
 
 def lpm_key(suffix: bytes) -> bytes:
-    """Return the trie key of a suffix in wire format (root included)."""
+    """Return the trie key of a suffix, which is in wire format with the root."""
     return struct.pack("=I", len(suffix) * 8) + suffix[::-1].ljust(NAME_SIZE, b"\0")

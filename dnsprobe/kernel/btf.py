@@ -1,7 +1,7 @@
-"""The kernel's own description of its types: BTF (Documentation/bpf/btf.rst), read without a library.
+"""The kernel's own type information, BTF (Documentation/bpf/btf.rst), read without a library.
 
-Only what dnsprobe asks for is decoded: where a member lies in a struct, and what an enumerator stands for. A kernel
-that does not have one is recognised by that, never by its version.
+Only two things are decoded: the offset of a member in a struct, and the value of an enumerator. Whether a kernel has a
+member is asked here, never derived from its version.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _ENUMERATOR = struct.Struct("=Ii")
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST = range(1, 11)
 _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(11, 20)
 
-# Words of 32 bits behind the three that all types have: fixed, and for each of its vlen elements.
+# Each type has three words of 32 bits. These follow, by kind: a fixed number, and a number for each of vlen elements.
 _FIXED = {_INT: 1, _ARRAY: 3, _VAR: 1, _DECL_TAG: 1}
 _EACH = {_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _ENUM64: 3}
 
 
 class _Sizes(dict[int, int]):
-    """How many words a type has, by the second of them (``info``)."""
+    """The number of words of a type, by its second word (``info``). Computed once for each value."""
 
     def __missing__(self, info: int) -> int:
         kind = _kind(info)
@@ -40,9 +40,10 @@ def _kind(info: int) -> int:
 
 
 class Btf:
-    """The structs and enumerations named in ``names`` and whatever they are made of.
+    """The structs and enumerations in ``names``, and the types of their members.
 
-    ``offset()`` and ``enumerator()`` raise KeyError where the kernel has no such thing.
+    :meth:`offset` and :meth:`enumerator` raise KeyError if the kernel has no such member or enumerator. Raises
+    ValueError, struct.error or IndexError if ``data`` is not BTF.
     """
 
     def __init__(self, data: bytes, names: frozenset[str]) -> None:
@@ -52,7 +53,7 @@ class Btf:
         self._data = data
         self._text = header_size + text_at
         if self._text + text_size > len(data):
-            raise ValueError(f"BTF is cut off: {len(data)} octets, {self._text + text_size} announced")
+            raise ValueError(f"BTF is cut off: it has {len(data)} of {self._text + text_size} octets")
         self._types: int = header_size + type_at
         self._starts: list[int] = [0]
         self._structs: dict[str, int] = {}
@@ -62,7 +63,7 @@ class Btf:
         self._index(words, self._name_offsets(names, text_size))
 
     def _name_offsets(self, names: frozenset[str], text_size: int) -> dict[int, str]:
-        # Comparing offsets spares decoding a name for each of the kernel's 100,000 types.
+        # The kernel has 100,000 types. Comparing the offsets of names is faster than decoding each name.
         wanted = {}
         for name in names:
             at = self._data.find(b"\0" + name.encode() + b"\0", self._text, self._text + text_size)
@@ -71,7 +72,7 @@ class Btf:
         return wanted
 
     def _index(self, words: array[int], wanted: dict[int, str]) -> None:
-        # As little as can be: this goes over all types of the kernel, while nothing is seen yet.
+        # This loop runs over all types of the kernel and delays the start, so it does as little as possible.
         add, sizes = self._starts.append, _Sizes()
         at, end = 0, len(words)
         while at < end:
@@ -89,7 +90,7 @@ class Btf:
         return self._data[start : self._data.index(0, start)].decode()
 
     def offset(self, struct_name: str, *path: str) -> int:
-        """Return the offset in octets of a member, followed through embedded structs: ``offset("sock", "a", "b")``."""
+        """Return the offset of a member in octets. ``offset("sock", "a", "b")`` is that of ``sock.a.b``."""
         type_id, at = self._structs[struct_name], 0
         for member in path:
             found = self._find(type_id, member)
@@ -110,11 +111,11 @@ class Btf:
         raise KeyError(f"{enum_name}: {name}")
 
     def has_name(self, name: str) -> bool:
-        """True where the kernel has anything of that name: a type, a member, a function."""
+        """Return whether anything has that name: a type, a member, a function."""
         return self._data.find(b"\0" + name.encode() + b"\0", self._text) >= 0
 
     def _find(self, type_id: int, member: str) -> tuple[int, int] | None:
-        """Return the type and the offset of a member, also of one inside anonymous structs and unions."""
+        """Return type and offset of a member, None if there is none. Anonymous structs and unions are searched too."""
         start = self._start(self._resolve(type_id))
         _name, info, _size = _TYPE.unpack_from(self._data, start)
         if _kind(info) not in (_STRUCT, _UNION):
@@ -140,16 +141,16 @@ class Btf:
 
 
 def read_btf(path: str, names: frozenset[str]) -> Btf:
-    """Read the BTF at ``path``; UserError where there is none or it is no BTF."""
+    """Read the BTF at ``path``; UserError if it cannot be read or is not BTF."""
     try:
         return Btf(Path(path).read_bytes(), names)
     except OSError as error:
         raise UserError(
             f"cannot read the kernel's type information: {path}: {error.strerror}",
-            "dnsprobe needs a kernel built with CONFIG_DEBUG_INFO_BTF (Debian's are since 5.10); "
-            "BTF from elsewhere can be named with probe.btf",
+            "dnsprobe needs a kernel built with CONFIG_DEBUG_INFO_BTF, as Debian's are since 5.10; "
+            "probe.btf can name a file with the BTF of this kernel",
         ) from error
     except (ValueError, struct.error, IndexError) as error:
         raise UserError(
-            f"{path}: {error}", "probe.btf has to name a file in BTF format, such as /sys/kernel/btf/vmlinux"
+            f"{path}: {error}", "probe.btf must name a file in BTF format, such as /sys/kernel/btf/vmlinux"
         ) from error

@@ -1,7 +1,7 @@
-"""The proof that a hook works: queries of our own with a random name, which have to come back through it.
+"""Canaries: queries with a random name that dnsprobe sends itself. A hook is proved if it reports them correctly.
 
-They go over loopback to a port of their own, where a socket of ours takes them in: no DNS server is bothered, and
-nothing else on the host is sent there.
+They go over loopback to a port where only dnsprobe's own socket listens. So no DNS server receives them, and no other
+program sends to that port.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ _LOOPBACK = {"4": (socket.AF_INET, "127.0.0.1"), "6": (socket.AF_INET6, "::1")}
 _TYPES = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
 _WAYS = {"udp": ("sendto", "connected"), "tcp": ("whole", "split")}
 _TYPE_A = 1
-#: The first half of 127.0.0.1: a hook that takes an address for the port must not be proved by chance.
+#: The first half of 127.0.0.1. On this port, a hook that reads part of an address as the port would be proved.
 _MISLEADING_PORT = 0x7F00
 _SENDER = Path(__file__).with_name("canary_sender.py")
 _SENDER_SECONDS = 20
 
 
 class CanaryPort:
-    """A port on loopback that is ours for as long as this lives: one number for IPv4 and IPv6, none of ``watched``.
+    """A port on loopback that is bound until :meth:`close`: the same number for IPv4 and IPv6, and none of ``watched``.
 
-    What arrives is never read: the sockets keep what fits, and the kernel throws the rest away.
+    Nothing that arrives is read. When the socket buffers are full, the kernel drops the rest.
 
-    ``paths`` are the paths that this host has, of those over ``protocols``: without IPv6 there is no udp6 to prove.
+    ``paths`` are the paths over ``protocols`` that this host has: without IPv6 there is no udp6. Raises OSError if no
+    port is free.
     """
 
     def __init__(self, watched: Sequence[int] = (), protocols: Sequence[str] = ("udp",)) -> None:
@@ -49,49 +50,49 @@ class CanaryPort:
                     for protocol in protocols:
                         self._bind(protocol, version)
             except OSError:
-                self.close()  # taken by another in the other family
+                self.close()  # IPv4 has given a port that is taken for IPv6, or for TCP
                 continue
             if self.port not in watched and self.port != _MISLEADING_PORT:
                 return
-            self.close()  # queries to it have to be counted
+            self.close()  # queries to a watched port must be counted
         raise OSError("found no port that is free for both IPv4 and IPv6")
 
     def _bind(self, protocol: str, version: str) -> None:
         family, address = _LOOPBACK[version]
         path = protocol + version
         try:
-            taker = socket.socket(family, _TYPES[protocol])
+            bound = socket.socket(family, _TYPES[protocol])
         except OSError:
             return
-        self._sockets.append(taker)
+        self._sockets.append(bound)
         try:
-            taker.bind((address, self.port))
+            bound.bind((address, self.port))
         except OSError:
             if version == "6" and not Path("/proc/net/if_inet6").exists():
                 return
-            # IPv6 is off here, but not in each namespace of the host: the sender goes to one of its own.
+            # IPv6 is off in this network namespace, but may be on in others. The sender makes a namespace for itself.
             if version != "6" or not self.port or _has_address(family, address):
                 raise
             self.paths.append(path)
             return
         if protocol == "tcp":
-            taker.listen()
-            taker.setblocking(False)
-            self._listeners.append(taker)
-        self.port = taker.getsockname()[1]
+            bound.listen()
+            bound.setblocking(False)
+            self._listeners.append(bound)
+        self.port = bound.getsockname()[1]
         self.paths.append(path)
 
-    def dismiss(self) -> None:
-        """End the connections that canaries made: only so many can wait."""
+    def close_connections(self) -> None:
+        """Close the connections of canaries, because the queue of a listener is bounded."""
         for listener in self._listeners:
             with contextlib.suppress(OSError):
                 while True:
                     listener.accept()[0].close()
 
     def close(self) -> None:
-        """Give the port back."""
-        for taker in self._sockets:
-            taker.close()
+        """Release the port."""
+        for bound in self._sockets:
+            bound.close()
         self._sockets, self._listeners = [], []
 
 
@@ -106,7 +107,7 @@ def _has_address(family: socket.AddressFamily, address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """One canary: the path that it takes, the way that it is sent, its name in wire format."""
+    """One canary: its path, how it is sent (one of ``_WAYS``), and its name in wire format."""
 
     path: str
     way: str
@@ -114,15 +115,18 @@ class Canary:
 
     @property
     def address(self) -> str:
-        """Where it is sent to."""
+        """The address that it is sent to."""
         return _LOOPBACK[self.path[-1]][1]
 
 
 class Canaries:
-    """One round: a canary for each path and way, sent by a child of this process."""
+    """One round of canaries, one for each path and way, sent by a child of this process.
+
+    The child starts at once, but sends nothing before :meth:`release`. Raises OSError if it cannot be started.
+    """
 
     def __init__(self, paths: Iterable[str], port: int, suffix: bytes) -> None:
-        # A label of its own for each round keeps late ones of an earlier round apart.
+        # The label of the round tells late canaries of an earlier round apart.
         round_label = secrets.token_hex(8).encode()
         self._port = port
         self._canaries = [
@@ -131,43 +135,43 @@ class Canaries:
             for way in _WAYS[path[:-1]]
         ]
         self._unsent: dict[Canary, str] = {}
-        # -I -S: nothing of the environment, and a third of the start time.
+        # -I -S: isolated from the environment, and starts in a third of the time.
         self._sender = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_SENDER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C at a terminal must not look like a canary that got lost
+            process_group=0,  # Ctrl-C at a terminal must not stop it: its canaries would count as lost
         )
 
     def release(self, paths: Collection[str] | None = None) -> None:
-        """Have the child send, down some of the paths or all."""
+        """Make the child send, for some paths or for all."""
         if paths is not None:
             self._canaries = [canary for canary in self._canaries if canary.path in paths]
         lines = [
             f"{canary.way} {canary.address} {self._port} {_message(canary.name).hex()}\n" for canary in self._canaries
         ]
         assert self._sender.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # a sender that died is seen by what does not come back
+        with contextlib.suppress(BrokenPipeError):  # if the sender died, its canaries do not come back
             self._sender.stdin.write("".join(lines).encode())
             self._sender.stdin.flush()
             self._sender.stdin.close()
 
     def wait(self) -> None:
-        """Return when the child has sent; what it sent has then passed the hooks."""
+        """Wait until the child has sent. Its canaries have passed the hooks by then."""
         assert self._sender.stdout is not None
         try:
             self._sender.wait(_SENDER_SECONDS)
         except subprocess.TimeoutExpired:
             self._sender.kill()
             self._sender.wait()
-        # A few lines: they fit the pipe, so the child never waits for us to read them.
+        # A few lines, which fit into the pipe, so the child never blocks on writing them.
         problems = self._sender.stdout.read().decode("utf-8", "replace").splitlines()
         self._sender.stdout.close()
         self._unsent = dict(zip(self._canaries, problems, strict=False))
 
     def dismiss(self) -> None:
-        """End the child, whether it was released or not."""
+        """End the child, whether it has sent or not."""
         if self._sender.poll() is None:
             self._sender.kill()
             self._sender.wait()
@@ -176,7 +180,7 @@ class Canaries:
                 pipe.close()
 
     def judge(self, events: Sequence[Event]) -> dict[str, str]:
-        """Return what is wrong with each path, an empty text if it is proved."""
+        """Return the problem of each path, an empty text if the path is proved."""
         verdicts: dict[str, str] = {}
         for canary in self._canaries:
             back = [event for event in events if event.name == canary.name]
@@ -188,9 +192,9 @@ class Canaries:
     def _problem(self, canary: Canary, back: Sequence[Event]) -> str:
         if not back:
             unsent = self._unsent.get(canary)
-            return f"the canary could not be sent: {unsent}" if unsent else "the canary did not come back"
+            return f"the canary could not be sent: {unsent}" if unsent else "the hook did not report the canary"
         if len(back) > 1:
-            return f"one canary came back {len(back)} times"
+            return f"the hook reported one canary {len(back)} times"
         event = back[0]
         chain = [process.tgid for process in event.chain.processes]
         expected = [self._sender.pid, os.getpid()]
@@ -203,7 +207,7 @@ class Canaries:
             ("process and parent", chain[:2], expected),
             ("uid", event.uid, os.getuid()),
         )
-        return "; ".join(f"{what} is {seen}, not {right}" for what, seen, right in facts if seen != right)
+        return "; ".join(f"{fact} is {seen}, not {right}" for fact, seen, right in facts if seen != right)
 
 
 def _label(text: bytes) -> bytes:

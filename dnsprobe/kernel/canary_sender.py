@@ -1,7 +1,7 @@
-"""Sends canaries: run by itself, without the rest of dnsprobe, so that it starts fast.
+"""Sends canaries. Runs as a script, without the rest of dnsprobe, so that it starts fast.
 
-Each line of standard input is a way to send, an address, a port and the DNS message in hexadecimal. For each there is a
-line of standard output: empty, or why it could not be sent.
+Each line of standard input has a way to send, an address, a port and the DNS message in hexadecimal. Each gets a line
+on standard output: empty if the message was sent, otherwise the reason why it could not be sent.
 """
 
 import ctypes
@@ -16,9 +16,9 @@ SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
 
 #: More than a connection over loopback takes.
-SECONDS = 5
+TIMEOUT_SECONDS = 5
 
-own_namespace = False
+in_own_namespace = False
 accepted: list[socket.socket] = []
 
 
@@ -37,30 +37,35 @@ def send(way: str, address: str, port: int, message: bytes) -> None:
 
 
 def send_stream(family: int, way: str, server: tuple[str, int], message: bytes) -> None:
-    """Send over TCP, in one write or in two that cut the header."""
+    """Send over TCP, in one write, or in two whose border is inside the DNS header."""
     octets = len(message).to_bytes(2, "big") + message
-    with socket.create_connection(server, SECONDS) if not own_namespace else connect_to_self(family, server) as sender:
+    with connect_to_self(family, server) if in_own_namespace else connect(server) as sender:
         if way == "split":
             sender.sendall(octets[:7])
             octets = octets[7:]
         sender.sendall(octets)
 
 
+def connect(server: tuple[str, int]) -> socket.socket:
+    """Connect to the socket of the daemon."""
+    return socket.create_connection(server, TIMEOUT_SECONDS)
+
+
 def connect_to_self(family: int, server: tuple[str, int]) -> socket.socket:
-    """Connect in a namespace where nobody else listens."""
+    """Connect in the own namespace, where the daemon does not listen."""
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(server)
         listener.listen()
-        sender = socket.create_connection(server, SECONDS)
+        sender = connect(server)
         accepted.append(listener.accept()[0])
     return sender
 
 
-def to_own_namespace() -> None:
-    """Go where loopback has all its addresses: a new network namespace does not inherit that IPv6 is off."""
+def enter_own_namespace() -> None:
+    """Move to a new network namespace. Its loopback has ``::1``, because it does not inherit that IPv6 is off."""
     libc = ctypes.CDLL(None)
-    # Without privileges it takes a user namespace to make one, and to own what is in it.
+    # Without privileges, the network namespace needs a user namespace that owns it.
     if libc.unshare(CLONE_NEWNET) and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET):
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -68,7 +73,7 @@ def to_own_namespace() -> None:
 
 
 def has_address(address: str) -> bool:
-    """Tell whether this namespace has an address."""
+    """Return whether this namespace has an IPv6 address."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as test:
             test.bind((address, 0))
@@ -79,12 +84,12 @@ def has_address(address: str) -> bool:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        what, where, number, octets = line.split()
+        way, address, port, message = line.split()
         try:
-            if ":" in where and not has_address(where):
-                to_own_namespace()
-                own_namespace = True
-            send(what, where, int(number), bytes.fromhex(octets))
+            if ":" in address and not has_address(address):
+                enter_own_namespace()
+                in_own_namespace = True
+            send(way, address, int(port), bytes.fromhex(message))
         except OSError as error:
             print(error.strerror)
         else:

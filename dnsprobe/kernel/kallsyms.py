@@ -1,9 +1,9 @@
-"""Kernel functions by the name that this kernel gives them, from ``/proc/kallsyms``.
+"""The symbols of kernel functions, from ``/proc/kallsyms``.
 
-Compilers rename static functions when they specialise them: ``udp_send_skb`` may be ``udp_send_skb.isra.51`` here and
-``udp_send_skb.constprop.0.isra.3`` there. A ``.part.N`` is what remains of a function after its beginning was
-inlined into the callers. Not entries: ``.cold`` (the unlikely half, jumped into) and ``__pfx_`` (padding before a
-function).
+Compilers rename static functions when they specialize them: ``udp_send_skb`` may become ``udp_send_skb.isra.51`` or
+``udp_send_skb.constprop.0.isra.3``. If the beginning of a function is inlined into its callers, the rest becomes a
+``.part.N``. Two kinds of symbols are not the entry of a function: ``.cold`` is its unlikely half, which it jumps into,
+and ``__pfx_`` is the padding before it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _CLONE = rb"(?:\.(?:isra|constprop|part)\.[0-9]+)*"
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A function of the kernel; ``address`` is 0 where kallsyms hides addresses (kernel.kptr_restrict)."""
+    """A kernel function. ``address`` is 0 if kallsyms hides addresses (kernel.kptr_restrict)."""
 
     name: str
     address: int
 
     @property
     def is_part(self) -> bool:
-        """True for what the compiler split off: the function proper may exist beside it and call it."""
+        """True for a part that the compiler split off. The whole function may exist as well, and call it."""
         return ".part." in self.name
 
 
 def find_functions(kallsyms: bytes, name: str) -> list[Symbol]:
-    """Return the entries of the function ``name`` under all names that a compiler gave it, in the order of kallsyms."""
-    # Beginning with plain text, it is looked for many times faster in megabytes than with the address in front.
+    """Return the entries of the function ``name``, under all names that a compiler gives it, in the table's order."""
+    # A pattern that begins with plain text is many times faster in these megabytes than one with the address in front.
     pattern = re.compile(rb" (" + re.escape(name.encode()) + _CLONE + rb")(?:\t\[.*\])?$", re.MULTILINE)
     symbols = []
     for match in pattern.finditer(kallsyms):
@@ -41,7 +41,7 @@ def find_functions(kallsyms: bytes, name: str) -> list[Symbol]:
 
 
 def read_kallsyms(path: str = "/proc/kallsyms") -> bytes:
-    """Return the symbol table, empty where it cannot be read."""
+    """Return the symbol table, empty if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError:

@@ -410,7 +410,7 @@ class Probe:
 
     def _verdicts(self, canaries: Canaries, paths: Sequence[str]) -> dict[str, str]:
         events = [abi.decode_event(record) for record in self._canary_ring.consume()]
-        self._canary_port.dismiss()
+        self._canary_port.close_connections()
         verdicts = canaries.judge(events)
         return {path: verdicts[path] for path in paths}
 
