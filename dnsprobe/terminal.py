@@ -1,4 +1,4 @@
-"""What a terminal can show, and how much room a text takes there."""
+"""What a terminal can show, and how many columns a text takes there."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _JOINING_JAMO = range(0x1160, 0x1200)
 class Look:
     """How to print.
 
-    ``colour`` allows SGR sequences; ``moves`` the sequences that move the cursor; ``width`` is that of the terminal in
-    columns, None for no limit; without ``unicode`` all is ASCII.
+    ``colour`` allows SGR sequences, ``moves`` the sequences that move the cursor. ``width`` is the terminal's in
+    columns, None for no limit. Without ``unicode``, all output is ASCII.
     """
 
     colour: bool = False
@@ -30,24 +30,28 @@ class Look:
     unicode: bool = True
 
     def paint(self, text: str, *codes: str) -> str:
-        """Return ``text`` with SGR codes, where there is colour."""
+        """Return ``text`` with SGR codes if colour is allowed."""
         return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if self.colour and text else text
 
     def plain(self, text: str) -> str:
-        """Return ``text`` in the characters that can be shown: with escapes for the others."""
+        """Return ``text`` with escapes for the characters that cannot be shown."""
         return text if self.unicode else text.encode("ascii", "backslashreplace").decode("ascii")
 
     @property
     def ellipsis_mark(self) -> str:
-        """What stands for a part that is left out."""
+        """The mark for a part that is left out."""
         return "…" if self.unicode else "..."
 
 
+#: Text without colour, in any width.
+PLAIN = Look()
+
+
 def look_of(output: TextIO) -> Look:
-    """Return how to print to a stream: on a terminal, in a pipe, in this locale, with this environment."""
+    """Return how to print to a stream, by what it is (terminal or pipe), the locale and the environment."""
     terminal = output.isatty()
     smart = terminal and os.environ.get("TERM") not in {None, "", "dumb"}
-    # Python writes UTF-8 in the C locale, too (PEP 540), where whoever reads does not expect it.
+    # Python writes UTF-8 in the C locale too (PEP 540), where the reader does not expect it.
     encodings = {(output.encoding or "").lower().replace("-", ""), locale.getencoding().lower().replace("-", "")}
     return Look(
         # https://no-color.org: set and not empty
@@ -59,7 +63,7 @@ def look_of(output: TextIO) -> Look:
 
 
 def columns() -> int:
-    """Return the width of the terminal, or what COLUMNS says."""
+    """Return the width of the terminal; the variable COLUMNS overrides it."""
     return shutil.get_terminal_size().columns
 
 
@@ -77,10 +81,7 @@ def _cells_of(char: str) -> int:
 
 
 def cut(text: str, width: int, ellipsis_mark: str) -> str:
-    """Return ``text``, or as much of its beginning as fits into ``width`` columns with the mark behind it.
-
-    Where not even the mark fits, as much of that.
-    """
+    """Return ``text``, or its beginning and the mark, cut to ``width`` columns. The mark is cut if it does not fit."""
     if cells(text) <= width:
         return text
     room = width - cells(ellipsis_mark)

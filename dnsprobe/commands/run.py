@@ -32,7 +32,7 @@ from dnsprobe.sinks.journal import (
     journald_available,
 )
 from dnsprobe.sinks.metrics import Snapshot, build_registry
-from dnsprobe.sinks.queue import Writer
+from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.text import number
 from dnsprobe.web.page import LAST_QUERIES, Page
@@ -78,7 +78,7 @@ def passed_sockets() -> list[int]:
         raise UserError(f"LISTEN_FDS={os.environ.get('LISTEN_FDS', '')}: {error.strerror}") from error
 
 
-def make_sink(target: str, config: JournalConfig) -> Writer:
+def make_sink(target: str, config: JournalConfig) -> QueuedSink:
     """Return the sink for ``--log-target``; ``auto`` is the journal where there is one, else standard error."""
     if target == "journal" and not journald_available():
         raise UserError(
@@ -196,7 +196,7 @@ class Daemon:
             if self._engine.tend():
                 pause = _NEXT_TICK_SECONDS
                 notify(f"STATUS={self._status()}")
-            self._sink.settle()
+            self._sink.report_refused()
             if watchdog:
                 notify("WATCHDOG=1")
 

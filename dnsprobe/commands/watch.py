@@ -111,8 +111,8 @@ def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
     offset = wall_offset_ns()
 
     def render(query: Query, identity: Identity) -> str:
-        look = look_of(output)  # the terminal may have another size by now
-        return tree(query, identity, offset, colour=look.colour, width=look.width, unicode=look.unicode) + "\n"
+        # Ask each time: the terminal may have been resized.
+        return tree(query, identity, offset, look_of(output)) + "\n"
 
     return render
 

@@ -1,1 +1,1 @@
-"""Where queries go: the journal, the metrics, the terminal. A sink takes the model and knows no kernel."""
+"""Outputs: the journal, the metrics, the terminal. They work on values of the model; they read no kernel map."""

@@ -1,4 +1,4 @@
-"""Queries for people at a terminal, and for their programs."""
+"""Queries as text: a line for the log, a tree for a terminal, JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dnsprobe.model import Container, Identity, Process, Query
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
 from dnsprobe.sinks.fields import json_values
-from dnsprobe.sinks.queue import Writer
+from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import command, endpoint, moment, name, other_chain, summary
-from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, Look, cells, cut
+from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, PLAIN, Look, cells, cut
 from dnsprobe.text import printable, shown
 
-#: The rule that watches all names: naming it tells nothing.
+#: The rule that watches all names; its name is not shown.
 _ALL_NAMES = "."
 
-#: A command line is not cut shorter than this, however narrow the terminal is, nor is the tree drawn into it.
+#: Columns that the command line keeps, however narrow the terminal is. The indentation of the tree leaves them free.
 _LEAST = 20
 
 
@@ -45,32 +45,9 @@ def _container(container: Container) -> str:
     return f"{short_id} ({printable(container.name)})" if container.name not in {"", container.id} else short_id
 
 
-def _corner(deepest: int, look: Look) -> str:
-    """Return what leads to a child: narrower where a tree that deep leaves too little room for names."""
-    whole = "└─ " if look.unicode else "`- "
-    return whole if look.width is None or deepest * len(whole) + _LEAST <= look.width else whole[0]
-
-
-def tree(
-    query: Query,
-    identity: Identity,
-    offset_ns: int,
-    *,
-    colour: bool = False,
-    width: int | None = None,
-    unicode: bool = True,
-) -> str:
-    """Return a query's headline and, below it, its process tree: the oldest ancestor first, the asker last.
-
-    ``offset_ns`` is what to add to the query's time for nanoseconds since the epoch; the time shown is local.
-    Where who started it are others than its parents, a last line has those of the two that the tree does not show.
-    ``colour`` allows ANSI escape sequences; ``width`` is that of the terminal in columns (None: no limit): the asker's
-    command line is cut to it; without ``unicode`` all is ASCII. No newline at the end.
-    """
-    look = Look(colour=colour, width=width, unicode=unicode)
-    paint, plain, ellipsis_mark = look.paint, look.plain, look.ellipsis_mark
-
-    headline = [
+def _headline(query: Query, offset_ns: int, look: Look) -> str:
+    paint, plain = look.paint, look.plain
+    facts = [
         paint(moment(query.time_ns + offset_ns).astimezone().strftime("%H:%M:%S.%f")[:-3], DIM),
         paint(plain(to_text(query.qname)), BOLD),
         paint(qtype_name(query.qtype), CYAN),
@@ -78,34 +55,55 @@ def tree(
         endpoint(query),
     ]
     if query.rule.name != _ALL_NAMES:
-        headline.append(paint(plain(f"({shown(query.rule.name)})"), DIM))
+        facts.append(paint(plain(f"({shown(query.rule.name)})"), DIM))
     if query.repeats:
-        headline.append(f"and {query.repeats} more")
-    lines = [" ".join(headline)]
+        facts.append(f"and {query.repeats} more")
+    return " ".join(facts)
 
+
+def _branch(deepest: int, look: Look) -> str:
+    """Return the mark before a child: one column wide if the tree is too deep for the whole mark."""
+    whole = "└─ " if look.unicode else "`- "
+    return whole if look.width is None or deepest * len(whole) + _LEAST <= look.width else whole[0]
+
+
+def _asker(query: Query, identity: Identity, lead: str, look: Look) -> str:
+    """Return the last line of the tree: the asking process with its user and as much of its command line as fits."""
+    label = look.plain(name(query.ancestry.asker))
+    owner = look.plain(printable(identity.user)) if identity.user else f"uid {query.uid}"
+    text = f"{look.paint(lead, DIM)}{look.paint(label, BOLD, GREEN)} {owner}"
+    if not identity.cmdline:
+        return text
+    cmdline = look.plain(command(identity.cmdline))
+    if look.width is not None:
+        used = len(lead) + cells(label) + cells(owner) + 2
+        cmdline = cut(cmdline, max(look.width - used, _LEAST), look.ellipsis_mark)
+    return f"{text} {cmdline}"
+
+
+def tree(query: Query, identity: Identity, offset_ns: int, look: Look = PLAIN) -> str:
+    """Return a query's headline and, below it, its process tree: the oldest ancestor first, the asker last.
+
+    The time is local; ``offset_ns`` leads from the query's time to nanoseconds since the epoch. If the processes that
+    started the asker are not its parents, a last line has the chain that the tree does not show. There is no newline at
+    the end.
+    """
     ancestry = query.ancestry
-    shown_chain = ancestry.lineage if ancestry.by_lineage else ancestry.chain
-    steps: list[Process | None] = list(reversed(shown_chain))
-    if not (ancestry.lineage_complete if ancestry.by_lineage else ancestry.complete):
-        steps.insert(0, None)
-    corner = _corner(len(steps) - 1, look)
-    for depth, step in enumerate(steps):
-        lead = " " * (len(corner) * (depth - 1)) + corner if depth else ""
-        label = ellipsis_mark if step is None else plain(name(step))
-        if depth < len(steps) - 1:
-            gone = paint(" (exited)", DIM) if step is not None and step.exited else ""
-            lines.append((paint(lead, DIM) if lead else "") + label + gone)
-            continue
-        asker = (paint(lead, DIM) if lead else "") + paint(label, BOLD, GREEN)
-        owner = plain(printable(identity.user)) if identity.user else f"uid {query.uid}"
-        asker += f" {owner}"
-        if identity.cmdline:
-            room = len(lead) + cells(label) + cells(owner) + 2
-            text = plain(command(identity.cmdline))
-            asker += " " + (cut(text, max(width - room, _LEAST), ellipsis_mark) if width else text)
-        lines.append(asker)
+    chain, complete = ancestry.chain, ancestry.complete
+    if ancestry.by_lineage:
+        chain, complete = ancestry.lineage, ancestry.lineage_complete
+    ancestors: list[Process | None] = [*([] if complete else [None]), *reversed(chain[1:])]
+    branch = _branch(len(ancestors), look)
+    lines = [_headline(query, offset_ns, look)]
+    lead = ""
+    for ancestor in ancestors:
+        label = look.ellipsis_mark if ancestor is None else look.plain(name(ancestor))
+        exited = look.paint(" (exited)", DIM) if ancestor is not None and ancestor.exited else ""
+        lines.append(look.paint(lead, DIM) + label + exited)
+        lead = " " * len(lead) + branch
+    lines.append(_asker(query, identity, lead, look))
     if ancestry.differs:
-        lines.append(paint(plain(other_chain(ancestry, ellipsis_mark)), DIM))
+        lines.append(look.paint(look.plain(other_chain(ancestry, look.ellipsis_mark)), DIM))
     return "\n".join(lines)
 
 
@@ -120,10 +118,10 @@ def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
     return json.dumps({"time": time, **json_values(query, identity)})
 
 
-class ConsoleSink(Writer):
-    """Writes each query as one line to the descriptor ``fd``; at most ``size`` wait.
+class ConsoleSink(QueuedSink):
+    """Writes each query as one line to the descriptor ``fd``; at most ``size`` queries wait.
 
-    To a descriptor, not a stream: a thread that is stuck inside a stream's lock makes Python abort when it ends.
+    It writes to a descriptor because a thread that is stuck inside the lock of a stream makes Python abort at exit.
     """
 
     def __init__(

@@ -15,29 +15,29 @@ from typing import TextIO, cast
 from dnsprobe.errors import UserError
 from dnsprobe.model import Identity, Query
 from dnsprobe.sinks.fields import journal_values
-from dnsprobe.sinks.queue import Writer
+from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import summary
 from dnsprobe.text import number
 
 _log = logging.getLogger(__name__)
 
-# One id for each kind of entry; the catalog (packaging/systemd/dnsprobe.catalog) explains them.
+# One id for each kind of entry; packaging/systemd/dnsprobe.catalog has a text for each.
 #: A process asked for a name.
 MESSAGE_ID = "70f9b6676ff846deba6d9a720834dc88"
-#: A path is not proved any more.
+#: A path is no longer verified.
 PATH_LOST_ID = "f7001382b1aa46c190f4ad876ecead63"
-#: A path is proved again.
+#: A path is verified again.
 PATH_PROVED_ID = "43fd43f4c08f460f8f77cf56a821cc12"
-#: The configuration was read again, and is not in force.
+#: A reload failed; the old rules stay in force.
 RELOAD_FAILED_ID = "3345e3016851494f90a6dec05b504e5a"
-#: There were more entries than journal.rate_burst allows.
+#: Entries were dropped by journal.rate_burst.
 OVER_LIMIT_ID = "3cdf9998018e4a20a949b80570ac5d08"
 
 SYSLOG_IDENTIFIER = "dnsprobe"
 
 SOCKET = "/run/systemd/journal/socket"
 
-#: How often a thread that waits for journald looks whether it still should.
+#: How often a thread that waits for journald checks whether to give up.
 _LOOK_MS = 100
 
 
@@ -53,7 +53,7 @@ def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
 
 
 def journald_available(path: str = SOCKET) -> bool:
-    """Tell whether journald's socket is there."""
+    """Return True if journald's socket is there."""
     try:
         return stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
@@ -61,13 +61,13 @@ def journald_available(path: str = SOCKET) -> bool:
 
 
 def wait_for_room(path: str, given_up: Callable[[], bool]) -> None:
-    """Return when the socket at ``path`` takes another datagram. Raises OSError where nobody reads there.
+    """Return when the socket at ``path`` takes another datagram. Python's lock is not held while waiting.
 
-    Once ``given_up`` says True, a TimeoutError ends the wait. Python's lock is not held while waiting.
+    Raises OSError if nobody listens there, and TimeoutError once ``given_up`` returns True.
     """
     while True:
         # A connected socket is writable only while its peer's queue has room (unix_dgram_poll(), net/unix/af_unix.c).
-        # Connected anew each time, for the peer that it waited for may not be journald's any more.
+        # Connect anew each time: journald may have been restarted, and the old peer is not its socket any more.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as guard:
             try:
                 guard.connect(path)
@@ -84,7 +84,7 @@ def wait_for_room(path: str, given_up: Callable[[], bool]) -> None:
 
 def _sendv() -> Callable[..., object]:
     try:
-        from systemd.journal import sendv  # noqa: PLC0415 - only who writes to the journal pays for its memory
+        from systemd.journal import sendv  # noqa: PLC0415 - memory: only a process that writes to the journal needs it
     except ImportError as error:
         raise UserError(
             f"cannot write to the journal: {error}",
@@ -95,9 +95,9 @@ def _sendv() -> Callable[..., object]:
 
 
 class RateLimit:
-    """Allows ``burst`` entries in each ``interval_ns`` nanoseconds of ``clock_ns``; with 0 nanoseconds all.
+    """Allows ``burst`` entries in each ``interval_ns`` nanoseconds of ``clock_ns``; 0 nanoseconds means no limit.
 
-    An interval begins with the first entry after the one before, as journald's own do.
+    An interval begins with the first entry after the previous interval, as with journald's own limit.
     """
 
     def __init__(self, interval_ns: int, burst: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
@@ -107,11 +107,11 @@ class RateLimit:
         self._refused = 0
 
     def allows(self) -> bool:
-        """Tell whether one more entry may be written, and count it."""
+        """Count one more entry. Return False if it must not be written."""
         if not self._interval_ns:
             return True
         if self._clock_ns() >= self._ends_ns:
-            self.settle()
+            self.report_refused()
             self._ends_ns = self._clock_ns() + self._interval_ns
             self._allowed = 0
         if self._allowed < self._burst:
@@ -120,8 +120,8 @@ class RateLimit:
         self._refused += 1
         return False
 
-    def settle(self) -> None:
-        """Say how many were refused, where the interval is over."""
+    def report_refused(self) -> None:
+        """Log how many entries were refused, if the interval is over."""
         if self._refused and self._clock_ns() >= self._ends_ns:
             _log.warning(
                 "%s not written to the journal: more than %d in %g s (journal.rate_burst, journal.rate_interval)",
@@ -133,21 +133,22 @@ class RateLimit:
             self._refused = 0
 
 
-class JournalSink(Writer):
-    """Sends queries to the journal through systemd-python; at most ``size`` wait, and ``limit`` says how many at all.
+class JournalSink(QueuedSink):
+    """Sends queries to the journal through systemd-python; at most ``size`` wait, and at most ``limit`` are sent.
 
-    ``send`` takes the fields of one entry as arguments, ``NAME=value`` in bytes each, as systemd.journal.sendv does;
+    ``send`` takes the fields of one entry as arguments, each as bytes ``NAME=value``, like systemd.journal.sendv;
     ``path`` is journald's socket.
 
-    Each entry is sent only when :func:`wait_for_room` says that journald has room for it. systemd-python 235 holds
-    Python's lock while it sends, so a journald that does not read would stop the whole daemon, not just this thread.
-    And libsystemd calls it a success when there is no journald; here, the entry counts as dropped.
+    An entry is sent only once :func:`wait_for_room` has found room for it. systemd-python 235 holds Python's lock while
+    it sends, so a journald that does not read would stop the whole daemon, not only this thread. If there is no
+    journald, libsystemd reports success; here the entry counts as dropped.
 
-    Two gaps are left, both only while journald stands still. Another process may take the last place in the queue
-    between the look and the send, a matter of microseconds, and once in a standstill: from then on the queue is full.
-    And libsystemd's own buffer of 8 MiB may be full before a queue of 512 is: that takes entries of 30 KB and more
-    throughout, which only names and command lines made for it come to. Then sendv waits, lock held, until journald
-    reads again.
+    Two gaps remain, both only while journald does not read. sendv then waits, with the lock held, until it reads again:
+
+    - Another process takes the last place in the socket's queue between the check and the send. This is a matter of
+      microseconds and can happen once: from then on the queue is full, and the check finds that.
+    - libsystemd's send buffer of 8 MiB is full before a queue of 512 datagrams is. That needs entries of 30 KB and more
+      throughout, which only names and command lines made for this purpose reach.
     """
 
     def __init__(
@@ -163,37 +164,37 @@ class JournalSink(Writer):
         super().__init__(write, size, "journal")
 
     def put(self, query: Query, identity: Identity) -> bool:
-        """Queue a query, without ever waiting; False if it is dropped."""
+        """Queue a query without waiting. Return False if it is dropped."""
         if self._limit.allows():
             return super().put(query, identity)
-        self.refuse()
+        self.count_dropped()
         return False
 
-    def settle(self) -> None:
-        """Do what is due though there is no entry."""
-        self._limit.settle()
+    def report_refused(self) -> None:
+        """Log how many entries the limit refused, if its interval is over."""
+        self._limit.report_refused()
 
 
 class LogHandler(logging.StreamHandler[TextIO]):
-    """Sends log records to the journal, with the ``message_id`` that they may have; to standard error where that fails.
+    """Sends log records to the journal, with their ``message_id`` if they have one, or else to standard error.
 
-    systemd has connected standard error to journald once, and that connection does not survive each way to restart
-    journald. ``send`` and ``path`` are as for :class:`JournalSink`.
+    It does not rely on standard error alone: systemd connects that to journald once, and the connection does not
+    survive every restart of journald. ``send`` and ``path`` are as for :class:`JournalSink`.
     """
 
     def __init__(self, send: Callable[..., object] | None = None, path: str = SOCKET) -> None:
         super().__init__()
-        # logging.basicConfig would give it one with level and logger in each line.
+        # Otherwise logging.basicConfig would set a formatter that puts level and logger into each line.
         self.setFormatter(logging.Formatter())
         self._send, self._path = send or _sendv(), path
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record for standard error, each line with its level as systemd reads it there (sd-daemon(3))."""
+        """Return a record for standard error; each line begins with the level that systemd reads (sd-daemon(3))."""
         level = priority(record.levelno)
         return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; a journald that does not read is not waited for."""
+        """Write a record without waiting for journald."""
         entry = [
             f"MESSAGE={super().format(record)}",
             f"PRIORITY={priority(record.levelno)}",

@@ -1,4 +1,4 @@
-"""A bounded queue and the thread that empties it, so that no slow sink holds up the rest."""
+"""A bounded queue and the thread that empties it, so that a slow output holds up nothing else."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dnsprobe.model import Identity, Query
 _log = logging.getLogger(__name__)
 
 
-class Writer:
-    """Hands queries to ``write`` in a daemon thread; at most ``size`` wait for it.
+class QueuedSink:
+    """Calls ``write`` for each query in a daemon thread; at most ``size`` queries wait for it.
 
-    What ``write`` raises loses that query only; the first error after a success is logged. Of all queries put, each is
-    in the end in ``entries`` or in ``dropped``.
+    If ``write`` raises, that query is lost; the first error after a success is logged. In the end every query that was
+    put is counted either in ``entries`` or in ``dropped``.
     """
 
     def __init__(self, write: Callable[[Query, Identity], object], size: int, name: str) -> None:
@@ -26,11 +26,11 @@ class Writer:
         self._queue: deque[tuple[Query, Identity]] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        #: Set when :meth:`close` has waited for long enough: a ``write`` that can wait has to fail then.
+        #: Set once :meth:`close` has waited for its whole timeout: from then on a ``write`` must fail, not wait.
         self.given_up = False
         #: How many were written.
         self.entries = 0
-        # Each is changed by one side only: the caller's, under the lock, or the thread.
+        # Only one side changes each of them: callers under the lock, or the thread.
         self._refused = 0
         self._failed = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -42,7 +42,7 @@ class Writer:
         return self._refused + self._failed
 
     def put(self, query: Query, identity: Identity) -> bool:
-        """Queue a query, without ever waiting; False if it is dropped."""
+        """Queue a query without waiting. Return False if it is dropped."""
         with self._changed:
             if self._closing or len(self._queue) >= self._size:
                 self._refused += 1
@@ -51,16 +51,16 @@ class Writer:
             self._changed.notify()
             return True
 
-    def refuse(self) -> None:
-        """Count one as dropped that is not even queued."""
+    def count_dropped(self) -> None:
+        """Count a query as dropped that is not queued at all."""
         with self._changed:
             self._refused += 1
 
-    def settle(self) -> None:
-        """Do what is due though there is no entry; called about once a second."""
+    def report_refused(self) -> None:
+        """Log how many queries a limit has refused, if a report is due. To be called about once a second."""
 
     def close(self, timeout: float) -> bool:
-        """Write what is queued within ``timeout`` seconds and end; drop the rest. True if all was written."""
+        """Write what is queued within ``timeout`` seconds and end; drop the rest. Return True if all was written."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -83,7 +83,7 @@ class Writer:
                 query, identity = self._queue.popleft()
             try:
                 self._write(query, identity)
-            except Exception as error:  # whatever it is, the next query deserves its try
+            except Exception as error:  # one query that fails must not end the thread
                 self._failed += 1
                 if not failing:
                     _log.warning("%s: entries are being lost: %s: %s", self._name, type(error).__name__, error)

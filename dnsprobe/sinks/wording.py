@@ -1,4 +1,4 @@
-"""How facts about a query are worded, the same in every sink."""
+"""The wording of facts about a query for people, the same in every output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dnsprobe.text import printable, shown
 
 
 def wall_offset_ns() -> int:
-    """Return what to add to a query's ``time_ns`` (CLOCK_MONOTONIC) for nanoseconds since the epoch."""
+    """Return the offset from a query's ``time_ns`` (CLOCK_MONOTONIC) to nanoseconds since the epoch."""
     return time.time_ns() - time.monotonic_ns()
 
 
@@ -27,7 +27,7 @@ def moment(time_ns: int) -> datetime:
 def arguments(cmdline: bytes) -> list[str]:
     """Return the arguments of a NUL-separated command line, each safe to show.
 
-    Empty ones at the end are left out: setproctitle(3) fills its space with NULs.
+    Empty arguments at the end are left out, because setproctitle(3) fills its space with NULs.
     """
     return [printable(argument) for argument in cmdline.rstrip(b"\0").split(b"\0")]
 
@@ -43,13 +43,13 @@ def name(process: Process) -> str:
 
 
 def steps(processes: Sequence[Process], *, complete: bool, ellipsis_mark: str = "...") -> str:
-    """Return processes in one line, nearest first, those marked that are gone."""
+    """Return processes in one line, nearest first; those that have exited are marked."""
     names = [f"{name(process)} (exited)" if process.exited else name(process) for process in processes]
     return ", ".join(names if complete else [*names, ellipsis_mark])
 
 
 def other_chain(ancestry: Ancestry, ellipsis_mark: str = "...") -> str:
-    """Return, where who started a process are others than its parents, those of the two that the tree does not show."""
+    """Return the chain (parents or starters) that the tree does not show; empty if both are the same."""
     if not ancestry.differs:
         return ""
     if ancestry.by_lineage:

@@ -14,7 +14,7 @@ from made_up import ANCESTRY, HOSTILE, IDENTITY, ORPHANED, QUERY, hostile, query
 from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
 from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree
 from dnsprobe.sinks.wording import wall_offset_ns
-from dnsprobe.terminal import cells
+from dnsprobe.terminal import Look, cells
 
 #: 2026-01-02 03:04:05 UTC, less the query's own time.
 OFFSET = 1_767_323_045_000_000_000 - 12_345_678_901 + 678_901_234
@@ -54,7 +54,7 @@ def test_tree() -> None:
 def test_tree_in_ascii() -> None:
     chain = (Process(4242, 9, "dég".encode()), Process(1, 1, b"systemd"))
     changed = query(ancestry=Ancestry(chain, complete=False), server=IPv6Address("::1"), repeats=2)
-    assert tree(changed, Identity(), OFFSET, unicode=False).split("\n") == [
+    assert tree(changed, Identity(), OFFSET, Look(unicode=False)).split("\n") == [
         "03:04:05.678 www.example.test A udp ::1#53 (example.test) and 2 more",
         "...",
         "`- systemd[1]",
@@ -96,7 +96,7 @@ def test_tree_of_who_started_it_where_that_is_not_known() -> None:
     unknown = replace(ORPHANED, lineage=ORPHANED.lineage[:2], lineage_complete=False)
     assert tree(query(ancestry=unknown), Identity(), OFFSET).split("\n")[3:] == ["started by make[4210] (exited), …"]
     nothing = query(ancestry=replace(unknown, lineage=unknown.chain[:1], by_lineage=True))
-    assert tree(nothing, Identity(), OFFSET, unicode=False).split("\n")[1:] == [
+    assert tree(nothing, Identity(), OFFSET, Look(unicode=False)).split("\n")[1:] == [
         "...",
         "`- dig[4242] uid 1000",
         "now below systemd[1]",
@@ -119,12 +119,12 @@ def test_tree_of_pid_1() -> None:
     ],
 )
 def test_tree_width(width: int | None, last: str) -> None:
-    assert tree(QUERY, IDENTITY, OFFSET, width=width).split("\n")[-1] == last
+    assert tree(QUERY, IDENTITY, OFFSET, Look(width=width)).split("\n")[-1] == last
 
 
 def test_a_deep_tree_fits() -> None:
     chain = tuple(Process(pid, 1, b"process") for pid in range(39, 0, -1))
-    lines = tree(query(ancestry=Ancestry(chain)), IDENTITY, OFFSET, width=80).split("\n")
+    lines = tree(query(ancestry=Ancestry(chain)), IDENTITY, OFFSET, Look(width=80)).split("\n")
     assert all(cells(line) <= 80 for line in lines)
     assert lines[-1] == " " * 37 + "└process[39] ada dig +short www.example.te…"
     assert tree(query(ancestry=Ancestry(chain)), IDENTITY, OFFSET).split("\n")[-1].startswith("   " * 37 + "└─ process")
@@ -134,17 +134,17 @@ def test_a_deep_tree_fits() -> None:
 @pytest.mark.parametrize("argument", ["漢字" * 40, "e\u0301\u0300" * 40, "한글" * 40, "\u202e" * 40])
 def test_wide_characters_are_cut_where_the_terminal_ends(argument: str, unicode: bool) -> None:
     identity = replace(IDENTITY, cmdline=argument.encode(), user="漢")
-    last = tree(QUERY, identity, OFFSET, width=60, unicode=unicode).split("\n")[-1]
+    last = tree(QUERY, identity, OFFSET, Look(width=60, unicode=unicode)).split("\n")[-1]
     assert 57 <= cells(last) <= 60
 
 
 def test_tree_in_colour_says_the_same() -> None:
-    coloured = tree(QUERY, IDENTITY, OFFSET, colour=True, width=49)
+    coloured = tree(QUERY, IDENTITY, OFFSET, Look(colour=True, width=49))
     assert ESC in coloured
     plain = coloured
     for code in ("0", "1", "2", "36", "1;32"):
         plain = plain.replace(f"{ESC}[{code}m", "")
-    assert plain == tree(QUERY, IDENTITY, OFFSET, width=49)
+    assert plain == tree(QUERY, IDENTITY, OFFSET, Look(width=49))
     assert coloured.count(f"{ESC}[0m") == coloured.count(ESC) / 2
 
 
@@ -154,7 +154,7 @@ def test_hostile(raw: bytes) -> None:
         assert shown.isprintable()
         shown.encode()
     assert tree(*hostile(raw), OFFSET).count("\n") == 5
-    ascii_only = tree(*hostile(raw), OFFSET, unicode=False)
+    ascii_only = tree(*hostile(raw), OFFSET, Look(unicode=False))
     assert ascii_only.isascii()
     assert ascii_only.count("\n") == 5
 

@@ -546,10 +546,10 @@ def test_rate_limit(caplog: pytest.LogCaptureFixture) -> None:
     assert [limit.allows() for _ in range(5)] == [True, True, True, False, False]
     clock.now = 30 * 10**9 - 1
     assert not limit.allows()
-    limit.settle()
+    limit.report_refused()
     assert not caplog.records
     clock.now += 1
-    limit.settle()
+    limit.report_refused()
     (record,) = caplog.records
     assert record.getMessage() == (
         "3 entries were not written to the journal: more than 3 in 30 s (journal.rate_burst, journal.rate_interval)"
@@ -560,7 +560,7 @@ def test_rate_limit(caplog: pytest.LogCaptureFixture) -> None:
     assert limit.allows()
     assert len(caplog.records) == 2
     assert "1 entry was not" in caplog.records[1].getMessage()
-    limit.settle()
+    limit.report_refused()
     assert len(caplog.records) == 2
 
 
