@@ -68,8 +68,8 @@ def _tree(number: int) -> list[str]:
 
 
 def _fill(daemon: Daemon, series: int) -> None:
-    engine = daemon._engine
-    rules = engine.ledger.rules.rules
+    session = daemon._session
+    rules = session.rules.rules
     for number in range(series):
         at, qtype = divmod(number, len(_QTYPES))
         at, domain = divmod(at, _DOMAINS)
@@ -77,7 +77,7 @@ def _fill(daemon: Daemon, series: int) -> None:
         queries = random.Random(number).randint(1, 10_000_000)
         if at % _LIVE_SHARE:
             unit = f"session-{at % 30}.scope"
-            engine.totals.fold(
+            session.totals.fold(
                 Count(rules[domain], ("A", "AAAA")[qtype], "udp", names[-1], ";".join(names), unit, "", queries)
             )
             continue
@@ -89,9 +89,9 @@ def _fill(daemon: Daemon, series: int) -> None:
         packed = abi.CHAIN_HEAD.pack(len(chain), 0, 1, len(chain), 0, 0) + b"".join(
             abi.PROCESS.pack(start, pid, 0, name.encode()) for start, pid, name in chain
         )
-        engine.probe._processes.set(abi.PROCESS_KEY.pack(start_ns, tgid, 0), packed.ljust(abi.CHAIN_BYTES, b"\0"))
+        session.probe._processes.set(abi.PROCESS_KEY.pack(start_ns, tgid, 0), packed.ljust(abi.CHAIN_BYTES, b"\0"))
         key = abi.COUNT_KEY.pack(start_ns, tgid, rules[domain].id, _QTYPES[qtype], abi.TRANSPORTS.index("udp"))
-        engine.probe._counts.set(key, abi.COUNTER.pack(queries))
+        session.probe._counts.set(key, abi.COUNTER.pack(queries))
 
 
 def _encode(registry: Registry, accept: str) -> tuple[bytes, str]:
@@ -100,7 +100,7 @@ def _encode(registry: Registry, accept: str) -> tuple[bytes, str]:
 
 
 def _count_more(daemon: Daemon) -> None:
-    counts = daemon._engine.probe._counts
+    counts = daemon._session.probe._counts
     for key, value in list(counts.items()):
         counts.set(key, abi.COUNTER.pack(abi.COUNTER.unpack(value)[0] + 1))
 

@@ -20,7 +20,7 @@ from dnsprobe.kernel.losses import describe_losses
 from dnsprobe.model import Query
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.series import total_queries
-from dnsprobe.pipeline.session import Engine
+from dnsprobe.pipeline.session import Session
 from dnsprobe.privileges import give_up
 from dnsprobe.sinks.console import ConsoleSink
 from dnsprobe.sinks.journal import (
@@ -108,7 +108,7 @@ class Daemon:
         )
         self._last: deque[Query] = deque(maxlen=LAST_QUERIES)
         self._listen(passed_sockets())
-        self._engine = Engine(config, RuleSet.build(config.domains))
+        self._session = Session(config, RuleSet.build(config.domains))
         # The child that attaches has started, and has its own. Before there is a thread, which would keep them.
         give_up()
         self._sink = make_sink(log_target, config.journal)
@@ -138,9 +138,9 @@ class Daemon:
             loop.add_signal_handler(which, self._stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
-            self._engine.start(_tell_attempt)
+            self._session.start(_tell_attempt)
             _log.info("%s", self._describe_hooks())
-            for path, tried in self._engine.probe.unserved.items():
+            for path, tried in self._session.probe.unserved.items():
                 _log.warning("no hook sees %s: %s", path, tried, extra={"message_id": PATH_LOST_ID})
             self._attach_to_loop()
             self._server.start()
@@ -164,7 +164,7 @@ class Daemon:
 
     def _attach_to_loop(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._engine.probe.fileno(), self._take_events)
+        loop.add_reader(self._session.probe.fileno(), self._take_events)
         self._tasks = [loop.create_task(self._tick())]
         if self._config.probe.verify_interval_ns:
             self._tasks.append(loop.create_task(self._verify()))
@@ -172,7 +172,7 @@ class Daemon:
             task.add_done_callback(self._task_ended)
 
     def _sees_queries(self) -> bool:
-        probe = self._engine.probe
+        probe = self._session.probe
         return self._ready and all(probe.paths[path].verified for path in probe.served_paths)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
@@ -182,7 +182,7 @@ class Daemon:
             self._stopped.set()
 
     def _take_events(self) -> None:
-        for query, identity in self._engine.queries():
+        for query, identity in self._session.queries():
             self._sink.put(query, identity)
             self._last.append(query)
 
@@ -193,7 +193,7 @@ class Daemon:
         while True:
             await asyncio.sleep(pause)
             pause = _TICK_SECONDS
-            if self._engine.tend():
+            if self._session.sweep_if_due():
                 pause = _NEXT_TICK_SECONDS
                 notify(f"STATUS={self._status()}")
             self._sink.report_refused()
@@ -202,7 +202,7 @@ class Daemon:
 
     async def _verify(self) -> None:
         """Prove again, now and then, that queries are still seen."""
-        probe = self._engine.probe
+        probe = self._session.probe
         while True:
             await asyncio.sleep(self._config.probe.verify_interval_ns / 1e9)
             was = {path: probe.paths[path].verified for path in probe.served_paths}
@@ -224,11 +224,9 @@ class Daemon:
         """Re-read the rules and the web configuration; a bad file leaves the old ones in force."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         self._server.protection.refresh(force=True)
-        ledger = self._engine.ledger
         try:
             config = self._reread()
-            rules = RuleSet.build(config.domains, ledger.rules, ledger.ids_in_use)
-            ledger.replace_rules(rules)
+            self._session.replace_rules(config.domains)
         except (UserError, OSError) as error:
             self._reload_successful = False
             _log.error("reload failed, the old rules stay in force: %s", error, extra={"message_id": RELOAD_FAILED_ID})
@@ -247,41 +245,41 @@ class Daemon:
         return f"{self._describe_hooks()}; {self._rules_in_force()}; {self._queries_so_far()}"
 
     def _queries_so_far(self) -> str:
-        return number(total_queries(self._engine.ledger.collect()), "query", "queries")
+        return number(total_queries(self._session.collect()), "query", "queries")
 
     def _rules_in_force(self) -> str:
-        return number(len(self._engine.ledger.rules.rules), "rule")
+        return number(len(self._session.rules.rules), "rule")
 
     def _describe_hooks(self) -> str:
-        probe = self._engine.probe
+        probe = self._session.probe
         return ", ".join(
             f"{path} at {probe.paths[path].symbol}{'' if probe.paths[path].verified else ' (not proved)'}"
             for path in probe.served_paths
         )
 
     def _snapshot(self) -> Snapshot:
-        probe = self._engine.probe
-        counts = self._engine.ledger.collect()
+        probe = self._session.probe
+        counts = self._session.collect()
         statistics = probe.statistics()
         return Snapshot(
             counts=counts,
             hooks=[(path, probe.paths[path].rung, probe.paths[path].symbol) for path in probe.served_paths],
             verified={path: probe.paths[path].verified for path in probe.active_paths},
             events=statistics[Statistic.EVENTS],
-            losses=self._engine.losses(self._sink.dropped),
+            losses=self._session.losses(self._sink.dropped),
             journal_entries=self._sink.entries,
-            rules=len(self._engine.ledger.rules.rules),
+            rules=len(self._session.rules.rules),
             reload_successful=self._reload_successful,
             reload_time=self._reload_time,
             web_config_good=self._server.protection.good,
         )
 
     def _page(self) -> Page:
-        probe = self._engine.probe
+        probe = self._session.probe
         return Page(
             snapshot=self._snapshot(),
             ready=self._sees_queries(),
-            rules=self._engine.ledger.rules.rules,
+            rules=self._session.rules.rules,
             unserved=probe.unserved,
             lineage_problem=probe.lineage_problem,
             last=tuple(self._last),
@@ -294,18 +292,18 @@ class Daemon:
         for task in getattr(self, "_tasks", ()):
             task.cancel()
         # The loop may have found the ring readable in this very round: its callback must not run on a freed ring.
-        asyncio.get_running_loop().remove_reader(self._engine.probe.fileno())
-        self._engine.close()
-        for query, identity in self._engine.remaining():
+        asyncio.get_running_loop().remove_reader(self._session.probe.fileno())
+        self._session.detach()
+        for query, identity in self._session.remaining_queries():
             self._sink.put(query, identity)
         if not self._sink.close(_DRAIN_SECONDS):
             _log.warning("the log did not take all entries in %.0f s", _DRAIN_SECONDS)
         if self._ready or hasattr(self, "_tasks"):
-            statistics = self._engine.probe.statistics()
+            statistics = self._session.probe.statistics()
             _log.info(
                 "stopped: %s counted, %s, %s",
                 self._queries_so_far(),
                 number(statistics[Statistic.EVENTS], "event"),
-                describe_losses(self._engine.losses(self._sink.dropped)),
+                describe_losses(self._session.losses(self._sink.dropped)),
             )
-        self._engine.release()
+        self._session.close()

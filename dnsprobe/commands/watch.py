@@ -18,7 +18,7 @@ from dnsprobe.kernel.losses import describe_losses
 from dnsprobe.model import Identity, Query
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.series import total_queries
-from dnsprobe.pipeline.session import Engine
+from dnsprobe.pipeline.session import Session
 from dnsprobe.sinks.console import json_line, tree
 from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.terminal import look_of
@@ -36,21 +36,20 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_privil
         raise UserError("standard output is closed", "dnsprobe watch prints there: leave out >&-")
     rules = RuleSet.build([(text, text, 6) for text in domains] or config.domains)
     check_privileges()
-    engine = Engine(config, rules)
+    session = Session(config, rules)
     try:
-        engine.start()
+        session.start()
         render = _json_renderer() if as_json else _tree_renderer(sys.stdout)
-        _say(_introduction(engine, rules))
+        _say(_introduction(session, rules))
         with _stop_signals() as stop, contextlib.suppress(BrokenPipeError):
-            _follow(engine, stop, render, sys.stdout)
-            engine.close()
-            for query, identity in engine.remaining():
+            _follow(session, stop, render, sys.stdout)
+            session.detach()
+            for query, identity in session.remaining_queries():
                 sys.stdout.write(render(query, identity) + "\n")
-        engine.close()
-        _say(_summary(engine))
+        session.detach()
+        _say(_summary(session))
     finally:
-        engine.close()
-        engine.release()
+        session.close()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         return EXIT_GOOD
@@ -85,20 +84,20 @@ def _stop_signals() -> Iterator[int]:
         os.close(writer)
 
 
-def _follow(engine: Engine, stop: int, render: Callable[[Query, Identity], str], output: TextIO) -> None:
+def _follow(session: Session, stop: int, render: Callable[[Query, Identity], str], output: TextIO) -> None:
     with selectors.DefaultSelector() as selector:
         selector.register(stop, selectors.EVENT_READ)
-        selector.register(engine.probe.fileno(), selectors.EVENT_READ)
+        selector.register(session.probe.fileno(), selectors.EVENT_READ)
         tended = time.monotonic()
         while True:
             ready = {key.fd for key, _ in selector.select(_TICK_SECONDS)}
-            for query, identity in engine.queries():
+            for query, identity in session.queries():
                 output.write(render(query, identity) + "\n")
             output.flush()
             if stop in ready:
                 return
             if time.monotonic() - tended > _TICK_SECONDS:
-                engine.tend()
+                session.sweep_if_due()
                 tended = time.monotonic()
 
 
@@ -117,18 +116,18 @@ def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
     return render
 
 
-def _introduction(engine: Engine, rules: RuleSet) -> str:
+def _introduction(session: Session, rules: RuleSet) -> str:
     names = ", ".join(shown(rule.name) for rule in rules.rules[:5]) + (" ..." if len(rules.rules) > 5 else "")
-    hooks = ", ".join(f"{path} at {engine.probe.paths[path].symbol}" for path in engine.probe.served_paths)
+    hooks = ", ".join(f"{path} at {session.probe.paths[path].symbol}" for path in session.probe.served_paths)
     watched = "all names" if [rule.pattern for rule in rules.rules] == ["."] else names
     return f"watching {watched} ({hooks}); Ctrl-C ends\n"
 
 
-def _summary(engine: Engine) -> str:
-    counts = engine.ledger.collect()
-    statistics = engine.probe.statistics()
+def _summary(session: Session) -> str:
+    counts = session.collect()
+    statistics = session.probe.statistics()
     trees = {series.tree for series in counts if not series.encrypted}
     return (
         f"{number(total_queries(counts), 'query', 'queries')} from {number(len(trees), 'process tree')}, "
-        f"{statistics[Statistic.EVENTS]} shown, {describe_losses(engine.losses())}"
+        f"{statistics[Statistic.EVENTS]} shown, {describe_losses(session.losses())}"
     )

@@ -1,16 +1,16 @@
-"""The probe and its ledger, made from a configuration: what ``run`` and ``watch`` have in common."""
+"""What ``run`` and ``watch`` have in common: everything between the configuration and the sinks."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from dnsprobe.config.main import Config, ProbeConfig
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Loss, Source, read_losses
 from dnsprobe.kernel.probe import Probe, Sizes, Where
-from dnsprobe.model import Identity, Query
+from dnsprobe.model import Identity, Query, Series
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.counters import Ledger
 from dnsprobe.pipeline.series import Totals
@@ -21,17 +21,20 @@ from dnsprobe.process.procfs import ProcFS
 _log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 10.0
-#: A sweep is due earlier when this share of a map was filled since the last one.
+#: A sweep is due earlier if this share of a map was filled since the last one.
 _SWEEP_FILL = 1 / 8
 
 
 def where_of(config: ProbeConfig) -> Where:
-    """Return what a configuration has the probe look at."""
+    """Return the ports and hooks of a configuration."""
     return Where(config.ports, config.dot_ports, config.hook, config.tcp_hook, config.btf)
 
 
-class Engine:
-    """Everything between the kernel and the sinks. Made attached to nothing; :meth:`start` attaches and proves."""
+class Session:
+    """The maps, hooks and counters that ``run`` and ``watch`` work with.
+
+    A new session has its maps, but is attached to nothing; :meth:`start` attaches the hooks and proves them.
+    """
 
     def __init__(self, config: Config, rules: RuleSet, *, repeat_ns: int | None = None) -> None:
         probe = config.probe
@@ -42,15 +45,15 @@ class Engine:
         )
         self.totals = Totals(config.metrics.max_series, config.metrics.labels)
         procfs = ProcFS()
-        self.ledger = Ledger(self.probe, rules, self.totals, procfs, ContainerNames(), probe.names, tree=probe.tree)
+        self._ledger = Ledger(self.probe, rules, self.totals, procfs, ContainerNames(), probe.names, tree=probe.tree)
         self._lineage = Lineage(self.probe, probe.lineage, procfs.alive)
-        self._room = (probe.counters, probe.processes, probe.names)
-        self._last_sweep, self._swept_at = 0.0, (0, 0, 0)
+        self._sizes = (probe.counters, probe.processes, probe.names)
+        self._last_sweep, self._added_before = 0.0, (0, 0, 0)
 
     def start(self, trying: Callable[[str], None] = lambda _: None) -> None:
-        """Attach and prove. Raises UserError where a path is left without a hook.
+        """Attach the hooks and prove them. Raises UserError if no hook can be verified for UDP.
 
-        ``trying`` gets the name of a hook before each attempt to attach to it.
+        ``trying`` is called with the name of a hook before each attempt to attach it.
         """
         self.probe.start(_log.debug, trying, self._lineage.seed)
         if self.probe.cache_problem:
@@ -58,31 +61,48 @@ class Engine:
         if self.probe.lineage_problem:
             _log.warning("who started whom is not followed: %s", self.probe.lineage_problem)
 
+    @property
+    def rules(self) -> RuleSet:
+        """The rules in force."""
+        return self._ledger.rules
+
+    def replace_rules(self, specs: Iterable[tuple[str, str, int]]) -> None:
+        """Put other rules in force: name, pattern and priority each. An unchanged rule goes on counting.
+
+        Raises UserError for rules that cannot be, OSError where the kernel has no memory for them. The old rules stay
+        in force then.
+        """
+        self._ledger.replace_rules(RuleSet.build(specs, self.rules, self._ledger.ids_in_use))
+
     def queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield the next queries, a bounded number of them."""
-        yield from self.ledger.queries(self.probe.events())
+        yield from self._ledger.queries(self.probe.events())
 
-    def remaining(self) -> Iterator[tuple[Query, Identity]]:
-        """Yield all queries that are still on their way; to be used when detached, so that it comes to an end."""
-        # A query that no rule wants ends nothing: only an empty read does.
+    def remaining_queries(self) -> Iterator[tuple[Query, Identity]]:
+        """Yield all queries whose events were not read yet. Ends only if the session is detached."""
+        # Events that no rule wants yield nothing, so only an empty read is the end.
         while events := self.probe.events():
-            yield from self.ledger.queries(events)
+            yield from self._ledger.queries(events)
 
-    def tend(self) -> bool:
-        """Carry over what is done, if that is due; to be called about once a second. Return whether it was."""
+    def collect(self) -> Mapping[Series, int]:
+        """Return all series with their totals up to now."""
+        return self._ledger.collect()
+
+    def sweep_if_due(self) -> bool:
+        """Make room in the kernel's maps if it is time. Call about once a second. Return whether it was time."""
         statistics = self.probe.statistics()
-        self._lineage.tend(statistics)
-        # A process that counts has added a counter at least.
+        self._lineage.sweep_if_due(statistics)
+        # Each process that counts has added at least one counter, so counters stand for processes too.
         counters = statistics[Statistic.COUNTERS_ADDED]
         added = (counters, counters, statistics[Statistic.NAMES_ADDED])
         filling = any(
             now - before > size * _SWEEP_FILL
-            for now, before, size in zip(added, self._swept_at, self._room, strict=True)
+            for now, before, size in zip(added, self._added_before, self._sizes, strict=True)
         )
         if not filling and time.monotonic() - self._last_sweep <= _SWEEP_SECONDS:
             return False
-        self.ledger.sweep()
-        self._last_sweep, self._swept_at = time.monotonic(), added
+        self._ledger.sweep()
+        self._last_sweep, self._added_before = time.monotonic(), added
         return True
 
     def losses(self, journal_dropped: int = 0) -> dict[Loss, int]:
@@ -98,10 +118,11 @@ class Engine:
             },
         )
 
-    def close(self) -> None:
-        """Detach; what was counted can still be read."""
+    def detach(self) -> None:
+        """Detach the hooks. Counters and events can still be read."""
         self.probe.close()
 
-    def release(self) -> None:
-        """Give up what was counted."""
+    def close(self) -> None:
+        """Detach the hooks and free the maps."""
+        self.probe.close()
         self.probe.release()

@@ -117,8 +117,8 @@ class Lineage:
     def _pids(self) -> list[int]:
         return [int(name) for name in os.listdir(self._root) if name.isdecimal()]
 
-    def tend(self, statistics: Mapping[Statistic, int]) -> bool:
-        """Sweep if that is due; to be called about once a second. Return whether it was."""
+    def sweep_if_due(self, statistics: Mapping[Statistic, int]) -> bool:
+        """Sweep if it is time. Call about once a second. Return whether it was time."""
         added, left = statistics[Statistic.LINEAGE_ADDED], statistics[Statistic.LINEAGE_LEFT]
         crowded = left - self._left > self._room
         # Without new processes since, the last sweep has seen them all, but may have put off what it found.

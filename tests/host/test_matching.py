@@ -24,7 +24,7 @@ from dnsprobe.names import wire as qname
 from dnsprobe.names.ruleset import RuleSet, parse_pattern
 from dnsprobe.pipeline.counters import Ledger
 from dnsprobe.pipeline.series import Totals
-from dnsprobe.pipeline.session import Engine
+from dnsprobe.pipeline.session import Session
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.procfs import ProcFS
 
@@ -406,9 +406,9 @@ def test_ten_thousand_rules() -> None:
         metrics=MetricsConfig(max_series=100_000),
     )
     rules = RuleSet.build(config.domains)
-    engine = Engine(config, rules)
+    session = Session(config, rules)
     try:
-        engine.start()
+        session.start()
         expected: Counter[str] = Counter()
         told: Counter[str] = Counter()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -424,18 +424,17 @@ def test_ten_thousand_rules() -> None:
                     if rule:
                         expected[rule.name] += times
                 if rng.random() < 0.2:
-                    told.update(query.rule.name for query, _ in engine.queries())
-        while events := list(engine.queries()):
+                    told.update(query.rule.name for query, _ in session.queries())
+        while events := list(session.queries()):
             told.update(query.rule.name for query, _ in events)
         counted: Counter[str] = Counter()
-        for series, queries in engine.ledger.collect().items():
+        for series, queries in session.collect().items():
             counted[series.domain] += queries
         assert counted == expected
         assert told == expected
         assert {pattern.split(".")[-2] for pattern in expected} == {"example", "exact", "below", "glob"}
     finally:
-        engine.close()
-        engine.release()
+        session.close()
         port.close()
 
 

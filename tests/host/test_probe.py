@@ -24,7 +24,7 @@ from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.model import DECIDE, Process, Rule
 from dnsprobe.names import wire
 from dnsprobe.names.ruleset import RuleSet, TrieEntry
-from dnsprobe.pipeline.session import Engine
+from dnsprobe.pipeline.session import Session
 
 Item = TypeVar("Item")
 
@@ -198,13 +198,12 @@ def test_other_processes_get_the_processor_between_slices(numbers: libbpf.Map, m
 
 
 @pytest.fixture
-def unattached() -> Iterator[Engine]:
+def unattached() -> Iterator[Session]:
     """Give what ``watch`` and ``run`` work with; only its maps are made."""
     rules = RuleSet.build([("ads*.test", "ads*.test", 6)])
-    engine = Engine(Config(), rules)
-    yield engine
-    engine.close()
-    engine.release()
+    session = Session(Config(), rules)
+    yield session
+    session.close()
 
 
 def asked(number: int) -> abi.Event:
@@ -229,7 +228,7 @@ def asked(number: int) -> abi.Event:
     )
 
 
-def test_queries_are_used_at_ordinary_priority(unattached: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_are_used_at_ordinary_priority(unattached: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     matched = []
     match = RuleSet.match
 
@@ -244,7 +243,7 @@ def test_queries_are_used_at_ordinary_priority(unattached: Engine, monkeypatch: 
     assert set(matched) == {os.SCHED_OTHER}
 
 
-def test_counters_and_lineages_are_used_at_ordinary_priority(unattached: Engine) -> None:
+def test_counters_and_lineages_are_used_at_ordinary_priority(unattached: Session) -> None:
     probe = unattached.probe
     policies: set[int] = set()
 

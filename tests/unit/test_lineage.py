@@ -193,14 +193,14 @@ def statistics(added: int, left: int) -> dict[Statistic, int]:
 def test_when_a_sweep_is_due(tmp_path: Path) -> None:
     table, clock = Table(), [0.0]
     lineage = make(table, tmp_path, clock)
-    assert not lineage.tend(statistics(0, 0))
-    assert not lineage.tend(statistics(1000, 10))
-    assert lineage.tend(statistics(1000, 11))  # more than an eighth of 80
-    assert not lineage.tend(statistics(1001, 11))
+    assert not lineage.sweep_if_due(statistics(0, 0))
+    assert not lineage.sweep_if_due(statistics(1000, 10))
+    assert lineage.sweep_if_due(statistics(1000, 11))  # more than an eighth of 80
+    assert not lineage.sweep_if_due(statistics(1001, 11))
     clock[0] = 10.5
-    assert lineage.tend(statistics(1001, 11))
+    assert lineage.sweep_if_due(statistics(1001, 11))
     clock[0] = 100.0
-    assert not lineage.tend(statistics(1001, 11))
+    assert not lineage.sweep_if_due(statistics(1001, 11))
     assert table.reads == 2
 
 
@@ -208,9 +208,9 @@ def test_a_sweep_comes_again_for_what_it_put_off(tmp_path: Path) -> None:
     table, clock = Table(p2=ancestor(exited=True)), [11.0]
     lineage = make(table, tmp_path, clock)
     clock[0] = 22.0
-    assert lineage.tend(statistics(1, 1))
+    assert lineage.sweep_if_due(statistics(1, 1))
     clock[0] = 33.0
-    assert lineage.tend(statistics(1, 1))
+    assert lineage.sweep_if_due(statistics(1, 1))
     assert table.pids == set()
     clock[0] = 44.0
-    assert not lineage.tend(statistics(1, 1))
+    assert not lineage.sweep_if_due(statistics(1, 1))
