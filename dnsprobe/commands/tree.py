@@ -21,7 +21,7 @@ from dnsprobe.terminal import Look, look_of
 from dnsprobe.text import shown
 from dnsprobe.treeview.aggregate import Choice, TreeCounts, aggregate
 from dnsprobe.treeview.client import NotAnswering, Scrape, Target, fetch
-from dnsprobe.treeview.nodes import Path, set_rates, totals_by_path
+from dnsprobe.treeview.nodes import Path, rates, totals_by_path
 from dnsprobe.treeview.render import folded_stacks, json_object, tree_lines, wrap
 
 #: Terminal sequences that every terminal in use has (xterm's ctlseqs): another screen and back, without a cursor.
@@ -73,8 +73,9 @@ def _read(target: Target, choice: Choice, before: _Reading | None) -> _Reading:
     counts = aggregate(scrape, choice)
     # The counters of one that was started anew begin at zero.
     if before is not None and moment > before.moment and scrape.started == before.scrape.started:
-        set_rates(counts.queries, before.queries, moment - before.moment)
-        set_rates(counts.encrypted, before.encrypted, moment - before.moment)
+        seconds = moment - before.moment
+        counts.rates |= rates(counts.queries, before.queries, seconds)
+        counts.rates |= rates(counts.encrypted, before.encrypted, seconds)
     return _Reading(scrape, counts, moment, totals_by_path(counts.queries), totals_by_path(counts.encrypted))
 
 

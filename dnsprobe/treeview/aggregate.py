@@ -35,13 +35,17 @@ class Choice:
 class TreeCounts:
     """The chosen series of a scrape, added up.
 
-    ``queries`` and ``encrypted`` (connections whose queries cannot be read) are roots without a name. ``trees`` has
-    the process trees that sent queries. ``unit_unknown`` counts queries without a known unit, which may belong to the
-    chosen units. ``known_domains`` and ``known_units`` are those of all series of the scrape, chosen or not.
+    ``queries`` and ``encrypted`` (connections whose queries cannot be read) are roots without a name. ``label_nodes``
+    are their children that stand for values of ``Choice.by``. ``rates`` has the growth of each total per second since
+    the previous reading; it is empty at the first one. ``trees`` has the process trees that sent queries.
+    ``unit_unknown`` counts queries without a known unit, which may belong to the chosen units. ``known_domains`` and
+    ``known_units`` are those of all series of the scrape, chosen or not.
     """
 
     queries: Node = field(default_factory=lambda: Node(""))
     encrypted: Node = field(default_factory=lambda: Node(""))
+    label_nodes: set[Node] = field(default_factory=set)
+    rates: dict[Node, float] = field(default_factory=dict)
     trees: set[str] = field(default_factory=set)
     unit_unknown: int = 0
     known_domains: tuple[str, ...] = ()
@@ -59,13 +63,13 @@ def aggregate(scrape: Scrape, choice: Choice) -> TreeCounts:
         if choice.units and _is_folded(series, "unit"):
             counts.unit_unknown += series.value
         elif unit_wanted(series.labels.get("unit", "")):
-            _add(counts.queries, series, choice.by)
+            _add(counts, counts.queries, series, choice.by)
             counts.trees.add(series.labels.get("tree", ""))
     counts.trees -= {OTHER, UNKNOWN}
     # Encrypted connections have no domain.
     for series in scrape.encrypted if not choice.domains else ():
         if unit_wanted(series.labels.get("unit", "")) and not (choice.units and _is_folded(series, "unit")):
-            _add(counts.encrypted, series, choice.by if choice.by in _CONNECTION_LABELS else None)
+            _add(counts, counts.encrypted, series, choice.by if choice.by in _CONNECTION_LABELS else None)
     return counts
 
 
@@ -82,14 +86,14 @@ def _values(scrape: Scrape, label: str) -> tuple[str, ...]:
     return tuple(sorted({shown(series.labels.get(label, "")) for series in scrape.queries} - {""}))
 
 
-def _add(root: Node, series: SeriesCount, by: str | None) -> None:
+def _add(counts: TreeCounts, root: Node, series: SeriesCount, by: str | None) -> None:
     path = _path(series)
     if by is None:
         add(root, path, series.value)
         return
     value = UNKNOWN if _is_folded(series, by) else _path_element(series.labels.get(by, ""))
     add(root, (value, *path), series.value)
-    root.children[value].is_label = True
+    counts.label_nodes.add(root.children[value])
 
 
 def _path(series: SeriesCount) -> Path:

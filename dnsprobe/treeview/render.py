@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ class _Row:
     names: tuple[str, ...]
     node: Node
     root: Node
+    rate: float | None
+    is_label: bool
 
 
 def folded_stacks(counts: TreeCounts) -> list[str]:
@@ -59,14 +61,17 @@ def json_object(counts: TreeCounts) -> dict[str, Any]:
     (queries of the process itself), ``total`` (with all processes below it), ``children`` (the largest first), and
     ``per_second`` from the second reading on. Names have the escapes of the label ``tree``.
     """
-    return {"queries": _totals(counts.queries), "encrypted_connections": _totals(counts.encrypted)}
+    return {
+        "queries": _totals(counts.queries, counts.rates),
+        "encrypted_connections": _totals(counts.encrypted, counts.rates),
+    }
 
 
-def _totals(node: Node) -> dict[str, Any]:
+def _totals(node: Node, rates: Mapping[Node, float]) -> dict[str, Any]:
     facts: dict[str, Any] = {"total": node.total}
-    if node.per_second is not None:
-        facts["per_second"] = round(node.per_second, 3)
-    facts["children"] = [{"name": child.name, "own": child.own, **_totals(child)} for child in node.by_size]
+    if node in rates:
+        facts["per_second"] = round(rates[node], 3)
+    facts["children"] = [{"name": child.name, "own": child.own, **_totals(child, rates)} for child in node.by_size]
     return facts
 
 
@@ -76,7 +81,7 @@ def tree_lines(counts: TreeCounts, look: Look, title: str, height: int | None = 
     ``title`` names the daemon. ``height`` limits the number of lines: the last line of a table that is cut off has the
     number of missing lines.
     """
-    sections = [list(_rows(root, look)) for root in (counts.queries, counts.encrypted) if root.total]
+    sections = [list(_rows(counts, root, look)) for root in (counts.queries, counts.encrypted) if root.total]
     lines = _summary(counts, look, title)
     notes = list(_notes(counts, look))
     # Each section has an empty line and a heading.
@@ -108,8 +113,8 @@ def _cut(text: str, look: Look) -> str:
 
 def _summary(counts: TreeCounts, look: Look, title: str) -> list[str]:
     text = f"{number_of(counts.queries.total, 'query', 'queries')} by {number_of(len(counts.trees), 'process tree')}"
-    if counts.queries.per_second is not None:
-        text += f", {_rate(counts.queries.per_second)} per second"
+    if counts.queries in counts.rates:
+        text += f", {_rate(counts.rates[counts.queries])} per second"
     return wrap(look.plain(f"{text}, {title}"), look)
 
 
@@ -130,7 +135,7 @@ def _notes(counts: TreeCounts, look: Look) -> Iterator[str]:
     nodes = [node for root in (counts.queries, counts.encrypted) for _, node in walk(root)]
     texts = []
     for notes, for_labels in ((_TREE_NOTES, False), (_LABEL_NOTES, True)):
-        names = {node.name for node in nodes if node.is_label == for_labels}
+        names = {node.name for node in nodes if (node in counts.label_nodes) == for_labels}
         texts += [f"{name}: {text}" for name, text in notes.items() if name in names]
     if counts.unit_unknown:
         more = number_of(counts.unit_unknown, "more query", "more queries")
@@ -142,17 +147,24 @@ def _notes(counts: TreeCounts, look: Look) -> Iterator[str]:
             yield look.paint(line, DIM)
 
 
-def _rows(root: Node, look: Look) -> Iterator[_Row]:
+def _rows(counts: TreeCounts, root: Node, look: Look) -> Iterator[_Row]:
     branch, corner, down, blank = ("├─ ", "└─ ", "│  ", "   ") if look.unicode else ("|- ", "`- ", "|  ", "   ")
     waiting = [("", "", node) for node in reversed(root.by_size)]
     while waiting:
         before, mark, node = waiting.pop()
         names = [node.name]
         # A process without queries and with one child shares the line of the child, as in the label "tree".
-        while not node.is_label and not node.own and len(node.children) == 1:
+        while node not in counts.label_nodes and not node.own and len(node.children) == 1:
             (node,) = node.children.values()
             names.append(node.name)
-        yield _Row(before + mark, tuple(look.plain(name) for name in names), node, root)
+        yield _Row(
+            before + mark,
+            tuple(look.plain(name) for name in names),
+            node,
+            root,
+            counts.rates.get(node),
+            node in counts.label_nodes,
+        )
         below = before + {branch: down, corner: blank}.get(mark, "")
         children = node.by_size
         for child in reversed(children):
@@ -184,11 +196,11 @@ def _table(rows: list[_Row], look: Look) -> list[str]:
     columns: dict[str, list[str]] = {
         "total": ["total", *(f"{row.node.total:,}" for row in rows)],
         "own": ["own", *(f"{row.node.own:,}" if row.node.own else "" for row in rows)],
-        "rate": ["1/s", *(_rate(row.node.per_second or 0.0) for row in rows)],
+        "rate": ["1/s", *(_rate(row.rate or 0.0) for row in rows)],
         "share": ["share", *(_share(row.node.total, row.root.total) for row in rows)],
         "bar": [" " * length, *(_bar(row.node.total, row.root.total, length, look) for row in rows)],
     }
-    if all(row.node.per_second is None for row in rows):
+    if all(row.rate is None for row in rows):
         del columns["rate"]
     widths = {name: max(map(len, texts)) for name, texts in columns.items()}
     for name, least in _LEAST_ROOM.items():
@@ -223,6 +235,6 @@ def _names_cell(row: _Row, room: int | None, look: Look) -> str:
                 names.insert(0, mark)
             names = cut(";".join(names), left, mark).split(";")
     *upper, last = names
-    codes = (BOLD, GREEN) if row.node.own else (BOLD,) if row.node.is_label else ()
+    codes = (BOLD, GREEN) if row.node.own else (BOLD,) if row.is_label else ()
     text = look.paint(branches, DIM) + "".join(f"{name}{look.paint(';', DIM)}" for name in upper)
     return text + (look.paint(last, *codes) if codes else last)

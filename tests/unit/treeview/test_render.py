@@ -13,7 +13,7 @@ from made_up import HOSTILE
 from dnsprobe.model import Ancestry, Process, Series
 from dnsprobe.terminal import Look, cells
 from dnsprobe.treeview.aggregate import Choice, TreeCounts
-from dnsprobe.treeview.nodes import set_rates, totals_by_path
+from dnsprobe.treeview.nodes import rates, totals_by_path
 from dnsprobe.treeview.render import folded_stacks, json_object, tree_lines
 
 
@@ -158,8 +158,8 @@ def test_rates() -> None:
     more = {series: number + 5 * (series.process == "dig") for series, number in COUNTS.items()}
     new = {**more, Series(".", "A", "udp", "new", "new", "", ""): 4000}
     after = chosen(counts=new)
-    set_rates(after.queries, totals_by_path(before.queries), 2.0)
-    set_rates(after.encrypted, totals_by_path(before.encrypted), 2.0)
+    after.rates |= rates(after.queries, totals_by_path(before.queries), 2.0)
+    after.rates |= rates(after.encrypted, totals_by_path(before.encrypted), 2.0)
     assert lines(after)[:7] == [
         "5,010 queries by 5 process trees, 2,005 per second, dnsprobe 1 at host:1",
         "",
@@ -197,7 +197,7 @@ def test_no_line_is_wider_than_the_terminal(width: int, unicode: bool) -> None:
     }
     for choice in (Choice(), Choice(by="domain")):
         seen = chosen(choice, counts | COUNTS)
-        set_rates(seen.queries, {}, 1.0)
+        seen.rates |= rates(seen.queries, {}, 1.0)
         for line in lines(seen, width=width, unicode=unicode):
             assert cells(line) <= width
             assert line.isprintable()
