@@ -1,14 +1,13 @@
-// The graph of the page, and its refresh. All text goes in as textContent: it comes from processes of the host.
+// The graph of the page, and the refresh. Names come from processes of the host, so they are only set as textContent.
 "use strict";
 (() => {
   const REFRESH_MS = 5000;
-  // A page that takes the daemon long is asked for less often: this is the most that one who looks on takes of its
-  // time.
-  const SHARE = 1 / 20;
-  const PATIENCE_MS = 10000;
+  // One open page may take this share of the daemon's time. If an answer takes long, the next request waits longer.
+  const MAX_SHARE = 1 / 20;
+  const TIMEOUT_MS = 10000;
   const ROW_REM = 1.6;
-  // Narrower, nobody sees or hits it: what is in there shows once one zooms in.
-  const LEAST_PIXELS = 3;
+  // A narrower box cannot be seen or clicked. It appears after zooming in.
+  const MIN_PIXELS = 3;
 
   const byId = (id) => document.getElementById(id);
   const icicle = byId("icicle");
@@ -17,10 +16,10 @@
   const pause = byId("pause");
 
   let root = null;
-  // Paths, not nodes: they stay the same when the nodes are made anew.
+  // These are paths, not nodes: each refresh makes new nodes, but the paths stay valid.
   let zoomed = "";
   let cursor = "";
-  let told;
+  let described;
   let drawn = new Map();
   let paused = false;
   let timer = 0;
@@ -30,13 +29,13 @@
   const counted = (total) => `${total.toLocaleString("en")} ${total === 1 ? "query" : "queries"}`;
   const share = (part) => `${(root.total ? (100 * part) / root.total : 0).toFixed(1)} %`;
 
-  // The nodes come flat, each with the place of its parent before it: see _flat in page.py.
-  function grow(rows) {
+  // Each row has the index of its parent, which precedes it: see _graph_rows in page.py.
+  function buildTree(rows) {
     const nodes = [];
-    for (const [above, name, total, own, more, rest] of rows) {
-      const parent = above < 0 ? null : nodes[above];
+    for (const [parentIndex, name, total, own, more, rest] of rows) {
+      const parent = parentIndex < 0 ? null : nodes[parentIndex];
       const node = {parent, name, total, own, more, rest, children: []};
-      // No name has a semicolon in it, or a newline, which ends the key of what is left out.
+      // Names contain neither a semicolon nor a newline. A newline ends the key of a box for hidden children.
       node.path = parent === null ? "" : `${parent.path};${name}`;
       node.depth = parent === null ? 0 : parent.depth + 1;
       if (parent !== null) parent.children.push(node);
@@ -55,12 +54,12 @@
     return node;
   }
 
-  // Return what is to be drawn, from top to bottom and left to right; left and width are shares of the whole width.
+  // Returns the boxes to draw, from top to bottom and from left to right. Left and width are shares of the graph.
   function layout(zoom) {
-    const least = LEAST_PIXELS / Math.max(icicle.clientWidth, 1);
+    const minWidth = MIN_PIXELS / Math.max(icicle.clientWidth, 1);
     const boxes = [];
     const place = (node, left, width) => {
-      if (width < least) return;
+      if (width < minWidth) return;
       boxes.push({node, left, width, key: node.path});
       let at = left;
       for (const child of node.children) {
@@ -69,7 +68,7 @@
         at += part;
       }
       const part = (width * node.rest) / node.total;
-      if (node.more && part >= least) boxes.push({node, left: at, width: part, key: `${node.path}\n`, rest: true});
+      if (node.more && part >= minWidth) boxes.push({node, left: at, width: part, key: `${node.path}\n`, rest: true});
     };
     const ancestors = [];
     for (let node = zoom.parent; node !== null; node = node.parent) ancestors.unshift(node);
@@ -92,14 +91,14 @@
   function describe(box) {
     const total = box.rest ? box.node.rest : box.node.total;
     const own =
-        box.rest || box.node.own === box.node.total || !box.node.own ? "" : `, ${counted(box.node.own)} its own`;
+        box.rest || box.node.own === box.node.total || !box.node.own ? "" : `, ${counted(box.node.own)} of its own`;
     return `${counted(total)}, ${share(total)}${own}`;
   }
 
-  const sought = () => search.value.trim().toLowerCase();
+  const searchText = () => search.value.trim().toLowerCase();
   const matches = (node, text) => text !== "" && node.parent !== null && node.name.toLowerCase().includes(text);
 
-  function put(element, box, text) {
+  function update(element, box, text) {
     const title = label(box);
     if (element.textContent !== title) element.textContent = title;
     element.className = "node";
@@ -123,7 +122,7 @@
   function draw() {
     const zoom = find(zoomed);
     zoomed = zoom.path;
-    const text = sought();
+    const text = searchText();
     const boxes = root.total ? layout(zoom) : [];
     if (!boxes.some((box) => box.key === cursor)) cursor = zoomed;
     const focused = icicle.contains(document.activeElement);
@@ -138,7 +137,7 @@
         element.dir = "auto";
         element.dataset.path = box.key;
       }
-      put(element, box, text);
+      update(element, box, text);
       const here = last === null ? icicle.firstChild : last.nextSibling;
       if (here !== element) icicle.insertBefore(element, here);
       last = element;
@@ -150,14 +149,14 @@
         `${ROW_REM * (1 + Math.max(0, ...boxes.map((box) => box.node.depth + (box.rest ? 1 : 0))))}rem`;
     icicle.classList.toggle("searching", text !== "");
     back.disabled = zoomed === "";
-    // To move an element, or to remove it, takes the focus away.
+    // An element loses the focus when it is moved or removed.
     if (focused && !icicle.contains(document.activeElement)) drawn.get(cursor)?.element.focus();
-    addUp(text);
-    tell(drawn.get(told)?.box);
+    showMatches(text);
+    showDetails(drawn.get(described)?.box);
   }
 
-  // What matches below something that matches is in that one's number already.
-  function addUp(text) {
+  // The total of a match includes all nodes below it, so matches below a match are not added.
+  function showMatches(text) {
     let total = 0;
     let places = 0;
     let hidden = false;
@@ -171,28 +170,28 @@
       node.children.forEach(visit);
     };
     if (text !== "") visit(root);
-    const least = hidden ? "at least " : "";
+    const atLeast = hidden ? "at least " : "";
     const where = `${places.toLocaleString("en")} ${places === 1 ? "place" : "places"}`;
     const found = text === "" ?
         "" :
-        `${least}${counted(total)} of ${root.total.toLocaleString("en")} (${share(total)}) in ${where}`;
+        `${atLeast}${counted(total)} of ${root.total.toLocaleString("en")} (${share(total)}) in ${where}`;
     if (byId("found").textContent !== found) byId("found").textContent = found;
   }
 
   function zoomTo(path) {
     zoomed = path;
-    // All of it has room for where one was.
+    // The whole graph also shows the old place of the cursor, which stays there.
     if (path !== "") cursor = path;
     draw();
-    tell(drawn.get(cursor)?.box);
+    showDetails(drawn.get(cursor)?.box);
   }
 
-  // What the line below the graph says goes on to be true while numbers change.
-  function tell(box) {
-    told = box?.key;
+  // The line below the graph is updated when the numbers change.
+  function showDetails(box) {
+    described = box?.key;
     const path = box === undefined ? "" : `${box.node.path.slice(1)}${box.rest ? `: ${label(box)}` : ""} `;
     const text = box === undefined ? "" : path + describe(box);
-    if (byId("told").textContent !== text) byId("told").textContent = text;
+    if (byId("details").textContent !== text) byId("details").textContent = text;
   }
 
   function moveTo(key) {
@@ -248,8 +247,8 @@
     }
     event.preventDefault();
   });
-  icicle.addEventListener("focusin", (event) => tell(boxOf(event.target)));
-  icicle.addEventListener("pointerover", (event) => tell(boxOf(event.target)));
+  icicle.addEventListener("focusin", (event) => showDetails(boxOf(event.target)));
+  icicle.addEventListener("pointerover", (event) => showDetails(boxOf(event.target)));
   search.addEventListener("input", draw);
   search.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
@@ -263,7 +262,7 @@
   });
   window.addEventListener("resize", draw);
 
-  function take(fresh) {
+  function replaceData(fresh) {
     const rows = JSON.parse(fresh.getElementById("data").textContent);
     for (const part of document.querySelectorAll("[data-live]")) {
       const next = fresh.getElementById(part.id);
@@ -271,22 +270,22 @@
       const inUse = !selection.isCollapsed && part.contains(selection.anchorNode);
       if (!inUse && !part.isEqualNode(next)) part.replaceChildren(...document.importNode(next, true).childNodes);
     }
-    root = grow(rows);
+    root = buildTree(rows);
     draw();
   }
 
-  function say(text, stale) {
+  function showState(text, stale) {
     if (byId("state").textContent !== text) byId("state").textContent = text;
     document.body.classList.toggle("stale", stale);
   }
 
-  function sayHow() {
-    say(paused ? "Paused." : `Refreshes itself every ${Math.round(interval / 1000)} seconds.`, false);
+  function showRefreshState() {
+    showState(paused ? "Paused." : `Refreshes every ${Math.round(interval / 1000)} seconds.`, false);
   }
 
-  // Of the daemon's time, those who look on take a share, also while it takes too long.
-  function slowDown(began) {
-    interval = Math.max(REFRESH_MS, (performance.now() - began) / SHARE);
+  // Also called after a failed request, so that a daemon that is too slow gets fewer requests.
+  function adaptInterval(began) {
+    interval = Math.max(REFRESH_MS, (performance.now() - began) / MAX_SHARE);
   }
 
   async function refresh() {
@@ -294,19 +293,19 @@
     if (!paused && !document.hidden) {
       const began = performance.now();
       try {
-        const options = {cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS)};
-        // Not relative to a URL that may have a name and a password in it.
+        const options = {cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS)};
+        // A relative URL would include a user name and a password from the address bar, and fetch refuses those.
         const answer = await fetch(location.origin + location.pathname, options);
-        if (!answer.ok) throw new Error(`it answers with status ${answer.status}`);
+        if (!answer.ok) throw new Error(`status ${answer.status}`);
         const text = await answer.text();
-        slowDown(began);
-        take(new DOMParser().parseFromString(text, "text/html"));
+        adaptInterval(began);
+        replaceData(new DOMParser().parseFromString(text, "text/html"));
         answered = new Date();
-        sayHow();
+        showRefreshState();
       } catch (error) {
-        slowDown(began);
+        adaptInterval(began);
         const since = answered.toLocaleTimeString();
-        say(`No refresh since ${since}: the numbers below are old (${error.message}).`, true);
+        showState(`No answer since ${since}, so the numbers are old (${error.message}).`, true);
       }
     }
     clearTimeout(timer);
@@ -316,7 +315,7 @@
   pause.addEventListener("click", () => {
     paused = !paused;
     pause.setAttribute("aria-pressed", String(paused));
-    sayHow();
+    showRefreshState();
     if (!paused) refresh();
   });
   document.addEventListener("visibilitychange", () => {
@@ -326,8 +325,8 @@
   byId("graph").hidden = false;
   byId("refresh").hidden = false;
   byId("as-list").open = false;
-  root = grow(JSON.parse(byId("data").textContent));
+  root = buildTree(JSON.parse(byId("data").textContent));
   draw();
-  sayHow();
+  showRefreshState();
   timer = setTimeout(refresh, interval);
 })();

@@ -1,17 +1,14 @@
-"""The page for people: one HTML document with its data, style and script in it.
+"""The page for people: one HTML document that contains its data, style and script.
 
-All that it shows comes from processes or from the configuration, so each value goes through ``html.escape``, and what
-the script needs is JSON that no HTML parser mistakes for a tag. Beyond that, the Content-Security-Policy allows the
-script and the style by their hashes and nothing else at all.
+All values come from processes or from the configuration, so ``markup`` escapes each of them. As a second barrier, the
+Content-Security-Policy allows exactly this style and this script, by their hashes.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import heapq
 import html
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,17 +21,17 @@ from dnsprobe.names.wire import to_text
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.sinks.metrics import Snapshot
 from dnsprobe.sinks.wording import endpoint, moment, name
-from dnsprobe.text import number, shown
+from dnsprobe.text import number
+from dnsprobe.treeview.nodes import Node, add, largest
+from dnsprobe.web import markup
 
-#: So many of the last queries are shown; the daemon keeps no more.
+#: The number of last queries that the daemon keeps and the page shows.
 LAST_QUERIES = 100
 
-#: Nodes of the graph, and of the list that is there without a script: a host has more trees than anybody looks at.
+#: The most nodes in the graph and in the list (the tree without JavaScript), and the most rules.
 _MAX_NODES = 2000
 _MAX_LISTED = 200
 _MAX_RULES = 200
-#: Characters of a rule's name or pattern: an expression may be as long as you like.
-_MAX_TEXT = 300
 
 _FOLDER = Path(__file__).parent
 _STYLE = (_FOLDER / "page.css").read_text("utf-8")
@@ -54,7 +51,7 @@ HEADERS = {
             f"script-src {_hash(_SCRIPT)}",
             f"style-src {_hash(_STYLE)}",
             "connect-src 'self'",
-            "img-src data:",  # the empty icon, without which browsers ask for /favicon.ico
+            "img-src data:",  # for the empty icon: without one, browsers request /favicon.ico
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
@@ -66,11 +63,11 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What the page shows, at one moment.
+    """The data of the page at one moment.
 
-    ``unserved`` has, for each path without a hook, what was tried; ``lineage_problem`` why lineages are not followed,
-    empty where they are. ``last`` are the last queries told, the newest last; ``offset_ns`` is what to add to their
-    times, and ``time_ns`` the moment, both for nanoseconds since the epoch.
+    ``unserved`` maps each path without a hook to the hooks that were tried. ``lineage_problem`` is the reason why
+    lineage tracking is off, empty if it is on. ``last`` has the last queries that were reported, the newest last.
+    ``offset_ns`` converts their times to nanoseconds since the epoch. ``time_ns`` is the moment in that unit.
     """
 
     snapshot: Snapshot = field(default_factory=Snapshot)
@@ -83,145 +80,54 @@ class Page:
     time_ns: int = 0
 
 
-class Node:
-    """A process of the tree: ``total`` queries, its own and those of all below it."""
-
-    __slots__ = ("children", "name", "total")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.total = 0
-        self.children: dict[str, Node] = {}
-
-
-def grow(snapshot: Snapshot) -> Node:
-    """Return the queries of all trees as one tree, whose root stands for pid 1 and has no name."""
+def _tree(snapshot: Snapshot) -> Node:
+    """Return the queries of all trees as one tree. Its root stands for pid 1 and has no name."""
     trees: Counter[str] = Counter()
     for series, queries in snapshot.counts.items():
         if not series.encrypted:
             trees[series.tree] += queries
     root = Node("")
     for tree, queries in trees.items():
-        root.total += queries
-        node = root
-        for element in tree.split(";"):
-            child = node.children.get(element)
-            if child is None:
-                child = node.children[element] = Node(element)
-            child.total += queries
-            node = child
+        add(root, tree.split(";"), queries)
     return root
 
 
-@dataclass(slots=True)
-class Kept:
-    """A node that is shown, with its children by name; ``more`` of these, with ``rest`` queries, are not shown.
+def _hidden(node: Node, shown: list[Node]) -> tuple[int, int]:
+    """Return how many children of a node are not shown, and how many queries they have."""
+    return len(node.children) - len(shown), node.total - node.own - sum(child.total for child in shown)
 
-    ``own`` are the queries of the node itself.
+
+def _graph_rows(root: Node) -> list[list[int | str]]:
+    """Return the nodes of the graph, each after its parent.
+
+    A row has the index of the parent (-1: none), name, total, own queries, and the number of children that are not
+    shown with the number of their queries.
     """
-
-    name: str
-    total: int
-    own: int
-    children: list[Kept] = field(default_factory=list)
-    more: int = 0
-    rest: int = 0
-
-
-def prune(root: Node, limit: int) -> Kept:
-    """Return the ``limit`` nodes with the most queries. No node has more than its parent, so they are one tree."""
-
-    def keep(node: Node) -> Kept:
-        below = sum(child.total for child in node.children.values())
-        return Kept(node.name, node.total, node.total - below, [], len(node.children), below)
-
-    top = keep(root)
-    # The order of arrival decides between equals: nodes themselves do not compare.
-    waiting: list[tuple[int, int, Node, Kept]] = []
-    arrived = 0
-
-    def queue(node: Node, kept: Kept) -> None:
-        nonlocal arrived
-        for child in node.children.values():
-            heapq.heappush(waiting, (-child.total, arrived, child, kept))
-            arrived += 1
-
-    queue(root, top)
-    for _ in range(limit - 1):
-        if not waiting:
-            break
-        _, _, node, parent = heapq.heappop(waiting)
-        kept = keep(node)
-        parent.children.append(kept)
-        parent.more -= 1
-        parent.rest -= node.total
-        queue(node, kept)
-    _sort(top)
-    return top
-
-
-def _sort(node: Kept) -> None:
-    # By name, not by number: what one looks at stays where it is while numbers grow.
-    node.children.sort(key=lambda child: child.name)
-    for child in node.children:
-        _sort(child)
-
-
-def _flat(node: Kept, parent: int, rows: list[list[int | str]]) -> list[list[int | str]]:
-    at = len(rows)
-    rows.append([parent, node.name, node.total, node.own, node.more, node.rest])
-    for child in node.children:
-        _flat(child, at, rows)
+    shown = largest(root, _MAX_NODES)
+    rows: list[list[int | str]] = []
+    waiting = [(root, -1)]
+    while waiting:
+        node, parent = waiting.pop()
+        waiting.extend((child, len(rows)) for child in reversed(shown[node]))
+        rows.append([parent, node.name, node.total, node.own, *_hidden(node, shown[node])])
     return rows
 
 
-def embedded(value: object) -> str:
-    """Return a value as JSON for a ``script`` element: neither ``</script>`` nor ``<!--`` can be in it."""
-    text = json.dumps(value, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def _list_items(node: Node, shown: Mapping[Node, list[Node]]) -> Iterator[str]:
+    yield "<ul>"
+    for child in sorted(shown[node], key=lambda child: -child.total):
+        yield f"<li>{markup.text(child.name)} <span>{child.total:,}</span>"
+        if child.children:
+            yield from _list_items(child, shown)
+        yield "</li>"
+    more, queries = _hidden(node, shown[node])
+    if more:
+        yield f"<li>{more:,} more <span>{queries:,}</span></li>"
+    yield "</ul>"
 
 
-def _text(value: str) -> str:
-    """Return a value from outside as HTML that has its own writing direction; controls are made visible."""
-    return f"<bdi>{html.escape(shown(value))}</bdi>"
-
-
-def _short(value: str) -> str:
-    return _text(value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT] + "…")
-
-
-def _time(time_ns: int, *, day: bool) -> str:
-    """Return a moment in local time: with its day to the second, without its day to the millisecond."""
-    utc = moment(time_ns)
-    local = utc.astimezone()
-    text = f"{local:%Y-%m-%d %H:%M:%S}" if day else local.time().isoformat("milliseconds")
-    machine_readable = utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return f'<time datetime="{machine_readable}">{text}</time>'
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
-    """Return rows of cells, which are HTML already, as a table; a column that begins with ``#`` has numbers."""
-    heads = [(column.lstrip("#"), ' class="number"' if column.startswith("#") else "") for column in columns]
-    head = "".join(f'<th scope="col"{style}>{title}</th>' for title, style in heads)
-    body = "\n".join(
-        "<tr>"
-        + "".join(
-            f'<td{style} data-label="{title}">{cell}</td>' for (title, style), cell in zip(heads, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    shape = f' class="{kind}"' if kind else ""
-    return f"<table{shape}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-
-
-def _live(identifier: str, content: str) -> str:
-    """Return a part of the page that a refresh puts in the place of the old one."""
-    return f'<div id="{identifier}" data-live>\n{content}\n</div>'
-
-
-def _section(identifier: str, title: str, content: str) -> str:
-    return f'<section aria-labelledby="{identifier}">\n<h2 id="{identifier}">{title}</h2>\n{content}\n</section>'
+def _list(root: Node) -> str:
+    return "\n".join(_list_items(root, largest(root, _MAX_LISTED))) if root.total else "<p>No query yet.</p>"
 
 
 def _summary(page: Page, queries: int) -> str:
@@ -234,26 +140,10 @@ def _summary(page: Page, queries: int) -> str:
     ]
     if encrypted:
         facts.append(f"{encrypted:,} encrypted {'connection' if encrypted == 1 else 'connections'}")
-    ready = '<span class="good">ready</span>' if page.ready else '<span class="bad">not ready: not all is proved</span>'
+    ready = markup.good("ready") if page.ready else markup.bad("not ready: not every hook is proved")
     zone = moment(page.time_ns).astimezone().strftime("%z")
-    facts.append(f"as of {_time(page.time_ns, day=True)} {zone}")
+    facts.append(f"as of {markup.time(page.time_ns, day=True)} {zone}")
     return f"<p>{ready} · {' · '.join(facts)}</p>"
-
-
-def _listed(node: Kept) -> Iterator[str]:
-    yield "<ul>"
-    for child in sorted(node.children, key=lambda child: -child.total):
-        yield f"<li>{_text(child.name)} <span>{child.total:,}</span>"
-        if child.children or child.more:
-            yield from _listed(child)
-        yield "</li>"
-    if node.more:
-        yield f"<li>{node.more:,} more <span>{node.rest:,}</span></li>"
-    yield "</ul>"
-
-
-def _list(tree: Kept) -> str:
-    return "\n".join(_listed(tree)) if tree.total else "<p>No query yet.</p>"
 
 
 def _last(page: Page) -> str:
@@ -261,18 +151,18 @@ def _last(page: Page) -> str:
         return "<p>No query yet.</p>"
     rows = [
         (
-            _time(query.time_ns + page.offset_ns, day=False),
-            _text(name(query.ancestry.asker)),
-            _text(query.ancestry.tree),
-            _text(to_text(query.qname)),
-            _text(qtype_name(query.qtype)),
-            _text(query.transport),
-            _text(endpoint(query)),
+            markup.time(query.time_ns + page.offset_ns, day=False),
+            markup.text(name(query.ancestry.asker)),
+            markup.text(query.ancestry.tree),
+            markup.text(to_text(query.qname)),
+            markup.text(qtype_name(query.qtype)),
+            markup.text(query.transport),
+            markup.text(endpoint(query)),
         )
         for query in reversed(page.last)
     ]
     columns = ("Time", "Process", "Tree", "Name", "Type", "Transport", "Server")
-    return _table(columns, rows, kind="queries")
+    return markup.table(columns, rows, css_class="queries")
 
 
 def _rules(page: Page) -> str:
@@ -283,52 +173,56 @@ def _rules(page: Page) -> str:
     ruled = {rule.name for rule in page.rules}
     rows = [(rule.name, rule.pattern) for rule in page.rules]
     rows += [(domain, "") for domain in sorted(counted.keys() - ruled)]
-    # With few rules the order of the configuration; with many, first those that count.
+    # Few rules stay in the order of the configuration. Of many, those with the most queries are shown.
     if len(rows) > _MAX_RULES:
         rows.sort(key=lambda row: -counted[row[0]])
     cells = [
-        (_short(domain), _short(pattern) if pattern else "not watched any more", f"{counted[domain]:,}")
+        (
+            markup.short_text(domain),
+            markup.short_text(pattern) if pattern else "no longer watched",
+            f"{counted[domain]:,}",
+        )
         for domain, pattern in rows[:_MAX_RULES]
     ]
-    table = _table(("Rule", "Pattern", "#Queries"), cells)
+    table = markup.table(("Rule", "Pattern", "#Queries"), cells)
     left_out = len(rows) - _MAX_RULES
     return table + (f"\n<p>{left_out:,} more, with fewer queries.</p>" if left_out > 0 else "")
 
 
 def _paths(page: Page) -> str:
     now = page.snapshot
-    proved = {True: '<span class="good">proved</span>', False: '<span class="bad">not proved</span>'}
+    proof = {True: markup.good("proved"), False: markup.bad("not proved")}
     rows = [
-        (_text(path), _text(hook), _text(symbol), proved[bool(now.verified.get(path))])
+        (markup.text(path), markup.text(hook), markup.text(symbol), proof[bool(now.verified.get(path))])
         for path, hook, symbol in now.hooks
     ]
     rows += [
-        (_text(path), "none", _short(tried), '<span class="bad">not seen</span>')
+        (markup.text(path), "none", markup.short_text(tried), markup.bad("not seen"))
         for path, tried in page.unserved.items()
     ]
-    lineage = f"not followed: {_short(page.lineage_problem)}" if page.lineage_problem else "followed"
-    return f"{_table(('Path', 'Hook', 'Where', 'Proof'), rows)}\n<p>Who started whom: {lineage}.</p>"
+    lineage = f"off ({markup.short_text(page.lineage_problem)})" if page.lineage_problem else "on"
+    return f"{markup.table(('Path', 'Hook', 'Symbol', 'Proof'), rows)}\n<p>Lineage tracking is {lineage}.</p>"
 
 
 def _losses(page: Page) -> str:
     now = page.snapshot
     rows = [
         (
-            _text(loss.metric),
-            _text(loss.reason),
+            markup.text(loss.metric),
+            markup.text(loss.reason),
             html.escape(f"{loss.what} ({loss.counted})"),
-            f'<span class="bad">{times:,}</span>' if times else "0",
+            markup.bad(f"{times:,}") if times else "0",
         )
         for loss, times in now.losses.items()
     ]
-    reload = _time(int(now.reload_time * 1e9), day=True)
-    good = "read" if now.reload_successful else '<span class="bad">not good when it was last read</span>, before that'
     entries = number(now.journal_entries, "journal entry", "journal entries")
-    about = f"<p>{number(now.events, 'event')} from the kernel, {entries}. Configuration {good} at {reload}.</p>"
-    return _table(("Metric", "Reason", "Meaning", "#Lost"), rows) + f"\n{about}"
+    loaded = f"Configuration of {markup.time(int(now.reload_time * 1e9), day=True)}"
+    failed = "" if now.reload_successful else f"; {markup.bad('the last reload failed')}"
+    totals = f"<p>{number(now.events, 'event')} from the kernel, {entries}. {loaded}{failed}.</p>"
+    return markup.table(("Metric", "Reason", "Meaning", "#Lost"), rows) + f"\n{totals}"
 
 
-#: The script brings these to life; without it they are not there.
+#: The script shows these elements; without JavaScript they stay hidden.
 _GRAPH = """<div id="graph" hidden>
 <div class="bar">
 <label for="search">Search</label>
@@ -337,19 +231,18 @@ _GRAPH = """<div id="graph" hidden>
 <output id="found" for="search"></output>
 </div>
 <div id="icicle" role="tree" aria-label="Queries by process tree" aria-describedby="keys"></div>
-<p id="told" aria-hidden="true"></p>
-<p id="keys" class="note">Click or Enter zooms in, Escape shows all; arrow keys go from process to process.</p>
+<p id="details" aria-hidden="true"></p>
+<p id="keys" class="note">Click or Enter: zoom in. Escape: show all. Arrow keys: move between processes.</p>
 </div>"""
 
 
 def render(page: Page) -> bytes:
-    """Return the document, in UTF-8."""
-    root = grow(page.snapshot)
-    graph, listed = prune(root, _MAX_NODES), prune(root, _MAX_LISTED)
+    """Return the HTML document in UTF-8."""
+    root = _tree(page.snapshot)
     trees = f"""{_GRAPH}
 <details id="as-list" open>
 <summary>As a list</summary>
-{_live("list", _list(listed))}
+{markup.live("list", _list(root))}
 </details>"""
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -364,21 +257,21 @@ def render(page: Page) -> bytes:
 <body>
 <header>
 <h1>dnsprobe <small>{html.escape(__version__)}</small></h1>
-{_live("summary", _summary(page, total_queries(page.snapshot.counts)))}
+{markup.live("summary", _summary(page, total_queries(page.snapshot.counts)))}
 <p id="refresh" hidden><button id="pause" type="button" aria-pressed="false">Pause</button>
 <span id="state" role="status"></span></p>
 </header>
 <main>
-{_section("trees", "Queries by process tree", trees)}
-{_section("queries", "Last queries", _live("last", _last(page)))}
-{_section("watched", "What is watched", _live("rules", _rules(page)))}
-{_section("seen", "Where queries are seen", _live("paths", _paths(page)))}
-{_section("lost", "What was lost", _live("losses", _losses(page)))}
+{markup.section("trees", "Queries by process tree", trees)}
+{markup.section("queries", "Last queries", markup.live("last", _last(page)))}
+{markup.section("watched", "Rules", markup.live("rules", _rules(page)))}
+{markup.section("seen", "Hooks", markup.live("paths", _paths(page)))}
+{markup.section("lost", "Losses", markup.live("losses", _losses(page)))}
 </main>
 <footer>
-<a href="/metrics">Metrics</a> for Prometheus · <a href="/-/ready">ready?</a> · <a href="/-/healthy">healthy?</a>
+<a href="/metrics">Metrics</a> for Prometheus · <a href="/-/ready">Readiness</a> · <a href="/-/healthy">Health</a>
 </footer>
-<script type="application/json" id="data" data-live>{embedded(_flat(graph, -1, []))}</script>
+<script type="application/json" id="data" data-live>{markup.embedded(_graph_rows(root))}</script>
 <script>{_SCRIPT}</script>
 </body>
 </html>

@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium, the real program, and queries of processes that mean harm."""
+"""The page in Debian's Chromium, served by the real program, with queries of processes that have hostile names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 
 RULE_NAME = "</script><img src=x onerror=alert(1)><!--"
 HEBREW = "\u05d0\u05d1\u05d2"
-#: Each program sees all queries of the host: what other tests send is of another domain, fresh.test.
+#: The daemon sees the queries of all tests on this host, so other tests send queries for fresh.test only.
 CONFIGURATION = (
     "domains:\n- watched.test\n"
     f"- {{pattern: hostile.test, name: {json.dumps(RULE_NAME)}}}\n"
@@ -61,7 +61,7 @@ NAMES = [
     [b"a" * 63, b"b" * 63, b"c" * 63, b"\xff" * 48],
 ]
 
-# Forks down each chain, one process for each comm; the last one asks.
+# Forks one process for each comm of a chain; the last one sends the queries.
 SENDER = """
 import ctypes, json, os, socket, sys
 
@@ -92,9 +92,9 @@ def name(*labels: bytes) -> bytes:
 
 
 def send(*senders: tuple[Sequence[bytes], Sequence[bytes]]) -> None:
-    """Have the last process of each chain of comms ask for each of its names."""
-    told = [([comm.hex() for comm in chain], [message(each).hex() for each in names]) for chain, names in senders]
-    command = [*IN_OWN_NET, sys.executable, "-I", "-S", "-c", SENDER, json.dumps(told)]
+    """Start each chain of processes; the last one sends a query for each of its names."""
+    chains = [([comm.hex() for comm in chain], [message(each).hex() for each in names]) for chain, names in senders]
+    command = [*IN_OWN_NET, sys.executable, "-I", "-S", "-c", SENDER, json.dumps(chains)]
     subprocess.run(command, check=True, timeout=PATIENCE)
 
 
@@ -112,7 +112,7 @@ TOTAL = 60 + 1 + len(COMMS) * len(HOSTILE)
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Return a service that has seen two trees of one shop, and hostile processes."""
+    """Return a service that has counted queries of a shop with two trees and of hostile processes."""
     service = Service(CONFIGURATION, tmp_path_factory.mktemp("service"))
     try:
         send(
@@ -133,14 +133,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        # Root has no sandbox there.
+        # Chromium refuses to run as root with its sandbox.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 class Tab:
-    """A tab that shows the page, and all that went on in it which should not."""
+    """A tab that shows the page. It records errors, dialogs and requests."""
 
     def __init__(self, context: BrowserContext, url: str) -> None:
         self.url = f"http://{url}/"
@@ -152,7 +152,7 @@ class Tab:
         self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         self.page.on("dialog", self._dismiss)
         context.on("request", lambda request: self.requests.append(request.url))
-        # Kept by the browser for the page's own world, whatever the policy of the page is.
+        # The browser runs this script despite the policy of the page.
         self.page.add_init_script(
             "window.violations = [];"
             "addEventListener('securitypolicyviolation', (event) => window.violations.push(event.violatedDirective));"
@@ -187,7 +187,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 def open_tab(browser: Browser, service: Service) -> Open:
-    """Give a context manager: a tab with the page, in which nothing may be wrong in the end."""
+    """Return a context manager for a tab with the page. At its end, no error may have been recorded."""
 
     @contextmanager
     def opened(url: str = "", **options: Any) -> Iterator[Tab]:
@@ -198,7 +198,7 @@ def open_tab(browser: Browser, service: Service) -> Open:
             if options.get("java_script_enabled", True):
                 assert tab.violations() == []
             assert tab.problems == []
-            # The icon is empty, and in the page.
+            # The empty icon is a data URL in the page.
             assert set(tab.requests) <= {tab.url, "data:,"}
         finally:
             context.close()
@@ -226,7 +226,7 @@ def test_zoom_by_click_and_back(open_tab: Open) -> None:
         tab.box("shop;seller").click()
         assert tab.share("shop;seller") == 1
         assert tab.share("shop;seller;curl") == pytest.approx(2 / 3, rel=1e-3)
-        assert tab.share("shop") == 1  # what is above stays, as a way back
+        assert tab.share("shop") == 1  # the ancestors stay, as a way back
         expect(tab.box("shop;buyer")).to_have_count(0)
         expect(tab.box("hostile")).to_have_count(0)
         tab.box("shop").click()
@@ -252,7 +252,7 @@ def test_zoom_by_keyboard_and_back(open_tab: Open) -> None:
         tab.page.keyboard.press("ArrowRight")
         tab.page.keyboard.press("ArrowLeft")
         expect(focused).to_have_text("buyer")
-        expect(tab.page.locator("#told")).to_contain_text(f"shop;buyer 30 queries, {shown_share(30)}")
+        expect(tab.page.locator("#details")).to_contain_text(f"shop;buyer 30 queries, {shown_share(30)}")
         tab.page.keyboard.press("Enter")
         assert tab.share("shop;buyer") == 1
         expect(focused).to_have_text("buyer")
@@ -284,7 +284,7 @@ def test_search_adds_up_what_it_finds(open_tab: Open) -> None:
         expect(tab.page.locator(".node.match")).to_have_count(0)
 
 
-def test_it_refreshes_itself_and_keeps_what_one_looks_at(open_tab: Open, start: Callable[..., Service]) -> None:
+def test_a_refresh_keeps_zoom_and_search(open_tab: Open, start: Callable[..., Service]) -> None:
     service = start("domains: [fresh.test]")
     fresh = name(b"www", b"fresh")
     chain = [b"shop", b"buyer", b"curl"]
@@ -293,11 +293,11 @@ def test_it_refreshes_itself_and_keeps_what_one_looks_at(open_tab: Open, start: 
         tab.box("shop;buyer").click()
         tab.page.get_by_label("Search").fill("curl")
         expect(tab.page.locator("#found")).to_contain_text("3 queries of 4")
-        expect(tab.page.locator("#told")).to_contain_text("shop;buyer 3 queries, 75.0 %")
+        expect(tab.page.locator("#details")).to_contain_text("shop;buyer 3 queries, 75.0 %")
         tab.page.locator("#as-list summary").click()
         send((chain, [fresh] * 4), ([b"other"], [name(b"later", b"fresh")]), ([b"another"], [fresh]))
         expect(tab.page.locator("#found")).to_contain_text("7 queries of 10", timeout=PATIENCE * 1000)
-        expect(tab.page.locator("#told")).to_contain_text("shop;buyer 7 queries, 70.0 %")
+        expect(tab.page.locator("#details")).to_contain_text("shop;buyer 7 queries, 70.0 %")
         assert tab.share("shop;buyer") == 1
         expect(tab.box("another")).to_have_count(0)
         expect(tab.page.locator("#summary strong")).to_have_text("10")
@@ -308,7 +308,7 @@ def test_it_refreshes_itself_and_keeps_what_one_looks_at(open_tab: Open, start: 
         expect(tab.box("another")).to_have_count(1)
 
 
-def test_one_that_is_paused_asks_for_nothing(open_tab: Open) -> None:
+def test_pause_stops_requests(open_tab: Open) -> None:
     with open_tab() as tab:
         tab.page.clock.install()
         tab.page.reload()
@@ -322,15 +322,15 @@ def test_one_that_is_paused_asks_for_nothing(open_tab: Open) -> None:
             pause.click()
 
 
-def test_it_says_when_the_daemon_is_gone(open_tab: Open, start: Callable[..., Service]) -> None:
+def test_the_page_reports_that_the_daemon_does_not_answer(open_tab: Open, start: Callable[..., Service]) -> None:
     service = start(CONFIGURATION)
     with open_tab(service.url) as tab:
         state = tab.page.get_by_role("status").and_(tab.page.locator("#state"))
-        expect(state).to_contain_text("Refreshes itself every")
+        expect(state).to_contain_text("Refreshes every")
         assert service.stop() == 0
-        expect(state).to_contain_text("the numbers below are old", timeout=PATIENCE * 1000)
+        expect(state).to_contain_text("so the numbers are old", timeout=PATIENCE * 1000)
         expect(tab.page.locator("body")).to_have_class("stale")
-        # What the browser itself has to say of it.
+        # The browser logs each failed request.
         assert all("ERR_CONNECTION_REFUSED" in said for said in tab.problems)
         tab.problems.clear()
 
@@ -357,8 +357,8 @@ def test_hostile_values_are_text(open_tab: Open, script: bool) -> None:
         assert [char for char in set(text) if not char.isprintable() and char != "\n"] == []
 
 
-def test_text_from_right_to_left_stays_where_it_is(open_tab: Open) -> None:
-    """Its number follows it in the line, as with any other."""
+def test_text_from_right_to_left_stays_in_its_place(open_tab: Open) -> None:
+    """The number still follows the name in its line."""
     with open_tab(java_script_enabled=False) as tab:
         item = tab.page.locator("#list li", has=tab.page.locator(f'bdi:text-is("{HEBREW}")')).last
         name_box, number_box = item.locator("bdi").bounding_box(), item.locator("span").bounding_box()
@@ -367,7 +367,7 @@ def test_text_from_right_to_left_stays_where_it_is(open_tab: Open) -> None:
         assert name_box["x"] + name_box["width"] <= number_box["x"]
 
 
-def test_the_basics_are_there_without_a_script(open_tab: Open, service: Service) -> None:
+def test_without_javascript_all_but_the_graph_is_shown(open_tab: Open, service: Service) -> None:
     with open_tab(java_script_enabled=False) as tab:
         page: Page = tab.page
         expect(page.locator("#graph")).to_be_hidden()
@@ -381,7 +381,7 @@ def test_the_basics_are_there_without_a_script(open_tab: Open, service: Service)
         assert paths == [[hook["path"], hook["hook"], hook["symbol"], "proved"] for hook in hooks]
 
 
-def test_every_loss_is_there(open_tab: Open, service: Service) -> None:
+def test_every_loss_is_listed(open_tab: Open, service: Service) -> None:
     losses = re.findall(
         r"^(dnsprobe_\w+(?:lost|unattributed|unparsed|dropped|folded)_total)(?:\{reason=\"(\w+)\"\})? (\d+)\.0$",
         service.get("/metrics"),
@@ -396,7 +396,7 @@ def test_every_loss_is_there(open_tab: Open, service: Service) -> None:
 
 @pytest.mark.parametrize("script", [True, False])
 @pytest.mark.parametrize("width", [320, 600, 1280])
-def test_nothing_to_scroll_sideways(open_tab: Open, script: bool, width: int) -> None:
+def test_the_page_needs_no_horizontal_scrolling(open_tab: Open, script: bool, width: int) -> None:
     with open_tab(java_script_enabled=script, viewport={"width": width, "height": 640}) as tab:
         if script:
             tab.page.locator("#as-list summary").click()
@@ -440,7 +440,7 @@ def contrast(tab: Tab, place: str) -> float:
 
 
 def test_the_policy_is_in_force(open_tab: Open) -> None:
-    """What is not of the page is neither run nor loaded nor asked for."""
+    """The browser neither runs, loads nor requests anything that is not part of the page."""
     with open_tab() as tab:
         done = tab.page.evaluate(
             """async () => {
@@ -466,13 +466,13 @@ def test_the_policy_is_in_force(open_tab: Open) -> None:
             "connect-src",
         }
         tab.page.evaluate("window.violations = []")
-        # The browser tells of it before it asks its policy.
+        # The browser reports the request before it applies the policy.
         tab.requests.remove(f"{tab.url}metrics")
         assert all("Content Security Policy" in said for said in tab.problems), tab.problems
         tab.problems.clear()
 
 
-def test_it_can_be_switched_off(start: Callable[..., Service]) -> None:
+def test_the_page_can_be_switched_off(start: Callable[..., Service]) -> None:
     service = start("domains: [watched.test]\nmetrics: {page: false}")
     with pytest.raises(urllib.error.HTTPError) as raised:
         service.get("/")
@@ -480,7 +480,7 @@ def test_it_can_be_switched_off(start: Callable[..., Service]) -> None:
     assert "dnsprobe_build_info" in service.get("/metrics")
 
 
-def test_only_the_last_queries_are_kept(open_tab: Open, start: Callable[..., Service]) -> None:
+def test_only_the_last_queries_are_shown(open_tab: Open, start: Callable[..., Service]) -> None:
     service = start("domains: [fresh.test]")
     numbered = [name(b"n%d" % number, b"fresh") for number in range(150)]
     send(([b"counter"], numbered))

@@ -1,11 +1,13 @@
-"""What the page is made of: text that stays text, numbers that add up, and bounds."""
+"""The HTML of the page: values stay text, numbers add up, and the size has a bound."""
 
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,10 +22,12 @@ from dnsprobe.model import Ancestry, Process, Rule, Series
 from dnsprobe.names.wire import to_text
 from dnsprobe.sinks.metrics import Snapshot
 from dnsprobe.text import printable
+from dnsprobe.treeview.nodes import Node
 from dnsprobe.web import page as web
-from dnsprobe.web.page import HEADERS, Kept, Page, embedded, grow, prune, render
+from dnsprobe.web.markup import embedded
+from dnsprobe.web.page import HEADERS, Page, render
 
-#: HTML's own hostilities on top of those of terminals and journals.
+#: Names that attack HTML, in addition to those that attack terminals and journals.
 MARKUP = [
     b"</script><b>x",
     b"<script>alert(1)",
@@ -40,7 +44,7 @@ VOID = {"meta", "link", "input"}
 
 
 class Document(HTMLParser):
-    """A page as a parser reads it: elements with their attributes, and the text of each kind of element."""
+    """The page after an HTML parser: elements with their attributes, and the text of each kind of element."""
 
     def __init__(self, raw: bytes) -> None:
         super().__init__(convert_charrefs=True)
@@ -91,7 +95,7 @@ def snapshot(trees: dict[str, int], **changes: Any) -> Snapshot:
 
 
 def in_full(raw: bytes) -> Page:
-    """Return a page with something in every part of it, ``raw`` wherever a stranger has a say."""
+    """Return a page with data in every part, and with ``raw`` in each value that a stranger can choose."""
     text = printable(raw)
     asked, _ = hostile(raw)
     return Page(
@@ -126,7 +130,7 @@ def test_the_policy_allows_exactly_what_is_in_the_page() -> None:
     assert "unsafe" not in str(HEADERS)
 
 
-def test_nothing_in_the_page_needs_more_than_that() -> None:
+def test_the_page_needs_nothing_that_the_policy_forbids() -> None:
     document = Document(render(in_full(b"x")))
     for _, attributes in document.elements:
         assert not any(name == "style" or name.startswith("on") for name in attributes)
@@ -138,11 +142,11 @@ def test_nothing_in_the_page_needs_more_than_that() -> None:
 
 
 @pytest.mark.parametrize("file", ["page.js", "page.css"])
-def test_no_markup_ends_script_or_style(file: str) -> None:
+def test_script_and_style_contain_no_markup(file: str) -> None:
     text = (Path(web.__file__).parent / file).read_text("utf-8")
     assert "</" not in text
     assert "<!--" not in text
-    # What makes of a text more than text, or asks for something.
+    # Anything that turns text into markup or code, or requests something.
     assert (
         re.findall(r"\w*(?:inner|outer|Adjacent)HTML|\beval\b|Function\(|document\.write|url\(|@import|https?:", text)
         == []
@@ -150,7 +154,7 @@ def test_no_markup_ends_script_or_style(file: str) -> None:
 
 
 @pytest.mark.parametrize("raw", [*HOSTILE, *MARKUP])
-def test_strangers_have_no_say_in_the_markup(raw: bytes) -> None:
+def test_hostile_values_do_not_change_the_markup(raw: bytes) -> None:
     plain, document = Document(render(in_full(b"plain"))), Document(render(in_full(raw)))
     assert document.shape == plain.shape
     assert [names.keys() for _, names in document.elements] == [names.keys() for _, names in plain.elements]
@@ -162,7 +166,7 @@ def test_strangers_have_no_say_in_the_markup(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", ["</script>", "</SCRIPT ", "<!--<script>", "-->", "&lt;", "\u2028", "\ud800", '"\\'])
-def test_what_is_embedded_is_json_and_no_markup(text: str) -> None:
+def test_embedded_json_contains_no_markup(text: str) -> None:
     written = embedded([text])
     assert json.loads(written) == [text]
     assert written.isascii()
@@ -194,33 +198,30 @@ def test_trees_add_up() -> None:
     assert "by 5 process trees" in text
 
 
-def check(node: Kept) -> int:
-    """Return how many nodes there are; all their numbers have to add up."""
-    assert node.total == node.own + node.rest + sum(child.total for child in node.children)
-    assert (node.more == 0) is (node.rest == 0)
-    assert all(part >= 0 for part in (node.own, node.rest, node.more))
-    names = [child.name for child in node.children]
-    assert names == sorted(names)
-    return 1 + sum(map(check, node.children))
-
-
 @pytest.mark.parametrize("limit", [1, 2, 7, 100, 1110, 1111, 5000])
-def test_the_greatest_are_kept(limit: int) -> None:
+def test_the_graph_has_the_largest_nodes_and_adds_up(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_MAX_NODES", limit)
     trees = {f"a{n // 100};b{n // 10};c{n}": n + 1 for n in range(1000)}
-    root = grow(snapshot(trees))
-    kept = prune(root, limit)
-    assert kept.total == sum(trees.values())
-    assert check(kept) == min(limit, 1111)
-
-    def totals(node: Kept) -> list[int]:
-        return [node.total, *(total for child in node.children for total in totals(child))]
-
-    everything = sorted(totals(prune(root, 1111)), reverse=True)
-    assert sorted(totals(kept), reverse=True) == everything[:limit]
+    rows = Document(render(Page(snapshot(trees)))).nodes
+    assert len(rows) == min(limit, 1111)
+    assert rows[0][2] == sum(trees.values())
+    every_total = Counter({";".join(tree.split(";")[:depth]): 0 for tree in trees for depth in (1, 2, 3)})
+    for tree, queries in trees.items():
+        for depth in (1, 2, 3):
+            every_total[";".join(tree.split(";")[:depth])] += queries
+    largest = [rows[0][2], *sorted(every_total.values(), reverse=True)]
+    assert sorted((row[2] for row in rows), reverse=True) == largest[:limit]
+    for index, (_, _, total, own, more, rest) in enumerate(rows):
+        children = [row for row in rows if row[0] == index]
+        assert total == own + rest + sum(child[2] for child in children)
+        assert (more == 0) is (rest == 0)
+        assert all(part >= 0 for part in (own, rest, more))
+        names = [child[1] for child in children]
+        assert names == sorted(names)
 
 
 def test_a_page_has_a_bound() -> None:
-    """As many trees as there can be series, as deep as they get, with the longest comms there are, all hostile."""
+    """The limit of series, each with another tree of the greatest depth and the longest comms, all hostile."""
     comm = "\\xff" * 15
     trees = {";".join([comm] * 38 + [f"{number:x}{comm}"[:60]]): number for number in range(1, 10001)}
     asked = query(
@@ -236,15 +237,26 @@ def test_a_page_has_a_bound() -> None:
         (10000 - (2000 - 39), sum(range(1, 10000 - (2000 - 39) + 1)))
     ]
     assert "9,839 more" in document.source  # of the list
-    # With the one of whom nobody knows the rule any more.
+    # One of them has series but no rule any more.
     assert "<p>801 more, with fewer queries.</p>" in document.source
 
 
-def test_with_many_rules_those_that_count_are_shown() -> None:
+def test_nothing_keeps_the_tree_of_an_earlier_page() -> None:
+    """A reference cycle would keep each tree, and its memory, until the garbage collector runs."""
+    page = Page(snapshot({"a;b": 1, "a;c": 2}))
+    gc.collect()
+    gc.disable()
+    try:
+        render(page)
+        assert not any(isinstance(each, Node) for each in gc.get_objects())
+    finally:
+        gc.enable()
+
+
+def test_of_many_rules_those_with_queries_are_shown() -> None:
     rules = [Rule(n, f"r{n}.test", f"r{n}.test") for n in range(1, 501)]
     counts = {series("a", domain="r500.test"): 3, series("a", domain="gone.test"): 4}
     text = Document(render(Page(Snapshot(counts=counts, rules=500), rules=rules))).text["bdi"]
-    # A new rule of that name would be another.
     assert "gone.test" in text
     assert "r500.test" in text
     assert "r499.test" not in text
@@ -261,7 +273,7 @@ def test_losses_are_there_at_zero() -> None:
         assert f"{loss.what} ({loss.counted})" in document.text["td"]
 
 
-def test_what_is_wrong_is_said() -> None:
+def test_problems_are_shown() -> None:
     wrong = Page(
         Snapshot(
             hooks=[("udp4", "ip_send_skb", "ip_send_skb")],
@@ -272,8 +284,8 @@ def test_what_is_wrong_is_said() -> None:
         unserved={"tcp4": "tcp_sendmsg: no such symbol"},
         lineage_problem="no tracepoint",
     )
-    bad = [text for text in Document(render(wrong)).text["span"] if text.startswith("not ")]
-    assert bad == ["not ready: not all is proved", "not proved", "not seen", "not good when it was last read"]
+    bad = [text for text in Document(render(wrong)).text["span"] if text.startswith(("not ", "the "))]
+    assert bad == ["not ready: not every hook is proved", "not proved", "not seen", "the last reload failed"]
     text = render(wrong).decode()
     assert "tcp_sendmsg: no such symbol" in text
     assert "no tracepoint" in text
@@ -291,7 +303,7 @@ def test_the_last_queries_are_shown_newest_first() -> None:
     assert re.search(r">\d\d:\d\d:33\.845</time>", document.source)
 
 
-def test_nothing_yet() -> None:
+def test_page_before_the_first_query() -> None:
     document = Document(render(Page()))
     assert document.nodes == [[-1, "", 0, 0, 0, 0]]
     assert document.source.count("No query yet.") == 2
