@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
  * The hooks. Which of them are compiled is said by HOOK_*, each of which leads into handle_packet(), and by STREAM_*,
- * which lead into handle_stream(). Those that follow lineages are always there.
+ * which lead into handle_write(). Those that follow lineages are always there.
  */
-#include "tcp/reassembly.h"
+#include "kernel_read.h"
+#include "scratch.h"
+#include "process/lineage.h"
 #include "udp/handler.h"
+#include "udp/packet.h"
+#include "tcp/handler.h"
 
 #ifdef HOOK_IP_SEND_SKB
 /* net/ipv4/ip_output.c: int ip_send_skb(struct net *net, struct sk_buff *skb) */
@@ -82,7 +86,7 @@ int neigh_event_send_done_entry(struct bpf_raw_tracepoint_args *ctx)
  */
 int tcp_sendmsg_entry(struct pt_regs *ctx)
 {
-	return handle_stream(ctx, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), HOOK_STREAM, 0);
+	return handle_write(ctx, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), HOOK_STREAM, 0);
 }
 #endif
 
@@ -95,7 +99,7 @@ int tcp_sendmsg_entry(struct pt_regs *ctx)
  */
 int tcp_sendmsg_locked_entry(struct bpf_raw_tracepoint_args *ctx)
 {
-	return handle_stream(ctx, ctx->args[0], ctx->args[1], HOOK_STREAM, 0);
+	return handle_write(ctx, ctx->args[0], ctx->args[1], HOOK_STREAM, 0);
 }
 
 #ifdef STREAM_TWICE
@@ -106,7 +110,7 @@ int tcp_sendmsg_locked_entry(struct bpf_raw_tracepoint_args *ctx)
  */
 int tcp_sendmsg_locked_again_entry(struct bpf_raw_tracepoint_args *ctx)
 {
-	return handle_stream(ctx, ctx->args[0], ctx->args[1], HOOK_STREAM_AGAIN, 1);
+	return handle_write(ctx, ctx->args[0], ctx->args[1], HOOK_STREAM_AGAIN, 1);
 }
 #endif
 #endif

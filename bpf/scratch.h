@@ -17,6 +17,10 @@
 /* Room in front of a message: the name is reversed in steps of eight octets, which may begin before the message does.
  */
 #define PACKET_FRONT 16
+/* The length in front of each message over TCP: RFC 1035, section 4.2.2. */
+#define LENGTH_SIZE 2
+/* Where messages over TCP begin, so that their header is where that of a datagram is. */
+#define STREAM_FRONT (PACKET_FRONT - LENGTH_SIZE)
 /* An offset and a size, each masked to 511, stay inside together. */
 #define PACKET_SIZE 1024
 

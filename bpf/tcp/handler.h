@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * What the hooks for TCP do with a write.
+ */
+#ifndef DNSPROBE_TCP_HANDLER_H
+#define DNSPROBE_TCP_HANDLER_H
+
+#include "kernel_read.h"
+#include "verifier.h"
+#include "scratch.h"
+#include "dns/match.h"
+#include "dns/name.h"
+#include "process/ancestry.h"
+#include "query/count.h"
+#include "query/handler.h"
+#include "query/submit.h"
+#include "tcp/connection.h"
+#include "tcp/destination.h"
+#include "tcp/iov.h"
+#include "tcp/reassembly.h"
+
+/* Reads the next message of a write. If it is a query that a rule asks for, counts it. */
+static __always_inline void handle_message(struct scratch *s, const struct settings *settings, struct stream *stream,
+					   const struct write *write, bool continued)
+{
+	read_next_message(s, stream, write, continued);
+	/* Each `FORGET(s->progress)`: read_message() leaves another constant in the register on each way out. */
+	if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
+		count_statistic(STAT_UNPARSED_MALFORMED);
+	if (FORGET(s->progress) != MESSAGE_READ)
+		return;
+	reverse_name(s);
+
+	u32 rule = match_name(s);
+
+	if (rule != NO_RULE && rule_fits_port(rule, s->to.port))
+		handle_query(s, settings, rule);
+}
+
+/* Counts a connection whose queries cannot be read, when its first octets are written. */
+static __always_inline void count_encrypted_connection(struct scratch *s, struct stream *stream, u32 sequence)
+{
+	if (!stream->known || stream->first != sequence)
+		return;
+	/* The same octets may be written again. */
+	stream->known = 0;
+	s->leader = current_process(&s->process);
+	s->question.qtype = 0;
+	s->event.kind = KIND_QUERY;
+	count_query(s, ENCRYPTED, TRANSPORT_DOT);
+}
+
+/*
+ * Handles one write to a TCP socket. Each message in it takes a run: the program calls itself, as the program at
+ * `self` of MAP(AGAIN).
+ */
+static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 hook_kind, u32 self)
+{
+	struct destination to;
+	enum fastopen fastopen;
+
+	if (!read_destination(&to, &fastopen, sock, message))
+		return 0;
+
+	struct scratch *s = get_scratch(hook_kind);
+	struct settings *settings = get_settings();
+
+	if (!s || !settings)
+		return 0;
+
+	struct write write = { .sequence = read_u32(sock + TCP_WRITE_SEQ) };
+
+	/* The SYN, which is not sent yet, takes a number. */
+	if (fastopen == FASTOPEN_CONNECT)
+		write.sequence++;
+
+	bool continued = FORGET(s->more);
+	struct stream *stream = find_stream(s, sock, write.sequence, fastopen, continued);
+
+	s->more = 0;
+	if (!stream)
+		return 0;
+	/* It is counted already that this write cannot be read: by the first of two programs at a tracepoint, or when
+	 * the socket took nothing of it. */
+	if (!stream->known && stream->lost == write.sequence)
+		return 0;
+	s->to = to;
+	s->keep_tree = 0;
+	s->submit = 0;
+	if (WATCHED_PORT(to.port)) {
+		read_write(&write, message);
+		if (!write.size)
+			return 0;
+		handle_message(s, settings, stream, &write, continued);
+	} else {
+		count_encrypted_connection(s, stream, write.sequence);
+	}
+	keep_and_submit(s, settings);
+	/* read_next_message() leaves other values in the register on each way out. */
+	if (!FORGET(s->more))
+		return 0;
+	/* A loop over the messages would make the program too large. */
+	tail_call(ctx, MAP(AGAIN), self);
+	/* The call fails if the write has more messages than the kernel follows calls (MAX_TAIL_CALL_CNT). */
+	s->more = 0;
+	lose_alignment(stream, s->to.port, write.sequence, STAT_UNPARSED_PIPELINED);
+	return 0;
+}
+
+#endif

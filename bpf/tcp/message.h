@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * A message in a TCP stream, of which only a part may have been written.
+ */
+#ifndef DNSPROBE_TCP_MESSAGE_H
+#define DNSPROBE_TCP_MESSAGE_H
+
+#include "verifier.h"
+#include "scratch.h"
+#include "dns/message.h"
+#include "dns/question.h"
+
+enum progress {
+	MESSAGE_INCOMPLETE,
+	MESSAGE_READ,
+	MESSAGE_NO_QUERY,
+	MESSAGE_MALFORMED,
+};
+
+/* Reads the message of which s->size octets are in s->packet, and sets s->length to the length that the message has by
+ * its first two octets. */
+static __always_inline enum progress read_message(struct scratch *s, u16 port)
+{
+	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
+	/* The caller has just computed it in several ways, each with other bounds. */
+	u32 have = FORGET(s->size);
+	u32 length = s->packet[STREAM_FRONT] << 8 | s->packet[STREAM_FRONT + 1];
+
+	s->length = length;
+	if (have < LENGTH_SIZE)
+		return MESSAGE_INCOMPLETE;
+
+	u32 size = have - LENGTH_SIZE < length ? have - LENGTH_SIZE : length;
+
+	if (size >= DNS_HEADER && !is_query(dns, port))
+		return MESSAGE_NO_QUERY;
+	if (size >= SHORTEST_QUERY && walk_question(s, size))
+		return MESSAGE_READ;
+	return size >= length || have >= STREAM_SIZE ? MESSAGE_MALFORMED : MESSAGE_INCOMPLETE;
+}
+
+#endif
