@@ -15,7 +15,8 @@ import yaml
 from dnsprobe.config.nodes import ConfigError, Place, Problem, document
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.model import OPTIONAL_LABELS, TcpHook, UdpHook
-from dnsprobe.names.ruleset import MAX_RULE_ID, Pattern, RuleError, parse_pattern
+from dnsprobe.names.pattern import Pattern, RuleError, parse_pattern
+from dnsprobe.names.ruleset import MAX_RULE_ID
 from dnsprobe.text import shorten
 
 HOOKS = ("auto", *UdpHook)

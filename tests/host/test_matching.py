@@ -20,8 +20,9 @@ from dnsprobe.kernel.abi import Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.probe import PendingKey, Probe, Sizes, Where
 from dnsprobe.model import DECIDE, UNKNOWN, Query
-from dnsprobe.names import wire as qname
-from dnsprobe.names.ruleset import RuleSet, parse_pattern
+from dnsprobe.names.pattern import parse_pattern
+from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.names.wire import MAX_NAME, from_text, label_text, to_text
 from dnsprobe.pipeline.counters import Ledger
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.session import Session
@@ -74,7 +75,7 @@ class Host:
         self.ledger.replace_rules(self.build([(pattern, pattern) for pattern in patterns]))
 
     def send(self, name: bytes | str, qtype: int = 1, times: int = 1) -> None:
-        wire_name = name if isinstance(name, bytes) else qname.from_text(name)
+        wire_name = name if isinstance(name, bytes) else from_text(name)
         payload = message(wire_name, qtype)
         for _ in range(times):
             self.sender.sendto(payload, self.address)
@@ -213,8 +214,8 @@ LONG = [b"x" * 63, b"y" * 63, b"z" * 63, b"w" * 48]
         ([".".join("a" * 126)], [b"b"] * 2 + [b"a"] * 125, None),
         (["example.test"], [*LONG, b"example", b"test"], "example.test"),
         (["example.test"], [*LONG, b"xexampl", b"test"], None),
-        ([qname.to_text(wire([*LONG, b"example", b"test"]))], [*LONG, b"example", b"test"], "all of it"),
-        ([qname.to_text(wire([*LONG[1:], b"example", b"test"]))], [*LONG, b"example", b"test"], "all of it"),
+        ([to_text(wire([*LONG, b"example", b"test"]))], [*LONG, b"example", b"test"], "all of it"),
+        ([to_text(wire([*LONG[1:], b"example", b"test"]))], [*LONG, b"example", b"test"], "all of it"),
         (["a*.example.test"], [b"a" + b"x" * 62, *LONG[1:], b"example", b"test"], None),
         (["w*.example.test"], [*LONG, b"example", b"test"], "w*.example.test"),
         # Only A to Z have a case.
@@ -287,7 +288,7 @@ EXPRESSIONS = [
 
 
 def pattern_label(label: bytes) -> str:
-    return "".join(f"\\{char}" if char in "*?=/" else char for char in qname.label_text(label))
+    return "".join(f"\\{char}" if char in "*?=/" else char for char in label_text(label))
 
 
 def random_pattern(rng: random.Random) -> str:
@@ -315,7 +316,7 @@ def random_name(rng: random.Random) -> bytes:
         labels = [rng.choice(LABELS) * 4 for _ in range(3)]
     labels += rng.choice(ENDS)
     name = wire([label[:63] for label in labels])
-    return name if len(name) <= qname.MAX_NAME else wire(ENDS[0])
+    return name if len(name) <= MAX_NAME else wire(ENDS[0])
 
 
 def random_case(rng: random.Random, name: bytes) -> bytes:
@@ -416,7 +417,7 @@ def test_ten_thousand_rules() -> None:
                 index = rng.choice([0, 1, 2499, 2500, rng.randrange(2500)])
                 base = rng.choice(domains).format(index).lstrip("=*.").removeprefix("ads*.")
                 for front in ("", "www.", "x", "a.ads1."):
-                    name = qname.from_text(front + base)
+                    name = from_text(front + base)
                     rule = rules.match(name)
                     times = rng.randint(1, 3)
                     for _ in range(times):
@@ -575,7 +576,7 @@ class Sender:
 def start_sender(host: Host, names: Sequence[str]) -> Sender:
     stop_reader, stop = os.pipe()
     result, result_writer = os.pipe()
-    payloads = [message(qname.from_text(name)) for name in names]
+    payloads = [message(from_text(name)) for name in names]
 
     def run() -> None:
         # With the last writer the reader's end is seen: also when the test ends early.

@@ -1,0 +1,316 @@
+"""Domain patterns: how they are parsed, and which names they match.
+
+The forms of a pattern:
+
+- ``example.com`` matches the name and all names below it; ``.`` matches all names.
+- ``=example.com`` matches only the name.
+- ``*.example.com`` matches all names below the name.
+- ``ads*.example.com``, ``*.ads?.example.com`` and ``=www.*.example.com`` are the same three forms with wildcards. ``*``
+  and ``?`` do not cross a dot. A label that is only ``*`` matches any one label; a leading ``*.`` means "below".
+- ``/expression/`` matches each name in which the regular expression is found.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from re import _constants as op  # type: ignore[attr-defined]  # typeshed knows these two by their names before 3.11
+from re import _parser  # type: ignore[attr-defined]
+from typing import Any
+
+from dnsprobe.errors import EXIT_USAGE, UserError
+from dnsprobe.names.wire import (
+    MAX_LABEL,
+    ROOT,
+    encode_label,
+    from_labels,
+    from_text,
+    label_text,
+    split_labels,
+    to_labels,
+    token_byte,
+)
+from dnsprobe.text import printable, shorten
+
+#: Wildcards among the bytes of a label: ``*`` and ``?``.
+_ANY_RUN = -1
+_ANY_ONE = -2
+
+
+class RuleError(UserError, ValueError):
+    """A pattern or a list of rules that cannot be used: what is wrong, with the value, and a hint."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint, EXIT_USAGE)
+
+
+class Scope(Enum):
+    """Which names a pattern matches, seen from the name that it describes; the value is the prefix in the pattern."""
+
+    ALONE = "="
+    BELOW = "*."
+    TREE = ""
+
+
+class Name:
+    """A queried name as patterns see it: ``labels`` in lower case, without the root's empty label."""
+
+    __slots__ = ("_text", "labels")
+
+    def __init__(self, labels: Sequence[bytes]) -> None:
+        self.labels = labels
+        self._text: str | None = None
+
+    @property
+    def text(self) -> str:
+        r"""The presentation form for regular expressions. A dot inside a label is ``\046``, so each dot ends a label.
+
+        Otherwise ``/\.example\.com$/`` would be found in a name under ``com`` whose label is ``x\.example``.
+        """
+        if self._text is None:
+            self._text = ".".join([label_text(label).replace("\\.", "\\046") for label in self.labels]) or "."
+        return self._text
+
+
+@dataclass(frozen=True, slots=True)
+class Wildcard:
+    """A label with ``*`` or ``?``: its bytes in lower case, with _ANY_RUN and _ANY_ONE between them.
+
+    No two _ANY_RUN are neighbours.
+    """
+
+    chars: tuple[int, ...]
+
+    def matches(self, label: bytes) -> bool:
+        """Return whether the whole label matches; the time is at most proportional to the product of the lengths."""
+        chars = self.chars
+        at = char = 0
+        retry_char, retry_at = -1, 0
+        while at < len(label):
+            if char < len(chars) and chars[char] == _ANY_RUN:
+                retry_char, retry_at = char, at
+                char += 1
+            elif char < len(chars) and chars[char] in (_ANY_ONE, label[at]):
+                char += 1
+                at += 1
+            elif retry_char >= 0:
+                # Only the last run needs another length: a longer earlier run would leave less for the rest.
+                retry_at += 1
+                char, at = retry_char + 1, retry_at
+            else:
+                return False
+        return all(left == _ANY_RUN for left in chars[char:])
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A parsed pattern. Two patterns are equal if form and meaning are the same; case and spelling do not matter.
+
+    ``text`` is the pattern as it was written. ``suffix`` is the literal suffix: a name in wire format, in lower case,
+    with its root byte, in which every matching name ends. ``depth`` is the number of labels in ``suffix``. ``front``
+    has the labels before the suffix, left to right; the last one is a Wildcard. ``expression`` is the regular
+    expression, searched in ``Name.text``.
+    """
+
+    text: str = field(compare=False)
+    scope: Scope
+    suffix: bytes
+    depth: int
+    front: tuple[bytes | Wildcard, ...] = ()
+    expression: re.Pattern[str] | None = None
+
+    @property
+    def conditional(self) -> bool:
+        """True for wildcards and regular expressions: the literal suffix does not decide."""
+        return bool(self.front or self.expression)
+
+    @property
+    def rank(self) -> int:
+        """The place among patterns with the same suffix; the lowest counts the name."""
+        if self.conditional:
+            return 1
+        return {Scope.ALONE: 0, Scope.BELOW: 2, Scope.TREE: 3}[self.scope]
+
+    def matches(self, name: Name) -> bool:
+        """Return whether the pattern matches a name that ends in its suffix."""
+        if self.expression:
+            return self.expression.search(name.text) is not None
+        if not self._front_matches(name):
+            return False
+        described, labels = len(self.front) + self.depth, len(name.labels)
+        if self.scope is Scope.TREE:
+            return labels >= described
+        return labels == described if self.scope is Scope.ALONE else labels > described
+
+    def matches_below(self, name: Name) -> bool | None:
+        """Return whether the pattern matches all names below ``name``, or none of them; None if it depends on the name.
+
+        ``name`` ends in the pattern's suffix. ``name`` itself does not count.
+        """
+        if self.expression:
+            return None
+        if not self._front_matches(name):
+            return False
+        if len(self.front) + self.depth > len(name.labels):
+            return None
+        return self.scope is not Scope.ALONE
+
+    def _front_matches(self, name: Name) -> bool:
+        """Return whether the labels before the suffix match, as far as both the name and the pattern have them."""
+        rest = name.labels[: len(name.labels) - self.depth]
+        return all(
+            label == wanted or (isinstance(wanted, Wildcard) and wanted.matches(label))
+            for label, wanted in zip(reversed(rest), reversed(self.front), strict=False)
+        )
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Return the pattern that ``text`` describes; raise RuleError, with message and hint, if it is not a pattern."""
+    if text.startswith("/"):
+        return _parse_expression(text)
+    try:
+        return _parse_name(text)
+    except RuleError:
+        raise
+    except ValueError as error:
+        raise pattern_error(str(error), text, _hint(text)) from error
+
+
+def pattern_error(message: str, text: str, hint: str) -> RuleError:
+    """Return an error that shows the wrong value behind its message."""
+    return RuleError(f"{message} ({shorten(text)})", hint)
+
+
+def _hint(text: str) -> str:
+    if not text.strip("=*."):
+        return "give a domain name, or . for all names"
+    if "://" in text:
+        return "give only the name of the host"
+    if text.lstrip("=").startswith("."):
+        return f"for a name and all names below it write {shorten(text.strip('=.'))}"
+    return "write a name as example.com, =example.com or *.example.com"
+
+
+def _parse_name(text: str) -> Pattern:
+    scope = Scope.ALONE if text.startswith("=") else Scope.TREE
+    body = text.removeprefix("=")
+    if body.startswith("/"):
+        raise ValueError("a regular expression cannot have = before it")
+    if "://" in body:
+        raise ValueError("a URL, not a name")
+    labels = [_parse_label(tokens) for tokens in split_labels(body)]
+    if scope is Scope.TREE and labels and labels[0] == Wildcard((_ANY_RUN,)):
+        scope = Scope.BELOW
+        del labels[0]
+    cut = max((at for at, label in enumerate(labels, 1) if isinstance(label, Wildcard)), default=0)
+    # This raises ValueError if the name is too long even with the shortest labels: it would never match.
+    from_labels([_shortest(label) for label in labels])
+    literal = [label for label in labels[cut:] if isinstance(label, bytes)]
+    return Pattern(text, scope, from_labels(literal), len(literal), tuple(labels[:cut]))
+
+
+def _parse_label(tokens: Sequence[str]) -> bytes | Wildcard:
+    if "*" not in tokens and "?" not in tokens:
+        return encode_label(tokens)
+    if not "".join(tokens).isascii():
+        raise RuleError(
+            f"a wildcard in a label that is not ASCII ({shorten(''.join(tokens))})",
+            "write the label in its xn-- form",
+        )
+    chars: list[int] = []
+    for token in tokens:
+        char = {"*": _ANY_RUN, "?": _ANY_ONE}.get(token)
+        if char != _ANY_RUN or chars[-1:] != [_ANY_RUN]:
+            chars.append(token_byte(token) if char is None else char)
+    label = Wildcard(tuple(chars))
+    if len(_shortest(label)) > MAX_LABEL:
+        raise ValueError(f"a label of at least {len(_shortest(label))} bytes, the limit is {MAX_LABEL}")
+    return label
+
+
+def _shortest(label: bytes | Wildcard) -> bytes:
+    """Return a label of the smallest length that matches."""
+    if isinstance(label, bytes):
+        return label
+    return bytes(max(1, sum(char != _ANY_RUN for char in label.chars)))
+
+
+def _parse_expression(text: str) -> Pattern:
+    body = text[1:-1]
+    if len(text) < len("//") or not text.endswith("/"):
+        hint = r"write /expression/; in a name, write / as \/"
+        raise pattern_error("a regular expression without / at its end", text, hint)
+    if not body:
+        raise pattern_error("an empty regular expression", text, "for all names write .")
+    try:
+        with warnings.catch_warnings():
+            # Where re warns, as about [[:alpha:]], it reads something other than the user meant.
+            warnings.simplefilter("error")
+            expression = re.compile(body, re.IGNORECASE)
+            suffix = _literal_suffix(body)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
+        message = f"not a regular expression: {printable(str(error))}"
+        raise pattern_error(message, text, "use the syntax of Python's re module") from error
+    return Pattern(text, Scope.TREE, suffix, len(to_labels(suffix)), (), expression)
+
+
+_ENDS = ((op.AT, op.AT_END), (op.AT, op.AT_END_STRING))
+_BEGINS = ((op.AT, op.AT_BEGINNING), (op.AT, op.AT_BEGINNING_STRING))
+_REPEATS = (op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT)
+
+
+def _literal_suffix(body: str) -> bytes:
+    """Return a folded name in wire format that every name the expression is found in ends in: the root where in doubt.
+
+    That is what stands literally between a label boundary and a ``$`` at the end. It relies on ``Name.text``, where
+    each dot is a boundary.
+    """
+    tree = _parser.parse(body, re.IGNORECASE)
+    # Under other flags $ may be the end of a line, or a space nothing at all.
+    if tree.state.flags != re.IGNORECASE | re.UNICODE:
+        return ROOT
+    items = list(_flatten(tree))
+    if not items or items[-1] not in _ENDS:
+        return ROOT
+    while items and items[-1] in _ENDS:
+        items.pop()
+    literal: list[str] = []
+    # Beyond ASCII there are letters that match another one when case is ignored: U+017F is found in "s".
+    while items and items[-1][0] is op.LITERAL and items[-1][1] < 0x80:
+        literal.append(chr(items.pop()[1]))
+    text = "".join(reversed(literal))
+    if not _at_boundary(items, False):
+        text = text.partition(".")[2]
+    try:
+        return from_text(text) if text else ROOT
+    except ValueError:  # it is no name, so nothing is below it
+        return ROOT
+
+
+def _flatten(items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield a parse tree's sequence with the groups in it dissolved, those with flags of their own left out of this."""
+    for code, value in items:
+        if code is op.SUBPATTERN and not value[1] and not value[2]:
+            yield from _flatten(value[3])
+        else:
+            yield code, value
+
+
+def _at_boundary(items: Sequence[tuple[Any, Any]], before: bool) -> bool:
+    """Tell whether a label begins wherever ``items`` ends to match; ``before``: whether one does where it begins to."""
+    if not items:
+        return before
+    code, value = items[-1]
+    if items[-1] in _BEGINS or items[-1] == (op.LITERAL, ord(".")):
+        return True
+    if code is op.BRANCH:
+        before = _at_boundary(items[:-1], before)
+        return all(_at_boundary(list(_flatten(branch)), before) for branch in value[1])
+    if code in _REPEATS:
+        least, _, repeated = value
+        before = _at_boundary(items[:-1], before)
+        return (least > 0 or before) and _at_boundary(list(_flatten(repeated)), before)
+    return False
