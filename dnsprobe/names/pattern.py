@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from re import _constants as op  # type: ignore[attr-defined]  # typeshed knows these two by their names before 3.11
-from re import _parser  # type: ignore[attr-defined]
-from typing import Any
 
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.names.wire import (
@@ -38,6 +35,25 @@ from dnsprobe.text import printable, shorten
 #: Wildcards among the bytes of a label: ``*`` and ``?``.
 _ANY_RUN = -1
 _ANY_ONE = -2
+
+#: A literal name at the end of an expression: labels of letters, digits, ``_`` and ``-``, then ``$``. What stands
+#: before it makes sure that a label begins there: the start of the name, a dot, or one of both.
+_LITERAL_TAIL = re.compile(
+    r"""
+    (?: ^\^                                     # ^
+      | ^\^ \( (?:\?:)? \.[*+] \\\. \) [?*]     # ^(.*\.)?
+      | (?<!\\) (?:\\\\)* \\\.                  # \. that is not the end of \\ and a dot
+      | (?<!\\) \( (?:\?:)? \^\|\\\. \)         # (^|\.)
+    )
+    ( [a-z0-9_-]+ (?: \\\. [a-z0-9_-]+ )* )
+    (?: \$ | \\Z ) \Z
+    """,
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+#: Groups that can change the meaning of what follows: flags such as ``(?x)``, comments and conditions.
+_UNUSUAL_GROUP = re.compile(r"\(\?[^:=!<>P]")
+_ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_INNERMOST_GROUP = re.compile(r"\([^()]*\)")
 
 
 class RuleError(UserError, ValueError):
@@ -250,67 +266,35 @@ def _parse_expression(text: str) -> Pattern:
             # Where re warns, as about [[:alpha:]], it reads something other than the user meant.
             warnings.simplefilter("error")
             expression = re.compile(body, re.IGNORECASE)
-            suffix = _literal_suffix(body)
     except (re.error, OverflowError, RecursionError, Warning) as error:
         message = f"not a regular expression: {printable(str(error))}"
         raise pattern_error(message, text, "use the syntax of Python's re module") from error
+    suffix = _literal_suffix(body)
     return Pattern(text, Scope.TREE, suffix, len(to_labels(suffix)), (), expression)
 
 
-_ENDS = ((op.AT, op.AT_END), (op.AT, op.AT_END_STRING))
-_BEGINS = ((op.AT, op.AT_BEGINNING), (op.AT, op.AT_BEGINNING_STRING))
-_REPEATS = (op.MAX_REPEAT, op.MIN_REPEAT, op.POSSESSIVE_REPEAT)
-
-
 def _literal_suffix(body: str) -> bytes:
-    """Return a folded name in wire format that every name the expression is found in ends in: the root where in doubt.
+    r"""Return a name in which every name ends that a valid expression matches: its literal tail, or the root.
 
-    That is what stands literally between a label boundary and a ``$`` at the end. It relies on ``Name.text``, where
-    each dot is a boundary.
+    The tail needs an end of its own (``$``), whole labels, and no alternative to it. The doubtful cases get the root,
+    which is always right. Nothing can reach over the tail from before it: a class, a group or a comment that is open
+    there would need its ``]`` or ``)`` behind the tail, where only the end of the expression is.
     """
-    tree = _parser.parse(body, re.IGNORECASE)
-    # Under other flags $ may be the end of a line, or a space nothing at all.
-    if tree.state.flags != re.IGNORECASE | re.UNICODE:
+    tail = _LITERAL_TAIL.search(body)
+    if tail is None:
         return ROOT
-    items = list(_flatten(tree))
-    if not items or items[-1] not in _ENDS:
+    head = body[: tail.start()]
+    if _UNUSUAL_GROUP.search(head) or _has_outer_alternative(head):
         return ROOT
-    while items and items[-1] in _ENDS:
-        items.pop()
-    literal: list[str] = []
-    # Beyond ASCII there are letters that match another one when case is ignored: U+017F is found in "s".
-    while items and items[-1][0] is op.LITERAL and items[-1][1] < 0x80:
-        literal.append(chr(items.pop()[1]))
-    text = "".join(reversed(literal))
-    if not _at_boundary(items, False):
-        text = text.partition(".")[2]
     try:
-        return from_text(text) if text else ROOT
-    except ValueError:  # it is no name, so nothing is below it
+        return from_text(tail[1].replace("\\", ""))
+    except ValueError:  # A label or a name over the limits: no name ends in it.
         return ROOT
 
 
-def _flatten(items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield a parse tree's sequence with the groups in it dissolved, those with flags of their own left out of this."""
-    for code, value in items:
-        if code is op.SUBPATTERN and not value[1] and not value[2]:
-            yield from _flatten(value[3])
-        else:
-            yield code, value
-
-
-def _at_boundary(items: Sequence[tuple[Any, Any]], before: bool) -> bool:
-    """Tell whether a label begins wherever ``items`` ends to match; ``before``: whether one does where it begins to."""
-    if not items:
-        return before
-    code, value = items[-1]
-    if items[-1] in _BEGINS or items[-1] == (op.LITERAL, ord(".")):
-        return True
-    if code is op.BRANCH:
-        before = _at_boundary(items[:-1], before)
-        return all(_at_boundary(list(_flatten(branch)), before) for branch in value[1])
-    if code in _REPEATS:
-        least, _, repeated = value
-        before = _at_boundary(items[:-1], before)
-        return (least > 0 or before) and _at_boundary(list(_flatten(repeated)), before)
-    return False
+def _has_outer_alternative(head: str) -> bool:
+    """Return whether a part of an expression has ``|`` outside of all groups and classes."""
+    rest = _ESCAPE_OR_CLASS.sub("", head)
+    while (less := _INNERMOST_GROUP.sub("", rest)) != rest:
+        rest = less
+    return "|" in rest

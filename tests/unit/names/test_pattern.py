@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 
 import pytest
@@ -87,51 +88,98 @@ def test_parse_pattern_takes_a_pattern_or_raises_rule_error(text: str) -> None:
         ("ads*.*", "."),
         ("*", "."),
         (".", "."),
-        (r"/^x[0-9]+\.example\.com$/", "example.com"),
+        # A literal tail behind a dot.
         (r"/\.example\.com$/", "example.com"),
         (r"/\.EXAMPLE\.com$/", "example.com"),
         (r"/\.example\.com\Z/", "example.com"),
+        (r"/^x[0-9]+\.example\.com$/", "example.com"),
+        (r"/^(ads|track)[0-9]*\.example\.com$/", "example.com"),
+        (r"/^((a|b)|c[|(])d\.example\.com$/", "example.com"),
+        (r"/[]|(]\.example\.com$/", "example.com"),
+        (r"/[^]|(]\|\.example\.com$/", "example.com"),
+        (r"/(?:a|(?=b)|(?<=c)|(?P<d>e)|(?P=d))\.example\.com$/", "example.com"),
+        (r"/\._tcp\.a-b\.x1$/", "_tcp.a-b.x1"),
         (r"/example\.com$/", "com"),
+        (r"/com$/", "."),
+        # The start of the name instead of the dot, or either of both.
         (r"/^example\.com$/", "example.com"),
-        (r"/\Aexample\.com$/", "example.com"),
+        (r"/^com$/", "com"),
         (r"/(^|\.)example\.com$/", "example.com"),
         (r"/(?:^|\.)example\.com$/", "example.com"),
+        (r"/\^example\.com$/", "com"),
+        (r"/^x(^|\.)example\.com$/", "example.com"),
+        (r"/(^|\.)(^|\.)example\.com$/", "example.com"),
         (r"/^(.*\.)?example\.com$/", "example.com"),
-        (r"/^(.+\.)*example\.com$/", "example.com"),
+        (r"/^(?:.+\.)*example\.com$/", "example.com"),
         (r"/(.*\.)?example\.com$/", "com"),
-        (r"/([a-z]+\.)+example\.com$/", "example.com"),
-        (r"/(a\.|b\.)(example\.com)$/", "example.com"),
-        (r"/(?:\.example\.com$)/", "example.com"),
+        (r"/x^(.*\.)?example\.com$/", "com"),
+        (r"/^(.*\.)example\.com$/", "com"),
+        (r"/([a-z]+\.)+example\.com$/", "com"),
         (r"/(a|b)example\.com$/", "com"),
-        (r"/\.example\.com$$/", "example.com"),
-        (r"/(?i)\.example\.com$/", "example.com"),
-        (r"/\._tcp\.example$/", "_tcp.example"),
-        (r"/com$/", "."),
-        (r"/\.com/", "."),
-        (r"/\.com$|\.org$/", "."),
-        (r"/\.(com|org)$/", "."),
-        (r"/\.example\.(?:com)?$/", "."),
-        (r"/\.example\.com?$/", "."),
-        (r"/\.examplex*\.com$/", "com"),
-        (r"/(?m)\.example\.com$/", "."),
-        (r"/(?x)\.example\. com$/", "."),
-        (r"/(?s)\.example\.com$/", "."),
-        (r"/(?-i:\.example)\.com$/", "com"),
-        (r"/(?i:\.example\.com)$/", "."),
+        (r"/(\(^|\.)example\.com$/", "com"),
+        # An escape that is not the dot's.
+        (r"/\\.example\.com$/", "com"),
+        (r"/\\\.example\.com$/", "example.com"),
+        (r"/\\\\.example\.com$/", "com"),
+        (r"/\.\dexample\.com$/", "com"),
+        (r"/\.example\.\d$/", "."),
+        (r"/\.example\.com\$/", "."),
+        (r"/\.example\.com\\$/", "."),
         (r"/\.example.com$/", "."),
-        (r"/\.(?=x)example\.com$/", "com"),
-        (r"/(?<=\.)example\.com$/", "com"),
+        (r"/\.example[.]com$/", "."),
+        # Quantifiers.
+        (r"/\.examplex*\.com$/", "com"),
+        (r"/\.example\.com?$/", "."),
+        (r"/\.example\.com{0}$/", "."),
+        (r"/\.example\.com(?:$)?/", "."),
+        (r"/\.example\.(?:com)?$/", "."),
+        (r"/\.*com$/", "."),
+        (r"/(^|\.)?com$/", "."),
+        # No end.
+        (r"/\.com/", "."),
+        (r"/\.com$x?/", "."),
+        (r"/\.com$$/", "."),
+        (r"/\.com\.$/", "."),
         (r"/\.example\.com(?=x|$)/", "."),
+        (r"/(?:\.example\.com$)/", "."),
+        (r"/[\.example\.com$]/", "."),
+        (r"/(?#\.example\.com$)/", "."),
+        # Alternatives.
+        (r"/\.com$|\.org$/", "."),
+        (r"/a|b\.example\.com$/", "."),
+        (r"/|\.example\.com$/", "."),
+        (r"/a\(|b\.example\.com$/", "."),
+        (r"/[(]|b\.example\.com$/", "."),
+        (r"/[](]|b\.example\.com$/", "."),
+        (r"/[^](]|b\.example\.com$/", "."),
+        (r"/[\](]|b\.example\.com$/", "."),
+        (r"/(a\)|b)|c\.example\.com$/", "."),
+        (r"/a|^\.example\.com$/", "."),
+        (r"/a|(^|\.)example\.com$/", "."),
+        (r"/\.(com|org)$/", "."),
+        # Flags, comments and conditions.
+        (r"/(?i)\.example\.com$/", "."),
+        (r"/(?m)\.example\.com$/", "."),
+        (r"/(?s)\.example\.com$/", "."),
+        (r"/(?x)a#\.example\.com$/", "."),
+        (r"/(?x)\.example\. com$/", "."),
+        ("/(?x:a#(\n)|b\\.example\\.com$/", "."),
+        (r"/(?#()a|b\.example\.com$/", "."),
+        (r"/(?#[)a|b]\.example\.com$/", "."),
+        (r"/(a)?(?(1)b|c)\.example\.com$/", "."),
+        (r"/(?-i:\.example)\.com$/", "."),
+        # What is not in a name that the expression can match.
         ("/\\.\u017fhop\\.com$/", "com"),
         ("/\\.example\\.\u017f$/", "."),
+        (r"/\.a b\.com$/", "com"),
+        (r"/\.a\\032b\.com$/", "com"),
+        ("/\\." + 64 * "x" + "$/", "."),
+        ("/\\." + 127 * "xy\\." + "xy$/", "."),
         (r"/\.$/", "."),
-        (r"/\.\.com$/", "."),
-        (r"/\.com\.$/", "com"),
-        (r"/\\\.com$/", "com"),
+        (r"/\.\.com$/", "com"),
         (r"/$/", "."),
         (r"/^$/", "."),
-        (r"/\.a b\.com$/", "."),
-        (r"/\.a\\032b\.com$/", r"a\032b.com"),
+        (r"/^\.$/", "."),
     ],
 )
 def test_literal_suffix(pattern: str, expected: str) -> None:
@@ -181,24 +229,42 @@ expressions = st.recursive(
     ),
     max_leaves=6,
 )
-endings = st.sampled_from(["", "$", r"a\.b$", r"\.a$", r"\.x1\.ab$", r"\\\.a$", r"\\a$", r"\.\\$"])
+tokens = [r"\.", "\\", "(", ")", "[", "]", "|", "^", "$", "?", "*", "{2}", "(?x)", "(?m)", "(?:", "(?x:", "(?#", "(?="]
+raw = st.lists(st.sampled_from([*tokens, "#", "\n", "-", "(^|\\.)", "^(.*\\.)?", "a", "b", ".", "x"]), max_size=9)
+endings = st.sampled_from(["", "$", r"a\.b$", r"\.a$", r"\.a\.b$", r"\.x1\.ab$", r"\\\.a$", r"\\a$", r"\.\\$", r"b\Z"])
+#: Names that match an expression of few characters, if any name does.
+SHORT_NAMES = [
+    list(labels)
+    for depth in range(4)
+    for labels in itertools.product(
+        [b"a", b"b", b"xa", b"x", b"a.b", b"(", b"|", b"\\", b"-"][: 11 - 2 * depth], repeat=depth
+    )
+]
 
 
 @settings(max_examples=1000, deadline=None)
-@given(st.tuples(expressions, endings).map("".join), st.lists(odd_names, min_size=1, max_size=5))
+@given(st.tuples(expressions | raw.map("".join), endings).map("".join), st.lists(odd_names, max_size=5))
 @example(r"\.a\.b$", [[b"x.a", b"b"], [b"x\\.a", b"b"]])
 @example(r"(^|\.)a$", [[b"a"], [b"b.a"], [b"b\\", b"a"]])
-def test_the_literal_suffix_never_leaves_out_a_name(body: str, names: list[list[bytes]]) -> None:
+@example(r"(?#()x|b\.a$", [])
+@example("(?x:x#(\n)|b\\.a$", [])
+@example(r"(?x)x#\.a$", [])
+def test_every_name_that_an_expression_matches_ends_in_the_literal_suffix(body: str, names: list[list[bytes]]) -> None:
     try:
         pattern = parse_pattern(f"/{body}/")
     except RuleError:
         return
     suffix_labels = list(to_labels(pattern.suffix))
-    for labels in names:
-        # Names that the expression is likely to be found in, too.
-        for name in (labels, labels + suffix_labels, labels + suffix_labels[1:]):
-            if re.search(body, Name(name).text, re.IGNORECASE):
-                assert name[len(name) - len(suffix_labels) :] == suffix_labels
+    # The last two are likely to match: the suffix, whole or without its first label, below another name.
+    candidates = [
+        *SHORT_NAMES,
+        *names,
+        *(name + suffix_labels for name in names),
+        *(name + suffix_labels[1:] for name in names),
+    ]
+    for labels in candidates if suffix_labels else ():
+        if re.search(body, Name(labels).text, re.IGNORECASE):
+            assert labels[len(labels) - len(suffix_labels) :] == suffix_labels
 
 
 @given(st.lists(label_bytes, max_size=4))
