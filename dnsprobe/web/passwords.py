@@ -1,7 +1,8 @@
-"""Verifies passwords by bcrypt, which is slow by intent, without holding up whoever has the right one.
+"""Compares passwords with bcrypt hashes. bcrypt is slow on purpose, and clients may send any number of passwords.
 
-One thread verifies, one password at a time, at the lowest priority; all else happens in the loop. What was verified is
-remembered. What is new waits its turn: one from each network by turns, and of each network only a few.
+One thread does the comparisons, one at a time and at the lowest priority; everything else runs in the event loop. A
+result is remembered, so a password that was right once never waits again. A new password waits in a queue that serves
+one network after the other, so a client that guesses passwords does not keep out the others.
 """
 
 from __future__ import annotations
@@ -18,39 +19,32 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from queue import SimpleQueue
 
-#: Of each network, and of all together: so many different passwords wait at most.
-_WAITING_OF_ONE = 8
-_WAITING = 64
-_REMEMBERED = 256
-#: More bytes than this have never counted (crypt_blowfish.c); newer versions of bcrypt refuse them.
+#: The most different passwords that wait: of one network, and in all.
+_MAX_WAITING_PER_NETWORK = 8
+_MAX_WAITING = 64
+#: The number of right passwords that are remembered, and of wrong ones.
+_MAX_REMEMBERED = 256
+#: bcrypt uses no more bytes of a password (crypt_blowfish.c), and newer versions of the library refuse a longer one.
 _MAX_PASSWORD = 72
 
 
 class Verdict(Enum):
-    """What became of a name with its password."""
+    """The result for a name with its password."""
 
     GOOD = "good"
     BAD = "bad"
-    #: Too many others wait to be verified.
+    #: Too many other passwords wait.
     BUSY = "busy"
 
 
 _Done = Callable[[Verdict], object]
 
 
-@dataclass(slots=True)
-class _Wait:
-    password: bytes
-    hashed: bytes
-    known: bool
-    #: Whoever asks, with whether the answer is still of use.
-    askers: list[tuple[_Done, Callable[[], bool]]] = field(default_factory=list)
-
-
 def network(address: str) -> str:
-    """Return what is one client in the queue: an IPv4 address, or the /64 of an IPv6 address, which one host has."""
+    """Return the network that counts as one client: an IPv4 address, or the /64 that an IPv6 host usually has."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -62,19 +56,140 @@ def network(address: str) -> str:
     return str(parsed)
 
 
+class FairQueue:
+    """Keys of clients, which take turns: each turn returns the oldest key of the next client."""
+
+    def __init__(self, limit: int = _MAX_WAITING, limit_per_client: int = _MAX_WAITING_PER_NETWORK) -> None:
+        self._limit = limit
+        self._limit_per_client = limit_per_client
+        self._keys: OrderedDict[str, deque[bytes]] = OrderedDict()
+
+    @property
+    def clients(self) -> int:
+        """The number of clients with a key in the queue."""
+        return len(self._keys)
+
+    def add(self, client: str, key: bytes) -> bytes | None:
+        """Add a key and return the key that has no place: None, a key that was removed, or ``key`` itself.
+
+        In a full queue, the client with the most keys loses its newest one. If each client has one, a client drawn by
+        lot loses it: so no number of clients can keep out another one for good.
+        """
+        own = self._keys.get(client, deque())
+        if len(own) >= self._limit_per_client:
+            return key
+        removed = None
+        if sum(map(len, self._keys.values())) >= self._limit:
+            loser, longest = max(self._keys.items(), key=lambda item: len(item[1]))
+            if len(longest) <= len(own) + 1:
+                if own:
+                    return key
+                loser, longest = secrets.choice(list(self._keys.items()))
+            removed = longest.pop()
+            if not longest:
+                del self._keys[loser]
+        own.append(key)
+        self._keys[client] = own
+        return removed
+
+    def next(self) -> bytes | None:
+        """Remove the oldest key of the client whose turn it is, and return it; None if the queue is empty."""
+        if not self._keys:
+            return None
+        client, keys = self._keys.popitem(last=False)
+        key = keys.popleft()
+        if keys:
+            self._keys[client] = keys  # the last turn is the next one of this client
+        return key
+
+    def clear(self) -> None:
+        """Remove all keys."""
+        self._keys.clear()
+
+
+class _BcryptThread:
+    """A thread at the lowest priority that compares passwords with hashes, one after the other.
+
+    It is a daemon thread, so the program can end during a comparison. A ThreadPoolExecutor would make the exit wait
+    for it, and at the lowest priority on a busy host that may take long.
+    """
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[tuple[bytes, bytes, Callable[[bool], object]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def compare(self, password: bytes, hashed: bytes, done: Callable[[bool], object]) -> None:
+        """Call ``done`` in the running loop with the result of a comparison."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="passwords", daemon=True)
+            self._thread.start()
+        loop = asyncio.get_running_loop()
+        self._work.put((password, hashed, lambda equal: loop.call_soon_threadsafe(done, equal)))
+
+    def close(self) -> None:
+        """End the thread after the current comparison."""
+        self._work.put(None)
+
+    def _run(self) -> None:
+        import bcrypt  # noqa: PLC0415 - memory: only a configuration with users needs it
+
+        with suppress(OSError):
+            # On Linux, each thread has its own priority (setpriority(2)), so the event loop runs first.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        while (item := self._work.get()) is not None:
+            password, hashed, report = item
+            try:
+                good = bcrypt.checkpw(password, hashed)
+            except ValueError:
+                good = False
+            with suppress(RuntimeError):  # the loop has ended
+                report(good)
+
+
+class _Recent:
+    """The keys that were used last, at most _MAX_REMEMBERED."""
+
+    def __init__(self) -> None:
+        self.keys: OrderedDict[bytes, None] = OrderedDict()
+
+    def add(self, key: bytes) -> None:
+        self.keys[key] = None
+        if len(self.keys) > _MAX_REMEMBERED:
+            self.keys.popitem(last=False)
+
+    def use(self, key: bytes) -> bool:
+        """Return whether a key is there, and keep it for longer."""
+        if key not in self.keys:
+            return False
+        self.keys.move_to_end(key)
+        return True
+
+
+@dataclass(slots=True)
+class _Check:
+    """A password that waits or is being compared, and the requests that need the result.
+
+    ``known`` is false if there is no user of this name. Each request has a function for the result, and one that
+    returns whether its client is still there.
+    """
+
+    password: bytes
+    hashed: bytes
+    known: bool
+    requests: list[tuple[_Done, Callable[[], bool]]] = field(default_factory=list)
+
+
 class Verifier:
-    """Verifies names and passwords against hashes of bcrypt, for callers in one loop."""
+    """Verifies names and passwords of requests. All methods run in the event loop."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
-        # Apart from each other, so that wrong ones do not push out right ones.
-        self._good: OrderedDict[bytes, None] = OrderedDict()
-        self._bad: OrderedDict[bytes, None] = OrderedDict()
-        self._waiting: OrderedDict[str, deque[bytes]] = OrderedDict()
-        self._waits: dict[bytes, _Wait] = {}
-        self._at_work: bytes | None = None
-        self._work: SimpleQueue[tuple[asyncio.AbstractEventLoop, bytes, bytes, bytes] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        # Two lists, so that wrong passwords do not displace right ones.
+        self._good, self._bad = _Recent(), _Recent()
+        self._checks: dict[bytes, _Check] = {}
+        self._queue = FairQueue()
+        self._thread = _BcryptThread()
+        self._comparing = False
 
     def verify(
         self,
@@ -85,106 +200,63 @@ class Verifier:
         done: _Done,
         wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Call ``done`` with what became of a name and password, at once or later.
+        """Call ``done`` with the result for a name and password, at once or later.
 
-        ``address`` is the client's. One that is not ``wanted`` any more when its turn comes is not verified.
+        ``users`` maps names to bcrypt hashes. ``address`` is that of the client. If ``wanted`` returns False when the
+        turn of the password comes, it is not compared.
         """
         hashed = users.get(name)
         known = hashed is not None
         if hashed is None:
-            # An unknown name takes the time of some known one, always the same.
+            # The answer for an unknown name takes as long as for a known one, always the same for one name.
             hashes = sorted(users.values())
             hashed = hashes[int.from_bytes(self._digest(name)) % len(hashes)]
         key = self._digest(name, hashed, password, b"known" if known else b"")
-        if known and key in self._good:
-            self._good.move_to_end(key)
+        if known and self._good.use(key):
             done(Verdict.GOOD)
-        elif key in self._bad or b"\0" in password:
+        elif self._bad.use(key) or b"\0" in password:
             done(Verdict.BAD)
-        elif key in self._waits:
-            wait = self._waits[key]
-            # Who has left may come again and again, and leave.
-            wait.askers = [asker for asker in wait.askers if asker[1]()]
-            wait.askers.append((done, wanted))
-        elif self._queue(network(address), key):
-            self._waits[key] = _Wait(password[:_MAX_PASSWORD], hashed, known, [(done, wanted)])
-            self._next()
+        elif key in self._checks:
+            check = self._checks[key]
+            # A client may connect and leave again and again: remove the requests of those that left.
+            check.requests = [request for request in check.requests if request[1]()]
+            check.requests.append((done, wanted))
         else:
-            done(Verdict.BUSY)
+            self._checks[key] = _Check(password[:_MAX_PASSWORD], hashed, known, [(done, wanted)])
+            removed = self._queue.add(network(address), key)
+            if removed is not None:
+                self._answer(removed, Verdict.BUSY)
+            self._compare_next()
 
     def close(self) -> None:
-        """Verify no more; who waits is not called."""
-        self._work.put(None)
-        self._waiting.clear()
-        self._waits.clear()
+        """End the thread. Requests that wait get no result."""
+        self._thread.close()
+        self._queue.clear()
+        self._checks.clear()
 
     def _digest(self, *parts: bytes) -> bytes:
-        # With a secret: the time that a look-up takes tells nothing of what is in there, nor does the memory.
+        # The key is secret, so neither the memory nor the time of a look-up reveals a password.
         framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
         return hmac.digest(self._secret, framed, hashlib.sha256)
 
-    def _queue(self, client: str, key: bytes) -> bool:
-        """Take a place in the queue, that of a network with more of them if need be; False if there is none."""
-        mine = self._waiting.get(client, deque())
-        if len(mine) >= _WAITING_OF_ONE:
-            return False
-        if sum(map(len, self._waiting.values())) >= _WAITING:
-            network_of, longest = max(self._waiting.items(), key=lambda item: len(item[1]))
-            if len(longest) <= len(mine) + 1:
-                if mine:
-                    return False
-                # All have one waiting. Whoever that is, none can keep the others out.
-                network_of, longest = secrets.choice(list(self._waiting.items()))
-            self._answer(longest.pop(), Verdict.BUSY)
-            if not longest:
-                del self._waiting[network_of]
-        mine.append(key)
-        self._waiting[client] = mine
-        return True
-
-    def _next(self) -> None:
-        while self._at_work is None and self._waiting:
-            client, keys = self._waiting.popitem(last=False)
-            key = keys.popleft()
-            if keys:
-                self._waiting[client] = keys  # as the last one
-            wait = self._waits[key]
-            if not any(wanted() for _, wanted in wait.askers):
-                del self._waits[key]
+    def _compare_next(self) -> None:
+        while not self._comparing and (key := self._queue.next()) is not None:
+            check = self._checks[key]
+            if not any(wanted() for _, wanted in check.requests):
+                del self._checks[key]
                 continue
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="passwords", daemon=True)
-                self._thread.start()
-            self._at_work = key
-            self._work.put((asyncio.get_running_loop(), key, wait.password, wait.hashed))
+            self._comparing = True
+            self._thread.compare(check.password, check.hashed, partial(self._finish, key))
 
-    def _finish(self, key: bytes, good: bool) -> None:
-        self._at_work = None
-        wait = self._waits.get(key)
-        if wait is not None:
-            good = good and wait.known
-            remembered = self._good if good else self._bad
-            remembered[key] = None
-            if len(remembered) > _REMEMBERED:
-                remembered.popitem(last=False)
+    def _finish(self, key: bytes, equal: bool) -> None:
+        self._comparing = False
+        check = self._checks.get(key)
+        if check is not None:  # None after close()
+            good = equal and check.known
+            (self._good if good else self._bad).add(key)
             self._answer(key, Verdict.GOOD if good else Verdict.BAD)
-        self._next()
+        self._compare_next()
 
     def _answer(self, key: bytes, verdict: Verdict) -> None:
-        for done, _ in self._waits.pop(key).askers:
+        for done, _ in self._checks.pop(key).requests:
             done(verdict)
-
-    def _run(self) -> None:
-        import bcrypt  # noqa: PLC0415 - only who has users needs it
-
-        with suppress(OSError):
-            # Linux has a priority for each thread (setpriority(2)): the loop goes first.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        while (item := self._work.get()) is not None:
-            loop, key, password, hashed = item
-            try:
-                good = bcrypt.checkpw(password, hashed)
-            except ValueError:
-                good = False
-            with suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(self._finish, key, good)

@@ -11,25 +11,20 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-import bcrypt
 import pytest
+from async_http import PATIENCE, Answer, read_answer, run, until
 from certificates import authority, certificate
+from watched_bcrypt import WatchedBcrypt, hashed
 
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 from dnsprobe.web import passwords
 from dnsprobe.web.page import Page
-from dnsprobe.web.passwords import Verdict, Verifier, network
 from dnsprobe.web.protection import Protection, parse_basic
 from dnsprobe.web.server import Server
-
-#: More than any test needs; a test that gets here has failed.
-PATIENCE = 120.0
 
 TLS = "tls_server_config: {cert_file: server.pem, key_file: server.key"
 MUTUAL = TLS + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem"
@@ -58,10 +53,6 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def hashed(password: str, cost: int = 4) -> str:
-    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode()
-
-
 def users(**of: str) -> str:
     return "\nbasic_auth_users:\n" + "".join(f"  {name}: '{text}'\n" for name, text in of.items())
 
@@ -86,32 +77,11 @@ async def serving(folder: Path, text: str, connections: int = 128) -> AsyncItera
         await server.stop()
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(PATIENCE):
-            await test()
-
-    asyncio.run(bounded())
-
-
 def context(folder: Path, client: str = "", ca: str = "ca") -> ssl.SSLContext:
     made = ssl.create_default_context(cafile=folder / f"{ca}.pem")
     if client:
         made.load_cert_chain(folder / f"{client}.pem", folder / f"{client}.key")
     return made
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
-    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    return Answer(int(status.split(" ")[1]), headers, await reader.readexactly(int(headers["content-length"])))
 
 
 def basic(name: str, password: str) -> str:
@@ -140,11 +110,6 @@ async def refused(server: Server, tls: ssl.SSLContext) -> bool:
         return True
     assert answer.status == 200
     return False
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 def test_https(folder: Path) -> None:
@@ -478,47 +443,31 @@ def test_parse_basic() -> None:
     assert parse_basic("Basic YQ==") is None
 
 
-class Counted:
-    """bcrypt, that tells what it was asked, and waits to be let go on."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[tuple[bytes, bytes]] = []
-        self.go_on = threading.Event()
-        check = bcrypt.checkpw
-
-        def checkpw(password: bytes, hashed: bytes) -> bool:
-            self.asked.append((password, hashed))
-            assert self.go_on.wait(PATIENCE)
-            return check(password, hashed)
-
-        monkeypatch.setattr(bcrypt, "checkpw", checkpw)
-
-
 def test_a_flood_of_wrong_passwords_holds_up_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While bcrypt does not come to an end at all, who was verified before is served, and the loop goes on."""
-    counted = Counted(monkeypatch)
+    bcrypt = WatchedBcrypt(monkeypatch)
 
     async def test() -> None:
         async with (
             serving(folder, users(ada=hashed("secret"), bob=hashed("other"))) as server,
             AsyncExitStack() as stack,
         ):
-            counted.go_on.set()
+            bcrypt.go_on.set()
             assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
-            counted.go_on.clear()
+            bcrypt.go_on.clear()
             flood = [asyncio.create_task(ask(server, None, more=basic("ada", f"wrong{at}"))) for at in range(100)]
-            stack.callback(counted.go_on.set)
-            await until(lambda: sum(task.done() for task in flood) == 100 - 1 - passwords._WAITING_OF_ONE)
+            stack.callback(bcrypt.go_on.set)
+            await until(lambda: sum(task.done() for task in flood) == 100 - 1 - passwords._MAX_WAITING_PER_NETWORK)
             assert {task.result().status for task in flood if task.done()} == {429}
             for _ in range(20):
                 assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
                 assert (await ask(server, None)).status == 401
             # Of another network, somebody who is new has not to wait for all of the flood.
             new = asyncio.create_task(ask(server, None, more=basic("bob", "other"), source="127.0.0.2"))
-            await until(lambda: len(server.protection._verifier._waiting) == 2)
-            counted.go_on.set()
+            await until(lambda: server.protection._verifier._queue.clients == 2)
+            bcrypt.go_on.set()
             assert (await new).status == 200
-            order = [password for password, _ in counted.asked]
+            order = [password for password, _ in bcrypt.compared]
             assert order.index(b"other") <= 3
             answers = await asyncio.gather(*flood)
             assert sorted({answer.status for answer in answers}) == [401, 429]
@@ -527,177 +476,22 @@ def test_a_flood_of_wrong_passwords_holds_up_nobody(folder: Path, monkeypatch: p
 
 
 def test_who_has_left_is_not_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(monkeypatch)
+    bcrypt = WatchedBcrypt(monkeypatch)
 
     async def test() -> None:
         async with serving(folder, users(ada=hashed("secret"))) as server:
             first = asyncio.create_task(ask(server, None, more=basic("ada", "first")))
-            await until(lambda: len(counted.asked) == 1)
+            await until(lambda: len(bcrypt.compared) == 1)
             left = asyncio.create_task(ask(server, None, more=basic("ada", "left")))
             await until(lambda: len(server._busy) == 2)
             left.cancel()
             await until(lambda: len(server._busy) == 1)
-            counted.go_on.set()
+            bcrypt.go_on.set()
             assert (await first).status == 401
             assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
-            assert [password for password, _ in counted.asked] == [b"first", b"secret"]
+            assert [password for password, _ in bcrypt.compared] == [b"first", b"secret"]
 
     run(test)
-
-
-def verdicts(verifier: Verifier, of: dict[bytes, bytes], *asked: tuple[bytes, bytes, str]) -> list[Verdict]:
-    """Return what becomes of names and passwords that come from addresses, all at once, in the order of the answers."""
-
-    async def ask_all() -> list[Verdict]:
-        done: asyncio.Queue[Verdict] = asyncio.Queue()
-        for name, password, address in asked:
-            verifier.verify(of, name, password, address, done.put_nowait)
-        return [await done.get() for _ in asked]
-
-    async def bounded() -> list[Verdict]:
-        async with asyncio.timeout(PATIENCE):
-            return await ask_all()
-
-    return asyncio.run(bounded())
-
-
-def test_an_unknown_name_costs_as_much_as_a_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(monkeypatch)
-    counted.go_on.set()
-    of = {b"ada": hashed("secret").encode(), b"bob": hashed("other", 5).encode()}
-    verifier = Verifier()
-    # With the password of the one whose time it takes, too.
-    asked = [(b"nobody", password, "192.0.2.1") for password in (b"secret", b"other", b"third")]
-    assert verdicts(verifier, of, *asked) == [Verdict.BAD] * 3
-    assert [password for password, _ in counted.asked] == [b"secret", b"other", b"third"]
-    hashes = {hashed for _, hashed in counted.asked}
-    assert len(hashes) == 1
-    assert hashes <= set(of.values())
-    verifier.close()
-
-
-def test_the_same_password_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(monkeypatch)
-    counted.go_on.set()
-    of = {b"ada": hashed("secret").encode()}
-    verifier = Verifier()
-    assert verdicts(verifier, of, *[(b"ada", b"secret", f"192.0.2.{at}") for at in range(50)]) == [Verdict.GOOD] * 50
-    assert verdicts(verifier, of, (b"ada", b"wrong", "192.0.2.1")) == [Verdict.BAD]
-    for _ in range(3):
-        assert verdicts(verifier, of, (b"ada", b"wrong", "192.0.2.1")) == [Verdict.BAD]
-        assert verdicts(verifier, of, (b"ada", b"secret", "192.0.2.1")) == [Verdict.GOOD]
-    assert len(counted.asked) == 2
-    # Another hash of the same name is another matter, and one that is gone is good no more.
-    assert verdicts(verifier, {b"ada": hashed("new").encode()}, (b"ada", b"secret", "192.0.2.1")) == [Verdict.BAD]
-    assert verdicts(verifier, {b"bob": of[b"ada"]}, (b"ada", b"secret", "192.0.2.1")) == [Verdict.BAD]
-    verifier.close()
-
-
-def test_wrong_passwords_push_out_no_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "_REMEMBERED", 4)
-    counted = Counted(monkeypatch)
-    counted.go_on.set()
-    of = {b"ada": hashed("secret").encode()}
-    verifier = Verifier()
-    assert verdicts(verifier, of, (b"ada", b"secret", "192.0.2.1")) == [Verdict.GOOD]
-    for at in range(10):
-        assert verdicts(verifier, of, (b"ada", b"%d" % at, "192.0.2.1")) == [Verdict.BAD]
-    assert len(verifier._bad) == 4
-    before = len(counted.asked)
-    assert verdicts(verifier, of, (b"ada", b"secret", "192.0.2.1")) == [Verdict.GOOD]
-    assert len(counted.asked) == before
-    verifier.close()
-
-
-def test_a_full_queue_gives_way_to_a_network_with_less_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "_WAITING", 6)
-    counted = Counted(monkeypatch)
-    of = {b"ada": hashed("secret").encode()}
-    verifier = Verifier()
-
-    async def test() -> None:
-        told: dict[bytes, Verdict] = {}
-
-        def put(password: bytes, address: str) -> None:
-            verifier.verify(of, b"ada", password, address, lambda verdict: told.update({password: verdict}))
-
-        put(b"at work", "192.0.2.9")
-        for at in range(6):
-            put(b"a%d" % at, "192.0.2.1")
-        assert told == {}
-        put(b"b0", "192.0.2.2")
-        assert told == {b"a5": Verdict.BUSY}
-        put(b"b1", "192.0.2.2")
-        put(b"secret", "192.0.2.3")
-        assert told == {b"a5": Verdict.BUSY, b"a4": Verdict.BUSY, b"a3": Verdict.BUSY}
-        put(b"b2", "192.0.2.2")
-        assert told[b"b2"] is Verdict.BUSY
-        counted.go_on.set()
-        await until(lambda: len(told) == 11)
-        assert [password for password, _ in counted.asked] == [b"at work", b"a0", b"b0", b"secret", b"a1", b"b1", b"a2"]
-        assert told[b"secret"] is Verdict.GOOD
-        assert not verifier._waits
-        assert not verifier._waiting
-
-    run(test)
-    verifier.close()
-
-
-def test_no_number_of_networks_keeps_another_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(monkeypatch)
-    of = {b"ada": hashed("secret").encode()}
-    verifier = Verifier()
-
-    async def test() -> None:
-        told: list[tuple[bytes, Verdict]] = []
-
-        def put(password: bytes, address: str) -> None:
-            verifier.verify(of, b"ada", password, address, lambda verdict: told.append((password, verdict)))
-
-        for at in range(1 + passwords._WAITING):
-            put(b"%d" % at, f"192.0.2.{at}")
-        assert told == []
-        put(b"secret", "198.51.100.1")
-        ((gave_way, verdict),) = told
-        assert (gave_way != b"secret", verdict) == (True, Verdict.BUSY)
-        counted.go_on.set()
-        await until(lambda: len(told) == passwords._WAITING + 2)
-        assert told[-1] == (b"secret", Verdict.GOOD)
-
-    run(test)
-    verifier.close()
-
-
-def test_who_leaves_again_and_again_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Counted(monkeypatch)
-    of = {b"ada": hashed("secret").encode()}
-    verifier = Verifier()
-
-    async def test() -> None:
-        for address in ("192.0.2.9", *["192.0.2.1"] * 1000):
-            password = b"at work" if address == "192.0.2.9" else b"guessed"
-            verifier.verify(of, b"ada", password, address, lambda _: None, lambda: False)
-        assert sum(len(wait.askers) for wait in verifier._waits.values()) <= 3
-        counted.go_on.set()
-        await until(lambda: not verifier._waits)
-
-    run(test)
-    verifier.close()
-
-
-@pytest.mark.parametrize(
-    ("address", "client"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8::1:2:3:4", "2001:db8::/64"),
-        ("2001:db8:0:1::", "2001:db8:0:1::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("", ""),
-    ],
-)
-def test_network(address: str, client: str) -> None:
-    assert network(address) == client
 
 
 # Files that change

@@ -4,13 +4,13 @@ import asyncio
 import gzip
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from async_http import PATIENCE, Answer, read_answer, run, until
 
 from dnsprobe.errors import EXIT_FAILED, UserError
 from dnsprobe.model import Series
@@ -18,9 +18,6 @@ from dnsprobe.sinks.metrics import Registry, Snapshot, build_registry
 from dnsprobe.web import server as web
 from dnsprobe.web.page import Page
 from dnsprobe.web.server import Server
-
-#: More than any test needs; a test that gets here has failed.
-PATIENCE = 60.0
 
 SNAPSHOT = Snapshot(counts={Series(".", "A", "udp", "dig", "bash;dig", "", ""): 42}, events=7)
 
@@ -48,21 +45,6 @@ async def serving(
         await server.stop()
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(PATIENCE):
-            await test()
-
-    asyncio.run(bounded())
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
 class Client:
     """One connection to the server."""
 
@@ -77,11 +59,7 @@ class Client:
         self.writer.transport.abort()
 
     async def answer(self, head: bool = False) -> Answer:
-        top = (await self.reader.readuntil(b"\r\n\r\n")).decode()
-        status, *lines = top.strip().split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        size = 0 if head else int(headers["content-length"])
-        return Answer(int(status.split(" ")[1]), headers, await self.reader.readexactly(size))
+        return await read_answer(self.reader, head=head)
 
     async def ask(self, path: str = "/metrics", method: str = "GET", more: str = "", body: bytes = b"") -> Answer:
         self.writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode() + body)
@@ -425,11 +403,6 @@ def stuck(server: Server) -> socket.socket:
     connection.connect(server.address)
     connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
     return connection
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 def test_a_burst_of_requests_leaves_the_loop_time_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
