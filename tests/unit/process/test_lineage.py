@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_identity import stat_line
+from proc_files import stat_line
 
 from dnsprobe.kernel.abi import TICK_NS, Ancestor, AncestorKey, Statistic
 from dnsprobe.model import Process

@@ -7,20 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from proc_files import START, stat_line
 
 from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
 from dnsprobe.model import Identity, Process
 from dnsprobe.process.procfs import ProcFS, cgroup_path, unit_of
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-START = 91990
 
 SERVICE = b"0::/system.slice/nginx.service\n"
-
-
-def stat_line(comm: bytes = b"dig", state: str = "S", threads: int = 1, start: int = START, pid: int = 4242) -> bytes:
-    before = f" {state} 1 1 1 0 -1 4194304 100 0 0 0 0 0 0 0 20 0 {threads} 0 {start} 3133440 386 18446744073709551615"
-    return f"{pid} (".encode() + comm + b")" + before.encode() + b" 0" * 27 + b"\n"
 
 
 def make(
