@@ -12,7 +12,10 @@ from dnsprobe.kernel.losses import Loss, Source, read_losses
 from dnsprobe.kernel.probe import Probe, Sizes, Where
 from dnsprobe.model import Identity, Query, Series
 from dnsprobe.names.ruleset import RuleSet
-from dnsprobe.pipeline.counters import Ledger
+from dnsprobe.pipeline.counters import Counters
+from dnsprobe.pipeline.known_processes import KnownProcesses
+from dnsprobe.pipeline.resolver import Resolver
+from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.lineage import Lineage
@@ -45,7 +48,11 @@ class Session:
         )
         self.totals = Totals(config.metrics.max_series, config.metrics.labels)
         procfs = ProcFS()
-        self._ledger = Ledger(self.probe, rules, self.totals, procfs, ContainerNames(), probe.names, tree=probe.tree)
+        self._rules = RulesInForce(self.probe, rules)
+        self._decisions = NameDecisions(self.probe, self._rules, probe.names)
+        processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
+        self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), procfs.user)
+        self._counters = Counters(self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive)
         self._lineage = Lineage(self.probe, probe.lineage, procfs.alive)
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
@@ -64,7 +71,7 @@ class Session:
     @property
     def rules(self) -> RuleSet:
         """The rules in force."""
-        return self._ledger.rules
+        return self._rules.current
 
     def replace_rules(self, specs: Iterable[tuple[str, str, int]]) -> None:
         """Put other rules in force: name, pattern and priority each. An unchanged rule goes on counting.
@@ -72,21 +79,22 @@ class Session:
         Raises UserError for rules that cannot be, OSError where the kernel has no memory for them. The old rules stay
         in force then.
         """
-        self._ledger.replace_rules(RuleSet.build(specs, self.rules, self._ledger.ids_in_use))
+        self._rules.replace(RuleSet.build(specs, self.rules, self._rules.by_id))
+        self._decisions.decide_all()
 
     def queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield the next queries, a bounded number of them."""
-        yield from self._ledger.queries(self.probe.events())
+        yield from self._resolver.queries(self.probe.events())
 
     def remaining_queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield all queries whose events were not read yet. Ends only if the session is detached."""
         # Events that no rule wants yield nothing, so only an empty read is the end.
         while events := self.probe.events():
-            yield from self._ledger.queries(events)
+            yield from self._resolver.queries(events)
 
     def collect(self) -> Mapping[Series, int]:
         """Return all series with their totals up to now."""
-        return self._ledger.collect()
+        return self._counters.collect()
 
     def sweep_if_due(self) -> bool:
         """Make room in the kernel's maps if it is time. Call about once a second. Return whether it was time."""
@@ -101,7 +109,7 @@ class Session:
         )
         if not filling and time.monotonic() - self._last_sweep <= _SWEEP_SECONDS:
             return False
-        self._ledger.sweep()
+        self._counters.sweep()
         self._last_sweep, self._added_before = time.monotonic(), added
         return True
 

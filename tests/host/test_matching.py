@@ -23,7 +23,10 @@ from dnsprobe.model import DECIDE, UNKNOWN, Query
 from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.names.wire import MAX_NAME, from_text, label_text, to_text
-from dnsprobe.pipeline.counters import Ledger
+from dnsprobe.pipeline.counters import Counters
+from dnsprobe.pipeline.known_processes import KnownProcesses
+from dnsprobe.pipeline.resolver import Resolver
+from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.session import Session
 from dnsprobe.process.container_names import ContainerNames
@@ -46,7 +49,7 @@ class Clock:
 
 @dataclass
 class Host:
-    """A probe on a port of ours, and a ledger of it with a clock that we set."""
+    """A probe on a port of ours, and what works with it, by a clock that we set."""
 
     probe: Probe
     names: int
@@ -65,14 +68,25 @@ class Host:
         self.probe.forget_names([name_hash for name_hash, *_ in self.probe.names()])
         self.before = self.probe.statistics()
         rules = RuleSet.build([(pattern, pattern, 6) for pattern in patterns])
-        self.ledger = Ledger(self.probe, rules, Totals(100_000), ProcFS(), ContainerNames(), self.names, self.clock)
+        procfs = ProcFS()
+        self.rules = RulesInForce(self.probe, rules, self.clock)
+        self.decisions = NameDecisions(self.probe, self.rules, self.names, self.clock)
+        processes = KnownProcesses(self.probe, procfs)
+        self.resolver = Resolver(self.rules, self.decisions, processes, ContainerNames(), procfs.user)
+        self.counters = Counters(
+            self.probe, self.rules, self.decisions, processes, Totals(100_000), procfs.alive, self.clock
+        )
 
     def build(self, specs: Sequence[tuple[str, str]]) -> RuleSet:
         """Return rules for names and patterns, those that stay with the ids that they have."""
-        return RuleSet.build([(*spec, 6) for spec in specs], self.ledger.rules, self.ledger.ids_in_use)
+        return RuleSet.build([(*spec, 6) for spec in specs], self.rules.current, self.rules.by_id)
 
     def replace(self, *patterns: str) -> None:
-        self.ledger.replace_rules(self.build([(pattern, pattern) for pattern in patterns]))
+        self.put_in_force(self.build([(pattern, pattern) for pattern in patterns]))
+
+    def put_in_force(self, rules: RuleSet) -> None:
+        self.rules.replace(rules)
+        self.decisions.decide_all()
 
     def send(self, name: bytes | str, qtype: int = 1, times: int = 1) -> None:
         wire_name = name if isinstance(name, bytes) else from_text(name)
@@ -91,14 +105,14 @@ class Host:
         """Take a bounded number of events: more may come all the time."""
         taken = []
         for event in self.probe.events():
-            queries = [query for query, _ in self.ledger.queries([event])]
+            queries = [query for query, _ in self.resolver.queries([event])]
             taken.append((event, queries[0] if queries else None))
         return taken
 
     def counts(self) -> dict[str, int]:
         """Return what each rule counted, by its name."""
         totals: Counter[str] = Counter()
-        for series, queries in self.ledger.collect().items():
+        for series, queries in self.counters.collect().items():
             totals[series.domain] += queries
         return dict(totals)
 
@@ -108,7 +122,7 @@ class Host:
     def settle(self) -> None:
         """Let time pass and carry over what does not change any more."""
         self.clock.now += SETTLE
-        self.ledger.sweep()
+        self.counters.sweep()
 
 
 def hosts(names: int) -> Iterator[Host]:
@@ -247,7 +261,7 @@ def test_one_name(host: Host, patterns: list[str], labels: list[bytes], expected
     if expected == "all of it":
         (expected,) = patterns
     host.watch(*[pattern for pattern in patterns if pattern != "="])
-    rule = host.ledger.rules.match(name.lower())
+    rule = host.rules.current.match(name.lower())
     assert (rule.name if rule else None) == expected
     # Before user space has decided, where it has to, and after.
     host.send(name, times=2)
@@ -333,7 +347,7 @@ def test_random_rules_and_names(host: Host) -> None:
     generations: dict[int, RuleSet] = {}
     for turn in range(80):
         rules = host.build(random_specs(rng, str(turn)))
-        host.ledger.replace_rules(rules)
+        host.put_in_force(rules)
         generations[host.probe.generation] = rules
         # Names that are there already are decided as the rules change; new ones are open at first.
         names = rng.choices(pool, k=10) + [random_name(rng) for _ in range(30)]
@@ -384,7 +398,7 @@ def test_what_causes_no_event_is_not_wanted(host: Host) -> None:
     for turn in range(25):
         host.watch("unused.invalid")
         rules = host.build(random_specs(rng, str(turn)))
-        host.ledger.replace_rules(rules)
+        host.put_in_force(rules)
         for name in rng.sample(pool, 40):
             host.send(name)
             told = [query.rule for _, query in host.take() if query]
@@ -532,7 +546,7 @@ def test_what_may_still_change_stays_in_the_kernel(host: Host) -> None:
     host.replace("ads*.example.test")
     for later in (0, SETTLE / 3):
         host.clock.now += later
-        host.ledger.sweep()
+        host.counters.sweep()
         assert [queries for _, queries in host.probe.counts()] == [3]
         assert [queries for _, queries in host.probe.pending()] == [5]
     host.settle()
@@ -544,8 +558,8 @@ def test_what_may_still_change_stays_in_the_kernel(host: Host) -> None:
 def test_decision_is_good_for_the_rules_that_it_was_made_for(host: Host) -> None:
     """Other rules are in force a moment before the names are decided for them."""
     host.watch("ads*.example.test")
-    entries = host.ledger.rules.trie()
-    rule = host.ledger.rules.rules[0].id
+    entries = host.rules.current.trie()
+    rule = host.rules.current.rules[0].id
     for generation in range(host.probe.generation, host.probe.generation + 3):
         host.send("ads.example.test")
         ((open_, _),) = host.take()
@@ -618,7 +632,7 @@ def test_unchanged_rules_lose_and_double_nothing(host: Host) -> None:
                 host.take_some()
             if turn % 4 == 1:
                 host.clock.now += SETTLE / 2
-                host.ledger.sweep()
+                host.counters.sweep()
             # No replacement before the sender has met the one before.
             until = time.monotonic() + PATIENCE
             while (now := sum(host.counts().values())) < counted + len(names) and time.monotonic() < until:
@@ -668,7 +682,7 @@ def test_counts_of_processes_that_are_gone_are_carried_over(host: Host) -> None:
         expected = {"example.test": 9 * round_, "ads*.glob.test": 40 * round_}
         assert host.counts() == expected
         start_ns = next(key[0] for key, _ in host.probe.counts() if key[1] == child)
-        series = {key: queries for key, queries in host.ledger.collect().items() if queries}
+        series = {key: queries for key, queries in host.counters.collect().items() if queries}
         assert dict(host.probe.chains([(start_ns, child)]))[start_ns, child]
         host.take()
         host.settle()
@@ -676,7 +690,7 @@ def test_counts_of_processes_that_are_gone_are_carried_over(host: Host) -> None:
         assert not list(host.probe.counts())
         assert not list(host.probe.pending())
         assert dict(host.probe.chains([(start_ns, child)]))[start_ns, child] is None
-        assert host.ledger.collect() == series
+        assert host.counters.collect() == series
         assert host.counts() == expected
     for child in zombies:
         os.waitpid(child, 0)
@@ -742,7 +756,7 @@ def test_names_come_and_go(narrow: Host) -> None:
         if rng.random() < 0.5:
             assert narrow.counts() == expected, turn
         narrow.clock.now += 1.5
-        narrow.ledger.sweep()
+        narrow.counters.sweep()
         assert narrow.counts() == expected, turn
         evicted |= bool(before - {name for *_, name in narrow.probe.names()})
     assert evicted
@@ -790,7 +804,7 @@ def test_rule_that_is_gone_for_exactly_as_long_as_it_takes_to_settle(host: Host)
     host.replace("stays.test")
     for _ in range(8):
         host.clock.now += 0.5
-        host.ledger.sweep()
+        host.counters.sweep()
         assert host.counts() == {"old.test": 5}
 
 
@@ -810,7 +824,7 @@ def test_process_that_asks_while_it_is_carried_over(host: Host, monkeypatch: pyt
     while sum(host.counts().values()) < 3 and time.monotonic() < until:
         time.sleep(0.001)
     host.take()
-    before = set(host.ledger.collect())
+    before = set(host.counters.collect())
     forget_pending = host.probe.forget_pending
 
     def ask_and_forget(keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
@@ -824,5 +838,5 @@ def test_process_that_asks_while_it_is_carried_over(host: Host, monkeypatch: pyt
     monkeypatch.undo()
     # A scrape before the event is taken, as after an event that was lost.
     assert host.counts() == {"ads*.example.test": 5}
-    assert UNKNOWN not in {series.process for series in host.ledger.collect()}
-    assert set(host.ledger.collect()) == before
+    assert UNKNOWN not in {series.process for series in host.counters.collect()}
+    assert set(host.counters.collect()) == before

@@ -11,8 +11,9 @@ from dnsprobe.kernel.abi import Chain, Event, Facts, Kind, PathNames
 from dnsprobe.kernel.probe import Probe, ProgramKey
 from dnsprobe.model import Container, Process
 from dnsprobe.names.ruleset import RuleSet
-from dnsprobe.pipeline.counters import Ledger
-from dnsprobe.pipeline.series import Totals
+from dnsprobe.pipeline.known_processes import KnownProcesses
+from dnsprobe.pipeline.resolver import Resolver
+from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.procfs import ProcFS
 
@@ -63,10 +64,13 @@ def test_a_container_gets_its_name_though_its_process_was_known_before_it(tmp_pa
     rules = RuleSet.build([("test", "test", 6)])
     (rule,) = rules.by_id
     names = ContainerNames(str(tmp_path), clock=lambda: now)
-    ledger = Ledger(cast(Probe, Kernel()), rules, Totals(10), ProcFS(str(tmp_path)), names, 16)
+    probe, procfs = cast(Probe, Kernel()), ProcFS(str(tmp_path))
+    in_force = RulesInForce(probe, rules)
+    decisions = NameDecisions(probe, in_force, 16)
+    resolver = Resolver(in_force, decisions, KnownProcesses(probe, procfs), names, procfs.user)
 
     def container() -> Container | None:
-        ((_, identity),) = ledger.queries([event(rule)])
+        ((_, identity),) = resolver.queries([event(rule)])
         return identity.container
 
     assert container() == Container(ID, "docker")

@@ -1,0 +1,144 @@
+"""The processes that asked: what is known of each, kept as long as the kernel may count for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+
+from dnsprobe.kernel import abi
+from dnsprobe.kernel.probe import Probe, ProcessKey, ProgramKey
+from dnsprobe.model import UNKNOWN, Ancestry, Identity, Process
+from dnsprobe.process.procfs import ProcFS
+
+Facts = Mapping[ProgramKey, abi.Facts | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLabels:
+    """The labels of a process in the metrics. They stay as they were when the process was first seen."""
+
+    process: str
+    tree: str
+    unit: str = ""
+    container: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """A program that a process runs, the ``execs``-th one, and what is known of the process since then."""
+
+    execs: int
+    identity: Identity
+
+
+class KnownProcesses:
+    """Labels and identities of processes.
+
+    With ``by_lineage``, a tree shows those who started a process, otherwise its parents.
+    """
+
+    def __init__(self, probe: Probe, procfs: ProcFS, *, by_lineage: bool = False) -> None:
+        self._probe, self._procfs, self._by_lineage = probe, procfs, by_lineage
+        self._labels: dict[ProcessKey, ProcessLabels] = {}
+        self._programs: dict[ProcessKey, _Program] = {}
+        #: Processes without counters: those that run and may count again, and those that have ended.
+        self._idle: set[ProcessKey] = set()
+        self._ended: set[ProcessKey] = set()
+        self._unclaimed_facts: set[ProgramKey] = set()
+
+    def identify(self, chains: Sequence[abi.Chain]) -> Iterator[tuple[Ancestry, Identity]]:
+        """Yield for the chain of each event the asker's ancestry, and its identity without the user."""
+        facts = dict(self._probe.facts_of(self._unknown_programs(chains)))
+        for chain in chains:
+            ancestry = self._ancestry(chain)
+            identity = self._identity(ancestry.asker, chain.execs, facts)
+            self._remember(ancestry, identity)
+            yield ancestry, identity
+
+    def _unknown_programs(self, chains: Iterable[abi.Chain]) -> set[ProgramKey]:
+        current: dict[ProcessKey, int] = {}
+        unknown: set[ProgramKey] = set()
+        for chain in chains:
+            asker = chain.processes[0]
+            key = (asker.start_ns, asker.tgid)
+            program = self._programs.get(key)
+            if current.setdefault(key, program.execs if program else -1) != chain.execs:
+                unknown.add((*key, chain.execs))
+                current[key] = chain.execs
+        return unknown
+
+    def learn(self, keys: Iterable[ProcessKey]) -> None:
+        """Find the labels of processes whose event was lost or is not read yet."""
+        # The kernel keeps the ancestry and the facts of each process beside its counters.
+        chains = dict(self._probe.chains({key for key in keys if key not in self._labels}))
+        facts = dict(self._probe.facts_of((*key, chain.execs if chain else 0) for key, chain in chains.items()))
+        for (start_ns, tgid), chain in chains.items():
+            ancestry = self._ancestry(chain) if chain else self._ancestry_now(Process(tgid, start_ns, b""))
+            if ancestry is None:
+                self._labels[start_ns, tgid] = ProcessLabels(UNKNOWN, UNKNOWN)
+            else:
+                self._remember(ancestry, self._identity(ancestry.asker, chain.execs if chain else 0, facts))
+
+    def labels(self, key: ProcessKey) -> ProcessLabels:
+        """Return the labels of a process that was identified or learned."""
+        return self._labels[key]
+
+    def _ancestry(self, chain: abi.Chain) -> Ancestry:
+        if self._probe.lineage is None:
+            return Ancestry(chain.processes, chain.complete)
+        return Ancestry(chain.processes, chain.complete, chain.lineage, chain.lineage_complete, self._by_lineage)
+
+    def _ancestry_now(self, process: Process) -> Ancestry | None:
+        ancestry = self._procfs.ancestry(process)
+        if ancestry is None or self._probe.lineage is None:
+            return ancestry
+        # /proc does not show who started a process.
+        return replace(ancestry, lineage=ancestry.chain[:1], lineage_complete=False, by_lineage=self._by_lineage)
+
+    def _identity(self, process: Process, execs: int, facts: Facts) -> Identity:
+        key = (process.start_ns, process.tgid)
+        program = self._programs.get(key)
+        # After execve(2), a process has the same pid and start time, but runs another program.
+        if program is None or program.execs != execs:
+            program = _Program(execs, self._procfs.identify(process, facts.get((*key, execs))))
+            self._programs[key] = program
+        return program.identity
+
+    def _remember(self, ancestry: Ancestry, identity: Identity) -> None:
+        key = (ancestry.asker.start_ns, ancestry.asker.tgid)
+        # The first labels stay: a series must not lose what was counted under it.
+        if key not in self._labels:
+            tree = ancestry.tree
+            self._labels[key] = ProcessLabels(
+                tree.rpartition(";")[2],
+                tree,
+                identity.unit or "",
+                identity.container.short_id if identity.container else "",
+            )
+
+    def sweep(self, counting: AbstractSet[ProcessKey], counted: AbstractSet[ProcessKey]) -> None:
+        """Forget processes that can count no more, here and in the kernel.
+
+        ``counting`` have counters in the kernel; the last counters of ``counted`` were just taken from there.
+        """
+        # A process that counted during this sweep may have ended: its ancestry is needed for the new counter.
+        self._probe.forget_processes(self._ended - counting - counted)
+        idle = (self._idle | counted) - counting
+        self._idle = {key for key in idle if self._procfs.alive(Process(key[1], key[0], b""))}
+        self._ended = idle - self._idle
+        # As long as the kernel keeps an ancestry, a new counter may come that belongs to the same series.
+        kept = counting | self._idle | self._ended
+        for key in self._labels.keys() - kept:
+            del self._labels[key]
+        for key in self._programs.keys() - kept:
+            del self._programs[key]
+        self._sweep_facts()
+
+    def _sweep_facts(self) -> None:
+        """Make the kernel forget the facts of programs that no known process runs any more."""
+        current = {(*key, program.execs) for key, program in self._programs.items()}
+        unclaimed = set(self._probe.facts_kept()) - current
+        # The event that claims them may not be read yet, but it is before the next sweep.
+        self._probe.forget_facts(unclaimed & self._unclaimed_facts)
+        self._unclaimed_facts = unclaimed
