@@ -7,14 +7,13 @@ watches names of its own, under a rule that has the same name everywhere.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,54 +21,14 @@ from typing import Any
 import pytest
 import yaml
 from conftest import HERE, PATIENCE, Service
+from networks import Net
 from scraper import SHIPPED, Prometheus, documented, with_rules
 
 HOSTS = ("web1.example", "web2.example", "db1.example")
 PORT = 10059
 MIDDLE = "192.0.2.1"
 RULE = "watched names"
-_CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 RECEIVING = ("--web.enable-remote-write-receiver", "--storage.tsdb.path=data")
-
-
-class Net:
-    """A network namespace, there for as long as a process that does nothing in it."""
-
-    def __init__(self) -> None:
-        hold = ["unshare", "--net", "sh", "-ec", "ip link set lo up; echo; exec cat"]
-        # Its input ends with us, however we end.
-        self._holder = subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._holder.stdout is not None
-        self._holder.stdout.readline()
-        self.pid = self._holder.pid
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Be in it: this thread with its new sockets, and what it starts."""
-        with open("/proc/thread-self/ns/net", "rb") as outside, open(f"/proc/{self.pid}/ns/net", "rb") as inside:
-            _enter(inside.fileno())
-            try:
-                yield
-            finally:
-                _enter(outside.fileno())
-
-    def link(self, device: str, own: str, peer: str) -> None:
-        """Give one end of a cable its address, and that of the other end."""
-        with self.entered():
-            subprocess.run(["ip", "address", "add", own, "peer", peer, "dev", device], check=True)
-            subprocess.run(["ip", "link", "set", device, "up"], check=True)
-
-    def close(self) -> None:
-        assert self._holder.stdin is not None
-        assert self._holder.stdout is not None
-        self._holder.stdin.close()
-        self._holder.stdout.close()
-        self._holder.wait(PATIENCE)
-
-
-def _enter(namespace: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET) < 0:
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 @dataclass(frozen=True)
