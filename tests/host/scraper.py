@@ -29,11 +29,13 @@ def at_once(path: Path) -> str:
 
 
 class Prometheus:
-    """A Prometheus with this configuration, of which ``folder`` has the files. It listens on ``address``."""
+    """A Prometheus with this configuration, with its files in ``folder``. It listens on ``address``; port 0 is any."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], *options: str, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, Any], *options: str, address: str = "127.0.0.1", port: int = 0
+    ) -> None:
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        (port,) = free_ports(1)
+        port = port or free_ports(1)[0]
         self.url = f"http://{address}:{port}"
         self._log = folder / "log"
         command = ["prometheus", "--config.file=prometheus.yaml", f"--web.listen-address={address}:{port}", *options]

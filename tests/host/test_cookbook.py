@@ -1,0 +1,216 @@
+"""The commands of docs/cookbook.md, run as they stand there on a host in small, print what stands below them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+from conftest import HERE, PATIENCE
+from orphan import above
+from stage import BACKUP, IN_CONTAINER, RESOLVER, Stage
+
+PAGE = (HERE.parents[1] / "docs" / "cookbook.md").read_text("utf-8")
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+#: Programs that run until they are interrupted.
+ENDLESS = re.compile(r"\b(dnsprobe watch|journalctl .*-f)\b")
+
+#: What differs from run to run: times, and ids of processes.
+VARIES = [
+    (re.compile(r"\b[A-Z][a-z]{2} [ 0-9][0-9] \d\d:\d\d:\d\d\b"), "DATE"),
+    (re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.0-9]*(Z|\+00:00)"), "DATE"),
+    (re.compile(r"^\d\d:\d\d:\d\d\.\d{3}", re.MULTILINE), "TIME"),
+    (re.compile(r"@\[[0-9.]+\]"), "@[TIME]"),
+    (re.compile(r"\[\d+\]"), "[PID]"),
+    (re.compile(r'("pid":)"?\d+"?'), r"\1PID"),
+]
+
+
+class Command(NamedTuple):
+    """A block of commands with the heading that it stands below, and what they print."""
+
+    heading: str
+    script: str
+    output: str
+
+
+def commands() -> list[Command]:
+    """Return the commands of the page. Raises AssertionError if one has no output below it."""
+    found = []
+    for section in re.split("^## ", PAGE, flags=re.MULTILINE):
+        blocks = [(kind, text) for kind, text in _BLOCK.findall(section) if kind != "yaml"]
+        assert [kind for kind, _ in blocks] == ["sh", "text"] * (len(blocks) // 2), section
+        heading = section.splitlines()[0]
+        found += [
+            Command(heading, script, output) for (_, script), (_, output) in zip(blocks[::2], blocks[1::2], strict=True)
+        ]
+    return found
+
+
+COMMANDS = commands()
+LASTING = [command for command in COMMANDS if ENDLESS.search(command.script)]
+SHORT = [command for command in COMMANDS if not ENDLESS.search(command.script)]
+
+
+def named(command: Command) -> str:
+    return f"{command.heading} {[each for each in COMMANDS if each.heading == command.heading].index(command) + 1}"
+
+
+def rules() -> str:
+    (text,) = (text for kind, text in _BLOCK.findall(PAGE) if kind == "yaml")
+    return str(text)
+
+
+def bare(text: str) -> str:
+    """Return an output without what differs from run to run and from host to host."""
+    pid_1 = Path("/proc/1/comm").read_text().rstrip("\n")
+    text = text.replace(f"{pid_1}[1]", "systemd[1]")
+    # Here the tests have started everything, not pid 1.
+    text = re.sub(r"^started by .*\n", "", text, flags=re.MULTILINE)
+    text = without(above(), text)
+    for pattern, instead in VARIES:
+        text = pattern.sub(instead, text)
+    return text.rstrip("\n")
+
+
+def without(adopters: list[str], text: str) -> str:
+    """Return an output without the processes that adopt orphans on this host, if it has any."""
+    text = text.replace("".join(f"{comm};" for comm in adopters), "")
+    for comm in adopters:
+        text = re.sub(rf"^└─ {re.escape(comm)}\[\d+\]\n((?: .*\n)*)", dedented, text, flags=re.MULTILINE)
+    return text
+
+
+def dedented(found: re.Match[str]) -> str:
+    return "".join(line[3:] for line in found[1].splitlines(keepends=True))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """Return a host on which nothing has happened yet."""
+    stage = Stage(tmp_path, rules())
+    yield stage
+    stage.close()
+
+
+@pytest.fixture(scope="module")
+def evening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Return a host on which everything has happened that the page asks about."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed: run scripts/test, which unpacks Debian's")
+    stage = Stage(tmp_path_factory.mktemp("stage"), rules())
+    try:
+        stage.start()
+        stage.play("nightly", BACKUP)
+        stage.start_second_host()
+        stage.play("nightly", BACKUP)
+        stage.play("miner", IN_CONTAINER)
+        stage.play("stubby", RESOLVER)
+        stage.keep_entries(7)
+        stage.start_prometheus()
+        yield stage
+    finally:
+        stage.close()
+
+
+def play(stage: Stage, process: subprocess.Popen[str], *, journal: bool) -> str:
+    """Once the endless program of a script waits, send what it shall see; interrupt it and return what was printed."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if journal:
+        program = wait_for_process(process, "journalctl")
+        wait_for(lambda: follows(program), "journalctl does not wait")
+        stage.play("miner", IN_CONTAINER)
+        stage.keep_entries(1)
+        printed = process.stdout.readline()
+    else:
+        program = wait_for_process(process, "dnsprobe")
+        assert process.stderr.readline().startswith("watching ")
+        stage.play("nightly", BACKUP)
+        printed = ""
+    program.send_signal(signal.SIGINT)
+    return printed + process.communicate()[0]
+
+
+def follows(program: psutil.Process) -> bool:
+    """Tell whether journalctl waits for entries: it says nothing of that."""
+    links = [os.readlink(path) for path in Path(f"/proc/{program.pid}/fd").iterdir()]
+    return "anon_inode:inotify" in links and program.status() == psutil.STATUS_SLEEPING
+
+
+def wait_for(condition: Callable[[], bool], problem: str) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, problem
+        time.sleep(0.05)
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return a process that runs, which may be a shell, and all below it."""
+    if process.poll() is not None:
+        return []
+    top = psutil.Process(process.pid)
+    return [top, *top.children(recursive=True)]
+
+
+def wait_for_process(process: subprocess.Popen[str], name: str) -> psutil.Process:
+    def found() -> list[psutil.Process]:
+        # bash becomes the program if it is the only one.
+        return [each for each in descendants(process) if each.name() == name]
+
+    wait_for(lambda: bool(found()), f"no {name} runs")
+    return found()[0]
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    for each in descendants(process):
+        each.kill()
+
+
+@pytest.mark.parametrize("command", LASTING, ids=named)
+def test_what_lasts_shows_what_comes(stage: Stage, command: Command) -> None:
+    """These come first: queries that they need would be in the counts of the others."""
+    journal = "journalctl" in command.script
+    if journal:
+        stage.start()
+    script = stage.command(command.script)
+    with (
+        stage.net.entered(),
+        subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        too_long = threading.Timer(PATIENCE, end, [process])
+        too_long.start()
+        try:
+            output = play(stage, process, journal=journal)
+        finally:
+            too_long.cancel()
+            end(process)
+    assert bare(output) == bare(command.output)
+
+
+@pytest.mark.parametrize("command", SHORT, ids=named)
+def test_what_ends_prints_what_stands_below_it(evening: Stage, command: Command) -> None:
+    with evening.net.entered():
+        done = subprocess.run(
+            evening.command(command.script), capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    assert (bare(done.stdout), done.stderr) == (bare(command.output), "")
+
+
+def test_a_process_that_adopts_orphans_is_left_out() -> None:
+    tree = (
+        "asked by user;a;dig\nsystemd[1]\n└─ user[7]\n   └─ a[8]\n      └─ dig[9] root dig x\n\nsystemd[1]\n└─ b[10]\n"
+    )
+    assert without(["user"], tree) == (
+        "asked by a;dig\nsystemd[1]\n└─ a[8]\n   └─ dig[9] root dig x\n\nsystemd[1]\n└─ b[10]\n"
+    )
