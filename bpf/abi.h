@@ -1,34 +1,36 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * What the kernel side and user space share: sizes, numbers and structs. dnsprobe/kernel/abi.py mirrors this file and a
- * test compares the two. Integers are in host byte order and times in nanoseconds unless a field says otherwise.
+ * What the BPF programs and user space share: sizes, numbers and structs. dnsprobe/kernel/abi.py mirrors this file, and
+ * a test compares the two. Integers are in host byte order and times in nanoseconds, unless a field says otherwise.
  */
 #ifndef DNSPROBE_ABI_H
 #define DNSPROBE_ABI_H
 
+#include <linux/types.h>
+
 /* RFC 1035, section 2.3.4: a name has at most 255 octets, so at most 127 labels and the root. */
 #define NAME_SIZE 256
 #define COMM_SIZE 16
-/* The asker and 39 ancestors. Deeper chains are cut off and say so. */
+/* The process that asks and 39 ancestors. A deeper chain is cut off (struct chain, `cut`). */
 #define CHAIN_SIZE 40
-/* Processes of the lineage that are not the same as in the chain of parents. */
+/* Processes of the lineage that are not in the chain of parents. */
 #define LINEAGE_SIZE 23
-#define CHAIN_ROOM 64 /* CHAIN_SIZE + LINEAGE_SIZE, up to a power of two */
-/* Octets that are kept of a path, and of a command line. */
+#define CHAIN_ROOM 64 /* CHAIN_SIZE + LINEAGE_SIZE, rounded up to a power of two */
+/* Octets of a path and of a command line that are kept. */
 #define PATH_SIZE 512
 #define CMDLINE_SIZE 512
 
-/* What a name comes to, instead of a rule's id. */
+/* The outcome of a name, in place of the id of a rule. */
 #define NO_RULE 0U
-#define CANARY 0xfffffffeU
-#define DECIDE 0xffffffffU
-/* Ids of rules are below this: each has a slot in the overflow array. */
+#define CANARY 0xfffffffeU /* the name of the canaries: test queries that dnsprobe sends */
+#define DECIDE 0xffffffffU /* user space decides by the whole name */
+/* The ids of rules are below this. Each has a slot in the overflow array. */
 #define RULE_IDS 65536
-/* Stands in a counter in place of a rule: connections whose queries cannot be read. Its slot is the one behind theirs.
- */
+/* In place of a rule in a counter of connections whose queries cannot be read. Its overflow slot is behind those of the
+ * rules. */
 #define ENCRYPTED RULE_IDS
 
-/* How a query goes, where the port says more than the protocol: what the port says. */
+/* The transport of a query. mDNS, LLMNR and DoT are recognized by their port. */
 enum transport {
 	TRANSPORT_UDP = 0,
 	TRANSPORT_TCP,
@@ -39,44 +41,44 @@ enum transport {
 
 enum kind {
 	KIND_QUERY = 0,
-	KIND_UNDECIDED = 1, /* user space has to decide by the whole name whether a rule asks for it */
+	KIND_UNDECIDED = 1, /* user space decides by the whole name whether a rule asks for it */
 	KIND_CANARY = 2,
 };
 
-/* Slots of the statistics array: so many times each, since the programs were loaded. */
+/* Slots of the statistics array: how often each happened since the programs were loaded. */
 enum statistic {
 	STAT_EVENTS = 0, /* events handed to user space */
 	STAT_LOST_RING_FULL,
 	STAT_UNATTRIBUTED_COUNTERS_FULL,
 	STAT_UNATTRIBUTED_PROCESSES_FULL,
-	STAT_UNDECIDED_NAMES_FULL, /* queries that may be wanted, not counted: no room to remember their name */
+	STAT_UNDECIDED_NAMES_FULL, /* queries that were not counted: no room to keep their name until it is decided */
 	STAT_UNPARSED_MALFORMED,
-	STAT_UNPARSED_NONLINEAR, /* the question lies beyond the linear part of the packet */
-	STAT_UNPARSED_SEGMENTED, /* one send carries several datagrams (UDP_SEGMENT); only the first is read */
+	STAT_UNPARSED_NONLINEAR, /* the question is not in the linear part of the packet */
+	STAT_UNPARSED_SEGMENTED, /* one send has several datagrams (UDP_SEGMENT); only the first is read */
 	STAT_COUNTERS_ADDED,	 /* entries made in the counter maps */
 	STAT_NAMES_ADDED,
-	STAT_IDENTITIES_FULL,	  /* programs of whose process nothing but its tree could be kept */
-	STAT_UNPARSED_QUESTIONS,  /* a packet asks more than one question (mDNS); only the first is read */
-	STAT_UNPARSED_UNREADABLE, /* what is sent down a stream lies where it cannot be read, or in too many pieces */
-	STAT_UNPARSED_UNALIGNED,  /* where in a stream a message begins is not known */
-	STAT_UNPARSED_PIPELINED,  /* more messages in one send than one run can read */
-	STAT_LINEAGE_ADDED,	  /* processes whose lineage is followed from their fork on */
-	STAT_LINEAGE_LEFT,	  /* those that ended and were kept, for their children */
-	STAT_LINEAGE_FULL,	  /* processes whose lineage is not followed: no room */
+	STAT_IDENTITIES_FULL,	  /* programs that a process ran, whose identity could not be kept: no room */
+	STAT_UNPARSED_QUESTIONS,  /* a packet has more than one question (mDNS); only the first is read */
+	STAT_UNPARSED_UNREADABLE, /* a write to a stream cannot be read: not in memory, or in too many buffers */
+	STAT_UNPARSED_UNALIGNED,  /* it is not known where in the stream a message begins */
+	STAT_UNPARSED_PIPELINED,  /* one write has more messages than can be read */
+	STAT_LINEAGE_ADDED,	  /* entries made in the lineage map */
+	STAT_LINEAGE_LEFT,	  /* entries kept after the process ended, for its children */
+	STAT_LINEAGE_FULL,	  /* processes without an entry in the lineage map: no room */
 	STATISTICS,
 };
 
 struct settings {
-	u64 repeat_ns;	 /* how long a query like an earlier one causes no event; 0: each causes one */
+	u64 repeat_ns;	 /* how long like queries cause no other event; 0: each query causes one */
 	u64 name_key[2]; /* SipHash key, random at each start */
-	u32 generation;	 /* of the rules, one more at each change */
-	u32 seeding;	 /* 1 while user space reads from /proc who was there before */
+	u32 generation;	 /* of the rules: one more after each change */
+	u32 seeding;	 /* 1 while user space reads the processes in /proc that were there before */
 };
 
-/* What the longest matching suffix says of a name: rule id, NO_RULE, CANARY or DECIDE. */
+/* The outcomes of the longest matching suffix: each is the id of a rule, NO_RULE, CANARY or DECIDE. */
 struct outcome {
-	u32 at;	   /* the name is the suffix */
-	u32 below; /* the name is below it */
+	u32 at;	   /* if the name is the suffix */
+	u32 below; /* if the name is below the suffix */
 	u8 length; /* of the suffix in wire format, root included */
 	u8 labels; /* of the suffix, root excluded */
 	u8 pad[2];
@@ -85,7 +87,7 @@ struct outcome {
 struct process_key {
 	u64 start_ns; /* since boot: task_struct.start_boottime of the group leader */
 	u32 tgid;
-	u32 exec; /* of an identity: task_struct.self_exec_id, another one after each execve(2); 0 of a tree */
+	u32 exec; /* of an identity: task_struct.self_exec_id, which execve(2) changes; of a tree: 0 */
 };
 
 struct count_key {
@@ -97,7 +99,7 @@ struct count_key {
 	u8 pad[5];
 };
 
-/* A count whose rule is open: see KIND_UNDECIDED. */
+/* A counter whose rule is not decided yet (KIND_UNDECIDED). */
 struct pending_key {
 	u64 start_ns;
 	u64 name_hash;
@@ -130,29 +132,28 @@ struct name {
 	u32 pad;
 };
 
-/* A DNS message over TCP, up to the end of its question: its length (RFC 1035, section 4.2.2), header, longest
- * question. */
+/* A DNS message over TCP, up to the end of its question: length (RFC 1035, section 4.2.2), header, longest question. */
 #define STREAM_SIZE (2 + 12 + 255 + 4)
-/* Words of 64 bits by which a write is known again. */
+/* Words of 64 bits by which a repeated write is recognized. */
 #define STREAM_HEAD 4
 
-/* Where a TCP connection is. Sequence numbers are those of RFC 9293, section 3.4, in host byte order. */
+/* The state of a TCP connection. Sequence numbers are those of RFC 9293, section 3.4, in host byte order. */
 struct stream {
-	u64 inode;  /* of the socket: tells sockets apart that have the same address */
-	u32 first;  /* of its first octet; until it is open, of what was written so far */
-	u32 start;  /* of the message that comes next, or has begun */
-	u32 have;   /* octets of it that are here */
-	u32 known;  /* 0: where the next message begins is not known */
-	u32 lost;   /* where it was given up last */
-	u32 opened; /* a write has opened it, so that `first` is to be put right by the next one */
-	u32 last;   /* of the last write that began with a message */
+	u64 inode;  /* of the socket: tells apart sockets that had the same address in memory */
+	u32 first;  /* sequence number of the first octet; until the connection is open, of the next one */
+	u32 start;  /* sequence number of the message that has begun, or comes next */
+	u32 have;   /* octets of that message in `octets` */
+	u32 known;  /* 0: it is not known where the next message begins */
+	u32 lost;   /* sequence number from which on the stream could not be read */
+	u32 opened; /* 1: a write has opened the connection; the next write corrects `first` */
+	u32 last;   /* sequence number of the last write that began with a message */
 	u32 head_size;
-	u64 head[STREAM_HEAD]; /* the first octets of that write */
+	u64 head[STREAM_HEAD]; /* the first octets of that write, head_size of them */
 	u8 octets[STREAM_SIZE];
 	u8 pad[7];
 };
 
-/* A packet that was counted while it waits for its neighbour's address. */
+/* A packet that was counted and will pass another hook: when its neighbour has answered, or at another device. */
 struct deferred {
 	u64 ports_id;
 	u64 since_ns; /* CLOCK_MONOTONIC */
@@ -160,52 +161,53 @@ struct deferred {
 	u32 pad;
 };
 
-/* A process of the lineage, by what /proc/PID/stat tells as well: a pid does not come round within a tick. */
+/* A process of the lineage, by facts that /proc/PID/stat has as well. A pid is not given out twice in one tick. */
 struct ancestor_key {
 	u64 start_ticks; /* since boot, in units of USER_HZ, rounded down */
 	u32 tgid;	 /* 0: none, or not known */
 	u32 pad;
 };
 
-/* Who forked a process, and what becomes of it. */
+/* The parent that forked a process, and the state of the process. */
 struct ancestor {
-	u64 start_ns; /* 0: taken from /proc, which has ticks alone */
+	u64 start_ns; /* 0: from /proc, which has only ticks */
 	struct ancestor_key parent;
-	u32 children;  /* that are here and have counted_by_parent set */
-	u32 exited;    /* not 0: it has */
-	u8 has_others; /* it has or had children beside those counted: only user space can tell when all are gone */
+	u32 children;  /* in the map, with counted_by_parent set */
+	u32 exited;    /* not 0: it has ended */
+	u8 has_others; /* it has or had children that are not counted: only user space can find out when all have ended
+			*/
 	u8 counted_by_parent;
-	u8 parent_lost; /* its fork was not seen */
+	u8 parent_lost; /* its fork was missed */
 	u8 pad[5];
-	u8 comm[COMM_SIZE]; /* the last one that it had */
+	u8 comm[COMM_SIZE]; /* the last name that it had */
 };
 
 struct process {
 	u64 start_ns;
 	u32 tgid;
-	u32 exited;	    /* 1: before the query; of a lineage's process */
-	u8 comm[COMM_SIZE]; /* cut at the first NUL: older kernels leave bytes behind it */
+	u32 exited;	    /* 1: a process of the lineage that ended before the query */
+	u8 comm[COMM_SIZE]; /* ends at the first NUL: older kernels leave octets behind it */
 };
 
-/* The asker and its parents, and behind them those who started it, where these are others. */
+/* The process that asks and its parents, and behind them the rest of its lineage, if that differs. */
 struct chain {
 	u32 depth;
-	u32 cut;	   /* 1: the chain goes on beyond what is here */
-	u32 exec;	   /* of the asker: which of its identities it had */
-	u32 shared;	   /* how many of the first ones are of the lineage, too */
-	u32 lineage_depth; /* how many of the lineage come behind the first `depth` */
-	u32 lineage_cut;   /* 1: the lineage goes on beyond what is here, or is not known any further */
+	u32 cut;	   /* 1: the chain of parents is longer */
+	u32 exec;	   /* of the process that asks: see struct process_key */
+	u32 shared;	   /* how many of the first processes belong to the lineage, too */
+	u32 lineage_depth; /* processes of the lineage behind the first `depth` ones */
+	u32 lineage_cut;   /* 1: the lineage is longer, or not known any further */
 	struct process process[CHAIN_ROOM];
 };
 
-/* The names of a path, from its end to the root, each ended by NUL. */
+/* The names in a path, from its end to the root, each with a NUL behind it. */
 struct path {
 	u32 length; /* 0: not known */
 	u32 whole;  /* 1: up to the root */
 	u8 names[PATH_SIZE];
 };
 
-/* What a process is besides its tree. A number that is not known is 0. */
+/* The facts of a process besides its tree. A number that is not known is 0. */
 struct identity {
 	u32 loginuid_plus_one; /* of the audit system, in the initial user namespace; 0: not set */
 	u32 pid_ns;	       /* inode numbers of namespaces, as in /proc/PID/ns */
@@ -213,13 +215,13 @@ struct identity {
 	u32 cmdline_length;
 	struct path cgroup; /* in the unified hierarchy */
 	struct path exe;
-	u8 cmdline[CMDLINE_SIZE]; /* arguments ended by NUL, the first octets of all */
+	u8 cmdline[CMDLINE_SIZE]; /* the first octets; each argument has a NUL behind it */
 };
 
 struct event {
 	u64 time_ns; /* CLOCK_MONOTONIC */
 	u64 name_hash;
-	u64 repeats; /* queries like it without an event since the last one */
+	u64 repeats; /* like queries without an event since the last event */
 	u32 rule;
 	u32 generation;
 	u32 uid;
@@ -234,7 +236,7 @@ struct event {
 	u8 length;     /* of the name in wire format, root included */
 	u8 server[16]; /* network byte order; IPv4 in the first four */
 	u8 reversed[NAME_SIZE];
-	struct chain chain; /* only the first chain.depth + chain.lineage_depth processes are handed over */
+	struct chain chain; /* only the first chain.depth + chain.lineage_depth processes are submitted */
 };
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * The hooks. Which of them are compiled is said by HOOK_*, each of which leads into handle_packet(), and by STREAM_*,
- * which lead into handle_write(). Those that follow lineages are always there.
+ * The programs, one for each hook. HOOK_* selects those for UDP, which call handle_packet(), and STREAM_* those for
+ * TCP, which call handle_write(). The programs that follow lineages are always compiled.
  */
 #include "kernel_read.h"
 #include "scratch.h"
@@ -25,8 +25,8 @@ int ip6_send_skb_entry(struct pt_regs *ctx)
 #endif
 
 #ifdef HOOK_UDP_SEND_SKB
-/* Where a clone's port is: PORT_ARGUMENT is the register that holds the flow (struct flowi4 or flowi6) or the port
- * itself. */
+/* Returns the port that a function or its clone gets: PORT_ARGUMENT is the register with the flow (struct flowi4 or
+ * flowi6) or with the port itself. */
 static __always_inline u16 port_from(u64 argument, u32 flow_offset)
 {
 	u16 port = argument;
@@ -63,9 +63,9 @@ int net_dev_queue_entry(struct bpf_raw_tracepoint_args *ctx)
 /*
  * include/trace/events/neigh.h: neigh_event_send_done(struct neighbour *n, int rc)
  *
- * While the address of the next hop is not known, a packet waits in its queue, and passes net_dev_queue later in the
- * context of whoever runs then. This tracepoint is hit by the sender, right after it has put the packet at the end of
- * the queue.
+ * While the address of the next hop is not known, a packet waits in the queue of that neighbour. It passes
+ * net_dev_queue later, in the context of any process. The sender hits this tracepoint, right after it has put the
+ * packet at the end of the queue.
  */
 int neigh_event_send_done_entry(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -81,8 +81,8 @@ int neigh_event_send_done_entry(struct bpf_raw_tracepoint_args *ctx)
 
 #ifdef STREAM_FUNCTION
 /*
- * net/ipv4/tcp.c: int tcp_sendmsg_locked(struct sock *sk, struct msghdr *msg, size_t size), and tcp_sendmsg(), which
- * takes the same before the socket is locked.
+ * net/ipv4/tcp.c: int tcp_sendmsg_locked(struct sock *sk, struct msghdr *msg, size_t size), or tcp_sendmsg(), which has
+ * the same arguments and is called before the socket is locked.
  */
 int tcp_sendmsg_entry(struct pt_regs *ctx)
 {
@@ -95,7 +95,8 @@ int tcp_sendmsg_entry(struct pt_regs *ctx)
  * include/trace/events/tcp.h: tcp_sendmsg_locked(const struct sock *sk, const struct msghdr *msg,
  *                                                const struct sk_buff *skb, int size_goal)
  *
- * It is hit once for each piece that is copied, with `msg` and the socket's sequence number as far as they are.
+ * It is hit once for each part of a write that is copied. `msg` and the sequence number of the socket stand at that
+ * part.
  */
 int tcp_sendmsg_locked_entry(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -104,9 +105,9 @@ int tcp_sendmsg_locked_entry(struct bpf_raw_tracepoint_args *ctx)
 
 #ifdef STREAM_TWICE
 /*
- * Where programs at tracepoints can be interrupted, another thread may take the CPU in the middle of a run; the kernel
- * then leaves out that thread's runs of the same program (kernel/trace/bpf_trace.c, __bpf_trace_run()). This is the
- * same as another program, with a scratch space of its own: what both see, the second finds known already.
+ * If programs at tracepoints can be preempted, another thread may take the CPU in the middle of a run. The kernel then
+ * skips that thread's runs of the same program (kernel/trace/bpf_trace.c, __bpf_trace_run()). This is the same code as
+ * a second program with its own scratch space. A write that both see is known already to the second one.
  */
 int tcp_sendmsg_locked_again_entry(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -118,7 +119,7 @@ int tcp_sendmsg_locked_again_entry(struct bpf_raw_tracepoint_args *ctx)
 /*
  * include/trace/events/sched.h: sched_process_fork(struct task_struct *parent, struct task_struct *child)
  *
- * Before the child runs, so nothing that it does is seen earlier.
+ * It is hit before the child runs, so nothing that the child does is seen earlier.
  */
 int sched_process_fork_entry(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -128,7 +129,7 @@ int sched_process_fork_entry(struct bpf_raw_tracepoint_args *ctx)
 /*
  * include/trace/events/task.h: task_rename(struct task_struct *task, const char *comm)
  *
- * By execve(2) and by prctl(2). The task has its old name still.
+ * It is hit by execve(2) and prctl(2), while the task still has its old name.
  */
 int task_rename_entry(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -141,7 +142,7 @@ int sched_process_exit_entry(struct bpf_raw_tracepoint_args *ctx)
 	return follow_exit(ctx->args[0]);
 }
 
-/* BCC makes the license section of it, letter by letter. */
+/* BCC turns this into the license section, letter by letter. */
 /* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
 /* clang-format on */

@@ -50,39 +50,57 @@ struct question {
 	u8 pad[5];
 };
 
-/* Each field says who writes it and who reads it. */
+/*
+ * The functions in brackets write and read a field. What one run leaves here, the next run of the same kind of hook on
+ * this CPU finds.
+ */
 struct scratch {
-	/* The message, behind PACKET_FRONT. Written by udp/packet.h (copy_question) and tcp/ (copy_from_write); read by
-	 * dns/. */
+	/* The message, at PACKET_FRONT or STREAM_FRONT. Written by udp/payload.h (read_question), tcp/iov.h
+	 * (copy_from_write) and tcp/reassembly.h; read by dns/question.h, dns/name.h and tcp/. */
 	u8 packet[PACKET_FRONT + PACKET_SIZE];
 	/* Where each label begins in the name. Written by walk_question, read by match_name. */
 	u8 label_offset[128];
-	/* Written by reverse_name; read by hash_name, match_name, count_pending and complete_event. */
+	/* The reversed name. Written by reverse_name; read by hash_name, match_name, count_pending, complete_event. */
 	struct lpm_key key;
 	u32 pad;
-	/* Written by walk_question, hash_name (hash) and udp/message.h (segmented); read by dns/, query/ and
-	 * udp/handler.h. */
+	/* Written by walk_question, hash_name (hash), read_segmentation (segmented) and count_encrypted_connection
+	 * (qtype); read by dns/, query/ and handle_packet. */
 	struct question question;
-	/* Written by count_pending as a new entry of MAP(NAMES). */
+	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;
-	/* Written by handle_query, is_event_due (repeats), walk_ancestry (chain) and complete_event; read by
-	 * keep_and_submit. */
+	/* Written by handle_query, is_event_due (repeats), walk_ancestry (chain), complete_event and
+	 * count_encrypted_connection (kind); read by query/ and keep_identity (chain.exec). */
 	struct event event;
-	/* Written by read_identity, read by keep_identity. */
+	/* A new entry of MAP(IDENTITIES). Written by read_identity, read by keep_identity. */
 	struct identity identity;
-	/* A new entry of MAP(STREAMS). Zero but for the inode, which find_stream writes. */
+	/* A new entry of MAP(STREAMS): all zero, except for the inode. Written and read by add_stream. */
 	struct stream stream;
+	/* Octets that were copied so far. Written and read by copy_from_write. */
 	u32 copied;
+	/* Octets to copy; behind that, octets of the message in `packet`. Written by read_next_message; read by
+	 * copy_from_write, begin_message, read_message and advance. */
 	u32 size;
+	/* The length that the message has by its first two octets. Written by read_message, read by advance. */
 	u32 length;
+	/* enum progress. Written by read_next_message and advance, read by advance and handle_message. */
 	u32 progress;
+	/* Not 0: the write has another message. Written by read_next_message, advance and handle_write; read by
+	 * handle_write of this run and of the run that the tail call starts. */
 	u32 more;
+	/* Written by handle_packet and handle_write; read by query/, read_next_message and tcp/handler.h. */
 	struct destination to;
+	/* The process that sends. Written by handle_query and count_encrypted_connection; read by query/. */
 	struct process_key process;
-	u64 leader;	/* its task */
-	u32 keep_tree;	/* for the first time: its tree is to be kept */
-	u32 submit;	/* an event is to be submitted */
-	u32 seen_added; /* none like it is remembered */
+	/* The task of the leader of its thread group. Written as `process`, read by keep_and_submit. */
+	u64 leader;
+	/* Not 0: the process has a new counter and no tree yet. Written by handle_packet and handle_write (0),
+	 * count_query and count_pending; read by keep_and_submit. */
+	u32 keep_tree;
+	/* Not 0: an event is to be submitted. Written by handle_write (0) and handle_query, read by keep_and_submit. */
+	u32 submit;
+	/* Not 0: this run has added the entry of MAP(SEEN). Written by is_event_due, read by update_seen. */
+	u32 seen_added;
+	/* The packet before this one, with the device that it passed first. Written and read by is_first_device. */
 	u64 last_skb;
 	u64 last_sock;
 	u64 first_device;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Who asks, and whose child that is, read at the moment of the send: a process that is gone a millisecond later still
- * has its whole tree.
+ * The process that sends, and its parents. They are read while it sends: a process that ends a millisecond later still
+ * gets its whole tree.
  */
 #ifndef DNSPROBE_PROCESS_ANCESTRY_H
 #define DNSPROBE_PROCESS_ANCESTRY_H
@@ -9,7 +9,8 @@
 #include "kernel_read.h"
 #include "process/lineage.h"
 
-/* The thread group is the process: dig sends from a thread called isc-net-0000. */
+/* Returns the task of the leader of the thread group. The process is the group: dig sends from a thread called
+ * isc-net-0000. */
 static __always_inline u64 current_process(struct process_key *key)
 {
 	u64 leader = read_u64(bpf_get_current_task() + TASK_GROUP_LEADER);
@@ -20,6 +21,7 @@ static __always_inline u64 current_process(struct process_key *key)
 	return leader;
 }
 
+/* Reads the chain of parents, and the lineage behind it. `leader` is the task of the process that sends. */
 static __always_inline void walk_ancestry(struct chain *chain, u64 leader)
 {
 	u32 depth = 0;

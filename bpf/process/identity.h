@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * What a process is besides its tree, read at the moment of the send: what runs, with which arguments, in which cgroup.
- * User space gives the places in the kernel's structs; one that this kernel does not have is NOT_THERE.
+ * The identity of a process: program, arguments, cgroup, namespaces. It is read while the process sends. A fact whose
+ * members this kernel does not have (NOT_THERE) is not known.
  */
 #ifndef DNSPROBE_PROCESS_IDENTITY_H
 #define DNSPROBE_PROCESS_IDENTITY_H
@@ -10,21 +10,23 @@
 #include "verifier.h"
 #include "scratch.h"
 
-/* Names and steps of a path that are looked at. */
+/* Steps of a path that are read: names, and mounts. */
 #define PATH_STEPS 24
 /* NAME_MAX of include/uapi/linux/limits.h, and the NUL. */
 #define PATH_NAME_SIZE 256
 
 /*
- * Puts a name at the end; false if there is no room. The name may reach beyond the path's own space by PATH_NAME_SIZE:
- * what is behind it in struct identity is written later.
+ * Appends a name to a path. False if there is no room. The helper may write up to PATH_NAME_SIZE octets behind the
+ * path, over fields of struct identity that read_identity() writes later.
  */
 static __always_inline bool append_name(struct path *path, u64 name)
 {
+	/* The register holds the sum of another set of names for each step of the caller's loop. */
 	u64 at = FORGET(path->length);
 
 	if (at >= PATH_SIZE)
 		return false;
+	/* The compiler drops the mask, as `at` is compared above. */
 	KEEP_BELOW_512(at);
 
 	long size = bpf_probe_read_kernel_str(path->names + at, PATH_NAME_SIZE, (void *)name);
@@ -59,7 +61,7 @@ static __always_inline void read_cgroup(struct path *path, u64 task)
 	}
 }
 
-/* As d_path() goes (fs/d_path.c, prepend_path()): up to the root of a mount, then on from where it is mounted. */
+/* Goes the way of d_path() (fs/d_path.c, prepend_path()): up to the root of a mount, then on from the mount point. */
 static __always_inline void read_exe(struct path *path, u64 mm)
 {
 	path->length = 0;
@@ -71,7 +73,8 @@ static __always_inline void read_exe(struct path *path, u64 mm)
 
 	u64 file = read_u64(mm + MM_EXE_FILE);
 
-	if (!file) /* a kernel thread's */
+	/* A kernel thread has no program. */
+	if (!file)
 		return;
 
 	u64 dentry = read_u64(file + FILE_PATH_DENTRY);
@@ -91,13 +94,14 @@ static __always_inline void read_exe(struct path *path, u64 mm)
 			mount = parent;
 			continue;
 		}
-		/* A file that no folder has, as those of memfd_create(2), is its own parent. */
+		/* A file in no folder, such as one of memfd_create(2), is its own parent. */
 		if (!append_name(path, read_u64(dentry + DENTRY_NAME)) || above == dentry)
 			return;
 		dentry = above;
 	}
 }
 
+/* Returns the inode number of a namespace: `member` is its offset in struct nsproxy, `inum` that of its number. */
 static __always_inline u32 namespace(u64 task, u32 member, u32 inum)
 {
 	if (!IS_THERE(TASK_NSPROXY) || !IS_THERE(member) || !IS_THERE(inum))
@@ -108,7 +112,7 @@ static __always_inline u32 namespace(u64 task, u32 member, u32 inum)
 /* sizeof(struct upid) of include/linux/pid.h: a number and a pointer */
 #define UPID_SIZE 16
 
-/* The one that the process itself is in; nsproxy has that of its children (include/linux/nsproxy.h). */
+/* The pid namespace of the process itself. The one in nsproxy is for its children (include/linux/nsproxy.h). */
 static __always_inline u32 pid_namespace(u64 task)
 {
 	if (!IS_THERE(TASK_THREAD_PID) || !IS_THERE(PID_LEVEL) || !IS_THERE(PID_NUMBERS) || !IS_THERE(UPID_NS) ||
@@ -132,27 +136,28 @@ static __always_inline void read_cmdline(struct identity *identity, u64 mm)
 
 	if (size > CMDLINE_SIZE)
 		size = CMDLINE_SIZE;
-	/* The page may be gone to swap: then it is left to user space. */
+	/* Fails if the page is not in memory: then user space reads the command line. */
 	if (size > 0 && read_user(identity->cmdline, size, (void *)start) == 0)
 		identity->cmdline_length = size;
 }
 
 static __always_inline void read_identity(struct identity *identity, u64 task)
 {
-	/* A leader that ended before its threads has neither mm nor nsproxy any more (do_exit(), kernel/exit.c). */
+	/* `current`: a leader that ended before its threads has no mm and no nsproxy any more (do_exit(),
+	 * kernel/exit.c). */
 	u64 current = bpf_get_current_task();
 	u64 mm = IS_THERE(TASK_MM) ? read_u64(current + TASK_MM) : 0;
 
 	identity->loginuid_plus_one = IS_THERE(TASK_LOGINUID) ? read_u32(task + TASK_LOGINUID) + 1 : 0;
 	identity->pid_ns = pid_namespace(task);
 	identity->mnt_ns = namespace(current, NSPROXY_MNT_NS, MNT_NS_INUM);
-	/* In this order: see append_name(). */
+	/* In this order, since append_name() may write behind a path. */
 	read_cgroup(&identity->cgroup, task);
 	read_exe(&identity->exe, mm);
 	read_cmdline(identity, mm);
 }
 
-/* Keeps what a process is, once for each program that it runs. */
+/* Keeps the identity of a process, once for each program that it runs. */
 static __always_inline void keep_identity(struct scratch *s, const struct process_key *process, u64 leader)
 {
 	struct process_key key = *process;

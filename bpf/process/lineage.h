@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Who started whom. The kernel gives the children of a process that ends to another parent, and forgets; here they keep
- * who forked them. A process leaves the map when it has ended and has no children there; user space sees to the rest.
+ * Lineage: which process forked which. When a process ends, the kernel gives its children another parent and forgets
+ * the first one; MAP(LINEAGE) keeps it. A process is removed when it has ended and has no children in the map. User
+ * space removes those that this cannot find (dnsprobe/process/lineage.py).
  */
 #ifndef DNSPROBE_PROCESS_LINEAGE_H
 #define DNSPROBE_PROCESS_LINEAGE_H
@@ -10,17 +11,17 @@
 #include "verifier.h"
 #include "maps.h"
 
-/* Ended ancestors that one exit takes along, at most. */
-#define FORGOTTEN_AT_ONCE 8
+/* Ended ancestors that one exit removes, at most. */
+#define MAX_REMOVED 8
 
-static __always_inline void set_key(struct ancestor_key *key, u32 tgid, u64 start_ns)
+static __always_inline void set_ancestor_key(struct ancestor_key *key, u32 tgid, u64 start_ns)
 {
 	key->start_ticks = start_ns / TICK_NS;
 	key->tgid = tgid;
 	key->pad = 0;
 }
 
-/* Returns what is known of a process; NULL where that is another one, of the same pid and the same tick. */
+/* Returns the entry of a process, NULL if there is none or if it is of another process with the same pid and tick. */
 static __always_inline struct ancestor *find_ancestor(const struct ancestor_key *key, u64 start_ns)
 {
 	struct ancestor *ancestor = bpf_map_lookup_elem(MAP(LINEAGE), (void *)key);
@@ -38,9 +39,11 @@ static __always_inline bool add_ancestor(const struct ancestor_key *key, const s
 	return true;
 }
 
-/* Adds a process that has a child and is not here. At the start, who its parent is now is all that can be known; later,
- * its fork was missed, and its parent now may be another than its parent then. */
-static __always_inline struct ancestor *add_unseen(const struct ancestor_key *key, u64 leader, u64 start_ns)
+/*
+ * Adds a process that forks and is not in the map. While user space reads /proc at the start, its present parent is all
+ * that can be known. After that, its own fork was missed, and its present parent may not be the one that forked it.
+ */
+static __always_inline struct ancestor *add_unseen_parent(const struct ancestor_key *key, u64 leader, u64 start_ns)
 {
 	struct settings *settings = get_settings();
 	struct ancestor ancestor = { .start_ns = start_ns, .has_others = 1 };
@@ -48,7 +51,8 @@ static __always_inline struct ancestor *add_unseen(const struct ancestor_key *ke
 	if (settings && settings->seeding) {
 		u64 parent = read_u64(read_u64(leader + TASK_REAL_PARENT) + TASK_GROUP_LEADER);
 
-		set_key(&ancestor.parent, read_u32(parent + TASK_TGID), read_u64(parent + TASK_START_BOOTTIME));
+		set_ancestor_key(&ancestor.parent, read_u32(parent + TASK_TGID),
+				 read_u64(parent + TASK_START_BOOTTIME));
 	} else {
 		ancestor.parent_lost = 1;
 	}
@@ -56,7 +60,7 @@ static __always_inline struct ancestor *add_unseen(const struct ancestor_key *ke
 	return add_ancestor(key, &ancestor) ? find_ancestor(key, start_ns) : NULL;
 }
 
-/* `leader` is that of the thread group that forks: with CLONE_PARENT, the child's parent is another. */
+/* `leader` is the leader of the thread group that forks. With CLONE_PARENT, that is not the parent of the child. */
 static __always_inline int follow_fork(u64 leader, u64 child)
 {
 	struct ancestor_key key;
@@ -65,19 +69,19 @@ static __always_inline int follow_fork(u64 leader, u64 child)
 
 	if (read_u64(child + TASK_GROUP_LEADER) != child)
 		return 0; /* a thread */
-	set_key(&added.parent, read_u32(leader + TASK_TGID), start_ns);
+	set_ancestor_key(&added.parent, read_u32(leader + TASK_TGID), start_ns);
 
 	struct ancestor *parent = find_ancestor(&added.parent, start_ns);
 
 	if (!parent)
-		parent = add_unseen(&added.parent, leader, start_ns);
+		parent = add_unseen_parent(&added.parent, leader, start_ns);
 	if (parent) {
 		__sync_fetch_and_add(&parent->children, 1);
 		added.counted_by_parent = 1;
 	}
 	added.start_ns = read_u64(child + TASK_START_BOOTTIME);
 	bpf_probe_read_kernel(added.comm, COMM_SIZE, (void *)(child + TASK_COMM));
-	set_key(&key, read_u32(child + TASK_TGID), added.start_ns);
+	set_ancestor_key(&key, read_u32(child + TASK_TGID), added.start_ns);
 	if (!add_ancestor(&key, &added) && parent)
 		__sync_fetch_and_add(&parent->children, -1);
 	return 0;
@@ -90,7 +94,7 @@ static __always_inline int follow_rename(u64 task, u64 comm)
 
 	if (read_u64(task + TASK_GROUP_LEADER) != task)
 		return 0;
-	set_key(&key, read_u32(task + TASK_TGID), start_ns);
+	set_ancestor_key(&key, read_u32(task + TASK_TGID), start_ns);
 
 	struct ancestor *ancestor = find_ancestor(&key, start_ns);
 
@@ -100,12 +104,12 @@ static __always_inline int follow_rename(u64 task, u64 comm)
 }
 
 /*
- * Takes an ended process out that has no children, and its parent if that one only waited for it, and so on. Of two
- * CPUs that come here for the same one, delete lets one go on.
+ * Removes an ended process that has no children, then its parent if that has ended and has no other children, and so
+ * on. If two CPUs remove the same process, only one of them succeeds and goes on.
  */
-static __always_inline void forget_ancestor(struct ancestor_key *key)
+static __always_inline void remove_ended(struct ancestor_key *key)
 {
-	for (u32 i = 0; i < FORGOTTEN_AT_ONCE; i++) {
+	for (u32 i = 0; i < MAX_REMOVED; i++) {
 		struct ancestor *ancestor = bpf_map_lookup_elem(MAP(LINEAGE), key);
 
 		if (!ancestor)
@@ -122,7 +126,8 @@ static __always_inline void forget_ancestor(struct ancestor_key *key)
 		if (!parent)
 			return;
 		__sync_fetch_and_add(&parent->children, -1);
-		if (!FORGET(parent->exited) || FORGET(parent->children) || parent->has_others)
+		/* Both are read after the addition: other CPUs change them. */
+		if (!READ_ONCE(parent->exited) || READ_ONCE(parent->children) || parent->has_others)
 			return;
 		*key = parent_key;
 	}
@@ -134,23 +139,26 @@ static __always_inline int follow_exit(u64 task)
 	u64 leader = read_u64(task + TASK_GROUP_LEADER);
 	u64 start_ns = read_u64(leader + TASK_START_BOOTTIME);
 
-	/* Counted down before the tracepoint (kernel/exit.c, do_exit()): other threads go on. */
+	/* The kernel counts down before the tracepoint (kernel/exit.c, do_exit()): if it is not 0, other threads go on.
+	 */
 	if (read_u32(read_u64(task + TASK_SIGNAL) + SIGNAL_LIVE))
 		return 0;
-	set_key(&key, read_u32(leader + TASK_TGID), start_ns);
+	set_ancestor_key(&key, read_u32(leader + TASK_TGID), start_ns);
 
 	struct ancestor *ancestor = find_ancestor(&key, start_ns);
 
 	if (!ancestor)
 		return 0;
-	/* An atomic addition, for its barrier: either this sees that the last child is gone, or that child sees that
-	 * this has ended. (Where it is none, as on arm64, user space finds what neither saw.) */
+	/* The addition is atomic for its memory barrier: either this CPU sees that the last child has ended, or the CPU
+	 * of that child sees that this process has ended. (On arm64 it is no barrier: user space removes a process that
+	 * neither saw.) */
 	__sync_fetch_and_add(&ancestor->exited, 1);
-	if (FORGET(ancestor->children) || ancestor->has_others) {
+	/* Read after the addition: other CPUs change it. */
+	if (READ_ONCE(ancestor->children) || ancestor->has_others) {
 		count_statistic(STAT_LINEAGE_LEFT);
 		return 0;
 	}
-	forget_ancestor(&key);
+	remove_ended(&key);
 	return 0;
 }
 
@@ -159,9 +167,40 @@ static __always_inline bool is_same_process(const struct ancestor_key *key, cons
 	return key->tgid == process->tgid && key->start_ticks == process->start_ns / TICK_NS;
 }
 
-/* Says how far the lineage is that of the chain of parents, and puts the rest of it behind that chain. */
+/* Appends the lineage, from the process of `key` on, to the `depth` processes of the chain of parents. */
+static __always_inline void append_lineage(struct chain *chain, struct ancestor_key *key, u32 depth)
+{
+	chain->lineage_cut = 1;
+	for (u32 i = 0; i < LINEAGE_SIZE; i++) {
+		struct ancestor *ancestor = bpf_map_lookup_elem(MAP(LINEAGE), key);
+		u64 at = depth + i;
+
+		if (!ancestor || depth > CHAIN_SIZE)
+			return;
+		/* The compiler drops the mask, as `depth` is compared above. */
+		KEEP_BELOW_64(at);
+
+		struct process *process = &chain->process[at];
+
+		process->start_ns = ancestor->start_ns ?: key->start_ticks * TICK_NS;
+		process->tgid = key->tgid;
+		process->exited = ancestor->exited != 0;
+		__builtin_memcpy(process->comm, ancestor->comm, COMM_SIZE);
+		chain->lineage_depth = i + 1;
+		if (ancestor->parent_lost)
+			return;
+		*key = ancestor->parent;
+		if (!key->tgid) {
+			chain->lineage_cut = 0;
+			return;
+		}
+	}
+}
+
+/* Notes how many processes the lineage and the chain of parents have in common, and appends the rest of the lineage. */
 static __always_inline void walk_lineage(struct chain *chain)
 {
+	/* walk_ancestry() leaves another constant in the register for each number of parents. */
 	u32 depth = FORGET(chain->depth);
 	struct ancestor_key key;
 	bool differs = false;
@@ -169,9 +208,9 @@ static __always_inline void walk_lineage(struct chain *chain)
 	chain->shared = depth;
 	chain->lineage_depth = 0;
 	chain->lineage_cut = chain->cut;
-	set_key(&key, chain->process[0].tgid, chain->process[0].start_ns);
+	set_ancestor_key(&key, chain->process[0].tgid, chain->process[0].start_ns);
 	for (u32 i = 0; i < CHAIN_SIZE; i++) {
-		/* The last one: pid 1, kthreadd, or the one behind which the chain is cut off. */
+		/* This is the last process: pid 1, kthreadd, or the one at which the chain is cut off. */
 		if (i + 1 >= depth)
 			return;
 
@@ -189,33 +228,8 @@ static __always_inline void walk_lineage(struct chain *chain)
 			break;
 		}
 	}
-	if (!differs)
-		return;
-
-	chain->lineage_cut = 1;
-	for (u32 i = 0; i < LINEAGE_SIZE; i++) {
-		struct ancestor *ancestor = bpf_map_lookup_elem(MAP(LINEAGE), &key);
-		u64 at = depth + i;
-
-		if (!ancestor || depth > CHAIN_SIZE)
-			return;
-		KEEP_BELOW_64(at);
-
-		struct process *process = &chain->process[at];
-
-		process->start_ns = ancestor->start_ns ?: key.start_ticks * TICK_NS;
-		process->tgid = key.tgid;
-		process->exited = ancestor->exited != 0;
-		__builtin_memcpy(process->comm, ancestor->comm, COMM_SIZE);
-		chain->lineage_depth = i + 1;
-		if (ancestor->parent_lost)
-			return;
-		key = ancestor->parent;
-		if (!key.tgid) {
-			chain->lineage_cut = 0;
-			return;
-		}
-	}
+	if (differs)
+		append_lineage(chain, &key, depth);
 }
 
 #endif

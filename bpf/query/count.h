@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Exact counters. An entry of a live process is never deleted, so an increment through a pointer to it cannot be lost.
+ * Exact counters. The entry of a live process is never deleted, so no increment through a pointer to it is lost.
  */
 #ifndef DNSPROBE_QUERY_COUNT_H
 #define DNSPROBE_QUERY_COUNT_H
 
 #include "scratch.h"
 
-/* Counts one under `key`; false where the map has no room for a new key. */
+/* Adds one to the counter of `key`. False if the map has no room for a new key. `added`: the key is new. */
 static __always_inline bool count_one(void *map, const void *key, bool *added)
 {
 	u64 one = 1;
@@ -29,8 +29,7 @@ static __always_inline bool count_one(void *map, const void *key, bool *added)
 	return true;
 }
 
-/* Keeps the tree of a process that counts for the first time: its events may get lost, its counts must not lose the
- * tree. */
+/* Keeps the tree of a process with a new counter. Its events may get lost, but each counter needs a tree. */
 static __always_inline void keep_tree(struct scratch *s)
 {
 	if (bpf_map_update_elem(MAP(PROCESSES), &s->process, &s->event.chain, BPF_ANY))
@@ -42,6 +41,7 @@ static __always_inline bool is_tree_kept(const struct scratch *s)
 	return bpf_map_lookup_elem(MAP(PROCESSES), (void *)&s->process) != NULL;
 }
 
+/* Counts a query for a rule. If there is no room, counts it in the overflow counter of the rule. */
 static __always_inline void count_query(struct scratch *s, u32 rule, u8 transport)
 {
 	struct count_key key = {
@@ -64,7 +64,8 @@ static __always_inline void count_query(struct scratch *s, u32 rule, u8 transpor
 	s->keep_tree = added && !is_tree_kept(s);
 }
 
-/* Counts a query whose rule is open, and remembers its name; false where that is not possible. */
+/* Counts a query whose rule user space has to decide, and keeps its name, unless it is `known`. False if there is no
+ * room. */
 static __always_inline bool count_pending(struct scratch *s, u32 generation, bool known, u8 transport)
 {
 	struct pending_key key = {
@@ -83,7 +84,7 @@ static __always_inline bool count_pending(struct scratch *s, u32 generation, boo
 		s->name.generation = generation;
 		s->name.length = s->question.length;
 		__builtin_memcpy(s->name.reversed, s->key.reversed, NAME_SIZE);
-		/* That another CPU was first is as good. */
+		/* If another CPU was first, the name is there as well. */
 		bpf_map_update_elem(MAP(NAMES), &hash, &s->name, BPF_NOEXIST);
 		if (!bpf_map_lookup_elem(MAP(NAMES), &hash))
 			return false;

@@ -12,8 +12,8 @@
 #include "query/repeat.h"
 
 /*
- * Counts a query whose question and destination are in the scratch space, and for which match_name() found `rule`; says
- * what keep_and_submit() has to do.
+ * Counts a query whose question and destination are in the scratch space and for which match_name() found `rule`. Sets
+ * s->keep_tree and s->submit for keep_and_submit().
  */
 static __always_inline void handle_query(struct scratch *s, const struct settings *settings, u32 rule)
 {

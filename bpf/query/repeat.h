@@ -7,7 +7,17 @@
 
 #include "scratch.h"
 
-/* True unless an event like it was submitted less than settings->repeat_ns ago. */
+static __always_inline void set_seen_key(struct seen_key *key, const struct scratch *s)
+{
+	key->start_ns = s->process.start_ns;
+	key->name_hash = s->question.hash;
+	key->tgid = s->process.tgid;
+	key->qtype = s->question.qtype;
+	key->transport = s->event.transport;
+	key->pad = 0;
+}
+
+/* True unless a like event was submitted less than settings->repeat_ns ago. Sets s->event.repeats. */
 static __always_inline bool is_event_due(struct scratch *s, const struct seen_key *key, const struct settings *settings)
 {
 	struct seen first = { .last_ns = s->event.time_ns };
@@ -20,10 +30,10 @@ static __always_inline bool is_event_due(struct scratch *s, const struct seen_ke
 	seen = bpf_map_lookup_elem(MAP(SEEN), (void *)key);
 	if (!seen) {
 		s->seen_added = 1;
-		/* Or another thread of the process was first, a moment ago. */
+		/* Fails if another thread of the process was first, a moment ago. */
 		return bpf_map_update_elem(MAP(SEEN), (void *)key, &first, BPF_NOEXIST) != -EEXIST;
 	}
-	/* Signed: another CPU may have taken its time after we took ours. */
+	/* Signed: another CPU may have read its clock after this one. */
 	if ((s64)(first.last_ns - seen->last_ns) < (s64)settings->repeat_ns) {
 		__sync_fetch_and_add(&seen->repeats, 1);
 		return false;
@@ -32,17 +42,7 @@ static __always_inline bool is_event_due(struct scratch *s, const struct seen_ke
 	return true;
 }
 
-static __always_inline void set_seen_key(struct seen_key *key, const struct scratch *s)
-{
-	key->start_ns = s->process.start_ns;
-	key->name_hash = s->question.hash;
-	key->tgid = s->process.tgid;
-	key->qtype = s->question.qtype;
-	key->transport = s->event.transport;
-	key->pad = 0;
-}
-
-/* Remembers that an event was submitted, or that it could not be: the next one like it gets another chance. */
+/* Notes that an event was submitted. If it could not be, the next like query is to cause one. */
 static __always_inline void update_seen(struct scratch *s, const struct settings *settings, bool submitted)
 {
 	struct seen_key key;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * What user space is told: only what is new.
+ * Hands events to user space, and keeps the tree and the identity of the process.
  */
 #ifndef DNSPROBE_QUERY_SUBMIT_H
 #define DNSPROBE_QUERY_SUBMIT_H
@@ -13,7 +13,7 @@
 #include "query/count.h"
 #include "query/repeat.h"
 
-/* Completes the event, whose chain is there already; returns its size, or 0 where that is not to be trusted. */
+/* Fills in the event, except for its chain, which is there already. Returns its size, or 0 if the chain is too long. */
 static __always_inline u64 complete_event(struct scratch *s)
 {
 	const struct destination *to = &s->to;
@@ -37,17 +37,19 @@ static __always_inline u64 complete_event(struct scratch *s)
 
 	if (processes >= CHAIN_ROOM)
 		return 0;
-	/* Newer compilers compare one copy of the number and use another, whose bound the verifier does not know. */
+	/* Newer compilers compare one register and use another with a copy, of which the verifier knows no bound. */
 	KEEP_BELOW_64(processes);
 	return __builtin_offsetof(struct event, chain.process) + processes * sizeof(struct process);
 }
 
 /*
- * Does what handle_query() and its like found to be done, with the ancestors that all of it takes: at one place, as
- * walking them is half of the program.
+ * Keeps the tree of the process if s->keep_tree is set, and submits the event if s->submit is set. Both need the
+ * ancestors. The walk over them is half of the program, so there must be only one copy of it: callers set the flags and
+ * call this once.
  */
 static __always_inline void keep_and_submit(struct scratch *s, const struct settings *settings)
 {
+	/* Each branch of handle_query() leaves other constants in the registers. */
 	if (!FORGET(s->keep_tree) && !FORGET(s->submit))
 		return;
 	walk_ancestry(&s->event.chain, s->leader);

@@ -67,8 +67,7 @@ static __always_inline void align(struct stream *stream, u16 port, u32 sequence)
 }
 
 /* Reads the message of which s->size octets are in s->packet, and moves on behind them. */
-static __always_inline void read_and_advance(struct scratch *s, struct stream *stream, const struct write *write,
-					     u16 port)
+static __always_inline void advance(struct scratch *s, struct stream *stream, const struct write *write, u16 port)
 {
 	u32 length;
 
@@ -129,7 +128,7 @@ static __always_inline void read_next_message(struct scratch *s, struct stream *
 		return;
 	}
 	s->size += have;
-	read_and_advance(s, stream, write, port);
+	advance(s, stream, write, port);
 }
 
 #endif

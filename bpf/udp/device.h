@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * At net_dev_queue a packet can come by more than once, and packets of others come by too.
+ * Which packets are counted at net_dev_queue. A packet can pass it several times, and packets that no process of this
+ * host has sent pass it, too.
  */
 #ifndef DNSPROBE_UDP_DEVICE_H
 #define DNSPROBE_UDP_DEVICE_H
@@ -9,13 +10,13 @@
 
 #define IFF_LOOPBACK 8 /* include/uapi/linux/if.h */
 
-/* A packet waits for three probes of a second each (net.ipv4.neigh.*.mcast_solicit and retrans_time_ms), then it is
- * dropped. */
+/* The kernel drops a packet whose neighbour does not answer three probes of a second each
+ * (net.ipv4.neigh.*.mcast_solicit and retrans_time_ms). */
 #define DEFERRED_NS 3500000000ULL
 
 /*
- * True for a packet of a process of this host. False for what the host forwards, and for what comes out of a virtual
- * cable into another network namespace (the packet keeps its socket there: kernel commit 9c4c325252c5).
+ * True for a packet of a process of this host. False for a packet that the host forwards, and for one that comes out of
+ * a virtual cable into another network namespace (it keeps its socket there: kernel commit 9c4c325252c5).
  */
 static __always_inline bool is_local(u64 sock, u64 device)
 {
@@ -23,8 +24,8 @@ static __always_inline bool is_local(u64 sock, u64 device)
 }
 
 /*
- * False for the second pass through the device below a VLAN, bond or bridge: the same buffer with the same content at
- * another device. (The buffer's address alone says little: the next packet often gets it again.)
+ * False for the second pass of a packet, through the device below a VLAN, bond or bridge: the same buffer with the same
+ * content at another device. (The address of the buffer alone says little: the next packet often gets the same.)
  */
 static __always_inline bool is_first_device(struct scratch *s, const struct packet *packet, u64 sock, u64 device)
 {
@@ -46,7 +47,7 @@ static __always_inline bool is_first_device(struct scratch *s, const struct pack
 	return true;
 }
 
-/* Notes that a packet is counted, as it will come by again: when its neighbour has answered, or below this device. */
+/* Notes that a packet is counted, as it will pass again: when its neighbour has answered, or at the device below. */
 static __always_inline void remember_counted(const struct packet *packet, u32 hook_kind)
 {
 	u64 skb = packet->to.skb;
@@ -59,7 +60,7 @@ static __always_inline void remember_counted(const struct packet *packet, u32 ho
 	bpf_map_update_elem(MAP(DEFERRED), &skb, &deferred, BPF_ANY);
 }
 
-/* Returns the kind of hook at which a packet was counted before, or HOOK_FUNCTION if it was not. */
+/* Returns the kind of hook at which a packet was counted before, HOOK_FUNCTION if it was not. */
 static __always_inline u32 counted_at(const struct packet *packet)
 {
 	u64 skb = packet->to.skb;
@@ -71,7 +72,7 @@ static __always_inline u32 counted_at(const struct packet *packet)
 	return deferred->hook_kind;
 }
 
-/* True where a packet is to be counted here, and nowhere else. */
+/* True for exactly one of the passes of a packet. */
 static __always_inline bool is_counted_here(struct scratch *s, const struct packet *packet, u32 hook_kind)
 {
 	if (hook_kind == HOOK_FUNCTION)
@@ -83,7 +84,7 @@ static __always_inline bool is_counted_here(struct scratch *s, const struct pack
 
 	if (!is_local(sock, device))
 		return false;
-	/* Loopback has neither neighbours nor devices below it: what goes to a local resolver is seen once. */
+	/* Loopback has no neighbours and no devices below it: a packet to a local resolver passes once. */
 	if (read_u32(device + DEVICE_FLAGS) & IFF_LOOPBACK)
 		return true;
 
@@ -99,9 +100,9 @@ static __always_inline bool is_counted_here(struct scratch *s, const struct pack
 		return false;
 
 	/*
-	 * A device on top of others (VLAN, bond, bridge, macvlan) keeps the route, so that it is still here, and may
-	 * have a queue: below it, the packet then comes by later and in anyone's context, with the route gone or not
-	 * this device's.
+	 * At a device on top of others (VLAN, bond, bridge, macvlan) the packet still has its route, to that device.
+	 * The device may have a queue: then the packet passes the device below later, in the context of any process,
+	 * and has no route, or one to another device.
 	 */
 	u64 route = read_u64(skb + SKB_REFDST) & ~1ULL; /* SKB_DST_NOREF, include/linux/skbuff.h */
 
@@ -112,7 +113,7 @@ static __always_inline bool is_counted_here(struct scratch *s, const struct pack
 	}
 	if (read_u64(route + DST_DEV) != device)
 		return false;
-	/* A note of HOOK_DEVICE is of an earlier packet: this one is at the top. */
+	/* A note of HOOK_DEVICE is about an earlier packet: this one is at the device on top. */
 	remember_counted(packet, HOOK_DEVICE);
 	return before != HOOK_NEIGHBOUR;
 }
