@@ -168,7 +168,7 @@ def _load(arguments: argparse.Namespace) -> Config:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dnsprobe.commands.run import Daemon  # noqa: PLC0415
-    from dnsprobe.config.main import parse_listen  # noqa: PLC0415
+    from dnsprobe.config.listen import parse_listen  # noqa: PLC0415
 
     def configuration() -> Config:
         config = _load(arguments)

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: what is wrong, with the value, and what to do about it."""
+"""Errors that a user can fix: what is wrong, with the value, and what to do about it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ EXIT_USAGE = 2
 
 
 class UserError(Exception):
-    """Something that the user can mend: shown as one message and a hint, never as a traceback.
+    """An error that the user can fix: shown as a message and a hint, never as a traceback.
 
-    ``status`` is the exit status: EXIT_FAILED for what goes wrong at run time, EXIT_USAGE for bad usage or
-    configuration.
+    ``status`` is the exit status: EXIT_FAILED for errors at run time, EXIT_USAGE for wrong usage or configuration.
     """
 
     def __init__(self, message: str, hint: str = "", status: int = EXIT_FAILED) -> None:

@@ -1,4 +1,4 @@
-"""A YAML file as a tree of places: each value with the key that leads to it and the line for what is wrong with it."""
+"""A YAML file as a tree of places: each value with its key path and its line, so that errors can name them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import yaml
 from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.text import printable, shorten
 
-#: libyaml's binding builds nested nodes by recursion in C, without a limit: far deeper than this ends the process.
+#: PyYAML's binding of libyaml builds nested nodes by recursion in C without a limit: deep nesting crashes the process.
 _MAX_DEPTH = 32
 
-#: libyaml's loader reads 10,000 domains eight times as fast; not every build of PyYAML has it.
+#: The loader of libyaml reads 10,000 domains eight times as fast, but not every build of PyYAML has it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-#: What may not be in a YAML stream (YAML 1.1, section 5.1), or only at its start: the byte order mark.
+#: Characters that YAML forbids (YAML 1.1, section 5.1), and the byte order mark, which is allowed only at the start.
 _NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One error: ``line`` from 1 up, 0 for the file as a whole; ``key`` a path such as ``domains[2].pattern``."""
+    """One error. ``line`` begins at 1; 0 means the whole file. ``key`` is a path such as ``domains[2].pattern``."""
 
     file: str
     line: int
@@ -40,7 +40,7 @@ class Problem:
 
 
 class ConfigError(UserError):
-    """All that is wrong with a configuration file, one line for each error, in the order of the file."""
+    """All errors in a configuration file: the message has one line for each, in the order of the file."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
@@ -48,9 +48,10 @@ class ConfigError(UserError):
 
 
 def document(path: str | os.PathLike[str], problems: list[Problem], option: str = "--config") -> Place | None:
-    """Return the root of a file, None if there is nothing in it; what its places report goes to ``problems``.
+    """Return the root of a YAML file, or None if the file is empty. Places add their problems to ``problems``.
 
-    Raises ConfigError if the file is not one of YAML. ``option`` is where a user gives the path.
+    ``option`` is the command-line option for the path, for a hint. Raises ConfigError if the file cannot be read or is
+    not YAML.
     """
     file = printable(os.fspath(path))
     root = _compose(_read(path, file, option), file)
@@ -64,7 +65,7 @@ def _read(path: str | os.PathLike[str], file: str, option: str) -> str:
     except OSError as error:
         hints = {
             FileNotFoundError: f"give the path of a configuration file with {option}",
-            IsADirectoryError: "give the path of a file in it",
+            IsADirectoryError: "give the path of a file, not of a folder",
             PermissionError: "make it readable for the user that runs dnsprobe",
         }
         hint = hints.get(type(error), "check the path")
@@ -72,7 +73,7 @@ def _read(path: str | os.PathLike[str], file: str, option: str) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # The marker at the start, if there is one, is not in the bytes that the error counts in.
+        # error.object is without the byte order mark, so count lines there.
         line = error.object.count(b"\n", 0, error.start) + 1
         message = f"not UTF-8 (byte 0x{error.object[error.start]:02x})"
         raise ConfigError([Problem(file, line, "", message, "save the file as UTF-8")]) from error
@@ -91,7 +92,7 @@ def _compose(text: str, file: str) -> yaml.Node | None:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MAX_DEPTH:
                 line = event.start_mark.line + 1 if event.start_mark else 0
-                raise ConfigError([Problem(file, line, "", "nested too deeply", "no key takes lists in lists")])
+                raise ConfigError([Problem(file, line, "", "nested too deeply", "no key has lists inside lists")])
         node: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -116,7 +117,7 @@ def _yaml_hint(text: str, mark: yaml.Mark | None) -> str:
 
 
 class Place:
-    """A node of the file, the key path that leads to it, and where to report what is wrong with it."""
+    """A node of the file, with its key path, and with the list to which it reports problems."""
 
     __slots__ = ("file", "key", "node", "problems")
 
@@ -128,26 +129,26 @@ class Place:
 
     @property
     def line(self) -> int:
-        """Where it begins, from 1 up."""
+        """The number of its first line; the file begins with line 1."""
         return int(self.node.start_mark.line) + 1
 
     @property
     def empty(self) -> bool:
-        """Whether there is a key, but no value."""
+        """True if the key has no value."""
         return self.scalar("null") is not None
 
     def scalar(self, *types: str) -> str | None:
-        """Return the text of a scalar whose YAML type is one of ``types``, or of any without; None for all else."""
+        """Return the text of a scalar whose YAML type is in ``types``, of any scalar if that is empty; else None."""
         if not isinstance(self.node, yaml.ScalarNode):
             return None
         return str(self.node.value) if not types or self.node.tag.rpartition(":")[2] in types else None
 
     def report(self, message: str, hint: str) -> None:
-        """Report what is wrong here."""
+        """Report a problem at this place."""
         self.problems.append(Problem(self.file, self.line, self.key, message, hint))
 
     def wrong(self, what: str, hint: str) -> None:
-        """Report the value of this node as ``what``."""
+        """Report that the value of this node is ``what``; the message shows the value."""
         if isinstance(self.node, yaml.ScalarNode):
             shown = "no value" if self.empty else shorten(self.node.value)
         else:
@@ -160,7 +161,7 @@ class Place:
             yield Place(node, f"{self.key}[{index}]", self.file, self.problems)
 
     def pairs(self, hint: str) -> Iterator[tuple[str, Place, Place]]:
-        """Yield each key with its place and that of its value; report what is not a mapping, and duplicate keys."""
+        """Yield each key of a mapping, its place and the place of its value; report other nodes and duplicate keys."""
         if not isinstance(self.node, yaml.MappingNode):
             self.wrong("not a mapping of keys to values", hint)
             return
@@ -179,7 +180,7 @@ class Place:
                 yield key, place, found[key]
 
     def entries(self, known: Sequence[str]) -> dict[str, Place]:
-        """Return the values of a mapping by key; report unknown keys, too."""
+        """Return the values of a mapping by key; report unknown keys and all that :meth:`pairs` reports."""
         found: dict[str, Place] = {}
         for key, place, value in self.pairs(f"known keys: {', '.join(known)}"):
             if key in known:

@@ -24,7 +24,7 @@ CONFIGURATION = (FOLDER / "dnsprobe.yaml.5").read_text("utf-8")
 JOURNAL = (FOLDER / "dnsprobe-journal.7").read_text("utf-8")
 FIELDS = [name for name, _ in journal.fields(QUERY, IDENTITY) if not name.startswith("DNSPROBE_")]
 FIELDS += [fact.field for fact in FACTS if fact.field]
-KEYS = [f"{section}.{key}" for section, (_, keys) in config._SECTIONS.items() for key in keys]
+KEYS = [f"{name}.{key}" for name, section in config.SECTIONS.items() for key in section.keys]
 
 
 def plain(page: str) -> str:
@@ -79,7 +79,7 @@ def test_every_key_with_values_and_default() -> None:
         assert f"Values: {', '.join(choices)}." in told[key]
 
 
-@pytest.mark.parametrize("section", config._SECTIONS)
+@pytest.mark.parametrize("section", config.SECTIONS)
 def test_the_document_on_configuration_has_the_same(section: str) -> None:
     told = items(CONFIGURATION, "Ic")
     rows = table("configuration.md", f"### `{section}`")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dnsprobe.config import main as config
 from dnsprobe.config import nodes
+from dnsprobe.config.listen import parse_listen
 from dnsprobe.config.main import (
     Config,
     DomainSpec,
@@ -19,7 +20,6 @@ from dnsprobe.config.main import (
     MetricsConfig,
     ProbeConfig,
     load,
-    parse_listen,
 )
 from dnsprobe.config.nodes import ConfigError
 from dnsprobe.errors import EXIT_USAGE, UserError
@@ -218,7 +218,7 @@ def test_bad_durations(file: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["0.5ms", "366d", "0.000000001ms", "999999999999999d"])
 def test_durations_out_of_range(file: Path, text: str) -> None:
     assert errors(file, f"journal: {{repeat: {text}}}") == [
-        f"dnsprobe.yaml:1: journal.repeat: out of range ({text}); give 0, or from 1ms to 365d"
+        f"dnsprobe.yaml:1: journal.repeat: out of range ({text}); use 0, or a duration from 1ms to 365d"
     ]
 
 
@@ -240,11 +240,11 @@ def test_bad_sizes(file: Path, text: str) -> None:
 
 
 SCALARS = [
-    ("journal", "queue", "0", "out of range (0); give a number from 1 to 1048576"),
-    ("journal", "queue", "-1", "out of range (-1); give a number from 1 to 1048576"),
-    ("journal", "queue", "1048577", "out of range (1048577); give"),
+    ("journal", "queue", "0", "out of range (0); use a number from 1 to 1048576"),
+    ("journal", "queue", "-1", "out of range (-1); use a number from 1 to 1048576"),
+    ("journal", "queue", "1048577", "out of range (1048577); use"),
     ("journal", "queue", 5000 * "9", "out of range (999"),
-    ("journal", "queue", "'5'", "not a whole number (5); give a number from 1 to 1048576 in plain digits, without"),
+    ("journal", "queue", "'5'", "not a whole number (5); use a number from 1 to 1048576 in plain digits, without"),
     ("journal", "queue", "1.0", "not a whole number (1.0)"),
     ("journal", "queue", "010", "not a whole number (010)"),
     ("journal", "queue", "0x10", "not a whole number (0x10)"),
@@ -255,27 +255,32 @@ SCALARS = [
     ("journal", "queue", "[1]", "not a whole number (a list)"),
     ("journal", "queue", "{a: 1}", "not a whole number (a mapping)"),
     ("journal", "queue", "!!python/name:os.system 1", "not a whole number (1)"),
-    ("metrics", "labels", "unit", "not a list (unit); give a list of any of unit, container; [] is none"),
-    ("metrics", "max_series", "1000001", "out of range (1000001); give a number from 1 to 1000000"),
+    ("metrics", "labels", "unit", "not a list (unit); use a list of any of unit, container; [] means none"),
+    ("metrics", "max_series", "1000001", "out of range (1000001); use a number from 1 to 1000000"),
     *(
-        ("metrics", "page", value, f"not a choice ({shown}); true or false, without quotes")
+        ("metrics", "page", value, f"not true or false ({shown}); use true or false, without quotes")
         for value, shown in [("yes", "yes"), ("'true'", "true"), ("1", "1"), ("[]", "a list"), ("", "no value")]
     ),
-    ("metrics", "connections", "65536", "out of range (65536); give a number from 1 to 65535"),
+    ("metrics", "connections", "65536", "out of range (65536); use a number from 1 to 65535"),
     ("metrics", "listen", ":10059", "no address (:10059); for all addresses write 0.0.0.0:10059 or [::]:10059"),
     ("metrics", "listen", "10059", "not an address and a port (10059); write ADDR:PORT"),
-    ("metrics", "listen", "", "not an address and a port (no value); give ADDR:PORT"),
-    ("metrics", "listen", "127.0.0.1:65536", "not a port (127.0.0.1:65536); give a number from 0 to 65535"),
+    ("metrics", "listen", "", "not an address and a port (no value); write ADDR:PORT"),
+    ("metrics", "listen", "127.0.0.1:65536", "not a port (127.0.0.1:65536); use a number from 0 to 65535"),
     ("metrics", "listen", "[a]", "not an address and a port (a list)"),
-    ("probe", "hook", "kprobe", "not a choice (kprobe); one of auto, ip_send_skb, udp_send_skb, net_dev_queue"),
-    ("probe", "hook", "", "not a choice (no value); one of auto"),
-    ("probe", "btf", "vmlinux", "not an absolute path (vmlinux); give a path from / on"),
+    (
+        "probe",
+        "hook",
+        "kprobe",
+        "not a possible value (kprobe); use one of auto, ip_send_skb, udp_send_skb, net_dev_queue",
+    ),
+    ("probe", "hook", "", "not a possible value (no value); use one of auto"),
+    ("probe", "btf", "vmlinux", "not an absolute path (vmlinux); use a path that begins with /"),
     ("probe", "btf", "5", "not an absolute path (5)"),
     ("probe", "btf", '"/a\\0b"', "not an absolute path (/a\\x00b)"),
-    ("probe", "ports", "53", "not a list of ports (53); give a list of 1 to 16, such as [53]"),
-    ("probe", "ports", "[]", "0 ports; give a list of 1 to 16, such as [53]"),
-    ("probe", "ports", str(list(range(1, 18))), "17 ports; give a list of 1 to 16"),
-    ("probe", "verify_interval", "999ms", "out of range (999ms); give 0, or from 1s to 365d"),
+    ("probe", "ports", "53", "not a list of ports (53); use a list of 1 to 16 ports, such as [53]"),
+    ("probe", "ports", "[]", "0 ports; use a list of 1 to 16 ports, such as [53]"),
+    ("probe", "ports", str(list(range(1, 18))), "17 ports; use a list of 1 to 16 ports"),
+    ("probe", "verify_interval", "999ms", "out of range (999ms); use 0, or a duration from 1s to 365d"),
     ("probe", "processes", "0", "out of range (0)"),
 ]
 
@@ -303,21 +308,21 @@ STRUCTURE = [
     ("journal: []", "1: journal: not a mapping of keys to values (a list); known keys: repeat, queue"),
     ("domains: example.com", "1: domains: not a list of domains (example.com); begin each domain with a hyphen"),
     ("domains: {a: b}", "1: domains: not a list of domains (a mapping); begin each domain with a hyphen"),
-    ("domains:\n- [a]", "2: domains[0]: not a printable text (a list); give a text in one line"),
-    ("domains:\n- a\n-", "3: domains[1]: not a printable text (no value); give a text in one line"),
-    ("domains:\n- ''", "2: domains[0]: not a printable text (); give a text in one line"),
-    ("domains:\n- pattern: a\n  name: ''", "3: domains[0].name: not a printable text (); give a text in one line"),
-    ('domains:\n- pattern: a\n  name: "\\e[m"', "3: domains[0].name: not a printable text (\\x1b[m); give a text"),
+    ("domains:\n- [a]", "2: domains[0]: not a printable text (a list); write a text in one line"),
+    ("domains:\n- a\n-", "3: domains[1]: not a printable text (no value); write a text in one line"),
+    ("domains:\n- ''", "2: domains[0]: not a printable text (); write a text in one line"),
+    ("domains:\n- pattern: a\n  name: ''", "3: domains[0].name: not a printable text (); write a text in one line"),
+    ('domains:\n- pattern: a\n  name: "\\e[m"', "3: domains[0].name: not a printable text (\\x1b[m); write a text"),
     ("domains:\n- name: a", "2: domains[0]: no pattern; add the key pattern, such as pattern: example.com"),
     ("domains: [{}]", "1: domains[0]: no pattern; add the key pattern"),
     ("domains:\n- name: a\n  pattern: a..b", "3: domains[0].pattern: an empty label: two dots in a row"),
     ("domains:\n- patern: a", "2: domains[0].patern: an unknown key (patern); did you mean pattern?"),
     (
         "domains:\n- {pattern: a, priority: 8}",
-        "2: domains[0].priority: not a priority (8); give 0 to 7, or emerg, alert",
+        "2: domains[0].priority: not a priority (8); use 0 to 7, or emerg, alert",
     ),
-    ("domains:\n- {pattern: a, priority: high}", "2: domains[0].priority: not a priority (high); give 0 to 7"),
-    ("domains:\n- {pattern: a, priority: }", "2: domains[0].priority: not a priority (no value); give 0 to 7"),
+    ("domains:\n- {pattern: a, priority: high}", "2: domains[0].priority: not a priority (high); use 0 to 7"),
+    ("domains:\n- {pattern: a, priority: }", "2: domains[0].priority: not a priority (no value); use 0 to 7"),
     (
         "domains:\n- a.b\n\n- A.b.",
         "4: domains[1]: the same pattern as domains[0] in line 2 (A.b.); remove one of the two",
@@ -328,8 +333,8 @@ STRUCTURE = [
         "2: domains[0]: not a regular expression: missing ), unterminated subpattern at position 0 (/(/);",
     ),
     ("domains: &a\n- *a", "1: domains[0]: not a printable text (a list)"),
-    ("probe:\n  ports: [53, 0]", "2: probe.ports[1]: out of range (0); give a number from 1 to 65535"),
-    ("probe:\n  ports:\n  - 53\n  - dns", "4: probe.ports[1]: not a whole number (dns); give a number from 1 to 65535"),
+    ("probe:\n  ports: [53, 0]", "2: probe.ports[1]: out of range (0); use a number from 1 to 65535"),
+    ("probe:\n  ports:\n  - 53\n  - dns", "4: probe.ports[1]: not a whole number (dns); use a number from 1 to 65535"),
     ("probe:\n  ports:\n  - 53\n  - 53", "4: probe.ports[1]: a duplicate port (53); remove it"),
 ]
 
@@ -342,7 +347,7 @@ def test_bad_structure(file: Path, text: str, message: str) -> None:
 
 def test_too_many_rules(file: Path) -> None:
     text = "domains:\n" + "".join(f"- d{number}\n" for number in range(65536))
-    assert errors(file, text) == ["dnsprobe.yaml:2: domains: too many rules (65536); give at most 65535"]
+    assert errors(file, text) == ["dnsprobe.yaml:2: domains: too many rules (65536); use at most 65535"]
 
 
 SYNTAX = [
@@ -362,7 +367,7 @@ SYNTAX = [
     ("a: b\n\x00", "2: a character that YAML does not allow (U+0000)", "remove it"),
     ("a: b\n\n\ufeff", "3: a character that YAML does not allow (U+FEFF)", "remove it"),
     (100000 * "[", "1: ", ""),
-    ("probe: " + 40 * "[" + 40 * "]", "1: nested too deeply", "no key takes lists in lists"),
+    ("probe: " + 40 * "[" + 40 * "]", "1: nested too deeply", "no key has lists inside lists"),
 ]
 
 
@@ -401,7 +406,7 @@ def test_all_errors_come_at_once_in_the_order_of_the_file(file: Path) -> None:
         ["dnsprobe.yaml:8", "domains[0]"],
         ["dnsprobe.yaml:10", "domains[2]"],
     ]
-    assert lines[2].endswith("not a duration (5); give 0, or a number with a unit (ms, s, m, h, d), such as 5s")
+    assert lines[2].endswith("not a duration (5); use 0, or a number with a unit (ms, s, m, h, d), such as 5s")
 
 
 def unreadable(path: Path) -> str:
@@ -419,7 +424,9 @@ def test_a_missing_file(file: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert unreadable(tmp_path) == f"{tmp_path}: cannot be read: Is a directory; give the path of a file in it"
+    assert (
+        unreadable(tmp_path) == f"{tmp_path}: cannot be read: Is a directory; give the path of a file, not of a folder"
+    )
 
 
 def test_a_file_below_a_file(file: Path) -> None:
@@ -512,9 +519,9 @@ def test_parse_listen(text: str, expected: tuple[str, int]) -> None:
         (":", "no address", "0.0.0.0:10059 or [::]:10059"),
         ("", "not an address and a port", "127.0.0.1:10059"),
         ("10059", "not an address and a port", "127.0.0.1:10059"),
-        ("127.0.0.1", "an address without a port, or without brackets", "127.0.0.1:10059"),
-        ("[::1]", "an address without a port, or without brackets", "[::1]:10059"),
-        ("::1:80", "an address without a port, or without brackets", "[::1]:10059"),
+        ("127.0.0.1", "no port, or an IPv6 address without brackets", "127.0.0.1:10059"),
+        ("[::1]", "no port, or an IPv6 address without brackets", "[::1]:10059"),
+        ("::1:80", "no port, or an IPv6 address without brackets", "[::1]:10059"),
         ("::1:10059", "an IPv6 address without brackets", "[::1]:10059"),
         ("[127.0.0.1]:80", "an IPv4 address in brackets", "127.0.0.1:10059"),
         ("localhost:80", "not an IP address and a port", "127.0.0.1:10059"),

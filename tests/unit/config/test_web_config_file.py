@@ -145,44 +145,59 @@ SERVER = f"tls_server_config: {{{GOOD}"
             "tls_server_config: {cert_fil: x}",
             "tls_server_config.cert_fil: an unknown key (cert_fil); did you mean cert_file?",
         ),
-        ("tls_server_config: {}", "tls_server_config: neither cert_file nor cert; add cert_file: PATH"),
+        ("tls_server_config: {}", "tls_server_config: neither cert_file nor cert is set; add cert_file: PATH"),
         (
             "tls_server_config: {cert_file: server.pem}",
-            "tls_server_config: neither key_file nor key; add key_file: PATH",
+            "tls_server_config: neither key_file nor key is set; add key_file: PATH",
         ),
         ("tls_server_config: {cert_file: '', key_file: ''}", "tls_server_config: neither cert_file nor cert"),
-        (SERVER + ", cert: x}", "tls_server_config.cert_file: there is cert, too; remove one of them"),
-        (SERVER + ", min_version: TLS14}", "min_version: not a choice (TLS14); one of TLS10, TLS11, TLS12, TLS13"),
-        (SERVER + ", min_version: 1.2}", "tls_server_config.min_version: not a choice (1.2)"),
+        (SERVER + ", cert: x}", "tls_server_config.cert_file: cert is set too; remove one of them"),
+        (
+            SERVER + ", min_version: TLS14}",
+            "min_version: not a possible value (TLS14); use one of TLS10, TLS11, TLS12, TLS13",
+        ),
+        (SERVER + ", min_version: 1.2}", "tls_server_config.min_version: not a possible value (1.2)"),
         (SERVER + ", min_version: TLS13, max_version: TLS12}", "min_version: min_version is above max_version"),
         (SERVER + ", max_version: TLS11}", "max_version: min_version is above max_version"),
-        (SERVER + ", cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]}", "tls_server_config.cipher_suites[0]: not a choice"),
+        (
+            SERVER + ", cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]}",
+            "tls_server_config.cipher_suites[0]: not a possible value",
+        ),
         (SERVER + ", cipher_suites: TLS_AES_128_GCM_SHA256}", "tls_server_config.cipher_suites: not a list"),
-        (SERVER + ", max_version: TLS12, cipher_suites: [TLS_AES_128_GCM_SHA256]}", "all of them are of TLS 1.3"),
+        (SERVER + ", max_version: TLS12, cipher_suites: [TLS_AES_128_GCM_SHA256]}", "all are suites of TLS 1.3"),
         (
             SERVER + ", prefer_server_cipher_suites: maybe}",
             "prefer_server_cipher_suites: neither true nor false (maybe)",
         ),
-        (SERVER + ", curve_preferences: [X448]}", "tls_server_config.curve_preferences[0]: not a choice (X448)"),
+        (
+            SERVER + ", curve_preferences: [X448]}",
+            "tls_server_config.curve_preferences[0]: not a possible value (X448)",
+        ),
         (
             SERVER + ", curve_preferences: [CurveP256, X25519]}",
-            "curve_preferences: 2 curves, where Python's ssl takes one",
+            "curve_preferences: 2 curves, but Python's ssl accepts only one",
         ),
-        (SERVER + ", client_auth_type: Always}", "tls_server_config.client_auth_type: not a choice (Always)"),
+        (SERVER + ", client_auth_type: Always}", "tls_server_config.client_auth_type: not a possible value (Always)"),
         (
             SERVER + ", client_auth_type: RequireAnyClientCert}",
-            "(RequireAnyClientCert); RequireAndVerifyClientCert lets in",
+            "(RequireAnyClientCert); use RequireAndVerifyClientCert for clients with",
         ),
-        (SERVER + ", client_auth_type: RequireClientCert}", "certificates that nobody verifies are not supported"),
-        (SERVER + ", client_auth_type: RequestClientCert}", "certificates that nobody verifies are not supported"),
+        (
+            SERVER + ", client_auth_type: RequireClientCert}",
+            "client certificates cannot be accepted without verifying them",
+        ),
+        (
+            SERVER + ", client_auth_type: RequestClientCert}",
+            "client certificates cannot be accepted without verifying them",
+        ),
         (
             SERVER + ", client_auth_type: VerifyClientCertIfGiven}",
-            "client_auth_type: no client_ca to verify certificates",
+            "client_auth_type: client_ca is missing",
         ),
-        (SERVER + ", client_ca_file: ca.pem}", "client_ca_file: there is no client_auth_type that has a use for it"),
+        (SERVER + ", client_ca_file: ca.pem}", "client_ca_file: client_auth_type does not request certificates"),
         (
             SERVER + ", client_allowed_sans: [a.test]}",
-            "client_allowed_sans: not every client has to show a certificate",
+            "client_allowed_sans: client_auth_type does not require certificates",
         ),
         (
             SERVER + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: garbage.pem}",
@@ -223,7 +238,10 @@ SERVER = f"tls_server_config: {{{GOOD}"
             "tls_server_config: {cert_file: weak.pem, key_file: weak.key}",
             "cert_file: a certificate that OpenSSL refuses",
         ),
-        ("rate_limit: {interval: 1s, burst: 1}", "web.yml:1: rate_limit: not supported here; remove it"),
+        (
+            "rate_limit: {interval: 1s, burst: 1}",
+            "web.yml:1: rate_limit: not supported; remove it: metrics.connections",
+        ),
         ("http_server_config: {http3: true}", "http_server_config.http3: an unknown key (http3); did you mean http2?"),
         ("http_server_config: {http2: 2}", "http_server_config.http2: neither true nor false (2)"),
         ("http_server_config: {headers: {Server: x}}", "http_server_config.headers.Server: an unknown key (Server)"),
@@ -236,15 +254,15 @@ SERVER = f"tls_server_config: {{{GOOD}"
             'http_server_config: {headers: {X-XSS-Protection: "\u202e"}}',
             "X-XSS-Protection: not printable ASCII (\\u202e)",
         ),
-        ("basic_auth_users: [ada]", "basic_auth_users: not a mapping of names to hashes"),
+        ("basic_auth_users: [ada]", "basic_auth_users: not a mapping of user names to hashes"),
         ("basic_auth_users: {[a]: x}", "basic_auth_users: not a key (a list)"),
         ("basic_auth_users: {'': x}", "a name that no client can send ()"),
         (
             "basic_auth_users: {'a:b': x}",
-            "basic_auth_users.a:b: a name that no client can send (a:b); give a name without",
+            "basic_auth_users.a:b: a name that no client can send (a:b); use a name without",
         ),
         (f"basic_auth_users: {{a: '{HASH}', a: '{HASH}'}}", "basic_auth_users.a: a duplicate of the key in line 1"),
-        ('basic_auth_users: {"\\e[31m": x}', "basic_auth_users.\\x1b[31m: not a hash of bcrypt"),
+        ('basic_auth_users: {"\\e[31m": x}', "basic_auth_users.\\x1b[31m: not a bcrypt hash"),
     ],
 )
 def test_errors(made: Path, text: str, said: str) -> None:
@@ -295,10 +313,10 @@ def test_without_bcrypt(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *arguments, **more)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(UserError, match=r"^basic_auth_users: Python's bcrypt is not there$") as caught:
+    with pytest.raises(UserError, match=r"^basic_auth_users: the Python module bcrypt is missing$") as caught:
         read(written(made, f"basic_auth_users: {{a: '{HASH}'}}"))
     assert caught.value.hint == "apt install python3-bcrypt"
-    assert read(written(made, SERVER + "}")).context is not None  # only who has users needs it
+    assert read(written(made, SERVER + "}")).context is not None  # only a configuration with users needs it
 
 
 def test_no_descriptor_is_left(made: Path) -> None:
@@ -348,12 +366,12 @@ def test_run_tells_of_it_before_anything_is_attached(
     monkeypatch.setattr("faulthandler.enable", lambda: None)  # which wants a real standard error
     web = written(made, "basic_auth_users: {ada: x}")
     assert cli.main(["run", "--config", os.devnull, "--web.config.file", web]) == EXIT_USAGE
-    assert f"{web}:1: basic_auth_users.ada: not a hash of bcrypt" in capsys.readouterr().err
+    assert f"{web}:1: basic_auth_users.ada: not a bcrypt hash" in capsys.readouterr().err
 
 
 def test_the_page_has_every_key() -> None:
     table = PAGE.split("## What is in it\n")[1]
-    for key in (*webconfig._TLS_KEYS, *webconfig._HEADERS, "http2", "rate_limit", *webconfig._UNVERIFIED):
+    for key in (*webconfig.TLS_KEYS, *webconfig._HEADERS, "http2", "rate_limit", *webconfig._UNVERIFIED):
         assert f"{key}`" in table
     for value in (*webconfig.VERSIONS, *webconfig.CLIENT_AUTH, *webconfig.CURVES):
         assert f"`{value}`" in table

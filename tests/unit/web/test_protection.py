@@ -574,7 +574,7 @@ def test_new_users_are_taken_up(folder: Path) -> None:
     ("bad", "said"),
     [
         (": ", "web.yml:1: not valid YAML"),
-        ("basic_auth_users: {ada: x}", "basic_auth_users.ada: not a hash of bcrypt"),
+        ("basic_auth_users: {ada: x}", "basic_auth_users.ada: not a bcrypt hash"),
         ("", "basic_auth_users has no user any more"),
         ("http_server_config: {}", "basic_auth_users has no user any more"),
         (None, "web.yml: cannot be read: No such file or directory"),

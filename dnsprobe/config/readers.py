@@ -1,0 +1,171 @@
+"""Readers of values in a YAML file: each takes a place and returns its value, or reports what is wrong there.
+
+After a report, the result is never used: the file is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from fractions import Fraction
+from typing import Any
+
+import yaml
+
+from dnsprobe.config.listen import parse_listen
+from dnsprobe.config.nodes import Place
+from dnsprobe.errors import UserError
+
+Reader = Callable[[Place], Any]
+
+#: Units of durations, in nanoseconds.
+NANOSECONDS = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
+
+_YEAR_NS = 365 * NANOSECONDS["d"]
+_BYTES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+_MAX_PORTS = 16
+
+
+def whole_number(low: int, high: int) -> Reader:
+    """Return a reader of a whole number from ``low`` to ``high``."""
+
+    def read(place: Place) -> int:
+        text = place.scalar("int") or ""
+        # In YAML 1.1, 010 is 8 and 1:30 is 90: refuse both.
+        if not re.fullmatch("-?(0|[1-9][0-9]*)", text):
+            place.wrong("not a whole number", f"use a number from {low} to {high} in plain digits, without quotes")
+        elif len(text) > 18 or not low <= int(text) <= high:
+            place.wrong("out of range", f"use a number from {low} to {high}")
+        else:
+            return int(text)
+        return low
+
+    return read
+
+
+def duration(low_ns: int, low: str) -> Reader:
+    """Return a reader of a duration as nanoseconds: 0, or from ``low`` (``low_ns`` as text) to one year."""
+
+    def read(place: Place) -> int:
+        text = place.scalar("str", "int") or ""
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", text)
+        if text != "0" and not match:
+            example = text if re.fullmatch("[0-9]{1,15}", text) else "60"
+            units = ", ".join(NANOSECONDS)
+            place.wrong("not a duration", f"use 0, or a number with a unit ({units}), such as {example}s")
+            return 0
+        nanoseconds = Fraction(match[1]) * NANOSECONDS[match[2]] if match else Fraction(0)
+        if nanoseconds and not low_ns <= nanoseconds <= _YEAR_NS:
+            place.wrong("out of range", f"use 0, or a duration from {low} to 365d")
+        return int(nanoseconds)
+
+    return read
+
+
+def power_of_two(low: int, high: int, limits: str) -> Reader:
+    """Return a reader of a size in bytes: a power of two from ``low`` to ``high``, which are ``limits`` as text."""
+
+    def read(place: Place) -> int:
+        match = re.fullmatch("([0-9]{1,15})(|KiB|MiB)", place.scalar("str", "int") or "")
+        if not match:
+            place.wrong("not a size", "use a number of bytes, or a number with KiB or MiB, such as 1MiB")
+            return low
+        size = int(match[1]) * _BYTES[match[2]]
+        if not low <= size <= high or size & (size - 1):
+            place.wrong("not a size that the kernel accepts", f"use a power of two from {limits}")
+        return size
+
+    return read
+
+
+def choice(choices: Collection[str]) -> Reader:
+    """Return a reader of one of ``choices``."""
+
+    def read(place: Place) -> str:
+        text = place.scalar("str") or ""
+        if text not in choices:
+            place.wrong("not a possible value", f"use one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def choices(names: Sequence[str]) -> Reader:
+    """Return a reader of a list of any of ``names``."""
+
+    def read(place: Place) -> tuple[str, ...]:
+        if not isinstance(place.node, yaml.SequenceNode):
+            place.wrong("not a list", f"use a list of any of {', '.join(names)}; [] means none")
+            return ()
+        return tuple(map(choice(names), place.items()))
+
+    return read
+
+
+def ports(fewest: int, example: str) -> Reader:
+    """Return a reader of a list of ``fewest`` to 16 different ports."""
+    hint = f"use a list of {fewest} to {_MAX_PORTS} ports, such as {example}"
+    read_port = whole_number(1, 65535)
+
+    def read(place: Place) -> tuple[int, ...]:
+        if not isinstance(place.node, yaml.SequenceNode):
+            place.wrong("not a list of ports", hint)
+            return ()
+        if not fewest <= len(place.node.value) <= _MAX_PORTS:
+            place.report(f"{len(place.node.value)} ports", hint)
+        found: list[int] = []
+        for item in place.items():
+            before = len(place.problems)
+            port = read_port(item)
+            if port in found and len(place.problems) == before:
+                item.wrong("a duplicate port", "remove it")
+            found.append(port)
+        return tuple(found)
+
+    return read
+
+
+def boolean(place: Place) -> bool:
+    """Read ``true`` or ``false``; YAML 1.1 has more words for them, which not every reader knows."""
+    text = place.scalar("bool") or ""
+    if text not in {"true", "false"}:
+        place.wrong("not true or false", "use true or false, without quotes")
+    return text == "true"
+
+
+def absolute_path(place: Place) -> str:
+    """Read a path that begins with ``/``."""
+    text = place.scalar("str") or ""
+    if not text.startswith("/") or not text.isprintable():
+        place.wrong("not an absolute path", "use a path that begins with /")
+    return text
+
+
+def optional_path(place: Place) -> str | None:
+    """Read an absolute path, or no value."""
+    return None if place.empty else absolute_path(place)
+
+
+def listen(place: Place) -> tuple[str, int]:
+    """Read an address and a port."""
+    text = place.scalar("str", "int")
+    if not text:
+        place.wrong("not an address and a port", 'write ADDR:PORT, such as 127.0.0.1:10059 or "[::1]:10059"')
+        return "", 0
+    try:
+        return parse_listen(text)
+    except UserError as error:
+        place.report(error.message, error.hint)
+        return "", 0
+
+
+def line_of_text(place: Place) -> str:
+    """Read a printable text of one line, whatever type YAML gives it.
+
+    To YAML 1.1, ``no`` is a truth value, but it is also Norway's domain.
+    """
+    text = place.scalar()
+    if not text or place.empty or not text.isprintable():
+        place.wrong("not a printable text", "write a text in one line, without control characters")
+        return ""
+    return text
