@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dnsprobe import __version__, privileges
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE, UserError
-from dnsprobe.text import number
 
 if TYPE_CHECKING:
     from dnsprobe.config.main import Config
@@ -197,7 +196,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _tree(arguments: argparse.Namespace) -> int:
-    from dnsprobe.commands.tree import look_at  # noqa: PLC0415
+    from dnsprobe.commands.tree import show_tree  # noqa: PLC0415
     from dnsprobe.treeview.aggregate import Choice  # noqa: PLC0415
     from dnsprobe.treeview.client import Target, complete_url, url_of  # noqa: PLC0415
 
@@ -208,7 +207,7 @@ def _tree(arguments: argparse.Namespace) -> int:
     target = Target(url, arguments.cacert, arguments.cert, arguments.key, arguments.user, password)
     form = "folded" if arguments.folded else "json" if arguments.json else "tree"
     choice = Choice(tuple(arguments.domain), tuple(arguments.unit), arguments.by)
-    return look_at(target, choice, form=form, every=arguments.watch)
+    return show_tree(target, choice, form=form, every=arguments.watch)
 
 
 def _password(user: str) -> str:
@@ -230,14 +229,9 @@ def _password(user: str) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
-    web_config = arguments.web_config or config.metrics.web_config
-    if web_config is not None:
-        from dnsprobe.web.protection import read  # noqa: PLC0415 - most reloads come without TLS
+    from dnsprobe.commands.check import check  # noqa: PLC0415
 
-        read(web_config)
-    print(f"good: {number(len(config.domains), 'rule')}{'' if config.domains else ', so all names are watched'}")
-    return EXIT_GOOD
+    return check(_load(arguments), arguments.web_config)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

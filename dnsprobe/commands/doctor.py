@@ -1,4 +1,4 @@
-"""``dnsprobe doctor``: what this kernel offers, which hook serves each path, and whether it is proved."""
+"""``dnsprobe doctor``: show what this kernel offers, and which hook serves each path and is proved."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from dnsprobe import __version__, privileges
 from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
 from dnsprobe.kernel import libbpf
-from dnsprobe.kernel.hooks import TCP_LADDER, UDP_LADDER, kprobes_available
+from dnsprobe.kernel.hooks import KPROBE, RUNGS, TCP_LADDER, UDP_LADDER, kprobes_available
 from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
-from dnsprobe.kernel.probe import Probe, Sizes
+from dnsprobe.kernel.probe import PathState, Probe, Sizes
 from dnsprobe.pipeline.session import where_of
 from dnsprobe.terminal import DIM, GREEN, RED, look_of
 from dnsprobe.text import shown
 
-#: Where a detail begins, and the columns that it has at least, however narrow the terminal is.
+#: The column where details begin, and the columns that they keep, however narrow the terminal is.
 _INDENT, _LEAST_DETAIL = 19, 30
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; ``good`` is None where it is neither good nor bad."""
+    """One thing that was examined; ``good`` is None if it is neither good nor bad."""
 
     check: str
     good: bool | None
@@ -37,9 +37,9 @@ class Finding:
 
 
 def examine(config: Config, *, as_json: bool) -> int:
-    """Print the findings and the paths, and return the exit status: 1 if a path is not proved."""
+    """Print the findings and the paths. Return the exit status: 1 if a path is not proved."""
     if sys.stdout is None:
-        raise UserError("standard output is closed", "dnsprobe doctor prints there: leave out >&-")
+        raise UserError("standard output is closed", "dnsprobe doctor prints its findings there: do not close it (>&-)")
     for finding in _findings(config):
         _print_finding(finding, as_json=as_json)
     return _examine_paths(config, as_json=as_json)
@@ -53,7 +53,7 @@ def _print_finding(finding: Finding, *, as_json: bool) -> None:
 
 
 def _print_line(good: bool | None, what: str, detail: str) -> None:
-    """Print one line, or on a terminal as many as it takes, the later ones below the detail."""
+    """Print one line; on a terminal wrap the detail, and indent the lines that follow to its column."""
     look = look_of(sys.stdout)
     mark, code = {True: ("ok", GREEN), False: ("NO", RED), None: ("--", DIM)}[good]
     text = look.plain(shown(detail))
@@ -66,7 +66,8 @@ def _print_line(good: bool | None, what: str, detail: str) -> None:
     sys.stdout.flush()
 
 
-def _print_more(text: str) -> None:
+def _print_below(text: str) -> None:
+    """Print more about the line before."""
     look = look_of(sys.stdout)
     text = look.plain(shown(text))
     lines = [text]
@@ -83,7 +84,7 @@ def _findings(config: Config) -> Iterator[Finding]:
     yield Finding("bcc", *_bcc())
     yield _ring_buffer()
     kprobes = kprobes_available()
-    yield Finding("kprobes", kprobes, "available" if kprobes else "this kernel has none; tracepoints serve instead")
+    yield Finding("kprobes", kprobes, "available" if kprobes else "this kernel has none; tracepoints are used instead")
     yield from _symbols()
     yield _capabilities()
 
@@ -107,7 +108,7 @@ def _ring_buffer() -> Finding:
     try:
         libbpf.Map(libbpf.RINGBUF, "doctor", 0, 0, 4096).close()
     except OSError as error:
-        return Finding("ring buffer", False, f"cannot make one: {error.strerror} (needs Linux 5.8, and root)")
+        return Finding("ring buffer", False, f"cannot create one: {error.strerror} (needs Linux 5.8, and root)")
     except UserError as error:
         return Finding("ring buffer", False, error.message)
     return Finding("ring buffer", True, "available")
@@ -116,7 +117,7 @@ def _ring_buffer() -> Finding:
 def _symbols() -> Iterator[Finding]:
     kallsyms = read_kallsyms()
     for rung in (*UDP_LADDER, *TCP_LADDER):
-        if rung.kind != "kprobe":
+        if rung.kind != KPROBE:
             continue
         for function in dict.fromkeys(rung.functions.values()):
             found = find_functions(kallsyms, function)
@@ -129,13 +130,11 @@ def _symbols() -> Iterator[Finding]:
 def _capabilities() -> Finding:
     held = privileges.held()
     names = ", ".join(capability.name for capability in sorted(held))
-    return Finding(
-        "capabilities", privileges.can_load(held), names or f"none of those that BPF takes; {privileges.HINT}"
-    )
+    return Finding("capabilities", privileges.can_load(held), names or f"none that BPF needs; {privileges.HINT}")
 
 
 def _examine_paths(config: Config, *, as_json: bool) -> int:
-    problem = ""
+    """Attach and prove the hooks with small maps, print what came of it, and detach. Return the exit status."""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=min(config.probe.lineage, 16))
     try:
         probe = Probe(where_of(config.probe), sizes, repeat_ns=0)
@@ -143,39 +142,53 @@ def _examine_paths(config: Config, *, as_json: bool) -> int:
         _print_problem(error, as_json=as_json)
         return EXIT_FAILED
     try:
+        proved = _prove(probe, as_json=as_json)
+        for path, state in probe.paths.items():
+            _print_path(path, state, present=path in probe.active_paths, as_json=as_json)
+        _print_finding(_lineage(probe, config), as_json=as_json)
+    finally:
+        probe.close()
+        probe.release()
+    return EXIT_GOOD if proved else EXIT_FAILED
+
+
+def _prove(probe: Probe, *, as_json: bool) -> bool:
+    """Attach and prove. Return True if each path of this host has a hook."""
+    try:
         probe.set_rules([])
         probe.start()
     except UserError as error:
-        problem = error.message
+        # Otherwise the lines about the paths have the reasons.
         if not any(state.tried for state in probe.paths.values()):
             _print_problem(error, as_json=as_json)
-    proved = not problem and not probe.unserved
-    for path, state in probe.paths.items():
-        present = path in probe.active_paths
-        if as_json:
-            facts = {"path": path, "present": present, "hook": state.rung, "symbol": state.symbol}
-            print(json.dumps({**facts, "proved": state.verified, "tried": state.tried}))
-            continue
-        if not present:
-            _print_line(None, path, "not on this host")
-            continue
-        what = f"{state.rung} at {state.symbol}, proved" if state.verified else "NOT PROVED: no hook sees it"
-        _print_line(state.verified, path, what)
-        for tried in state.tried:
-            _print_more(f"not {tried}")
-    _print_finding(_lineage(probe, config), as_json=as_json)
-    probe.close()
-    probe.release()
-    return EXIT_GOOD if proved else EXIT_FAILED
+        return False
+    return not probe.unserved
+
+
+def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) -> None:
+    if as_json:
+        facts = {"path": path, "present": present, "hook": state.rung, "symbol": state.symbol}
+        print(json.dumps({**facts, "proved": state.verified, "tried": state.tried}))
+        return
+    if not present:
+        _print_line(None, path, "not on this host")
+        return
+    if state.verified:
+        _print_line(True, path, f"{state.rung} ({RUNGS[state.rung].place(state.symbol)}), proved")
+    else:
+        _print_line(False, path, "NOT PROVED: no hook could be verified")
+    for tried in state.tried:
+        _print_below(f"not {tried}")
 
 
 def _lineage(probe: Probe, config: Config) -> Finding:
     if probe.lineage is not None:
-        return Finding("lineage", True, "who starts whom is followed")
+        return Finding("lineage", True, "lineage tracking is on")
     if config.probe.lineage == 0:
-        return Finding("lineage", None, "not followed: probe.lineage is 0")
-    # Without a hook for each path, it was not tried.
-    return Finding("lineage", False, f"not followed: {probe.lineage_problem or 'it needs a hook for each path'}")
+        return Finding("lineage", None, "lineage tracking is off: probe.lineage is 0")
+    # Without a hook for each path, lineage tracking was not tried.
+    reason = probe.lineage_problem or "it needs a hook for each path"
+    return Finding("lineage", False, f"lineage tracking is off: {reason}")
 
 
 def _print_problem(error: UserError, *, as_json: bool) -> None:
@@ -183,4 +196,4 @@ def _print_problem(error: UserError, *, as_json: bool) -> None:
         print(json.dumps({"check": "attach", "good": False, "detail": error.message}))
     else:
         _print_line(False, "attach", error.message)
-        _print_more(error.hint)
+        _print_below(error.hint)

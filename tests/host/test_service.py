@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import IN_OWN_NET, PATIENCE, PROGRAM, Service, free_ports
 
+from dnsprobe.kernel.hooks import RUNGS
 from dnsprobe.privileges import ONLY_AT_START, Capability
 
 Start = Callable[..., Service]
@@ -71,7 +72,10 @@ def test_what_systemd_is_told(start: Start, scene: Scene, manager: Manager) -> N
     trying = manager.hear("EXTEND_TIMEOUT_USEC")
     assert trying["STATUS"].startswith("trying ")
     ready = manager.hear("READY")
-    hooks = ", ".join(f"{labels['path']} at {labels['symbol']}" for labels, _ in service.samples("dnsprobe_hook_info"))
+    hooks = ", ".join(
+        f"{labels['path']} at {RUNGS[labels['hook']].place(labels['symbol'])}"
+        for labels, _ in service.samples("dnsprobe_hook_info")
+    )
     assert ready == {"READY": "1", "STATUS": f"{hooks}; 1 rule; 0 queries"}
     assert manager.hear("WATCHDOG") == {"WATCHDOG": "1"}
     scene("send", "www.watched.test", 101)
