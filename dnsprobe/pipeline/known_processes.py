@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.probe import Probe, ProcessKey, ProgramKey
 from dnsprobe.model import UNKNOWN, Ancestry, Identity, Process
+from dnsprobe.process.identity import identify
 from dnsprobe.process.procfs import ProcFS
 
 Facts = Mapping[ProgramKey, abi.Facts | None]
@@ -101,7 +102,7 @@ class KnownProcesses:
         program = self._programs.get(key)
         # After execve(2), a process has the same pid and start time, but runs another program.
         if program is None or program.execs != execs:
-            program = _Program(execs, self._procfs.identify(process, facts.get((*key, execs))))
+            program = _Program(execs, identify(process, facts.get((*key, execs)), self._procfs.identity))
             self._programs[key] = program
         return program.identity
 

@@ -20,6 +20,7 @@ from dnsprobe.pipeline.series import Totals
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS
+from dnsprobe.process.users import UserNames
 
 _log = logging.getLogger(__name__)
 
@@ -51,9 +52,9 @@ class Session:
         self._rules = RulesInForce(self.probe, rules)
         self._decisions = NameDecisions(self.probe, self._rules, probe.names)
         processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
-        self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), procfs.user)
+        self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), UserNames().name)
         self._counters = Counters(self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive)
-        self._lineage = Lineage(self.probe, probe.lineage, procfs.alive)
+        self._lineage = Lineage(self.probe, probe.lineage, procfs)
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
 

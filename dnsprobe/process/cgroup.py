@@ -1,8 +1,8 @@
-"""Which container a process runs in, by the path of its control group.
+"""The systemd unit, the slice and the container that the path of a control group belongs to.
 
-Runtimes name control groups after containers, each in its own form, which is the same in version 1 and 2 and whether
-systemd or the runtime itself makes them. The outermost container of a path is the one that the host knows. What a user
-of the host may name (below ``user@.service``) is what that user says: a rootless runtime's container, or none.
+Each container runtime names control groups after its containers in a form of its own. Version 1 and 2 have the same
+forms. If containers are nested, the outermost one is meant: the host knows no other. Below ``user@.service`` a user of
+the host chooses the names, so a container there is what that user claims.
 """
 
 from __future__ import annotations
@@ -12,14 +12,20 @@ from collections.abc import Callable
 
 from dnsprobe.model import Container
 
+#: The name of a unit, neither too long nor a template (unit_name_is_valid(), systemd's src/basic/unit-name.c).
+_UNIT = re.compile(
+    r"(?=.{1,255}\Z)[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?"
+    r"\.(service|scope|slice|socket|target|device|mount|automount|swap|timer|path)"
+)
+
 _ID = "[0-9a-f]{64}"
 _UUID = "[0-9a-f]{8}([-_])[0-9a-f]{4}(?:[-_][0-9a-f]{4}){2}[-_][0-9a-f]{12}"
 
-#: A pod's uid; systemd's slices have ``_`` for its hyphens (kubelet, pkg/kubelet/cm/cgroup_manager_linux.go). That of a
-#: static pod is a hash.
+#: The uid of a pod, with ``_`` for its hyphens in slices of systemd (kubelet, pkg/kubelet/cm/cgroup_manager_linux.go).
+#: The uid of a static pod is a hash.
 _POD = re.compile(rf"(?:kubepods(?:-[a-z]+)?-)?pod({_UUID}|[0-9a-f]{{32}})(?:\.slice)?")
 
-#: A container made by systemd for a runtime: ``docker-ID.scope``. With ``-conmon`` it is the runtime's own monitor.
+#: The form of runtimes that use systemd: ``docker-ID.scope``. With ``-conmon`` it is the monitor of the runtime.
 _SCOPE = re.compile(rf"([a-z][a-z-]*)-({_ID})\.scope")
 _SCOPE_RUNTIMES = {
     "docker": "docker",
@@ -29,11 +35,12 @@ _SCOPE_RUNTIMES = {
     "libpod": "podman",
 }
 
-#: Those that make control groups themselves: Podman has its name in front, others have a folder of their own.
+#: The forms of runtimes that do not use systemd. Podman puts its name in front; others use a folder.
 _PLAIN_PODMAN = re.compile(rf"libpod-({_ID})")
 _PLAIN = re.compile(_ID)
 
-#: systemd-nspawn(1) as a service, and as what systemd-machined registers; libvirt's virtual machines are no containers.
+#: systemd-nspawn(1) as a service, and as a machine that systemd-machined registered. The virtual machines of libvirt
+#: are registered too, and are no containers.
 _NSPAWN = re.compile(r"systemd-nspawn@(.+)\.service")
 _MACHINE = re.compile(r"machine-(?!qemu\\x2d|lxc\\x2d)(.+)\.scope")
 _LXC = re.compile(r"lxc\.payload\.(.+)")
@@ -69,8 +76,31 @@ _FORMS = (
 )
 
 
+def unit_of(cgroup: str) -> str | None:
+    """Return the systemd unit of a path, None without one: the first component below slices (sd_pid_get_unit(3)).
+
+    The rest of the path was delegated to that unit, which can use any names there.
+    """
+    for component in cgroup.split("/"):
+        name = component.removeprefix("_")  # systemd's escape for names that the kernel has a file of
+        unit = name if _UNIT.fullmatch(name) else None
+        if component and not (unit and unit.endswith(".slice")):
+            return unit
+    return None
+
+
+def slice_of(cgroup: str) -> str | None:
+    """Return the innermost systemd slice above the unit of a path, None without one."""
+    found = None
+    for component in filter(None, cgroup.split("/")):
+        if not component.endswith(".slice"):
+            break
+        found = component
+    return found
+
+
 def container_of(cgroup: str) -> Container | None:
-    """Return the container that a path of a control group belongs to, None if to none."""
+    """Return the outermost container of a path, None without one."""
     components = cgroup.split("/")
     pod = ""
     for above, component in zip(["", *components], components, strict=False):
@@ -85,13 +115,3 @@ def container_of(cgroup: str) -> Container | None:
         if found:
             return Container(found.id, found.runtime, pod)
     return None
-
-
-def slice_of(cgroup: str) -> str | None:
-    """Return the innermost systemd slice above the unit that a path of a control group belongs to, None without one."""
-    found = None
-    for component in filter(None, cgroup.split("/")):
-        if not component.endswith(".slice"):
-            break
-        found = component
-    return found

@@ -7,136 +7,96 @@ dnsprobe started, and one whose end was missed.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Protocol
 
-from dnsprobe.kernel.abi import COMM_SIZE, TICK_NS, Ancestor, AncestorKey, Statistic
+from dnsprobe.kernel.abi import TICK_NS, Ancestor, AncestorKey, Statistic
 from dnsprobe.model import Process
+from dnsprobe.process.procfs import ProcFS, Stat
 
 _SWEEP_SECONDS = 10.0
-#: A sweep is due earlier when this share of the map was left to it since the last one.
+#: A sweep is due earlier if this share of the map was left to it since the last one.
 _SWEEP_FILL = 1 / 8
 
 
 class Table(Protocol):
-    """Where the kernel side keeps lineages: :class:`dnsprobe.kernel.probe.Probe`."""
+    """The kernel's table of lineages: :class:`dnsprobe.kernel.probe.Probe`."""
 
     def ancestors(self) -> Iterator[tuple[AncestorKey, Ancestor]]:
-        """Yield all that are there."""
+        """Yield all entries."""
 
     def add_ancestors(self, ancestors: Iterable[tuple[AncestorKey, Ancestor]]) -> None:
-        """Add those that are not there."""
+        """Add entries, unless they exist."""
 
     def set_ancestors(self, ancestors: Iterable[tuple[AncestorKey, Ancestor]]) -> None:
-        """Change those that are there."""
+        """Change entries, if they exist."""
 
     def forget_ancestors(self, keys: Iterable[AncestorKey]) -> None:
-        """Remove some."""
+        """Remove entries."""
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A process as ``/proc/PID/stat`` has it; ``parent`` is a pid, 0 where there is none."""
-
-    key: AncestorKey
-    parent: int
-    comm: bytes
+def _key(stat: Stat) -> AncestorKey:
+    return AncestorKey(stat.start_ticks, stat.tgid)
 
 
-def parse_stat(stat: bytes) -> Running | None:
-    """Return the process that a ``/proc/PID/stat`` tells of (proc(5)); None where it is cut off or no such file."""
-    before, opening, rest = stat.partition(b" (")
-    # The comm is in parentheses and may have some itself, and spaces; behind the last one there are only numbers.
-    comm, closing, after = rest.rpartition(b") ")
-    fields = after.split(b" ", 20)
-    try:
-        key = AncestorKey(start_ticks=int(fields[19]), tgid=int(before))
-        # A kernel thread's has more than a comm can hold: its work is added to it (proc_task_name(), fs/proc/array.c).
-        return Running(key, int(fields[1]), comm[: COMM_SIZE - 1]) if opening and closing else None
-    except (IndexError, ValueError):
-        return None
+def _seeded(stat: Stat, parent: Stat | None, *, has_children: bool) -> Ancestor:
+    return Ancestor(
+        start_ns=0,
+        parent=_key(parent) if parent else AncestorKey(0, 0),
+        children=0,
+        exited=False,
+        has_others=has_children,
+        counted_by_parent=False,
+        # The parent ended while /proc was read.
+        parent_lost=parent is None and stat.parent != 0,
+        comm=stat.comm,
+    )
 
 
 class Lineage:
-    """What user space has to do with the lineages in a table of ``size`` entries.
+    """Fills a table of ``size`` entries at the start, and removes entries that the kernel side leaves behind.
 
-    ``root`` is where procfs is mounted; ``alive`` tells whether a process is there still; ``clock`` gives seconds that
-    never go back.
+    ``clock`` returns seconds and never goes back.
     """
 
-    def __init__(
-        self,
-        table: Table,
-        size: int,
-        alive: Callable[[Process], bool],
-        root: str = "/proc",
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._table, self._alive, self._root, self._clock = table, alive, root, clock
-        self._room = size * _SWEEP_FILL
+    def __init__(self, table: Table, size: int, procfs: ProcFS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._table, self._procfs, self._clock = table, procfs, clock
+        self._sweep_early = size * _SWEEP_FILL
         self._last_sweep = clock()
-        self._added, self._left = 0, 0
+        self._added_before, self._left_before = 0, 0
         self._unneeded: set[AncestorKey] = set()
 
     def seed(self) -> None:
-        """Add who is there, each as a child of the parent that it has now. The kernel follows already."""
-        running = {process.key.tgid: process for process in self._running()}
-        parents = {process.parent for process in running.values()}
+        """Add all processes, each as a child of its parent at this moment. The kernel side follows forks already."""
+        running = {stat.tgid: stat for stat in self._procfs.processes()}
+        parents = {stat.parent for stat in running.values()}
         self._table.add_ancestors(
-            (process.key, self._seeded(process, running.get(process.parent), has_children=pid in parents))
-            for pid, process in running.items()
+            (_key(stat), _seeded(stat, running.get(stat.parent), has_children=stat.tgid in parents))
+            for stat in running.values()
         )
-
-    @staticmethod
-    def _seeded(process: Running, parent: Running | None, *, has_children: bool) -> Ancestor:
-        return Ancestor(
-            start_ns=0,
-            parent=parent.key if parent else AncestorKey(0, 0),
-            children=0,
-            exited=False,
-            has_others=has_children,
-            counted_by_parent=False,
-            # It ended while this was read.
-            parent_lost=parent is None and process.parent != 0,
-            comm=process.comm,
-        )
-
-    def _running(self) -> Iterator[Running]:
-        for pid in self._pids():
-            try:
-                process = parse_stat(Path(self._root, str(pid), "stat").read_bytes())
-            except OSError:  # gone, or hidden from us
-                continue
-            if process is not None:
-                yield process
-
-    def _pids(self) -> list[int]:
-        return [int(name) for name in os.listdir(self._root) if name.isdecimal()]
 
     def sweep_if_due(self, statistics: Mapping[Statistic, int]) -> bool:
         """Sweep if it is time. Call about once a second. Return whether it was time."""
         added, left = statistics[Statistic.LINEAGE_ADDED], statistics[Statistic.LINEAGE_LEFT]
-        crowded = left - self._left > self._room
-        # Without new processes since, the last sweep has seen them all, but may have put off what it found.
-        waiting = added != self._added or left != self._left or self._unneeded
+        crowded = left - self._left_before > self._sweep_early
+        # If nothing was added or left since the last sweep, only entries that it put off are to be removed.
+        waiting = added != self._added_before or left != self._left_before or self._unneeded
         if not crowded and not (waiting and self._clock() - self._last_sweep > _SWEEP_SECONDS):
             return False
-        self._last_sweep, self._added, self._left = self._clock(), added, left
+        self._last_sweep, self._added_before, self._left_before = self._clock(), added, left
         self.sweep()
         return True
 
     def sweep(self) -> None:
-        """Forget processes that are gone and from which none that is there descends.
+        """Remove processes that have ended and have no running descendants.
 
-        A descendant may be added while the table is read: what is not needed is forgotten when the next sweep finds the
-        same.
+        A descendant can be added while the table is read. So an entry is removed only if two sweeps in a row find that
+        it is not needed.
         """
         table = dict(self._table.ancestors())
-        self._table.set_ancestors(self._mark_missed(table))
+        self._table.set_ancestors(self._mark_missed_exits(table))
         needed: set[AncestorKey] = set()
         for ancestor in table.values():
             key = ancestor.parent
@@ -144,20 +104,20 @@ class Lineage:
                 needed.add(key)
                 key = table[key].parent
         unneeded = {key for key, ancestor in table.items() if ancestor.exited} - needed
-        forgotten = unneeded & self._unneeded
-        self._table.forget_ancestors(forgotten)
-        self._unneeded = unneeded - forgotten
+        removed = unneeded & self._unneeded
+        self._table.forget_ancestors(removed)
+        self._unneeded = unneeded - removed
 
-    def _mark_missed(self, table: dict[AncestorKey, Ancestor]) -> Iterator[tuple[AncestorKey, Ancestor]]:
-        """Mark those as exited whose exit was missed: nobody has their pid, or somebody else. Yield them."""
-        present = set(self._pids())
+    def _mark_missed_exits(self, table: dict[AncestorKey, Ancestor]) -> Iterator[tuple[AncestorKey, Ancestor]]:
+        """Mark the processes whose exit the kernel side missed, and yield them: their pid is free or reused."""
+        present = set(self._procfs.pids())
         latest: dict[int, int] = {}
         for key in table:
             latest[key.tgid] = max(latest.get(key.tgid, 0), key.start_ticks)
         for key, ancestor in table.items():
             if ancestor.exited or (key.tgid in present and key.start_ticks == latest[key.tgid]):
                 continue
-            if not self._alive(Process(key.tgid, key.start_ticks * TICK_NS, ancestor.comm)):
-                # Its children may change in number at this moment: from now on they are not to be relied on.
+            if not self._procfs.alive(Process(key.tgid, key.start_ticks * TICK_NS, ancestor.comm)):
+                # The kernel side may change the number of children at this moment, so nothing relies on it any more.
                 table[key] = replace(ancestor, exited=True, has_others=True)
                 yield key, table[key]

@@ -1,79 +1,66 @@
-"""From a process to its executable, command line, user, unit and cgroup.
+"""The one parser of ``/proc`` (proc(5)).
 
-What the kernel side told of the moment of the send comes first. What it could not tell is read from ``/proc``
-(proc(5)), and checked against what it did: against the start time, so that a reused pid never lends its name to a
-process that is gone, and against the rest, so that a program that ran later does not either.
+What is read here is of the moment of reading. Each function checks the start time of the process, so that a process
+never gets the facts of another one that has its pid now.
 """
 
 from __future__ import annotations
 
 import os
-import pwd
-import re
-import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
-from dnsprobe.kernel.abi import COMM_SIZE as _COMM_SIZE
+from dnsprobe.kernel.abi import COMM_SIZE, TICK_NS
 from dnsprobe.model import Ancestry, Identity, Process
-from dnsprobe.process.cgroup import container_of, slice_of
-
-#: ``/proc/PID/stat`` counts in these; the kernel rounds down (nsec_to_clock_t(), kernel/time/time.c).
-_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 _CMDLINE_BYTES = 4096
-#: Paths of cgroups have no limit of their own; hierarchies of version 1 have a line each.
+#: The path of a cgroup has no limit, and each hierarchy of version 1 has a line.
 _CGROUP_BYTES = 65536
 #: One line of 52 numbers and a comm of at most 64 bytes.
 _STAT_BYTES = 1024
 
-#: The ids of systemd's DynamicUser= are handed to another service soon after they are free: a name is not kept long.
-_USER_SECONDS = 60.0
-_USERS = 256
 
-#: A unit's name, neither too long nor a template (unit_name_is_valid(), systemd's src/basic/unit-name.c).
-_UNIT = re.compile(
-    r"(?=.{1,255}\Z)[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?"
-    r"\.(service|scope|slice|socket|target|device|mount|automount|swap|timer|path)"
-)
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """A process as ``/proc/PID/stat`` shows it.
+
+    ``parent`` is a pid, 0 if there is none. ``start_ticks`` is the start in clock ticks (TICK_NS) since boot, rounded
+    down (nsec_to_clock_t(), kernel/time/time.c).
+    """
+
+    tgid: int
+    comm: bytes
+    state: bytes
+    parent: int
+    threads: int
+    start_ticks: int
+
+    @property
+    def can_send(self) -> bool:
+        """False for a zombie. A first thread that ended is one too, but the other threads can still send."""
+        return self.state not in {b"Z", b"X"} or self.threads > 1
 
 
-def _read(path: str, limit: int) -> bytes:
-    # seq_file hands out what fits its buffer, so one read is not always the whole file.
-    content = b""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def parse_stat(stat: bytes) -> Stat | None:
+    """Return what a ``/proc/PID/stat`` shows, None if it is cut off or not such a file."""
+    before, opening, rest = stat.partition(b" (")
+    # The comm is in parentheses and can contain parentheses and spaces. Only numbers follow the last one.
+    comm, closing, after = rest.rpartition(b") ")
+    fields = after.split(b" ", 20)
+    if not opening or not closing:
+        return None
     try:
-        while len(content) < limit and (more := os.read(fd, limit - len(content))):
-            content += more
-    finally:
-        os.close(fd)
-    return content
-
-
-def _started(stat: bytes) -> int | None:
-    """Return the start time in ``/proc/PID/stat``, in clock ticks since boot; None where only a zombie is left."""
-    # The comm is in parentheses and may have some itself, and spaces; behind the last one there are only numbers.
-    fields = stat[stat.rfind(b")") + 2 :].split(b" ", 20)
-    try:
-        state, threads, start = fields[0], int(fields[17]), int(fields[19])
+        return Stat(
+            tgid=int(before),
+            # The kernel appends the work of a kernel thread to its comm (proc_task_name(), fs/proc/array.c).
+            comm=comm[: COMM_SIZE - 1],
+            state=fields[0],
+            parent=int(fields[1]),
+            threads=int(fields[17]),
+            start_ticks=int(fields[19]),
+        )
     except (IndexError, ValueError):
         return None
-    # A leader that is gone before its threads is a zombie, too, but its threads may still ask.
-    if state in {b"Z", b"X"} and threads <= 1:
-        return None
-    return start
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except ProcessLookupError:
-        return False
-    return pid > 0  # 0, the idle task, would mean our own process group
 
 
 def cgroup_path(cgroup: bytes) -> str | None:
@@ -91,130 +78,93 @@ def cgroup_path(cgroup: bytes) -> str | None:
     return os.fsdecode(path.removesuffix(b" (deleted)")) or None
 
 
-def unit_of(cgroup: str) -> str | None:
-    """Return the systemd unit that a cgroup belongs to, as sd_pid_get_unit(3) does: the first component below slices.
-
-    What is further down was delegated to that unit, which may name it as it likes.
-    """
-    for component in cgroup.split("/"):
-        name = component.removeprefix("_")  # systemd's escape where the kernel has a file of that name
-        unit = name if _UNIT.fullmatch(name) else None
-        if component and not (unit and unit.endswith(".slice")):
-            return unit
-    return None
-
-
-#: Of a process that the kernel side told nothing of.
-_NOTHING = Facts(None, 0, 0, PathNames((), whole=False), PathNames((), whole=False), b"")
-
-#: In front of a path whose first names are not known.
-_CUT = "..."
-
-
-def _path(path: PathNames) -> str | None:
-    if not path.names and not path.whole:
-        return None
-    return "/".join(["" if path.whole else _CUT, *map(os.fsdecode, path.names)]) or "/"
-
-
-def _ends_as(path: str, told: PathNames) -> bool:
-    return not told.names or os.fsencode(os.path.basename(path)) == told.names[-1]
-
-
-def _is_whole(cmdline: bytes) -> bool:
-    # What setproctitle(3) has no room for among the arguments goes on behind them, without a NUL where they end
-    # (get_mm_cmdline(), fs/proc/base.c).
-    return 0 < len(cmdline) < CMDLINE_SIZE and cmdline.endswith(b"\0")
-
-
-def _complete(told: Identity, read: Identity, facts: Facts) -> Identity:
-    """Return what the kernel side told with what was read of it afterwards, where the one goes on from the other."""
-    added: dict[str, Any] = {}
-    same_program = read.exe is None or _ends_as(read.exe.removesuffix(" (deleted)"), facts.exe)
-    if read.exe and not facts.exe.whole and same_program:
-        added["exe"] = read.exe
-    goes_on = not _is_whole(facts.cmdline) and (read.cmdline or b"").startswith(facts.cmdline)
-    if read.cmdline and goes_on and same_program:
-        added["cmdline"] = read.cmdline
-    if read.cgroup and not (facts.cgroup.whole and facts.cgroup.names) and _ends_as(read.cgroup, facts.cgroup):
-        added["cgroup"] = read.cgroup
-    return replace(told, **added, from_procfs=frozenset(added))
-
-
-def _located(identity: Identity) -> Identity:
-    """Return an identity with what its control group says."""
-    cgroup = identity.cgroup
-    if not cgroup or cgroup.startswith(_CUT):
-        return identity
-    return replace(identity, unit=unit_of(cgroup), slice=slice_of(cgroup), container=container_of(cgroup))
-
-
-def _user_name(uid: int) -> str | None:
+def _read(path: str, limit: int) -> bytes:
+    # A read returns at most what fits the buffer of seq_file, so it takes several for a long file.
+    content = b""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return None
+        while len(content) < limit and (more := os.read(fd, limit - len(content))):
+            content += more
+    finally:
+        os.close(fd)
+    return content
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return pid > 0  # 0, the idle task, would mean our own process group
 
 
 class ProcFS:
-    """What ``/proc`` tells about processes.
+    """Reads ``/proc``, mounted at ``root``, which has to be that of the initial pid and time namespaces."""
 
-    ``root`` is where it is mounted; it has to be that of the initial pid and time namespace. ``user_name`` gives a
-    user id its name or None, and is asked again after a minute of ``clock`` (seconds).
-    """
-
-    def __init__(
-        self,
-        root: str = "/proc",
-        user_name: Callable[[int], str | None] = _user_name,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, root: str = "/proc") -> None:
         self._root = root
-        self._user_name = user_name
-        self._clock = clock
-        self._users: dict[int, tuple[float, str | None]] = {}
+
+    def pids(self) -> list[int]:
+        """Return the pids of all processes."""
+        return [int(name) for name in os.listdir(self._root) if name.isdecimal()]
+
+    def processes(self) -> Iterator[Stat]:
+        """Yield all processes, except those that end meanwhile or are hidden from us."""
+        for pid in self.pids():
+            if stat := self._stat(pid):
+                yield stat
+
+    def _stat(self, pid: int) -> Stat | None:
+        try:
+            return parse_stat(self._stat_line(pid))
+        except OSError:  # gone, or hidden from us
+            return None
+
+    def _stat_line(self, pid: int) -> bytes:
+        # One read is enough: the line fits the buffer of seq_file, which has at least a page.
+        fd = os.open(f"{self._root}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _STAT_BYTES)
+        finally:
+            os.close(fd)
 
     def alive(self, process: Process) -> bool:
-        """Tell whether the process can still ask: its pid is not gone, not reused, and not a zombie's.
+        """Return whether a process can still send: its pid is neither free nor reused nor that of a zombie.
 
-        Where that cannot be told (no permission, no descriptor left), it counts as alive.
+        If this is not known (no permission, no descriptor left), the process counts as alive.
         """
         try:
-            fd = os.open(f"{self._root}/{process.tgid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                stat = os.read(fd, _STAT_BYTES)
-            finally:
-                os.close(fd)
+            stat = parse_stat(self._stat_line(process.tgid))
         except ProcessLookupError:
             return False
         except FileNotFoundError:
-            # Gone, or hidden from us: without CAP_SYS_PTRACE by hidepid= (proc(5)), or because this is no procfs.
+            # Gone, or hidden: by hidepid= (proc(5)) without CAP_SYS_PTRACE, or because the root is no procfs.
             return _exists(process.tgid)
         except OSError:
             return True
-        return _started(stat) == process.start_ns // _TICK_NS
+        return stat is not None and stat.can_send and stat.start_ticks == process.start_ns // TICK_NS
 
-    def identify(self, process: Process, facts: Facts | None) -> Identity:
-        """Return what is known about a process, but not its user: what the kernel side told, completed from ``/proc``.
+    def ancestry(self, process: Process) -> Ancestry | None:
+        """Return a process and its ancestors as they are now, None if it is gone. Start times of ancestors are 0.
 
-        Without ``facts``, all is of the moment of reading: a process that has called execve(2) since its query shows
-        its new executable, and of one that is gone, nothing is known.
+        The kernel side keeps the ancestry of the moment of the send, which is better. This is for a process that the
+        kernel side had no room for.
         """
-        facts = facts or _NOTHING
-        told = Identity(
-            exe=_path(facts.exe),
-            cmdline=facts.cmdline or None,
-            # Without names it may be the root, or a host that keeps to version 1 of cgroups.
-            cgroup=_path(facts.cgroup) if facts.cgroup.names else None,
-            loginuid=facts.loginuid,
-            pid_ns=facts.pid_ns or None,
-            mnt_ns=facts.mnt_ns or None,
-        )
-        if not (facts.exe.whole and facts.cgroup.whole and told.cgroup and _is_whole(facts.cmdline)):
-            told = _complete(told, self._read_all(process), facts)
-        return _located(told)
+        chain: list[Process] = []
+        seen: set[int] = set()
+        pid = process.tgid
+        # A pid that comes twice was reused meanwhile.
+        while pid and pid not in seen and (stat := self._stat(pid)):
+            chain.append(Process(pid, 0 if chain else process.start_ns, stat.comm))
+            seen.add(pid)
+            pid = stat.parent
+        # Checked last: who has the pid now has had it since before the first read.
+        return Ancestry(tuple(chain), complete=pid == 0) if chain and self.alive(process) else None
 
-    def _read_all(self, process: Process) -> Identity:
+    def identity(self, process: Process) -> Identity:
+        """Return executable, command line and cgroup of a process as they are now; nothing of one that is gone."""
         folder = f"{self._root}/{process.tgid}"
         try:
             cgroup = cgroup_path(_read(f"{folder}/cgroup", _CGROUP_BYTES))
@@ -227,31 +177,10 @@ class ProcFS:
             cmdline = _read(f"{folder}/cmdline", _CMDLINE_BYTES) or None
         except OSError:
             cmdline = None
-        # Last, for it vouches for all that was read before: who holds the pid now has held it since its start.
+        # Checked last: who has the pid now has had it since before the first read.
         if not self.alive(process):
             return Identity()
         return Identity(exe=exe, cmdline=cmdline, cgroup=cgroup)
-
-    def ancestry(self, process: Process) -> Ancestry | None:
-        """Return a process and its ancestors as they are now, None if it is gone; start times of ancestors are 0.
-
-        For a process whose tree the kernel side had no room for: what it tells is better, for it is of the moment of
-        the send.
-        """
-        import psutil  # noqa: PLC0415 - a megabyte that most runs never need
-
-        chain = []
-        try:
-            asker = psutil.Process(process.tgid)
-            for step in (asker, *asker.parents()):
-                with step.oneshot():
-                    # psutil completes a name that the kernel cut off; a tree has the kernel's.
-                    name = os.fsencode(step.name())[: _COMM_SIZE - 1]
-                chain.append(Process(step.pid, process.start_ns if step is asker else 0, name))
-        except psutil.Error:
-            return None
-        # Last, as in identify(): the pid was not reused meanwhile.
-        return Ancestry(tuple(chain)) if self.alive(process) else None
 
     @staticmethod
     def _exe(folder: str) -> str | None:
@@ -259,14 +188,3 @@ class ProcFS:
             return os.readlink(f"{folder}/exe")
         except OSError:  # a kernel thread, or no permission
             return None
-
-    def user(self, uid: int) -> str | None:
-        """Return the name of a user id, None if it has none."""
-        now = self._clock()
-        until, name = self._users.get(uid, (now, None))
-        if until <= now:
-            if len(self._users) >= _USERS:
-                self._users.clear()
-            name = self._user_name(uid)
-            self._users[uid] = now + _USER_SECONDS, name
-        return name

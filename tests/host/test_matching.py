@@ -31,6 +31,7 @@ from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.session import Session
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.procfs import ProcFS
+from dnsprobe.process.users import UserNames
 
 #: More than any step takes on a slow machine.
 PATIENCE = 120.0
@@ -72,7 +73,7 @@ class Host:
         self.rules = RulesInForce(self.probe, rules, self.clock)
         self.decisions = NameDecisions(self.probe, self.rules, self.names, self.clock)
         processes = KnownProcesses(self.probe, procfs)
-        self.resolver = Resolver(self.rules, self.decisions, processes, ContainerNames(), procfs.user)
+        self.resolver = Resolver(self.rules, self.decisions, processes, ContainerNames(), UserNames().name)
         self.counters = Counters(
             self.probe, self.rules, self.decisions, processes, Totals(100_000), procfs.alive, self.clock
         )

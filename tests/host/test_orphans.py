@@ -255,7 +255,7 @@ def followed(entries: int) -> Iterator[tuple[Probe, Lineage]]:
     """Give a probe that follows lineages in a map of so many entries, and what tends them."""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=entries)
     probe = Probe(Where([5], tcp_hook="none"), sizes, repeat_ns=0)
-    lineage = Lineage(probe, entries, ProcFS().alive)
+    lineage = Lineage(probe, entries, ProcFS())
     try:
         probe.set_rules([])
         probe.start(seed=lineage.seed)

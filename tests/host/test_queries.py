@@ -210,8 +210,8 @@ def test_procfs_tells_the_processes_of_a_reused_pid_apart() -> None:
     after = _idle_process(lambda: fork_as(before.tgid))
     try:
         assert (after.tgid, procfs.alive(after), procfs.alive(before)) == (before.tgid, True, False)
-        assert procfs.identify(after, None).exe == os.path.realpath(sys.executable)
-        assert procfs.identify(before, None) == Identity()
+        assert procfs.identity(after).exe == os.path.realpath(sys.executable)
+        assert procfs.identity(before) == Identity()
         assert procfs.ancestry(before) is None
     finally:
         _end(after)

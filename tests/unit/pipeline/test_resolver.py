@@ -16,6 +16,7 @@ from dnsprobe.pipeline.resolver import Resolver
 from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.procfs import ProcFS
+from dnsprobe.process.users import UserNames
 
 ID = "3f4e" * 16
 SCOPE = PathNames((b"system.slice", f"docker-{ID}.scope".encode()), whole=True)
@@ -64,10 +65,10 @@ def test_a_container_gets_its_name_though_its_process_was_known_before_it(tmp_pa
     rules = RuleSet.build([("test", "test", 6)])
     (rule,) = rules.by_id
     names = ContainerNames(str(tmp_path), clock=lambda: now)
-    probe, procfs = cast(Probe, Kernel()), ProcFS(str(tmp_path))
+    probe = cast(Probe, Kernel())
     in_force = RulesInForce(probe, rules)
     decisions = NameDecisions(probe, in_force, 16)
-    resolver = Resolver(in_force, decisions, KnownProcesses(probe, procfs), names, procfs.user)
+    resolver = Resolver(in_force, decisions, KnownProcesses(probe, ProcFS(str(tmp_path))), names, UserNames().name)
 
     def container() -> Container | None:
         ((_, identity),) = resolver.queries([event(rule)])

@@ -1,11 +1,11 @@
-"""The forms that runtimes give to control groups."""
+"""Unit, slice and container of a control group."""
 
 from __future__ import annotations
 
 import pytest
 
 from dnsprobe.model import Container
-from dnsprobe.process.cgroup import container_of, slice_of
+from dnsprobe.process.cgroup import container_of, slice_of, unit_of
 
 ID = "3f4e" * 16
 POD = "8d5c4c7e-3a1b-4f0e-9c2d-0123456789ab"
@@ -46,7 +46,7 @@ FORMS = [
     # LXC
     ("/lxc.payload.web/system.slice/nginx.service", Container("web", "lxc")),
     ("/lxc/web", Container("web", "lxc")),
-    # The one that the host knows, of several
+    # Nested: the host knows the outermost one
     (
         f"/machine.slice/systemd-nspawn@web.service/payload/system.slice/docker-{ID}.scope",
         Container("web", "systemd-nspawn"),
@@ -55,7 +55,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("path", "container"), FORMS)
-def test_forms(path: str, container: Container) -> None:
+def test_container_of(path: str, container: Container) -> None:
     assert container_of(path) == container
 
 
@@ -81,7 +81,7 @@ def test_forms(path: str, container: Container) -> None:
         "/lxc.monitor.web",
     ],
 )
-def test_what_is_no_container(path: str) -> None:
+def test_no_container(path: str) -> None:
     assert container_of(path) is None
 
 
@@ -100,5 +100,38 @@ def test_short_ids() -> None:
         ("/", None),
     ],
 )
-def test_slices(path: str, expected: str | None) -> None:
+def test_slice_of(path: str, expected: str | None) -> None:
     assert slice_of(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("/system.slice/nginx.service", "nginx.service"),
+        ("/system.slice/nginx.service/worker", "nginx.service"),
+        ("/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service"),
+        ("/system.slice/docker-0123.scope/init.scope", "docker-0123.scope"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/foo.service", "user@1000.service"),
+        ("/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
+        (r"/system.slice/system-a\x2db.slice/a\x2db@c.service", r"a\x2db@c.service"),
+        ("/init.scope", "init.scope"),
+        ("/system.slice/_cgroup.mount", "cgroup.mount"),
+        ("/kubepods.slice/kubepods-pod1.slice/cri-containerd-0123.scope", "cri-containerd-0123.scope"),
+        ("/", None),
+        ("", None),
+        ("/system.slice", None),
+        ("/docker/0123456789", None),
+        ("/system.slice/no-unit/evil.service", None),
+        ("/system.slice/template@.service", None),
+        ("/system.slice/@x.service", None),
+        ("/system.slice/.service", None),
+        ("/system.slice/a b.service", None),
+        ("/system.slice/a\n.service", None),
+        ("/system.slice/a.service\n", None),
+        ("/system.slice/\u202ea.service", None),
+        ("/system.slice/" + "a" * 248 + ".service", None),
+        ("/system.slice/" + "a" * 247 + ".service", "a" * 247 + ".service"),
+    ],
+)
+def test_unit_of(cgroup: str, unit: str | None) -> None:
+    assert unit_of(cgroup) == unit

@@ -1,16 +1,15 @@
-"""Who is there at the start, and who is forgotten: with a table and a /proc that are made up."""
+"""Lineages: which processes are added at the start, and which are removed. Table and /proc are made up."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from proc_files import stat_line
 
 from dnsprobe.kernel.abi import TICK_NS, Ancestor, AncestorKey, Statistic
 from dnsprobe.model import Process
-from dnsprobe.process.lineage import Lineage, Running, parse_stat
+from dnsprobe.process.lineage import Lineage
+from dnsprobe.process.procfs import ProcFS
 
 NOBODY = AncestorKey(0, 0)
 
@@ -24,7 +23,7 @@ def ancestor(parent: AncestorKey = NOBODY, *, exited: bool = False, comm: bytes 
 
 
 class Table:
-    """A table as the kernel has it; what is ``hidden`` came into it while it was read."""
+    """A table like the kernel's. Entries that are ``hidden`` were added while the table was read."""
 
     def __init__(self, **entries: Ancestor) -> None:
         self.entries = {key(int(name[1:])): entry for name, entry in entries.items()}
@@ -59,46 +58,19 @@ def write(root: Path, *lines: bytes) -> None:
 
 
 def stat(pid: int, parent: int, comm: bytes = b"sh", start: int = 100) -> bytes:
-    return stat_line(comm=comm, start=start, pid=pid).replace(b" S 1 ", b" S %d " % parent)
+    return stat_line(comm=comm, start=start, pid=pid, parent=parent)
+
+
+class Files(ProcFS):
+    """Made-up files: a process without a file is gone, even if a process of this host has its pid."""
+
+    def alive(self, process: Process) -> bool:
+        return process.tgid in self.pids() and super().alive(process)
 
 
 def make(table: Table, root: Path, clock: list[float] | None = None, size: int = 80) -> Lineage:
-    """Return what tends a table; alive is who has a folder in ``root`` with the right start time."""
-
-    def alive(process: Process) -> bool:
-        path = root / str(process.tgid) / "stat"
-        running = parse_stat(path.read_bytes()) if path.exists() else None
-        return running is not None and running.key.start_ticks == process.start_ns // TICK_NS
-
     now = clock or [0.0]
-    return Lineage(table, size, alive, str(root), lambda: now[0])
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (stat(4242, 17, b"dig"), Running(key(4242), 17, b"dig")),
-        (stat(1, 0, b"systemd"), Running(key(1), 0, b"systemd")),
-        (stat(7, 1, b"a) S 9 (b"), Running(key(7), 1, b"a) S 9 (b")),
-        (stat(7, 1, b")"), Running(key(7), 1, b")")),
-        (stat(7, 1, b"a\nb \xff"), Running(key(7), 1, b"a\nb \xff")),
-        (stat(7, 1, b""), Running(key(7), 1, b"")),
-        (stat(7, 2, b"kworker/0:1-events_power_efficient"), Running(key(7), 2, b"kworker/0:1-eve")),
-        (b"", None),
-        (b"7 (sh", None),
-        (b"7 (sh) S 1 1", None),
-        (b"7 (sh) " + b"x " * 40, None),
-        (b"x" + stat(7, 1), None),
-    ],
-)
-def test_stat(line: bytes, expected: Running | None) -> None:
-    assert parse_stat(line) == expected
-
-
-def test_own_stat() -> None:
-    running = parse_stat(Path("/proc/self/stat").read_bytes())
-    assert running
-    assert (running.key.tgid, running.parent) == (os.getpid(), os.getppid())
+    return Lineage(table, size, Files(str(root)), lambda: now[0])
 
 
 def test_seed(tmp_path: Path) -> None:
@@ -120,7 +92,7 @@ def test_seed(tmp_path: Path) -> None:
     }
 
 
-def test_seed_leaves_what_the_kernel_knows_better(tmp_path: Path) -> None:
+def test_seed_keeps_entries_of_the_kernel_side(tmp_path: Path) -> None:
     write(tmp_path, stat(20, 1))
     forked = replace(ancestor(key(17)), start_ns=100 * TICK_NS + 1)
     table = Table(p20=forked)
@@ -128,7 +100,7 @@ def test_seed_leaves_what_the_kernel_knows_better(tmp_path: Path) -> None:
     assert table.entries == {key(20): forked}
 
 
-def test_sweep_keeps_who_has_descendants(tmp_path: Path) -> None:
+def test_sweep_keeps_processes_with_running_descendants(tmp_path: Path) -> None:
     write(tmp_path, stat(5, 1))
     table = Table(
         p2=ancestor(exited=True),
@@ -152,7 +124,7 @@ def test_sweep_keeps_who_has_descendants(tmp_path: Path) -> None:
     assert table.pids == set()
 
 
-def test_a_descendant_that_comes_while_the_table_is_read(tmp_path: Path) -> None:
+def test_a_descendant_that_is_added_while_the_table_is_read(tmp_path: Path) -> None:
     write(tmp_path, stat(3, 1))
     table = Table(p2=ancestor(exited=True), p3=ancestor(key(2)))
     table.hidden = {key(3)}
@@ -178,9 +150,14 @@ def test_an_exit_that_was_missed(tmp_path: Path) -> None:
     assert set(table.entries) == {key(2), key(4), key(3, 300)}
 
 
-def test_who_is_hidden_is_not_gone(tmp_path: Path) -> None:
+class Hidden(ProcFS):
+    def alive(self, process: Process) -> bool:
+        return True
+
+
+def test_a_hidden_process_is_not_gone(tmp_path: Path) -> None:
     table = Table(p2=ancestor())
-    lineage = Lineage(table, 80, lambda _: True, str(tmp_path))
+    lineage = Lineage(table, 80, Hidden(str(tmp_path)))
     lineage.sweep()
     lineage.sweep()
     assert table.entries == {key(2): ancestor()}
@@ -190,7 +167,7 @@ def statistics(added: int, left: int) -> dict[Statistic, int]:
     return {**dict.fromkeys(Statistic, 0), Statistic.LINEAGE_ADDED: added, Statistic.LINEAGE_LEFT: left}
 
 
-def test_when_a_sweep_is_due(tmp_path: Path) -> None:
+def test_times_of_sweeps(tmp_path: Path) -> None:
     table, clock = Table(), [0.0]
     lineage = make(table, tmp_path, clock)
     assert not lineage.sweep_if_due(statistics(0, 0))
@@ -204,7 +181,7 @@ def test_when_a_sweep_is_due(tmp_path: Path) -> None:
     assert table.reads == 2
 
 
-def test_a_sweep_comes_again_for_what_it_put_off(tmp_path: Path) -> None:
+def test_entries_that_a_sweep_put_off_are_swept_again(tmp_path: Path) -> None:
     table, clock = Table(p2=ancestor(exited=True)), [11.0]
     lineage = make(table, tmp_path, clock)
     clock[0] = 22.0

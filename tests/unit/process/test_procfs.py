@@ -1,57 +1,54 @@
-"""What /proc tells, from a made-up one and from this process's own."""
+"""Processes in /proc: made-up files, and those of this process."""
 
 import os
-import pwd
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from proc_files import START, stat_line
+from proc_files import START, make, process, stat_line
 
-from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
+from dnsprobe.kernel.abi import TICK_NS
 from dnsprobe.model import Identity, Process
-from dnsprobe.process.procfs import ProcFS, cgroup_path, unit_of
-
-TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-
-SERVICE = b"0::/system.slice/nginx.service\n"
-
-
-def make(
-    root: Path,
-    stat: bytes | None = None,
-    cmdline: bytes = b"dig\0www.example.test\0",
-    cgroup: bytes = SERVICE,
-    exe: bytes | None = b"/usr/bin/dig",
-    pid: int = 4242,
-) -> None:
-    folder = root / str(pid)
-    folder.mkdir(exist_ok=True)
-    (folder / "stat").write_bytes(stat_line() if stat is None else stat)
-    (folder / "cmdline").write_bytes(cmdline)
-    (folder / "cgroup").write_bytes(cgroup)
-    if exe is not None:
-        os.symlink(exe, bytes(folder / "exe"))
-
-
-def process(start_ns: int = START * TICK_NS + 1234) -> Process:
-    return Process(tgid=4242, start_ns=start_ns, comm=b"dig")
+from dnsprobe.process.procfs import ProcFS, Stat, cgroup_path, parse_stat
 
 
 def procfs(root: Path) -> ProcFS:
-    return ProcFS(str(root), user_name={0: "root", 1000: "ada"}.get)
+    return ProcFS(str(root))
 
 
-def test_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (stat_line(pid=4242, parent=17, comm=b"dig"), Stat(4242, b"dig", b"S", 17, 1, START)),
+        (stat_line(pid=1, parent=0, comm=b"systemd"), Stat(1, b"systemd", b"S", 0, 1, START)),
+        (stat_line(pid=7, parent=1, comm=b"a) S 9 (b"), Stat(7, b"a) S 9 (b", b"S", 1, 1, START)),
+        (stat_line(pid=7, parent=1, comm=b")"), Stat(7, b")", b"S", 1, 1, START)),
+        (stat_line(pid=7, parent=1, comm=b"a\nb \xff"), Stat(7, b"a\nb \xff", b"S", 1, 1, START)),
+        (stat_line(pid=7, parent=1, comm=b""), Stat(7, b"", b"S", 1, 1, START)),
+        (
+            stat_line(pid=7, parent=2, comm=b"kworker/0:1-events_power_efficient"),
+            Stat(7, b"kworker/0:1-eve", b"S", 2, 1, START),
+        ),
+        (b"", None),
+        (b"7 (sh", None),
+        (b"7 (sh) S 1 1", None),
+        (b"7 (sh) " + b"x " * 40, None),
+        (b"x" + stat_line(), None),
+    ],
+)
+def test_parse_stat(line: bytes, expected: Stat | None) -> None:
+    assert parse_stat(line) == expected
+
+
+def test_own_stat() -> None:
+    (own,) = [stat for stat in ProcFS().processes() if stat.tgid == os.getpid()]
+    assert (own.parent, own.start_ticks * TICK_NS) == (os.getppid(), own_start_ns())
+
+
+def test_identity_now(tmp_path: Path) -> None:
     make(tmp_path)
-    assert procfs(tmp_path).identify(process(), None) == Identity(
-        exe="/usr/bin/dig",
-        cmdline=b"dig\0www.example.test\0",
-        unit="nginx.service",
-        cgroup="/system.slice/nginx.service",
-        slice="system.slice",
-        from_procfs=frozenset({"exe", "cmdline", "cgroup"}),
+    assert procfs(tmp_path).identity(process()) == Identity(
+        exe="/usr/bin/dig", cmdline=b"dig\0www.example.test\0", cgroup="/system.slice/nginx.service"
     )
 
 
@@ -95,24 +92,23 @@ def test_start_is_rounded_down_to_a_tick(tmp_path: Path, start_ns: int, alive: b
     assert procfs(tmp_path).alive(process(start_ns)) is alive
 
 
-def test_gone(tmp_path: Path) -> None:
+def test_a_process_that_is_gone(tmp_path: Path) -> None:
     assert procfs(tmp_path).alive(process()) is False
-    assert procfs(tmp_path).identify(process(), None) == Identity()
-    assert procfs(tmp_path).identify(process(), None) == Identity()
+    assert procfs(tmp_path).identity(process()) == Identity()
 
 
-def test_alive_where_it_cannot_be_told(tmp_path: Path) -> None:
+def test_an_unreadable_process_counts_as_alive(tmp_path: Path) -> None:
     (tmp_path / "4242").mkdir()
     (tmp_path / "4242" / "stat").mkdir()  # EISDIR, as one of the errors that say nothing about the process
     assert procfs(tmp_path).alive(process()) is True
 
 
-def test_reused_pid_lends_nothing(tmp_path: Path) -> None:
+def test_a_reused_pid_has_no_identity(tmp_path: Path) -> None:
     make(tmp_path, stat=stat_line(start=START + 7))
-    assert procfs(tmp_path).identify(process(), None) == Identity()
+    assert procfs(tmp_path).identity(process()) == Identity()
 
 
-def test_reuse_while_reading_lends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pid_that_is_reused_while_it_is_read_has_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path)
     readlink = os.readlink
 
@@ -121,29 +117,29 @@ def test_reuse_while_reading_lends_nothing(tmp_path: Path, monkeypatch: pytest.M
         return readlink(path)
 
     monkeypatch.setattr(os, "readlink", reuse)
-    assert procfs(tmp_path).identify(process(), None) == Identity()
+    assert procfs(tmp_path).identity(process()) == Identity()
 
 
-def test_kernel_thread(tmp_path: Path) -> None:
+def test_a_kernel_thread(tmp_path: Path) -> None:
     make(tmp_path, cmdline=b"", exe=None, cgroup=b"0::/\n")
-    assert procfs(tmp_path).identify(process(), None) == Identity(cgroup="/", from_procfs=frozenset({"cgroup"}))
+    assert procfs(tmp_path).identity(process()) == Identity(cgroup="/")
 
 
 def test_deleted_executable(tmp_path: Path) -> None:
     make(tmp_path, exe=b"/usr/bin/dig (deleted)")
-    assert procfs(tmp_path).identify(process(), None).exe == "/usr/bin/dig (deleted)"
+    assert procfs(tmp_path).identity(process()).exe == "/usr/bin/dig (deleted)"
 
 
-def test_executable_that_is_not_utf8(tmp_path: Path) -> None:
+def test_an_executable_whose_name_is_not_utf8(tmp_path: Path) -> None:
     make(tmp_path, exe=b"/tmp/\xff\x1b[31m\n")
-    exe = procfs(tmp_path).identify(process(), None).exe
+    exe = procfs(tmp_path).identity(process()).exe
     assert exe is not None
     assert os.fsencode(exe) == b"/tmp/\xff\x1b[31m\n"
 
 
 def test_cmdline_is_cut(tmp_path: Path) -> None:
     make(tmp_path, cmdline=b"dig\0" + b"\n\x1b\xff" * 10000)
-    cmdline = procfs(tmp_path).identify(process(), None).cmdline
+    cmdline = procfs(tmp_path).identity(process()).cmdline
     assert cmdline is not None
     assert cmdline == (b"dig\0" + b"\n\x1b\xff" * 10000)[:4096]
 
@@ -170,65 +166,6 @@ def test_cgroup_path(content: bytes, path: str | None) -> None:
     assert cgroup_path(content) == path
 
 
-@pytest.mark.parametrize(
-    ("cgroup", "unit"),
-    [
-        ("/system.slice/nginx.service", "nginx.service"),
-        ("/system.slice/nginx.service/worker", "nginx.service"),
-        ("/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service"),
-        ("/system.slice/docker-0123.scope/init.scope", "docker-0123.scope"),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/foo.service", "user@1000.service"),
-        ("/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
-        (r"/system.slice/system-a\x2db.slice/a\x2db@c.service", r"a\x2db@c.service"),
-        ("/init.scope", "init.scope"),
-        ("/system.slice/_cgroup.mount", "cgroup.mount"),
-        ("/kubepods.slice/kubepods-pod1.slice/cri-containerd-0123.scope", "cri-containerd-0123.scope"),
-        ("/", None),
-        ("", None),
-        ("/system.slice", None),
-        ("/docker/0123456789", None),
-        ("/system.slice/no-unit/evil.service", None),
-        ("/system.slice/template@.service", None),
-        ("/system.slice/@x.service", None),
-        ("/system.slice/.service", None),
-        ("/system.slice/a b.service", None),
-        ("/system.slice/a\n.service", None),
-        ("/system.slice/a.service\n", None),
-        ("/system.slice/\u202ea.service", None),
-        ("/system.slice/" + "a" * 248 + ".service", None),
-        ("/system.slice/" + "a" * 247 + ".service", "a" * 247 + ".service"),
-    ],
-)
-def test_unit_of(cgroup: str, unit: str | None) -> None:
-    assert unit_of(cgroup) == unit
-
-
-def test_user_names_are_kept_for_a_minute_and_not_without_bound() -> None:
-    asked: list[int] = []
-    now = 0.0
-
-    def user_name(uid: int) -> str | None:
-        asked.append(uid)
-        return f"u{uid}" if uid else None
-
-    proc = ProcFS("/nonexistent", user_name=user_name, clock=lambda: now)
-    for _ in range(3):
-        assert proc.user(7) == "u7"
-        assert proc.user(0) is None
-    assert asked == [7, 0]
-    now = 61.0
-    assert proc.user(7) == "u7"
-    assert asked == [7, 0, 7]
-    for uid in range(1000, 11000):
-        proc.user(uid)
-    assert len(proc._users) <= 256
-
-
-def test_unknown_user() -> None:
-    assert ProcFS("/nonexistent").user(4294967294) is None
-    assert ProcFS("/nonexistent").user(1 << 40) is None
-
-
 def own_start_ns() -> int:
     fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     return int(fields[19]) * TICK_NS
@@ -238,15 +175,14 @@ def test_own_process() -> None:
     me = Process(os.getpid(), own_start_ns(), b"python3")
     proc = ProcFS()
     assert proc.alive(me) is True
-    identity = proc.identify(me, None)
+    identity = proc.identity(me)
     assert identity.exe == os.readlink("/proc/self/exe")
     assert identity.cmdline == Path("/proc/self/cmdline").read_bytes()[:4096]
-    assert proc.user(os.getuid()) == pwd.getpwuid(os.getuid()).pw_name
     assert identity.cgroup is not None
     assert proc.alive(Process(os.getpid(), own_start_ns() + TICK_NS, b"python3")) is False
 
 
-def test_own_child_is_gone_once_it_is_a_zombie() -> None:
+def test_a_zombie_is_not_alive() -> None:
     proc = ProcFS()
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
         fields = Path(f"/proc/{child.pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -259,10 +195,8 @@ def test_own_child_is_gone_once_it_is_a_zombie() -> None:
     assert proc.alive(process) is False
 
 
-def test_ancestry_of_the_living() -> None:
-    start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    here = Process(os.getpid(), start * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), b"")
-    ancestry = ProcFS().ancestry(here)
+def test_own_ancestry() -> None:
+    ancestry = ProcFS().ancestry(Process(os.getpid(), own_start_ns(), b""))
     assert ancestry is not None
     chain, pid = [], os.getpid()
     while pid:
@@ -272,102 +206,22 @@ def test_ancestry_of_the_living() -> None:
     assert [(process.tgid, process.comm.decode()) for process in ancestry.chain] == chain
 
 
-def test_no_ancestry_of_the_gone_or_of_another_with_its_pid() -> None:
+def test_ancestry_is_cut_where_a_parent_is_not_readable(tmp_path: Path) -> None:
+    make(tmp_path, stat=stat_line(parent=17))
+    make(tmp_path, stat=stat_line(comm=b"bash", parent=16, pid=17), pid=17)
+    ancestry = procfs(tmp_path).ancestry(process())
+    assert ancestry is not None
+    assert (ancestry.tree, [entry.start_ns for entry in ancestry.chain]) == ("...;bash;dig", [process().start_ns, 0])
+
+
+def test_ancestry_ends_where_a_reused_pid_makes_a_circle(tmp_path: Path) -> None:
+    make(tmp_path, stat=stat_line(parent=17))
+    make(tmp_path, stat=stat_line(comm=b"bash", parent=4242, pid=17), pid=17)
+    ancestry = procfs(tmp_path).ancestry(process())
+    assert ancestry is not None
+    assert ancestry.tree == "...;bash;dig"
+
+
+def test_no_ancestry_if_the_process_is_gone_or_its_pid_reused() -> None:
     assert ProcFS().ancestry(Process(os.getpid(), 1, b"")) is None
     assert ProcFS().ancestry(Process(2**22 + 1, 1, b"")) is None
-
-
-FACTS = Facts(
-    loginuid=1000,
-    pid_ns=4026531836,
-    mnt_ns=4026531841,
-    cgroup=PathNames((b"system.slice", b"nginx.service"), whole=True),
-    exe=PathNames((b"usr", b"bin", b"dig"), whole=True),
-    cmdline=b"dig\0www.example.test\0",
-)
-TOLD = Identity(
-    exe="/usr/bin/dig",
-    cmdline=b"dig\0www.example.test\0",
-    unit="nginx.service",
-    cgroup="/system.slice/nginx.service",
-    slice="system.slice",
-    loginuid=1000,
-    pid_ns=4026531836,
-    mnt_ns=4026531841,
-)
-#: The same, where the kernel side had no room for all of it.
-CUT = replace(
-    FACTS,
-    exe=PathNames((b"bin", b"dig"), whole=False),
-    cgroup=PathNames((b"nginx.service",), whole=False),
-    cmdline=b"x" * CMDLINE_SIZE,
-)
-
-
-def test_what_the_kernel_told_needs_no_proc(tmp_path: Path) -> None:
-    assert procfs(tmp_path).identify(process(), FACTS) == TOLD
-
-
-def test_what_runs_now_lends_nothing_to_what_ran_then(tmp_path: Path) -> None:
-    make(tmp_path, cmdline=b"another\0", cgroup=b"0::/other.service\n", exe=b"/usr/bin/another")
-    assert procfs(tmp_path).identify(process(), FACTS) == TOLD
-    assert procfs(tmp_path).identify(process(), CUT) == replace(
-        TOLD, exe=".../bin/dig", cgroup=".../nginx.service", unit=None, slice=None, cmdline=b"x" * CMDLINE_SIZE
-    )
-
-
-def test_a_command_line_that_was_not_read_is_not_that_of_a_later_program(tmp_path: Path) -> None:
-    """Its page may have been in swap."""
-    unread = replace(FACTS, cmdline=b"")
-    make(tmp_path, cmdline=b"another\0", exe=b"/usr/bin/another")
-    assert procfs(tmp_path).identify(process(), unread) == replace(TOLD, cmdline=None)
-    (tmp_path / "4242/exe").unlink()
-    make(tmp_path)
-    assert procfs(tmp_path).identify(process(), unread) == replace(TOLD, from_procfs=frozenset({"cmdline"}))
-
-
-def test_proc_completes_what_the_kernel_cut_off(tmp_path: Path) -> None:
-    make(tmp_path, cmdline=b"x" * 1000)
-    assert procfs(tmp_path).identify(process(), CUT) == replace(
-        TOLD, cmdline=b"x" * 1000, from_procfs=frozenset({"exe", "cgroup", "cmdline"})
-    )
-
-
-def test_a_title_that_is_longer_than_the_arguments_were(tmp_path: Path) -> None:
-    titled = replace(FACTS, cmdline=b"daemon: serving ada a")
-    assert procfs(tmp_path).identify(process(), titled) == replace(TOLD, cmdline=b"daemon: serving ada a")
-    make(tmp_path, cmdline=b"daemon: serving ada and bob\0")
-    assert procfs(tmp_path).identify(process(), titled) == replace(
-        TOLD, cmdline=b"daemon: serving ada and bob\0", from_procfs=frozenset({"cmdline"})
-    )
-
-
-def test_proc_tells_what_the_kernel_side_could_not(tmp_path: Path) -> None:
-    make(tmp_path)
-    nothing = Facts(None, 0, 0, PathNames((), whole=False), PathNames((), whole=False), b"")
-    read = procfs(tmp_path).identify(process(), nothing)
-    assert read == replace(
-        TOLD, loginuid=None, pid_ns=None, mnt_ns=None, from_procfs=frozenset({"exe", "cgroup", "cmdline"})
-    )
-    make(tmp_path, stat=stat_line(start=START + 7), exe=None)
-    assert procfs(tmp_path).identify(process(), nothing) == Identity()
-
-
-def test_version_1_of_cgroups_is_read_from_proc(tmp_path: Path) -> None:
-    """There the unified hierarchy has every process in its root."""
-    make(tmp_path, cgroup=b"1:name=systemd:/system.slice/nginx.service\n0::/\n")
-    legacy = replace(FACTS, cgroup=PathNames((), whole=True))
-    assert procfs(tmp_path).identify(process(), legacy) == replace(TOLD, from_procfs=frozenset({"cgroup"}))
-
-
-def test_a_kernel_thread_has_no_executable(tmp_path: Path) -> None:
-    nothing = PathNames((), whole=False)
-    facts = Facts(None, 4026531836, 4026531841, PathNames((b"system.slice",), whole=True), nothing, b"")
-    assert procfs(tmp_path).identify(process(), facts).exe is None
-
-
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    odd = replace(FACTS, exe=PathNames((b"tmp", b"\xff\x1b[31m\n"), whole=True))
-    exe = procfs(tmp_path).identify(process(), odd).exe
-    assert exe is not None
-    assert os.fsencode(exe) == b"/tmp/\xff\x1b[31m\n"

@@ -1,0 +1,36 @@
+"""Names of users."""
+
+import os
+import pwd
+
+from dnsprobe.process.users import UserNames
+
+
+def test_own_name() -> None:
+    assert UserNames().name(os.getuid()) == pwd.getpwuid(os.getuid()).pw_name
+
+
+def test_a_bounded_number_of_names_is_kept_for_a_minute() -> None:
+    asked: list[int] = []
+    now = 0.0
+
+    def user_name(uid: int) -> str | None:
+        asked.append(uid)
+        return f"u{uid}" if uid else None
+
+    users = UserNames(user_name, clock=lambda: now)
+    for _ in range(3):
+        assert users.name(7) == "u7"
+        assert users.name(0) is None
+    assert asked == [7, 0]
+    now = 61.0
+    assert users.name(7) == "u7"
+    assert asked == [7, 0, 7]
+    for uid in range(1000, 11000):
+        users.name(uid)
+    assert len(users._users) <= 256
+
+
+def test_unknown_user() -> None:
+    assert UserNames().name(4294967294) is None
+    assert UserNames().name(1 << 40) is None
