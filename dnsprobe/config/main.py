@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -212,7 +212,7 @@ class Key(NamedTuple):
 class Section(NamedTuple):
     """A section of the file: the dataclass that it becomes, and its keys."""
 
-    kind: Callable[..., Any]
+    kind: type[Any]
     keys: Mapping[str, Key]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -23,10 +24,23 @@ from dnsprobe.config.main import (
 )
 from dnsprobe.config.nodes import ConfigError
 from dnsprobe.errors import EXIT_USAGE, UserError
+from dnsprobe.model import OPTIONAL_LABELS
+from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.names.wire import to_text
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHIPPED = REPOSITORY / "config" / "dnsprobe.yaml"
+PAGE = (REPOSITORY / "docs" / "configuration.md").read_text("utf-8")
+
+#: The keys whose values are a choice.
+CHOICES = {
+    "hook": config.HOOKS,
+    "tcp_hook": config.TCP_HOOKS,
+    "tree": config.TREES,
+    "labels": OPTIONAL_LABELS,
+    "page": ("true", "false"),
+}
 
 
 @pytest.fixture
@@ -56,17 +70,72 @@ def test_the_shipped_file_is_the_default() -> None:
     assert load(SHIPPED) == config.default() == Config()
 
 
-def test_the_shipped_file_and_the_page_have_every_key() -> None:
-    page = (REPOSITORY / "docs" / "configuration.md").read_text()
+def test_every_field_has_a_key() -> None:
+    for section in config.SECTIONS.values():
+        names = [field.name for field in fields(section.kind)]
+        assert [key.field for key in section.keys.values()] == names
+        assert list(section.keys) == [name.removesuffix("_ns") for name in names]
+    assert ["domains", *config.SECTIONS] == [field.name for field in fields(Config)]
+    assert sorted(config.DOMAIN_KEYS) == sorted(DomainSpec._fields)
+
+
+def test_the_shipped_file_has_every_key_with_its_values() -> None:
+    text = SHIPPED.read_text()
+    shipped = yaml.safe_load(text)
+    assert list(shipped) == ["domains", *config.SECTIONS]
+    for name, section in config.SECTIONS.items():
+        assert list(shipped[name]) == list(section.keys)
+    # The comment before a key names the possible values.
+    before_key = re.split(r"^ *(\w+):", text, flags=re.MULTILINE)
+    comments = dict(zip(before_key[1::2], before_key[::2], strict=False))
+    for key, choices in CHOICES.items():
+        assert [choice for choice in choices if choice not in comments[key]] == []
+    assert all(f"{word}: " in comments["domains"] for word in config.DOMAIN_KEYS)
+    assert all(priority in comments["domains"] for priority in config.PRIORITIES)
+
+
+def test_the_page_has_every_key_with_its_values_and_default() -> None:
     shipped = yaml.safe_load(SHIPPED.read_text())
-    assert list(shipped) == [field.name for field in fields(Config)]
-    for section, kind in {"probe": ProbeConfig, "journal": JournalConfig, "metrics": MetricsConfig}.items():
-        assert list(shipped[section]) == [field.name.removesuffix("_ns") for field in fields(kind)]
-        for key, value in shipped[section].items():
-            row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` "))
+    assert list(rows("## Rules")) == list(config.DOMAIN_KEYS)
+    assert all(f"`{priority}`" in rows("## Rules")["priority"][0] for priority in config.PRIORITIES)
+    for name, section in config.SECTIONS.items():
+        (heading,) = re.findall(rf"^### `{name}`: .*$", PAGE, re.MULTILINE)
+        table = rows(heading)
+        assert list(table) == list(section.keys)
+        for key, (_, values, default) in table.items():
+            value = shipped[name][key]
             text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
             text = "null" if value is None else str(value).lower() if isinstance(value, bool) else text
-            assert f"| `{text}`" in row
+            assert default == f"`{text}`"
+            assert [choice for choice in CHOICES.get(key, ()) if f"`{choice}`" not in values] == []
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """Return the rows of the first table below a heading of the page, by the key in their first cell."""
+    lines = PAGE.split(f"{heading}\n", 1)[1].split("\n#", 1)[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines if line.startswith("| `")]
+    return {first.strip("`"): others for first, *others in cells}
+
+
+def test_the_examples_on_the_page_are_good(file: Path) -> None:
+    examples = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(examples) >= 5
+    assert all(loaded(file, text) != config.default() for text in examples)
+
+
+def test_the_errors_on_the_page_are_real(file: Path) -> None:
+    shown = re.findall(r"^ +/etc/dnsprobe\.yaml:(\d+: .*)$", PAGE, re.MULTILINE)
+    text = "\n" * 6 + "probe: {ports: [53, 70000]}" + "\n" * 5 + "metrics: {lisen: x}\n"
+    assert [line.removeprefix("dnsprobe.yaml:") for line in errors(file, text)] == shown
+
+
+SUFFIXES = re.findall(r"^\| .* \| `/(.*)/` +\| `(\S+)` +\|$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("expression", "suffix"), SUFFIXES)
+def test_the_suffixes_on_the_page_are_right(expression: str, suffix: str) -> None:
+    assert len(SUFFIXES) == 4
+    assert to_text(parse_pattern("/" + expression.replace("\\|", "|") + "/").suffix) == suffix
 
 
 def test_a_full_file(file: Path) -> None:
