@@ -55,8 +55,8 @@ struct question {
  * this CPU finds.
  */
 struct scratch {
-	/* The message, at PACKET_FRONT or STREAM_FRONT. Written by udp/payload.h (read_question), tcp/iov.h
-	 * (copy_from_write) and tcp/reassembly.h; read by dns/question.h, dns/name.h and tcp/. */
+	/* The message, at PACKET_FRONT or STREAM_FRONT. Written by read_question, copy_from_write and
+	 * read_next_message; read by walk_question, reverse_name, read_message, begin_message and advance. */
 	u8 packet[PACKET_FRONT + PACKET_SIZE];
 	/* Where each label begins in the name. Written by walk_question, read by match_name. */
 	u8 label_offset[128];

@@ -7,10 +7,10 @@
  * Three habits need no macro:
  *
  * - A loop has a constant bound, and leaves early.
- * - A large part, such as the walk over the ancestors, is called from one place only. Everything is inlined, so each
- * call is a copy that the verifier follows again. A caller notes in the scratch space that the part is needed.
- * - The octets in front of an array and behind it belong to the same map value (PACKET_FRONT, PACKET_SIZE), so that a
- *   mask alone proves an access to be in bounds.
+ * - A large part, such as the walk over the ancestors, has one caller only. Everything is inlined, so each further call
+ *   would be a copy that the verifier follows as well. Whoever needs the part sets a flag in the scratch space.
+ * - An array has room for an offset and a size that are as large as their masks admit (PACKET_SIZE), so that the masks
+ *   alone prove an access to be in bounds.
  */
 #ifndef DNSPROBE_VERIFIER_H
 #define DNSPROBE_VERIFIER_H
@@ -25,17 +25,18 @@
 	})
 
 /*
- * Reads a value from a map again although a register holds it. The verifier knows what is in a register: the number of
- * labels after each exit of a loop, or the constant that one branch has set. It follows all code behind that once for
- * each such value ("BPF program is too large. Processed 1000001 insn"). It does not track the content of a map, so
+ * Reads a value from a map again, although a register may hold it. The verifier knows what is in a register: the number
+ * of labels after each exit of a loop, or the constant that one branch has set. It follows all code behind that once
+ * for each such value ("BPF program is too large. Processed 1000001 insn"). It does not track the content of a map, so
  * after this read all those paths are one. Loops therefore keep their result in the scratch space.
  */
 #define FORGET(value) READ_ONCE(value)
 
 /*
- * Bounds an index or a size by a mask. In C, the compiler proves the mask needless from an earlier comparison and drops
- * it. The verifier cannot follow that proof, and complains of "unbounded memory access", or of an access outside of the
- * map value.
+ * Bounds an index or a size by a mask. Written in C, the mask is dropped if the compiler can prove from an earlier
+ * comparison that it changes nothing. The verifier often cannot: it forgets how two registers are related, and the
+ * compiler may compare one register and use a copy in another. Then it complains of "unbounded memory access" or "max
+ * value is outside of the allowed memory range".
  */
 #define KEEP_BELOW_64(value) asm volatile("%0 &= 63" : "+r"(value))
 #define KEEP_BELOW_128(value) asm volatile("%0 &= 127" : "+r"(value))

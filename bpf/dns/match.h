@@ -28,7 +28,7 @@ static __always_inline u32 match_name(const struct scratch *s)
 	 */
 	u64 index = s->question.labels - outcome->labels;
 
-	/* Both numbers come from maps: the verifier knows no bound of the difference. */
+	/* Both numbers come from maps, so the verifier knows no bound of their difference. */
 	KEEP_BELOW_128(index);
 	if (outcome->labels && s->label_offset[index] != s->question.length - outcome->length)
 		return DECIDE;

@@ -27,7 +27,7 @@ static __always_inline u64 lower_case(u64 octets)
  */
 static __always_inline void reverse_name(struct scratch *s)
 {
-	/* walk_question() leaves another constant in the register for each path through it. */
+	/* The register of walk_question() would bring another value on each way out of its loop. */
 	u32 length = FORGET(s->question.length);
 
 	if (length > 255)
@@ -41,7 +41,8 @@ static __always_inline void reverse_name(struct scratch *s)
 
 		u64 from = PACKET_FRONT + DNS_HEADER + length - done - 8;
 
-		/* The compiler knows the bound from `length` and `done`, the verifier does not relate the two. */
+		/* The compiler knows that `done` is less than `length`. The verifier does not relate the two registers.
+		 */
 		KEEP_BELOW_512(from);
 		u64 octets = lower_case(__builtin_bswap64(*(u64 *)&s->packet[from]));
 
@@ -80,7 +81,7 @@ static __always_inline void sip_round(struct sip *s)
  */
 static __always_inline void hash_name(struct scratch *s, const struct settings *settings)
 {
-	/* As in reverse_name(): otherwise the verifier follows the rounds once for each length. */
+	/* As in reverse_name(): the verifier would follow the rounds for each value of the register. */
 	u32 length = FORGET(s->question.length);
 	struct sip sip = {
 		.v0 = settings->name_key[0] ^ 0x736f6d6570736575ULL,

@@ -18,7 +18,7 @@ static __always_inline u64 walk_question(struct scratch *s, u32 size)
 	s->question.segmented = false;
 	s->question.length = 0;
 	for (u32 i = 0; i < 128; i++) {
-		/* `at` is bounded at the end of a round, which the verifier does not carry over to the next one. */
+		/* The comparison at the end of the loop may be with a copy of `at`. */
 		KEEP_BELOW_512(at);
 		u8 length = s->packet[PACKET_FRONT + at];
 
@@ -35,13 +35,13 @@ static __always_inline u64 walk_question(struct scratch *s, u32 size)
 		if (at > DNS_HEADER + 254)
 			break;
 	}
-	/* The register has another value for each exit of the loop: for each number of labels. */
+	/* A register would hold another value on each way out of the loop: one for each number of labels. */
 	u64 end = FORGET(s->question.length);
 
 	if (end == 0 || end > 255 || DNS_HEADER + end + 4 > size)
 		return 0;
 	end += DNS_HEADER;
-	/* The compiler drops the mask, as `end` is compared above. */
+	/* Without this, the verifier refuses the programs for TCP: it takes `end` to be up to 65535 (Linux 6.18). */
 	KEEP_BELOW_512(end);
 	s->question.qtype = (s->packet[PACKET_FRONT + end] << 8) | s->packet[PACKET_FRONT + end + 1];
 	return end;

@@ -21,12 +21,12 @@
  */
 static __always_inline bool append_name(struct path *path, u64 name)
 {
-	/* The register holds the sum of another set of names for each step of the caller's loop. */
+	/* A register would hold another sum of lengths after each step of the loop that calls this. */
 	u64 at = FORGET(path->length);
 
 	if (at >= PATH_SIZE)
 		return false;
-	/* The compiler drops the mask, as `at` is compared above. */
+	/* The comparison above may be with a copy of `at`. */
 	KEEP_BELOW_512(at);
 
 	long size = bpf_probe_read_kernel_str(path->names + at, PATH_NAME_SIZE, (void *)name);
@@ -136,7 +136,7 @@ static __always_inline void read_cmdline(struct identity *identity, u64 mm)
 
 	if (size > CMDLINE_SIZE)
 		size = CMDLINE_SIZE;
-	/* Fails if the page is not in memory: then user space reads the command line. */
+	/* read_user() fails if the page is not in memory: then user space reads the command line. */
 	if (size > 0 && read_user(identity->cmdline, size, (void *)start) == 0)
 		identity->cmdline_length = size;
 }

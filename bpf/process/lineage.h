@@ -177,7 +177,7 @@ static __always_inline void append_lineage(struct chain *chain, struct ancestor_
 
 		if (!ancestor || depth > CHAIN_SIZE)
 			return;
-		/* The compiler drops the mask, as `depth` is compared above. */
+		/* The comparison above bounds `depth`, but a register with a copy may be used here. */
 		KEEP_BELOW_64(at);
 
 		struct process *process = &chain->process[at];
@@ -200,7 +200,8 @@ static __always_inline void append_lineage(struct chain *chain, struct ancestor_
 /* Notes how many processes the lineage and the chain of parents have in common, and appends the rest of the lineage. */
 static __always_inline void walk_lineage(struct chain *chain)
 {
-	/* walk_ancestry() leaves another constant in the register for each number of parents. */
+	/* The register of walk_ancestry() has another constant for each number of parents. With it, the verifier
+	 * processes 780,000 instructions of a program instead of 110,000 (Linux 6.18, LLVM 14). */
 	u32 depth = FORGET(chain->depth);
 	struct ancestor_key key;
 	bool differs = false;

@@ -37,7 +37,7 @@ static __always_inline u64 complete_event(struct scratch *s)
 
 	if (processes >= CHAIN_ROOM)
 		return 0;
-	/* Newer compilers compare one register and use another with a copy, of which the verifier knows no bound. */
+	/* Newer compilers compare one register and use a copy in another, of which the verifier knows no bound. */
 	KEEP_BELOW_64(processes);
 	return __builtin_offsetof(struct event, chain.process) + processes * sizeof(struct process);
 }
@@ -49,7 +49,7 @@ static __always_inline u64 complete_event(struct scratch *s)
  */
 static __always_inline void keep_and_submit(struct scratch *s, const struct settings *settings)
 {
-	/* Each branch of handle_query() leaves other constants in the registers. */
+	/* FORGET, here and below: registers would bring other constants from each branch of handle_query(). */
 	if (!FORGET(s->keep_tree) && !FORGET(s->submit))
 		return;
 	walk_ancestry(&s->event.chain, s->leader);

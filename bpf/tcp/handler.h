@@ -24,7 +24,7 @@ static __always_inline void handle_message(struct scratch *s, const struct setti
 					   const struct write *write, bool continued)
 {
 	read_next_message(s, stream, write, continued);
-	/* Each `FORGET(s->progress)`: read_message() leaves another constant in the register on each way out. */
+	/* FORGET, here and below: a register would bring another constant from each way out of read_next_message(). */
 	if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
 		count_statistic(STAT_UNPARSED_MALFORMED);
 	if (FORGET(s->progress) != MESSAGE_READ)
@@ -74,7 +74,7 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 	if (fastopen == FASTOPEN_CONNECT)
 		write.sequence++;
 
-	bool continued = FORGET(s->more);
+	bool continued = s->more;
 	struct stream *stream = find_stream(s, sock, write.sequence, fastopen, continued);
 
 	s->more = 0;
@@ -96,7 +96,7 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 		count_encrypted_connection(s, stream, write.sequence);
 	}
 	keep_and_submit(s, settings);
-	/* read_next_message() leaves other values in the register on each way out. */
+	/* A register would bring another constant from each way out of read_next_message(). */
 	if (!FORGET(s->more))
 		return 0;
 	/* A loop over the messages would make the program too large. */

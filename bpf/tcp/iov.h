@@ -62,7 +62,7 @@ static __always_inline bool copy_from_write(struct scratch *s, const struct writ
 
 	s->copied = 0;
 	for (u32 i = 0; i < MAX_IOVECS; i++) {
-		/* Otherwise the verifier follows each round once for each sum of sizes that rounds before it copied. */
+		/* FORGET, here and below: a register would hold another sum of sizes after each round. */
 		u64 done = FORGET(s->copied);
 		u64 size = FORGET(s->size);
 
@@ -78,10 +78,11 @@ static __always_inline bool copy_from_write(struct scratch *s, const struct writ
 
 		if (part > size - done)
 			part = size - done;
-		/* The size and the place come from maps and from the writing program: the verifier knows no bound. */
+		/* Both are differences and sums of values from maps, so the verifier knows no bound. */
 		KEEP_BELOW_512(to);
 		KEEP_BELOW_512(part);
 		void *octets = s->packet + STREAM_FRONT + to;
+		/* read_user(), except for the buffers of a kernel thread (ITER_KVEC). */
 		void *from = (void *)(iovec.base + at);
 		long failed = write->type == ITER_KVEC ? bpf_probe_read_kernel(octets, part, from)
 						       : read_user(octets, part, from);
@@ -91,7 +92,6 @@ static __always_inline bool copy_from_write(struct scratch *s, const struct writ
 		s->copied = done + part;
 		at = 0;
 	}
-	/* The loop leaves other values in the registers at each of its exits. */
 	return FORGET(s->copied) == FORGET(s->size);
 }
 

@@ -38,7 +38,7 @@ static __always_inline bool has_same_head(const struct stream *stream, const u64
  */
 static __always_inline bool begin_message(struct scratch *s, struct stream *stream, u32 sequence, bool same_place)
 {
-	/* copy_from_write() compares the register with each sum of sizes. */
+	/* A register would bring other bounds from each way in which the caller computes it. */
 	u32 copied = FORGET(s->size);
 	u64 head[STREAM_HEAD];
 
@@ -53,9 +53,8 @@ static __always_inline bool begin_message(struct scratch *s, struct stream *stre
 	return true;
 }
 
-/* Finds out whether a write goes on where the last one ended. If it is not known where a message begins, it may be
- * here. */
-static __always_inline void align(struct stream *stream, u16 port, u32 sequence)
+/* Checks that a write continues the stream. If it is not known where a message begins, tries the start of the write. */
+static __always_inline void check_alignment(struct stream *stream, u16 port, u32 sequence)
 {
 	/* Octets were sent that no hook saw. */
 	if (stream->known && (s32)(stream->start + stream->have - sequence) < 0)
@@ -72,6 +71,7 @@ static __always_inline void advance(struct scratch *s, struct stream *stream, co
 	u32 length;
 
 	s->progress = read_message(s, port);
+	/* FORGET, here and below: registers would bring other constants from each way out of read_message(). */
 	length = LENGTH_SIZE + FORGET(s->length);
 	if (!FORGET(stream->known) && (FORGET(s->progress) != MESSAGE_READ || length > write->size)) {
 		s->progress = MESSAGE_INCOMPLETE;
@@ -100,8 +100,9 @@ static __always_inline void read_next_message(struct scratch *s, struct stream *
 
 	s->progress = MESSAGE_INCOMPLETE;
 	s->more = 0;
-	align(stream, port, write->sequence);
+	check_alignment(stream, port, write->sequence);
 
+	/* FORGET, here and below: registers would bring the constants that check_alignment() has set on some ways. */
 	u32 start = FORGET(stream->start);
 	u32 have = FORGET(stream->have);
 	/* The socket took nothing of the last write: this is the same write, or another in its place. */

@@ -36,7 +36,7 @@ static __always_inline u32 read_question(struct scratch *s, const struct packet 
 		size = DNS_HEADER + QUESTION_SIZE;
 	if (size < SHORTEST_QUERY)
 		goto unparsed;
-	/* The compiler drops the mask, as `size` is compared above. */
+	/* The comparison above may be with a copy of `size`. */
 	KEEP_BELOW_512(size);
 	if (bpf_probe_read_kernel(s->packet + PACKET_FRONT, size, (void *)packet->payload))
 		goto unparsed;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Stand-in: BCC includes this file before all others. The real one brings in the configuration of a built kernel;
- * dnsprobe asks BTF instead, and BCC needs one of its symbols.
+ * Stand-in: BCC includes this file before all others. The real one has the configuration of a built kernel. dnsprobe
+ * reads BTF instead, and BCC needs one symbol.
  */
 #ifndef DNSPROBE_KCONFIG_H
 #define DNSPROBE_KCONFIG_H

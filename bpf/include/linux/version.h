@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Stand-in: BCC's helpers compare versions. Nothing of dnsprobe depends on one, so any version that has all helpers
- * does.
+ * Stand-in: BCC's helpers compare versions. No code of dnsprobe depends on the version, so any that has all helpers
+ * will do.
  */
 #ifndef DNSPROBE_VERSION_H
 #define DNSPROBE_VERSION_H
