@@ -77,7 +77,7 @@ def _fill(daemon: Daemon, series: int) -> None:
         queries = random.Random(number).randint(1, 10_000_000)
         if at % _LIVE_SHARE:
             unit = f"session-{at % 30}.scope"
-            session.totals.fold(
+            session.totals.add_final(
                 Count(rules[domain], ("A", "AAAA")[qtype], "udp", names[-1], ";".join(names), unit, "", queries)
             )
             continue

@@ -1,6 +1,6 @@
-"""The words of the project: Process, Ancestry, Rule, Query, Count.
+"""The words of the project: Process, Ancestry, Identity, Query, Rule, Count, Series.
 
-Everything here is a value: made once where the data enters, never changed, passed to the right.
+All of them are immutable values.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NamedTuple
 
 from dnsprobe.text import printable
 
-#: What a name comes to where no rule asks for it, in place of the id of a rule.
+#: The verdict on a name that matches no rule. Other verdicts are the id of a rule.
 NO_RULE = 0
-#: What a name comes to where the kernel leaves the decision to user space, in place of the id of a rule.
+#: The verdict on a name that user space has to decide, and has not yet.
 DECIDE = 0xFFFFFFFF
 
-#: Shown for a process, tree or qtype that is not told apart: above the series limit, or not counted by process.
+#: In place of a process, tree or qtype that has no series: it is above the limit, or was not counted by process.
 OTHER = "(other)"
-#: Shown for a tree that the kernel could not tell.
+#: In place of a tree that is not known.
 UNKNOWN = "(unknown)"
 #: The transport of connections whose queries cannot be read: DNS over TLS (RFC 7858).
 DOT = "dot"
 
 
 class UdpHook(StrEnum):
-    """Where UDP queries are seen, best first: what ``probe.hook`` and ``dnsprobe_hook_info`` call it."""
+    """The hooks for UDP, best first, as in ``probe.hook`` and ``dnsprobe_hook_info``."""
 
     IP_SEND_SKB = "ip_send_skb"
     UDP_SEND_SKB = "udp_send_skb"
@@ -35,7 +35,7 @@ class UdpHook(StrEnum):
 
 
 class TcpHook(StrEnum):
-    """Where TCP queries are seen, best first: what ``probe.tcp_hook`` and ``dnsprobe_hook_info`` call it."""
+    """The hooks for TCP, best first, as in ``probe.tcp_hook`` and ``dnsprobe_hook_info``."""
 
     TCP_SENDMSG_LOCKED = "tcp_sendmsg_locked"
     TCP_SENDMSG = "tcp_sendmsg"
@@ -44,11 +44,11 @@ class TcpHook(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A thread group as the kernel saw it at the moment of the send (``struct process``).
+    """A process at the moment of the send (``struct process``).
 
-    ``tgid`` is the pid in the initial pid namespace; ``start_ns`` the start in nanoseconds since boot
-    (``task_struct.start_boottime`` of the group leader); ``comm`` the leader's name, up to 15 arbitrary bytes.
-    ``exited``: only those who started a process can be gone before it asks.
+    ``tgid`` is the pid in the initial pid namespace. ``start_ns`` is the start in nanoseconds since boot
+    (``task_struct.start_boottime`` of the group leader). ``comm`` is the name of the group leader, up to 15 arbitrary
+    bytes. ``exited`` is True if the process had ended at that moment, which only occurs in a lineage.
     """
 
     tgid: int
@@ -59,13 +59,15 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Ancestry:
-    """The asking process, then its parents: nearest first, pid 1 or a kernel thread's root last.
+    """The process that asks (the asker) and its ancestors.
 
-    ``complete`` is False where the chain was longer than the kernel side follows.
+    ``chain`` is the asker and its parents: nearest first, and last pid 1, or kthreadd. ``complete`` is
+    False if the chain is cut off: it is longer than the kernel side follows.
 
-    ``lineage`` is who started it, in the same form: another chain where one of them is gone, as its children then have
-    another parent. It is the chain of parents where nothing else is said, or known. ``lineage_complete`` is False where
-    it is longer, or is not known any further. ``by_lineage`` says which of the two is shown as the tree.
+    ``lineage`` is the asker and those who started it, in the same order. It differs from the chain if one of them has
+    ended, because its children then have another parent. Without an argument, it is the chain. ``lineage_complete`` is
+    False if the lineage is longer, or not known any further. If ``by_lineage`` is True, the tree shows the lineage,
+    otherwise the chain.
     """
 
     chain: tuple[Process, ...]
@@ -86,18 +88,18 @@ class Ancestry:
 
     @property
     def differs(self) -> bool:
-        """True where who started it are others than its parents, or where that is not known."""
+        """True if the lineage is not the chain of parents, or is not known."""
         return (self.lineage, self.lineage_complete) != (self.chain, self.complete)
 
     @staticmethod
     def _element(comm: bytes) -> str:
-        # A name may be empty (PR_SET_NAME); an element of a tree, and a tree, never is.
+        # A comm can be empty (PR_SET_NAME), an element of a tree cannot.
         text = printable(comm, also=";") or printable("\0")
-        # A process may be called like one of our own marks; a tree is never mistaken for one.
+        # A process can have the name of one of our marks. Its tree must not look like the mark.
         return f"\\x{ord(text[0]):02x}{text[1:]}" if text in {OTHER, UNKNOWN, "..."} else text
 
     def _below_init(self, *, by_lineage: bool) -> list[Process]:
-        """Return what a tree shows, oldest first: all but pid 1, unless pid 1 itself asks."""
+        """Return the processes of a tree, oldest first: all but pid 1, unless pid 1 is the asker."""
         chain = self.lineage if by_lineage else self.chain
         return [process for process in reversed(chain) if process.tgid != 1] or [self.asker]
 
@@ -120,15 +122,15 @@ class Ancestry:
 
     @property
     def tree(self) -> str:
-        """The comms from below pid 1 down to the asker, joined by ``;``, safe to show.
+        """The escaped comms from below pid 1 down to the asker, joined by ``;``. A cut-off chain begins with ``...``.
 
-        This is the folded-stack form that flame graph tools read. A cut-off chain begins with ``...``.
+        Tools for flame graphs read this form (folded stacks).
         """
         return self._comms(by_lineage=self.by_lineage)
 
     @property
     def lineage_tree(self) -> str:
-        """The comms of those who started it, in the form of :attr:`tree`."""
+        """The comms of the lineage, in the form of :attr:`tree`."""
         return self._comms(by_lineage=True)
 
     @property
@@ -139,10 +141,11 @@ class Ancestry:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A configured domain: what it matches and how it is shown.
+    """A configured domain.
 
-    ``id`` is what the kernel counts by: positive, the same across reloads for an unchanged rule. ``pattern`` is the
-    text from the configuration; ``priority`` a syslog level (0 to 7) for its journal entries.
+    ``id`` is positive, and stays the same across reloads if the rule does not change; the kernel counts by it. ``name``
+    is shown, ``pattern`` is the text of the configuration. ``priority`` is the syslog level of the rule's journal
+    entries, 0 to 7.
     """
 
     id: int
@@ -153,14 +156,14 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One DNS query that a rule asks for.
+    """One DNS query that matches a rule.
 
-    ``transport`` is ``udp`` or ``tcp``, or what the port stands for: ``mdns`` or ``llmnr``.
-
-    ``qname`` is in wire format (RFC 1035, section 3.1), lower case, root byte included; ``uid`` and ``gid`` those of
-    the sender in the initial user namespace; ``net_ns`` the inode number of the network namespace that the query left,
-    0 where it is not known; ``time_ns`` the moment of the send (CLOCK_MONOTONIC); ``repeats`` how
-    many queries like it (process, name, type, transport) went without an event since the last one.
+    - ``time_ns`` is the moment of the send in nanoseconds (CLOCK_MONOTONIC).
+    - ``qname`` is in wire format (RFC 1035, section 3.1): lower case, with the root byte.
+    - ``transport`` is ``udp`` or ``tcp``. mDNS and LLMNR are recognized by their port: ``mdns``, ``llmnr``.
+    - ``uid`` and ``gid`` are those of the sender in the initial user namespace.
+    - ``net_ns`` is the inode number of the network namespace that the query leaves, 0 if it is not known.
+    - ``repeats`` is the number of equal queries (process, name, type, transport) without an event since the last event.
     """
 
     time_ns: int
@@ -181,10 +184,12 @@ class Query:
 class Container:
     """A container.
 
-    ``id`` has 64 hexadecimal digits, or is a name where the runtime has names only. ``runtime`` is ``docker``,
-    ``containerd``, ``cri-o``, ``podman``, ``systemd-nspawn`` or ``lxc``, empty where the form does not say; ``pod`` the
-    uid of its Kubernetes pod, empty if it is in none. ``name``, ``pod_name`` and ``pod_namespace`` are what runtime and
-    Kubernetes call them, empty where that is not known.
+    - ``id`` has 64 hexadecimal digits. Runtimes that have only names use the name.
+    - ``runtime`` is ``docker``, ``containerd``, ``cri-o``, ``podman``, ``systemd-nspawn`` or ``lxc``, empty if the path
+      of the control group does not show it.
+    - ``pod`` is the uid of its Kubernetes pod, empty if it is in none.
+    - ``name``, ``pod_name`` and ``pod_namespace`` are the names in the runtime and in Kubernetes, empty if they are not
+      known.
     """
 
     id: str
@@ -196,19 +201,23 @@ class Container:
 
     @property
     def short_id(self) -> str:
-        """The id as commands of runtimes show it: the first 12 of its digits, or the name."""
+        """The id as runtimes show it: its first 12 digits, or the name."""
         return self.id[:12] if re.fullmatch("[0-9a-f]{64}", self.id) else self.id
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a process is besides its tree, at the moment of its query; None where it is not known.
+    """The facts about a process at the moment of its query, except its ancestry. None is unknown.
 
-    ``cmdline`` has its arguments separated by NUL, as ``/proc/PID/cmdline`` has them; of a process that is gone, the
-    first octets. ``exe`` and ``cgroup`` are paths; one that begins with ``...`` was too long. ``unit``, ``slice`` and
-    ``container`` are what ``cgroup`` says. ``loginuid`` is the user id that audit keeps from the login on, None if
-    there was none; ``pid_ns`` and ``mnt_ns`` are inode numbers. The kernel told all of it at the send, but for those in
-    ``from_procfs``, which were read afterwards.
+    - ``exe`` and ``cgroup`` are paths. One that begins with ``...`` was too long.
+    - ``cmdline`` has the arguments separated by NUL, as in ``/proc/PID/cmdline``. If the process ended before it could
+      be read there, only the beginning is known.
+    - ``user`` is the name of the query's user id.
+    - ``unit``, ``slice`` and ``container`` are derived from ``cgroup``.
+    - ``loginuid`` is the user id that audit keeps from the login on, None without a login.
+    - ``pid_ns`` and ``mnt_ns`` are inode numbers of namespaces.
+    - ``from_procfs`` has the names of the facts that were read from ``/proc`` after the send. The kernel side read the
+      others at the send.
     """
 
     exe: str | None = None
@@ -226,7 +235,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """So many queries of one rule, type and transport by one process tree."""
+    """The number of queries of one process, by rule, type and transport, with the labels of the process."""
 
     rule: Rule
     qtype: str
@@ -239,7 +248,7 @@ class Count:
 
 
 class Series(NamedTuple):
-    """What one counter is kept for: the labels of ``dnsprobe_queries_total``, in their order."""
+    """The labels of one series of ``dnsprobe_queries_total``, in the order of the metric."""
 
     domain: str
     qtype: str
@@ -251,9 +260,9 @@ class Series(NamedTuple):
 
     @property
     def encrypted(self) -> bool:
-        """True for connections whose queries cannot be read, with neither domain nor qtype."""
+        """True for connections whose queries cannot be read. They have neither domain nor qtype."""
         return self.transport == DOT
 
 
-#: The labels of :class:`Series` that can be left out.
+#: The labels of :class:`Series` that the configuration can leave out.
 OPTIONAL_LABELS = ("unit", "container")

@@ -162,7 +162,9 @@ class Counters:
         for entries in _batches(final):
             self._processes.learn(key[:2] for key in entries)
             for (start_ns, tgid, rule, qtype, transport), queries in self._probe.forget_counts(entries):
-                self._totals.fold(self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries))
+                self._totals.add_final(
+                    self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries)
+                )
 
     def _take_final_pending(self, sweep: _Sweep) -> set[int]:
         """Move pending counts of names decided a while ago; return the hashes of the other pending names."""
@@ -181,12 +183,12 @@ class Counters:
         for keys in _batches(final):
             self._processes.learn(_process_of_pending(key) for key in keys if rules.get(_name_of_pending(key)))
             for count in self._matched_counts(self._probe.forget_pending(keys), rules):
-                self._totals.fold(count)
+                self._totals.add_final(count)
         return pending_names
 
     def _forget_rules(self, before: float) -> None:
         self._rules.forget_generations({generation for (_, _, _, generation, _, _), _ in self._probe.pending()})
         retired = self._rules.retired(before)
         for rule, queries in self._probe.take_overflow(retired).items():
-            self._totals.fold(self._overflow_count(self._rules.by_id[rule], queries))
+            self._totals.add_final(self._overflow_count(self._rules.by_id[rule], queries))
         self._rules.forget(retired)

@@ -1,4 +1,4 @@
-"""Counts of processes added up into a bounded number of series that never go backwards."""
+"""Totals of queries in a bounded number of series. No series ever decreases."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ from collections.abc import Collection, Iterable, Mapping
 
 from dnsprobe.model import OPTIONAL_LABELS, OTHER, Count, Series
 
-#: One in so many series is set aside for what is above the limit, so that it can still be told apart by qtype.
+#: One in so many series is reserved for queries above the limit, so that these still have their qtype.
 _OTHERS_SHARE = 8
-#: Bits to remember refused series by: 128 KiB.
+#: Bits that mark refused series: 128 KiB.
 _REFUSED_BITS = 1 << 20
 
 
 def total_queries(counts: Mapping[Series, int]) -> int:
-    """Return how many queries there are in all."""
+    """Return the sum of all series of queries, without encrypted connections."""
     return sum(number for series, number in counts.items() if not series.encrypted)
 
 
 class Totals:
-    """The queries of all processes, gone and alive, as series.
+    """The queries of all processes, running and ended, as series.
 
-    Of the optional labels only ``labels`` tell series apart. At most ``max_series`` different series are ever admitted,
-    an eighth of them for what has no series of its own; beyond them there is one more per domain and transport. A
-    series is admitted or refused when it is first seen, for good: room never comes back, so what was refused once is
-    refused for ever, and no series loses what it has shown.
+    ``labels`` are the optional labels that series have. At most ``max_series`` different series are ever admitted; an
+    eighth of them is reserved for ``(other)``. A series is admitted or refused for good when it is first seen. None is
+    ever removed, so none loses what it has shown.
 
-    - What is refused counts under the same domain, qtype and transport, with ``(other)`` as process and tree, no unit
-      and no container.
-    - If there is no room for that either, ``(other)`` stands for the qtype, too; these are always admitted.
+    - Queries of a refused series count under its domain, qtype and transport, with ``(other)`` as process and tree, and
+      without unit and container.
+    - If there is no room for that series either, the qtype is ``(other)`` too. One such series per domain and transport
+      is always admitted.
 
-    The sum over a domain is exact all the time. This asks two things of the caller: a live count's labels stay the same
-    while it lives, and it is folded as it goes, between two calls of :meth:`collect`.
+    The sum over a domain is always exact, if the caller keeps two rules. The labels of a live count never change. When
+    a live count ends, it is passed to :meth:`add_final` before the next call of :meth:`collect`, which it is not passed
+    to any more.
     """
 
     def __init__(self, max_series: int, labels: Collection[str] = OPTIONAL_LABELS) -> None:
@@ -39,19 +40,19 @@ class Totals:
         self._named_limit = max_series - self._others_limit
         self._named: set[Series] = set()
         self._others: set[Series] = set()
-        self._folded: dict[Series, int] = {}
+        self._final: dict[Series, int] = {}
         self._refused = bytearray(_REFUSED_BITS // 8)
-        #: How many different series were refused. Each is counted once, by its hash, so the number is a little low
-        #: where hashes meet: by about 1 in 100 at 20,000, and it ends at 1,048,576.
+        #: How many different series were refused. Series are told apart by a hash. Collisions make the number a little
+        #: low, by about 1 in 100 at 20,000; its maximum is 1,048,576.
         self.series_folded = 0
 
-    def fold(self, count: Count) -> None:
-        """Add the final count of a process that is gone."""
-        self._add(self._folded, count)
+    def add_final(self, count: Count) -> None:
+        """Add a count that does not change any more."""
+        self._add(self._final, count)
 
     def collect(self, live: Iterable[Count]) -> dict[Series, int]:
-        """Return the queries of each series: what was folded, and ``live``, the counts up to now of the processes."""
-        totals = self._folded.copy()
+        """Return the queries of each series: the final counts and ``live``, the counts of processes up to now."""
+        totals = self._final.copy()
         for count in live:
             self._add(totals, count)
         return totals
@@ -67,7 +68,7 @@ class Totals:
         )
         if self._without:
             series = series._replace(**self._without)
-        # What the kernel side could not count by process comes as "(other)" already.
+        # Queries that the kernel counted without their process are "(other)" already.
         if not series.process == series.tree == OTHER:
             if series in self._named:
                 return series

@@ -1,7 +1,7 @@
-"""What a container is called, and its pod, in the files that runtimes keep for themselves.
+"""The names of containers and their pods, read from the files of container runtimes.
 
-A control group has ids only. The names lie in folders that root alone may read; where dnsprobe may not, they are not
-known. Who starts a container has a say in what such a file says, so nothing there is taken for well-formed.
+A control group contains only ids. The names are in folders that only root can read; without that permission, names are
+unknown. Whoever starts a container can influence these files, so a file may contain anything.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ from typing import Any
 
 from dnsprobe.model import Container, Identity
 
-#: One file for each container: tens of KB, more with many mounts. Podman's list has 1 or 2 KB for each container.
+#: A file of one container has tens of KB, more with many mounts. Podman's list has 1 or 2 KB per container.
 _FILE_BYTES = 4 << 20
-#: Of Kubernetes, names have at most 253 characters; other runtimes set no limit, and a journal has to hold them.
+#: Names of Kubernetes have at most 253 characters. Other runtimes have no limit, but the journal must hold the name.
 _NAME_CHARACTERS = 255
 
-#: Runtimes write these files before they start a container; what was not readable is not read all the time.
+#: A runtime writes its files before it starts a container. If a name was not found, it is looked for only now and then.
 _RETRY_SECONDS = 60.0
 _CONTAINERS = 1024
 
-# An id in these is 64 hexadecimal digits and nothing else: dnsprobe.process.cgroup sees to that.
+# The id in these paths is always 64 hexadecimal digits: dnsprobe.process.cgroup accepts nothing else.
 #: Docker's, below its default data-root (moby, container/container.go).
 _DOCKER = "var/lib/docker/containers/{}/config.v2.json"
-#: The bundle of a container in any of containerd's namespaces, with annotations (OCI runtime specification, config.md).
+#: The bundle of a container, in any namespace of containerd, has annotations (OCI runtime specification, config.md).
 _CONTAINERD = (
     "run/containerd/io.containerd.runtime.v2.task/*/{}/config.json",
     "run/k3s/containerd/io.containerd.runtime.v2.task/*/{}/config.json",
 )
 _CRIO = "run/containers/storage/overlay-containers/{}/userdata/config.json"
-#: Lists of all containers: those to keep, those of ``podman run --rm``, those of ``podman --transient-store``.
+#: Lists of containers: permanent ones, those of ``podman run --rm``, those of ``podman --transient-store``.
 _PODMAN = (
     "var/lib/containers/storage/overlay-containers/containers.json",
     "var/lib/containers/storage/overlay-containers/volatile-containers.json",
     "run/containers/storage/overlay-containers/volatile-containers.json",
 )
 
-#: nerdctl hands its labels on as annotations (nerdctl, pkg/labels/labels.go).
+#: nerdctl turns its labels into annotations (nerdctl, pkg/labels/labels.go).
 _NERDCTL_NAME = "nerdctl/name"
-#: As containerd has them (pkg/cri/annotations), and as kubelet labels containers, which CRI-O and cri-dockerd keep.
+#: Annotations of containerd (pkg/cri/annotations), and labels of kubelet, which CRI-O and cri-dockerd keep.
 _POD_CONTAINER = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
 _POD_NAME = ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name")
 _POD_NAMESPACE = ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace")
 
 
 def _load(path: str) -> Any:
-    """Return what a file of JSON says; None where it cannot be read, is none, or is too large."""
+    """Return the content of a JSON file, None if it is unreadable, not JSON or too large."""
     try:
-        # Not to wait for a writer, should it be a FIFO.
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
@@ -64,19 +64,19 @@ def _load(path: str) -> Any:
 
 
 def _get(found: Any, *keys: str) -> Any:
-    """Return what is at the end of nested mappings, None if there is nothing or no mapping."""
+    """Return a value from nested mappings, None if a key or a mapping is missing."""
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     return found
 
 
 def _name(*found: Any) -> str:
-    """Return the first that can be a name, "" if none can."""
+    """Return the first value that is a possible name, "" if none is."""
     return next((name for name in found if isinstance(name, str) and 0 < len(name) <= _NAME_CHARACTERS), "")
 
 
 def _named(container: Container, name: str, annotations: Any) -> Container:
-    # Anybody labels a container as Kubernetes does, but it does not get into a pod's control group that way.
+    # Anybody can give a container the labels of Kubernetes, but only kubelet puts it into the control group of a pod.
     if not container.pod:
         return replace(container, name=name)
     return replace(
@@ -88,9 +88,9 @@ def _named(container: Container, name: str, annotations: Any) -> Container:
 
 
 class ContainerNames:
-    """The names of containers, kept once they are known: a later ``docker rename`` is not noticed.
+    """The names of containers. A name that was found is kept: a later ``docker rename`` is not noticed.
 
-    ``root`` is where the host's file system is. A name that was not found is looked for again after a minute of
+    ``root`` is the root of the host's file system. A name that was not found is looked for again after a minute of
     ``clock`` (seconds).
     """
 
@@ -99,9 +99,9 @@ class ContainerNames:
         self._known: dict[Container, tuple[float, Container]] = {}
 
     def container(self, identity: Identity) -> Container | None:
-        """Return the container of an identity with all names that are known."""
+        """Return the container of an identity, with its names if they are known."""
         container = identity.container
-        # What a user's own runtime started is in no list of root's, and an id there may be that of another's container.
+        # A rootless runtime has no files here. Its user can choose an id that another container has in these files.
         if container is None or (identity.unit or "").startswith("user@"):
             return container
         now = self._clock()
@@ -114,7 +114,7 @@ class ContainerNames:
         return named
 
     def _look_up(self, container: Container) -> Iterator[Container]:
-        """Yield what each place says in which the container's runtime may keep its names."""
+        """Yield the container as each place shows it where its runtime may keep names."""
         match container.runtime:
             case "docker":
                 yield self._docker(container)
@@ -124,7 +124,7 @@ class ContainerNames:
                 yield from self._bundles(container, *_CONTAINERD)
             case "cri-o":
                 yield from self._bundles(container, _CRIO)
-            case "":  # Kubernetes without systemd: the path does not say which
+            case "":  # Kubernetes without systemd: the path does not show the runtime
                 yield from self._bundles(container, *_CONTAINERD, _CRIO)
                 yield self._docker(container)
             case _:

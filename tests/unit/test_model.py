@@ -1,4 +1,4 @@
-"""Trees: who is in them, and that a name cannot pass for something else."""
+"""Trees of processes, and names of processes that must not look like marks."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def test_tree(ancestry: Ancestry, tree: str, pids: str) -> None:
     assert ancestry.tree_pids == pids
 
 
-def test_the_lineage_is_that_of_the_parents_where_nothing_else_is_said() -> None:
+def test_without_a_lineage_it_is_the_chain() -> None:
     for complete in (True, False):
         ancestry = Ancestry(chain(b"dig", b"bash", b"init"), complete)
         assert (ancestry.lineage, ancestry.lineage_complete) == (ancestry.chain, complete)
@@ -51,6 +51,6 @@ def test_the_lineage_is_that_of_the_parents_where_nothing_else_is_said() -> None
         ),
     ],
 )
-def test_tree_of_who_started_it(ancestry: Ancestry, tree: str, pids: str, lineage_tree: str) -> None:
+def test_lineage_tree(ancestry: Ancestry, tree: str, pids: str, lineage_tree: str) -> None:
     assert ancestry.differs
     assert (ancestry.tree, ancestry.tree_pids, ancestry.lineage_tree) == (tree, pids, lineage_tree)

@@ -1,4 +1,4 @@
-"""Series: bounded, exact in sum, and never going backwards."""
+"""Series: their number is bounded, their sum exact, and none decreases."""
 
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -29,7 +29,7 @@ def series(tree: str = "bash;dig", qtype: str = "A", unit: str = "a.service", co
 
 
 @pytest.mark.parametrize("labels", [(), ("unit",), ("container",), ("unit", "container")])
-def test_labels_that_are_left_out_tell_nothing_apart(labels: tuple[str, ...]) -> None:
+def test_series_without_optional_labels(labels: tuple[str, ...]) -> None:
     counts = [count(unit=unit, container=container) for unit in ("a.service", "b.service") for container in ("", "c")]
     seen = Totals(100, labels).collect(counts)
     assert len(seen) == 2 ** len(labels)
@@ -38,9 +38,9 @@ def test_labels_that_are_left_out_tell_nothing_apart(labels: tuple[str, ...]) ->
     assert all(key.container == "" for key in seen) is ("container" not in labels)
 
 
-def test_folded_and_live_add_up() -> None:
+def test_final_and_live_counts_add_up() -> None:
     totals = Totals(100)
-    totals.fold(count(queries=3))
+    totals.add_final(count(queries=3))
     assert totals.collect([count(queries=4), count(queries=5), count("cron;curl", 7)]) == {
         series(): 12,
         series("cron;curl"): 7,
@@ -48,14 +48,14 @@ def test_folded_and_live_add_up() -> None:
     assert totals.collect([]) == {series(): 3}
 
 
-def test_what_has_not_asked_has_no_series() -> None:
+def test_no_queries_no_series() -> None:
     totals = Totals(8)
-    totals.fold(count("never", queries=0))
+    totals.add_final(count("never", queries=0))
     assert totals.collect([count("never", queries=0)]) == {}
     assert totals.collect([count(f"p{i}") for i in range(7)]) == {series(f"p{i}"): 1 for i in range(7)}
 
 
-def test_above_the_limit() -> None:
+def test_series_above_the_limit() -> None:
     totals = Totals(8)  # seven by name, one by qtype
     live = [count(f"p{i}", 10) for i in range(9)]
     named = {series(f"p{i}"): 10 for i in range(7)}
@@ -66,20 +66,20 @@ def test_above_the_limit() -> None:
     assert totals.series_folded == 3
 
 
-def test_room_never_comes_back() -> None:
+def test_a_refused_series_stays_refused() -> None:
     totals = Totals(8)
     first = [count(f"p{i}", 10) for i in range(8)]
     totals.collect(first)
     for gone in first[:7]:
-        totals.fold(gone)
+        totals.add_final(gone)
     named = {series(f"p{i}"): 10 for i in range(7)}
     assert totals.collect([count("p7", 11)]) == {**named, series(OTHER, unit=""): 11}
-    totals.fold(count("p7", 12))
+    totals.add_final(count("p7", 12))
     assert totals.collect([count("p7", 1)]) == {**named, series(OTHER, unit=""): 13}
     assert totals.series_folded == 1
 
 
-def test_kernel_side_overflow_is_not_by_process() -> None:
+def test_queries_counted_without_their_process() -> None:
     totals = Totals(8)
     unattributed = count(OTHER, 5, unit="")
     live = [count(f"p{i}", 1) for i in range(7)]
@@ -90,7 +90,7 @@ def test_kernel_side_overflow_is_not_by_process() -> None:
     assert totals.series_folded == 0
 
 
-def test_process_that_calls_itself_other() -> None:
+def test_a_process_named_other() -> None:
     totals = Totals(8)
     assert totals.collect([count("bash;(other)", 2), count(OTHER, 3)]) == {
         series("bash;(other)"): 2,
@@ -99,12 +99,12 @@ def test_process_that_calls_itself_other() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 8, 9, 100])
-def test_memory_is_bounded(limit: int) -> None:
+def test_the_number_of_series_is_bounded(limit: int) -> None:
     totals = Totals(limit)
     for number in range(3000):
         one = count(f"p{number}", 1, RULES[number % 2], qtype=f"TYPE{number % 500}")
         totals.collect([one, one])
-        totals.fold(one)
+        totals.add_final(one)
     collected = totals.collect([])
     assert sum(collected.values()) == 3000
     assert len(collected) <= limit + len(RULES)
@@ -146,7 +146,7 @@ STEPS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(limit=st.integers(0, 12), steps=STEPS)
-def test_no_series_goes_backwards_and_sums_are_exact(limit: int, steps: list[tuple]) -> None:  # type: ignore[type-arg]
+def test_no_series_decreases_and_sums_are_exact(limit: int, steps: list[tuple]) -> None:  # type: ignore[type-arg]
     totals = Totals(limit)
     live: list[Count] = []
     truth: Counter[str] = Counter()
@@ -163,7 +163,7 @@ def test_no_series_goes_backwards_and_sums_are_exact(limit: int, steps: list[tup
                 live[index] = replace(live[index], queries=live[index].queries + more)
                 truth[live[index].rule.name] += more
             case ("end", int(index)) if live:
-                totals.fold(live.pop(index % len(live)))
+                totals.add_final(live.pop(index % len(live)))
             case ("shuffle", random):
                 random.shuffle(live)
             case ("collect",):

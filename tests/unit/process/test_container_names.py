@@ -1,4 +1,4 @@
-"""The files in which runtimes keep names of containers, as they write them and as they should not be."""
+"""Names of containers, from well-formed and malformed files of runtimes."""
 
 from __future__ import annotations
 
@@ -94,30 +94,32 @@ def named(root: Path, container: Container, unit: str | None = None) -> Containe
         ),
     ],
 )
-def test_forms(tmp_path: Path, path: str, content: Any, container: Container, names: dict[str, str]) -> None:
+def test_names_in_the_files_of_each_runtime(
+    tmp_path: Path, path: str, content: Any, container: Container, names: dict[str, str]
+) -> None:
     assert named(tmp_path, container) == container
     write(tmp_path, path, content)
     assert named(tmp_path, container) == replace(container, **names)
 
 
-def test_the_container_that_holds_a_pod_together(tmp_path: Path) -> None:
-    """Of containerd's, there is no name, as of nobody's; of its pod there is."""
+def test_the_sandbox_container_of_a_pod(tmp_path: Path) -> None:
+    """With containerd, this container has no name itself, but its pod has."""
     write(tmp_path, CONTAINERD.format("k8s.io"), bundle({key: CRI[key] for key in CRI if "sandbox" in key}))
     container = Container(ID, "containerd", POD)
     assert named(tmp_path, container) == replace(container, pod_name="web-0", pod_namespace="shop")
 
 
 @pytest.mark.parametrize("runtime", ["systemd-nspawn", "lxc"])
-def test_runtimes_that_have_names_for_ids(tmp_path: Path, runtime: str) -> None:
+def test_runtimes_whose_ids_are_names(tmp_path: Path, runtime: str) -> None:
     assert named(tmp_path, Container("web", runtime)) == Container("web", runtime, name="web")
 
 
-def test_labels_put_no_container_into_a_pod(tmp_path: Path) -> None:
+def test_labels_do_not_put_a_container_into_a_pod(tmp_path: Path) -> None:
     write(tmp_path, DOCKER, docker("web", KUBELET))
     assert named(tmp_path, Container(ID, "docker")) == Container(ID, "docker", name="web")
 
 
-def test_a_user_who_claims_an_id_of_roots_does_not_get_its_name(tmp_path: Path) -> None:
+def test_a_rootless_container_does_not_get_the_name_of_another_one(tmp_path: Path) -> None:
     write(tmp_path, DOCKER, docker("web"))
     container = Container(ID, "docker")
     assert named(tmp_path, container, "user@1000.service") == container
@@ -153,14 +155,14 @@ def test_no_container() -> None:
         b'{"pad": "' + b"x" * (4 << 20) + b'", "Name": "/web"}',
     ],
 )
-def test_what_is_no_name(tmp_path: Path, content: bytes) -> None:
+def test_malformed_files_have_no_name(tmp_path: Path, content: bytes) -> None:
     for path in (DOCKER, CONTAINERD.format("k8s.io"), CRIO, PODMAN):
         write(tmp_path, path, content)
     for runtime in ("docker", "containerd", "cri-o", "podman", ""):
         assert named(tmp_path, Container(ID, runtime)) == Container(ID, runtime)
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
     container = Container(ID, "docker")
     path = tmp_path / DOCKER
     path.mkdir(parents=True)
@@ -168,7 +170,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     path.rmdir()
     os.mkfifo(path)
     assert named(tmp_path, container) == container
-    # One that somebody writes to is no more welcome.
+    # A FIFO is not read even if it has a writer.
     writer = os.open(path, os.O_RDWR)
     os.write(writer, json.dumps(docker("web")).encode())
     assert named(tmp_path, container) == container
@@ -187,7 +189,7 @@ def test_a_name_is_looked_up_once(tmp_path: Path) -> None:
     assert names.container(inside) == Container(ID, "docker", name="web")
 
 
-def test_what_was_not_there_is_looked_for_again(tmp_path: Path) -> None:
+def test_a_missing_name_is_looked_for_again(tmp_path: Path) -> None:
     now = 0.0
     names = ContainerNames(str(tmp_path), clock=lambda: now)
     inside = Identity(container=Container(ID, "docker"))
@@ -198,7 +200,7 @@ def test_what_was_not_there_is_looked_for_again(tmp_path: Path) -> None:
     assert names.container(inside) == Container(ID, "docker", name="web")
 
 
-def test_containers_are_not_kept_without_bound(tmp_path: Path) -> None:
+def test_the_number_of_kept_names_is_bounded(tmp_path: Path) -> None:
     names = ContainerNames(str(tmp_path))
     for number in range(3000):
         names.container(Identity(container=Container(f"c{number}", "lxc")))
