@@ -1,7 +1,7 @@
-"""Real BPF on this host: the program as a user runs it, and a place of its own to send from.
+"""What the tests with real BPF share: dnsprobe as a user runs it, and network namespaces to send from.
 
-Senders run in a network namespace of their own, whose loopback has no other user, so that port 53 and every name are
-theirs. The hooks see all namespaces.
+Senders run in a network namespace of their own. Nobody else uses its loopback, so port 53 and all names are free there.
+The hooks see all namespaces.
 """
 
 from __future__ import annotations
@@ -26,14 +26,25 @@ from prometheus_client.parser import text_string_to_metric_families
 
 HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("dnsprobe")
-#: More than any step takes on a slow machine; a test that gets here has failed.
+#: Seconds. No step takes as long, even on a slow machine; a test that waits as long has failed.
 PATIENCE = 60.0
-#: What to put before a command to run it in a network namespace that has loopback alone.
+#: A command prefix: the command runs as an ordinary user with the three capabilities that dnsprobe needs.
+UNPRIVILEGED = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--inh-caps=-all,+bpf,+perfmon,+sys_ptrace",
+    "--ambient-caps=+bpf,+perfmon,+sys_ptrace",
+    "--bounding-set=-all,+bpf,+perfmon,+sys_ptrace",
+    "--no-new-privs",
+]
+#: A command prefix: the command runs in a network namespace with loopback only.
 IN_OWN_NET = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What one test had compiled serves the others, as it does the service at its next start: test_cached_programs.py.
+    # All tests share the cache of compiled programs, as a service does with its next start: test_cached_programs.py.
     folder = tempfile.TemporaryDirectory(prefix="dnsprobe-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ["CACHE_DIRECTORY"] = folder.name
@@ -41,9 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _leave_the_root(config: pytest.Config) -> None:
-    """Go to a control group of our own where there is nothing but the root, as where no systemd runs.
+    """Move to a control group of our own if we are in the root group, as on a host without systemd.
 
-    The root has no name, which is what the kernel side can tell on a host that keeps to version 1 of control groups.
+    The root has no name. The kernel side cannot tell it from a host with cgroup version 1.
     """
     groups = dict(line.split(":", 2)[::2] for line in Path("/proc/self/cgroup").read_text().splitlines())
     roots = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"]
@@ -59,7 +70,7 @@ def _leave_the_root(config: pytest.Config) -> None:
 
     config.add_cleanup(back)
     (group / "cgroup.procs").write_text("0")
-    # Ignored by what runs in the background of a script, and by all that it starts.
+    # The shell makes background processes ignore SIGINT, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -71,9 +82,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def preemptible_btf(folder: Path) -> Path:
-    """Return this kernel's BTF as if it had one thing more: what tells that programs at tracepoints are preempted."""
+    """Return the BTF of this kernel with one more name, as on kernels that preempt programs at tracepoints."""
     data = bytearray(Path("/sys/kernel/btf/vmlinux").read_bytes())
-    # The names come last; the header has how long they are at its end (Documentation/bpf/btf.rst).
+    # The names come last. Their length is the last member of the header (Documentation/bpf/btf.rst).
     (size,) = struct.unpack_from("=I", data, 20)
     name = b"class_srcu_fast_notrace_t\0"
     struct.pack_into("=I", data, 20, size + len(name))
@@ -92,7 +103,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Program:
-    """A running dnsprobe whose output goes to files."""
+    """A running dnsprobe. Its output goes to files."""
 
     def __init__(self, arguments: Sequence[str], folder: Path, prefix: Sequence[str] = ()) -> None:
         self.out, self.err = folder / "stdout", folder / "stderr"
@@ -100,7 +111,7 @@ class Program:
             self.process = subprocess.Popen([*prefix, str(PROGRAM), *arguments], stdout=out, stderr=err)
 
     def wait_for(self, text: str, where: Path | None = None) -> str:
-        """Wait until a line holds ``text``, and return it."""
+        """Wait for a line with ``text``, and return it."""
         path = where or self.err
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
@@ -121,14 +132,14 @@ class Program:
         return self.process.wait(PATIENCE)
 
     def kill(self) -> None:
-        """Make sure that it is gone."""
+        """End it in any case."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(PATIENCE)
 
 
 class Service(Program):
-    """``dnsprobe run``, ready."""
+    """``dnsprobe run``, after it is ready."""
 
     def __init__(
         self, configuration: str, folder: Path, prefix: Sequence[str] = (), listen: str = "127.0.0.1:0"
@@ -148,8 +159,8 @@ class Service(Program):
             return str(answer.read().decode())
 
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
-        """Return labels and value of each sample of a metric, as it is scraped now."""
-        # Reading the lines of all others would take longer than the scrape.
+        """Scrape now, and return labels and value of each sample of a metric."""
+        # Parsing the lines of all other metrics would take longer than the scrape.
         lines = [line for line in self.get("/metrics").splitlines() if line.startswith((f"{name}{{", f"{name} "))]
         return [
             (sample.labels, sample.value)
@@ -158,7 +169,7 @@ class Service(Program):
         ]
 
     def by(self, metric: str, label: str) -> dict[str, float]:
-        """Return a metric's values added up by one label."""
+        """Return the values of a metric, added up by one label."""
         totals: Counter[str] = Counter()
         for labels, value in self.samples(metric):
             totals[labels[label]] += int(value)
@@ -170,13 +181,13 @@ class Service(Program):
         return value
 
     def entries(self) -> list[str]:
-        """Return the lines of the log that tell of queries."""
+        """Return the lines of the log about queries."""
         return [line for line in self.err.read_text("utf-8").splitlines() if " asked for " in line]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Give a function that starts ``dnsprobe run`` with a configuration and returns it when it is ready."""
+    """Return a function that starts ``dnsprobe run`` with a configuration, and returns it when it is ready."""
     started: list[Service] = []
 
     def run(configuration: str, prefix: Sequence[str] = ()) -> Service:
@@ -192,7 +203,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture
 def start_watch(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Give a function that starts ``dnsprobe watch`` and returns it when it watches."""
+    """Return a function that starts ``dnsprobe watch``, and returns it when it watches."""
     started: list[Program] = []
 
     def run(*arguments: str) -> Program:
@@ -219,7 +230,7 @@ exec "$@"
 
 @pytest.fixture
 def in_namespace(tmp_path: Path) -> list[str]:
-    """Return a command prefix: what follows runs in a network of its own, with 127.0.0.1 as its resolver."""
+    """Return a command prefix: the command runs in its own network namespace, with 127.0.0.1 as resolver."""
     folder = tmp_path / "etc"
     folder.mkdir()
     (folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1\n")
@@ -229,7 +240,7 @@ def in_namespace(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def scene(in_namespace: list[str]) -> Callable[..., Any]:
-    """Give a function that runs a function of scenes.py in a namespace and returns the JSON that it prints."""
+    """Return a function that runs a function of scenes.py in a namespace, and returns the JSON that it prints."""
 
     def run(name: str, *arguments: object) -> Any:
         command = [*in_namespace, sys.executable, str(HERE / "scenes.py"), name, *map(str, arguments)]
@@ -241,7 +252,7 @@ def scene(in_namespace: list[str]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the program that sends as fast as it can, compiled."""
+    """Compile and return the program that sends as fast as it can."""
     program = tmp_path_factory.mktemp("flood") / "flood"
     source = HERE.parents[1] / "benchmarks" / "flood.c"
     subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", str(program), str(source)], check=True)
@@ -250,19 +261,19 @@ def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sender(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a program that sends queries and ends, linked statically: it is there and gone within a millisecond."""
+    """Compile and return a static program that sends queries and exits. It lives for less than a millisecond."""
     program = tmp_path_factory.mktemp("sender") / "send"
     source = HERE.parent / "vm/guest/senders/send.c"
     subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", program, source], check=True)
     for folder in program.parents:
-        if folder.stat().st_mode & 0o001 == 0:  # other users run it too
+        if folder.stat().st_mode & 0o001 == 0:  # other users run it, too
             folder.chmod(folder.stat().st_mode | 0o011)
     return program
 
 
 @pytest.fixture(scope="session")
 def storm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the program that makes processes as fast as it can, linked statically."""
+    """Compile and return the static program that makes processes as fast as it can."""
     program = tmp_path_factory.mktemp("storm") / "storm"
     source = HERE.parents[1] / "benchmarks" / "storm.c"
     subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-static", "-o", str(program), str(source)], check=True)

@@ -1,5 +1,5 @@
-# Builds a network inside the namespace that it runs in, and sends: devices.sh KIND PYTHON SENDER. Five processes, called s1 to
-# s5, send 7 queries each to a host whose address nobody knows yet.
+# Builds a network in the current namespace, and sends: devices.sh KIND PYTHON SENDER. Five processes, called s1 to s5, send 7
+# queries each to a host whose link-layer address is not known yet.
 set -e
 mount -t tmpfs none /run
 mkdir -p /run/netns
@@ -31,7 +31,7 @@ bridge | shaped)
 	ip link set v0 master br0 up
 	ip -n b link set v1 up
 	;;
-containers) # b, over a bridge of this namespace, to c
+containers) # from b, over a bridge in this namespace, to c
 	ip link add br0 type bridge
 	ip link set br0 up
 	for name in b c; do
@@ -43,7 +43,7 @@ containers) # b, over a bridge of this namespace, to c
 	ip -n c address add 10.9.0.2/24 dev e0
 	from="ip netns exec b"
 	;;
-routed) # b, through this namespace, to c
+routed) # from b, through this namespace as a router, to c
 	echo 1 >/proc/sys/net/ipv4/ip_forward
 	for name in b c; do
 		ip link add "v$name" type veth peer name e0 netns $name
@@ -61,7 +61,7 @@ routed) # b, through this namespace, to c
 	;;
 esac
 if [ "$1" = shaped ]; then
-	# The packets wait in the queue of the upper device, and pass the lower one in the context of others.
+	# The packets wait in the queue of the upper device, and pass the lower one in the context of other processes.
 	tc qdisc add dev br0 root tbf rate 100kbit burst 2kb latency 10s
 fi
 case $1 in
@@ -76,10 +76,10 @@ for number in 1 2 3 4 5; do
 	fi
 done
 if [ "$1" = late ]; then
-	# All five are gone when their packets leave, in the context of others.
+	# All five processes have ended when their packets leave, in the context of other processes.
 	ip -n b address add 10.9.0.2/24 dev v1
 	end=$(($(date +%s) + 10))
-	# On a very slow machine the first have been given up by now; that they were sent counts all the same.
+	# On a very slow machine, the kernel has dropped the first packets by now. They count, because they were sent.
 	until ip neigh show 10.9.0.2 dev v0 | grep -q lladdr; do
 		[ "$(date +%s)" -lt $end ] || break
 		sleep 0.1

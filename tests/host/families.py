@@ -1,11 +1,11 @@
-"""Families whose elders go, in the namespace of the senders: run as a program, prints one JSON object with the truth.
+"""Families: processes that send a query after some of their ancestors have ended. Prints the true lineage as JSON.
 
-Each process is told as pid and comm. What it sends, it sends when those have gone who are to be gone.
+Each family is a function, which runs as a program in the namespace of the senders. A process is shown as pid and comm.
+``gone`` has the ancestors that have ended, nearest first; ``starters`` the ancestors of the whole family.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -18,13 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from scenes import lineage, send, set_comm
-
-CLONE3 = 435  # include/uapi/asm-generic/unistd.h, on all architectures
+from scenes import fork_as, lineage, send, set_comm
 
 
 class Gate:
-    """Holds processes up until it is opened."""
+    """Blocks processes until it is opened."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -37,16 +35,16 @@ class Gate:
 
 
 def ask(gate: Gate, name: str, report: int) -> None:
-    """Wait, send a query, and tell who the ancestors are now."""
+    """Wait, send a query, and report the present ancestors."""
     gate.wait()
-    told = {"pid": os.getpid(), "parents": lineage()[1:]}
+    result = {"pid": os.getpid(), "parents": lineage()[1:]}
     send(name, "1")
-    os.write(report, json.dumps(told).encode())
+    os.write(report, json.dumps(result).encode())
     os._exit(0)
 
 
 def shell_gone(sender: str) -> Any:
-    """Have a shell start a sender as users do who mean it to outlive the shell."""
+    """A shell starts a sender with setsid and nohup, and exits."""
     reader, writer = os.pipe()
     wait_and_send = 'read line; exec "$0" sendto 4 www.orphan.test 1 orphan'
     script = f"setsid nohup sh -c '{wait_and_send}' {sender} <&{reader} & echo $!"
@@ -62,7 +60,7 @@ def shell_gone(sender: str) -> Any:
 
 
 def daemonised() -> Any:
-    """Fork twice, as daemons do, and let the two that forked go."""
+    """A daemon forks twice, and both parents exit."""
     gate, (reader, writer) = Gate(), os.pipe()
     launcher = os.fork()
     if launcher == 0:
@@ -81,12 +79,12 @@ def daemonised() -> Any:
     os.waitpid(launcher, 0)
     middle = int(os.read(reader, 64))
     gate.open()
-    told = json.loads(os.read(reader, 65536))
-    return {**told, "gone": [[middle, "middle"], [launcher, "launcher"]], "starters": lineage()}
+    result = json.loads(os.read(reader, 65536))
+    return {**result, "gone": [[middle, "middle"], [launcher, "launcher"]], "starters": lineage()}
 
 
 def shell_in_another_thread(sender: str) -> Any:
-    """As :func:`shell_gone`, where not the first thread of a process becomes the shell."""
+    """Like :func:`shell_gone`, but another thread than the first executes the shell."""
     reader, writer = os.pipe()
     out_reader, out_writer = os.pipe()
     shell = os.fork()
@@ -106,7 +104,7 @@ def shell_in_another_thread(sender: str) -> Any:
 
 
 def elder_gone() -> Any:
-    """Let the one go that forked the one that forked who asks."""
+    """The grandparent of the sender exits."""
     gate, (reader, writer) = Gate(), os.pipe()
     elder = os.fork()
     if elder == 0:
@@ -120,8 +118,8 @@ def elder_gone() -> Any:
         os._exit(0)
     os.waitpid(elder, 0)
     gate.open()
-    told = json.loads(os.read(reader, 65536))
-    return {**told, "gone": [[elder, "elder"]], "starters": lineage()}
+    result = json.loads(os.read(reader, 65536))
+    return {**result, "gone": [[elder, "elder"]], "starters": lineage()}
 
 
 def any_runs(pids: list[int]) -> bool:
@@ -133,7 +131,7 @@ def any_runs(pids: list[int]) -> bool:
 
 
 def generations(count: str) -> Any:
-    """Have each process fork the next one and go, so many times; the last one asks."""
+    """Each of ``count`` processes forks the next one and exits; the last one sends a query."""
     gate, (reader, writer) = Gate(), os.pipe()
     first = os.fork()
     if first == 0:
@@ -151,13 +149,13 @@ def generations(count: str) -> Any:
     while any_runs(pids):
         time.sleep(0.01)
     gate.open()
-    told = json.loads(os.read(reader, 65536))
+    result = json.loads(os.read(reader, 65536))
     gone = [[pid, f"generation{generation}"] for generation, pid in enumerate(pids)]
-    return {**told, "gone": gone[::-1], "starters": lineage()}
+    return {**result, "gone": gone[::-1], "starters": lineage()}
 
 
 def renamed() -> Any:
-    """Let a process go that was called otherwise when it forked the one that asks."""
+    """The parent changes its name after the fork, and exits."""
     gate, (reader, writer) = Gate(), os.pipe()
     middle = os.fork()
     if middle == 0:
@@ -168,34 +166,12 @@ def renamed() -> Any:
         os._exit(0)
     os.waitpid(middle, 0)
     gate.open()
-    told = json.loads(os.read(reader, 65536))
-    return {**told, "gone": [[middle, "last name"]], "starters": lineage()}
-
-
-class CloneArguments(ctypes.Structure):
-    """``struct clone_args`` (clone3(2)) up to ``set_tid_size``."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            "flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size".split()  # noqa: SIM905
-        )
-    )
-
-
-def fork_as(pid: int) -> int:
-    """Fork a child with this pid, which nobody has."""
-    wanted = ctypes.c_int(pid)
-    arguments = CloneArguments(exit_signal=signal.SIGCHLD, set_tid=ctypes.addressof(wanted), set_tid_size=1, flags=0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    child = int(libc.syscall(CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments)))
-    if child < 0:
-        raise OSError(ctypes.get_errno(), "clone3")
-    return child
+    result = json.loads(os.read(reader, 65536))
+    return {**result, "gone": [[middle, "last name"]], "starters": lineage()}
 
 
 def pid_reused() -> Any:
-    """Let the one that forked go, and another process have its pid and a child when the query is sent."""
+    """The parent exits, and another process with its pid and a child is there when the query is sent."""
     gate, (reader, writer) = Gate(), os.pipe()
     starter = os.fork()
     if starter == 0:
@@ -204,7 +180,7 @@ def pid_reused() -> Any:
             ask(gate, "www.reused.test", writer)
         os._exit(0)
     os.waitpid(starter, 0)
-    # A pid does not come round within a tick of the clock, in which start times are kept.
+    # Start times are kept in clock ticks. A real pid is not reused within one tick.
     time.sleep(2 / os.sysconf("SC_CLK_TCK"))
     own, (own_reader, own_writer) = Gate(), os.pipe()
     impostor = fork_as(starter)
@@ -217,15 +193,15 @@ def pid_reused() -> Any:
         os.waitpid(child, 0)
         os._exit(0)
     gate.open()
-    told = json.loads(os.read(reader, 65536))
+    result = json.loads(os.read(reader, 65536))
     own.open()
-    told_by_other = json.loads(os.read(own_reader, 65536))
+    other_report = json.loads(os.read(own_reader, 65536))
     os.waitpid(impostor, 0)
-    return {**told, "gone": [[starter, "starter"]], "starters": lineage(), "impostor": told_by_other}
+    return {**result, "gone": [[starter, "starter"]], "starters": lineage(), "impostor": other_report}
 
 
 def there_before() -> Any:
-    """Have a process and its child before dnsprobe starts; told to on standard input, fork another one, and go."""
+    """A process and its child exist before dnsprobe starts. On a line of input, the process forks again and exits."""
     gate, (reader, writer) = Gate(), os.pipe()
     go_reader, go_writer = os.pipe()
     elder = os.fork()
@@ -245,8 +221,8 @@ def there_before() -> Any:
     os.waitpid(elder, 0)
     gate.open()
     os.close(writer)
-    with open(reader, encoding="utf-8") as told:
-        told.read()  # until both have ended
+    with open(reader, encoding="utf-8") as result:
+        result.read()  # until both have ended
     return {"gone": [[elder, "elder"]], "starters": lineage()}
 
 

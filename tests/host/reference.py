@@ -1,6 +1,6 @@
-"""What a UDP payload asks, told independently of the kernel side: from RFC 1035, octet by octet.
+"""An independent parser of DNS queries, to compare the kernel side with: RFC 1035, octet by octet.
 
-Also the way back, from labels to messages.
+Also builds messages from labels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 #: Section 4.1.1: the id, the flags, and the numbers of questions, answers, authorities and additional records.
 HEADER = struct.Struct("!HHHHHH")
-#: Section 4.1.2: behind the name stand its type and its class.
+#: Section 4.1.2: type and class follow the name.
 QUESTION_TAIL = struct.Struct("!HH")
 
 QR = 0x8000
@@ -20,7 +20,7 @@ OPCODE = 0x7800
 
 @dataclass(frozen=True)
 class Question:
-    """The one question of a query: the name in wire format, lower case, root included, and the type."""
+    """The only question of a query: the name in wire format, in lower case, with the root; and the type."""
 
     qname: bytes
     qtype: int
@@ -28,14 +28,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a payload asks nothing. ``malformed``: it has the header of a query, but no whole question."""
+    """Why a payload is no query. ``malformed``: it has the header of a query, but no complete question."""
 
     reason: str
     malformed: bool = False
 
 
 def parse(payload: bytes) -> Question | Refusal:
-    """Return what a payload asks, if it is a standard query with one question; what stands behind that is ignored."""
+    """Return the question of a payload if it is a standard query with one question. The rest is ignored."""
     if len(payload) < HEADER.size:
         return Refusal("no whole header")
     _id, flags, questions, _answers, _authorities, _additional = HEADER.unpack_from(payload)
@@ -57,11 +57,11 @@ def parse(payload: bytes) -> Question | Refusal:
             return Refusal(f"a length octet of {length}", malformed=True)
         label = payload[at + 1 : at + 1 + length]
         if len(label) < length:
-            return Refusal("a label that is cut off", malformed=True)
+            return Refusal("an incomplete label", malformed=True)
         qname.append(length)
-        # RFC 4343, section 3: case is that of A to Z alone.
+        # RFC 4343, section 3: only A to Z have a case.
         qname += bytes(octet | 0x20 if ord("A") <= octet <= ord("Z") else octet for octet in label)
-        # Section 2.3.4: 255 octets, length octets and the root's included.
+        # Section 2.3.4: at most 255 octets, including the length octets and the root.
         if len(qname) > 255:
             return Refusal("a name that is too long", malformed=True)
         at += 1 + length
@@ -74,7 +74,7 @@ def parse(payload: bytes) -> Question | Refusal:
 
 
 def wire(labels: Iterable[bytes]) -> bytes:
-    """Return the wire format of labels, without asking whether they make a name."""
+    """Return the wire format of labels, without checking their lengths."""
     return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
 
 
@@ -88,5 +88,5 @@ def message(
     counts: Sequence[int] = (1, 0, 0, 0),
     behind: bytes = b"",
 ) -> bytes:
-    """Return a message with one question for a name in wire format, and what stands behind it."""
+    """Return a message with one question for a name in wire format, followed by ``behind``."""
     return HEADER.pack(id_, flags, *counts) + name + QUESTION_TAIL.pack(qtype, qclass) + behind

@@ -1,6 +1,7 @@
-"""What happens in the namespace of the senders: run as a program, prints one JSON object about what was sent.
+"""Scenes: programs that run in the namespace of the senders, send queries, and print as JSON what they sent.
 
-The truth of a scene does not come from dnsprobe: it is what a DNS server received, or what senders say they sent.
+Each scene is a function. Its result does not depend on dnsprobe: it is what a DNS server received, or what the senders
+know about themselves. Tests compare dnsprobe with it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def message(name: str, qtype: int = 1) -> bytes:
 
 
 def lineage() -> list[tuple[int, str]]:
-    """Return pid and comm of this process and its ancestors, nearest first, as procfs has them."""
+    """Return pid and comm of this process and its ancestors, nearest first, from procfs."""
     chain, pid = [], os.getpid()
     while pid:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "surrogateescape")
@@ -52,7 +53,7 @@ class Server(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.received: Counter[tuple[str, int]] = Counter()
-        # Dual stack: IPv4 arrives as mapped addresses.
+        # Dual stack: IPv4 clients have mapped addresses.
         self.socket = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
         self.socket.bind(("::", PORT))
@@ -117,7 +118,7 @@ RESOLVE = "import socket, sys\ntry: socket.getaddrinfo(sys.argv[1], 80)\nexcept 
 
 
 def clients() -> Any:
-    """Run each kind of client, each for a domain of its own; tell what the server received of each."""
+    """Run each kind of client with a domain of its own; return what the server received for each."""
     server = Server()
     server.start()
     python = [sys.executable, "-c"]
@@ -144,7 +145,7 @@ def clients() -> Any:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         pids[domain] = process.pid
         process.wait(60)
-    # The server is done with all when it has the last one.
+    # When the server answers the last query, it has handled all others.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
         last.sendto(message("last.invalid"), ("127.0.0.1", PORT))
         last.recv(512)
@@ -154,7 +155,7 @@ def clients() -> Any:
 
 
 def oneshots(count: str, at_once: str) -> Any:
-    """Fork processes that send one query each and exit at once; tell the pid of each."""
+    """Fork processes that send one query each and exit at once; return the pid of each."""
     pids: dict[str, int] = {}
     running: set[int] = set()
     for index in range(int(count)):
@@ -175,12 +176,12 @@ def oneshots(count: str, at_once: str) -> Any:
 
 
 def silence() -> None:
-    """Let nothing that runs in this process print what is not this program's result."""
+    """Discard standard output: only the result of the scene may appear there."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def executions(sender: str, count: str, at_once: str) -> Any:
-    """Run a program that sends one query, with other arguments and as another user each time; tell the pid of each."""
+    """Run a program that sends one query, each time with other arguments and as another user; return the pids."""
     pids: dict[str, int] = {}
     running: set[int] = set()
     for index in range(int(count)):
@@ -208,7 +209,7 @@ def own_cgroup() -> str:
 
 
 def replaced(sender: str) -> Any:
-    """Send one query as this program, and one each as two others that this process runs by execve(2)."""
+    """Send one query as this program, then one each as two programs that the process executes."""
     pid = os.fork()
     if pid == 0:
         send("www.replaced.test", "1")
@@ -220,8 +221,8 @@ def replaced(sender: str) -> Any:
 
 
 def set_title(title: bytes) -> list[str]:
-    """Write over the memory that the arguments are in, as setproctitle(3) does; return what procfs has then."""
-    # Fields 48 and 49 of proc(5): from where to where.
+    """Overwrite the arguments in memory, as setproctitle(3) does; return what procfs shows then."""
+    # Fields 48 and 49 of /proc/self/stat (proc(5)): start and end of the arguments.
     start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
     assert len(title) < end - start
     ctypes.memset(start, 0, end - start)
@@ -234,11 +235,11 @@ def own_cmdline() -> list[str]:
 
 
 def fork_as(pid: int) -> int:
-    """Fork a child that gets this pid, which has to be free: clone3(2), on Linux 5.5 and later."""
+    """Fork a child with this pid, which has to be free: clone3(2), on Linux 5.5 and later."""
     wanted = ctypes.c_int(pid)
     # struct clone_args (include/uapi/linux/sched.h): the fifth is exit_signal, the ninth set_tid, the tenth its size.
     arguments = (ctypes.c_uint64 * 11)(0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
-    # With Python's lock held, so that the child has it.
+    # PyDLL keeps Python's lock, so that the child holds it.
     libc = ctypes.PyDLL(None, use_errno=True)
     child = int(libc.syscall(435, arguments, ctypes.sizeof(arguments)))
     if child < 0:
@@ -247,7 +248,7 @@ def fork_as(pid: int) -> int:
 
 
 def reused(count: str) -> Any:
-    """Send a query each from processes that have the same pid one after the other, and no name in common."""
+    """Send one query each from processes that have the same pid, one after the other, and different names."""
     first = 0
     for index in range(int(count)):
         pid = fork_as(first) if first else os.fork()
@@ -272,7 +273,7 @@ def _send_from_thread(comm: bytes, name: str) -> None:
 
 
 def renamed(sender: str) -> Any:
-    """Send queries from a process that calls itself something else each time, and from one that does so at once."""
+    """Send queries from a process that changes its name before each, and from one that changes it only at first."""
     reader, writer = os.pipe()
     pids = []
     for name in ("late", "early"):
@@ -297,7 +298,7 @@ def renamed(sender: str) -> Any:
     return {"pids": pids, "cmdline": own_cmdline(), "title": json.loads(os.read(reader, 4096)), "lineage": lineage()}
 
 
-#: exit(2) as the kernel has it, which ends a thread: include/uapi/asm-generic/unistd.h, and x86's own number.
+#: The system call exit(2), which ends one thread: include/uapi/asm-generic/unistd.h; x86-64 has a number of its own.
 SYS_EXIT = {"x86_64": 60}.get(os.uname().machine, 93)
 
 
@@ -321,7 +322,7 @@ def leaderless() -> Any:
 
 
 def logged_in(uid: str) -> Any:
-    """Send a query as who has logged in as this user, as pam_loginuid(8) makes it known, where the kernel keeps it."""
+    """Send a query from a login session of this user, as pam_loginuid(8) marks it, if the kernel supports it."""
     kept = Path("/proc/self/loginuid").exists()
     pid = os.fork()
     if pid == 0:
@@ -334,7 +335,7 @@ def logged_in(uid: str) -> Any:
 
 
 def contained(*paths: str) -> Any:
-    """Send a query from each of these control groups, out of pid and mount namespaces of its own, as in a container."""
+    """Send a query from each of these control groups, in new pid and mount namespaces, as a container does."""
     (root,) = (
         line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"
     )
@@ -361,15 +362,15 @@ def _send_from(group: Path, name: str) -> dict[str, int]:
             os.waitpid(inner, 0)
             os._exit(0)
         os.waitpid(outer, 0)
-        told: dict[str, int] = json.loads(os.read(reader, 4096))
+        found: dict[str, int] = json.loads(os.read(reader, 4096))
     finally:
         for folder in reversed(made):
             folder.rmdir()
-    return told
+    return found
 
 
 def many(processes: str, each: str, types: str, name: str) -> Any:
-    """Fork processes that are alive at the same time; each sends so many queries of each of so many types."""
+    """Fork processes that live at the same time; each sends ``each`` queries of each of ``types`` types."""
     pids, release = [], os.pipe()
     for index in range(int(processes)):
         pid = os.fork()
@@ -390,7 +391,7 @@ def many(processes: str, each: str, types: str, name: str) -> Any:
 
 
 def deep(levels: str) -> Any:
-    """Fork a child of a child and so on; the last one sends a query."""
+    """Fork a chain of processes; the last one sends a query."""
     for level in range(int(levels)):
         pid = os.fork()
         if pid:
@@ -405,7 +406,7 @@ def deep(levels: str) -> Any:
 
 
 def send(name: str, count: str) -> Any:
-    """Send so many queries for one name from this process."""
+    """Send ``count`` queries for one name from this process."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(int(count)):
             sender.sendto(message(name), ("127.0.0.1", PORT))
@@ -413,7 +414,7 @@ def send(name: str, count: str) -> Any:
 
 
 def called(load: str) -> Any:
-    """Send so many queries for one.test, and one for two.test, from processes of these names."""
+    """From a process of each name, send ``count`` queries for one.test, and one for two.test."""
     for comm, count in json.loads(load):
         pid = os.fork()
         if pid == 0:
@@ -426,13 +427,13 @@ def called(load: str) -> Any:
 
 
 def named(comm: str, name: str) -> Any:
-    """Send a query as a process of that name."""
+    """Send a query from a process with the comm ``comm``."""
     set_comm(comm.encode())
     return send(name, "1")
 
 
 def streams(name: str) -> Any:
-    """Send a query over TCP, and what begins a connection of DNS over TLS."""
+    """Send a query over TCP, and open a connection of DNS over TLS."""
     query = message(name)
     for port, sent in ((PORT, len(query).to_bytes(2, "big") + query), (853, bytes([22, 3, 1]) + bytes(300))):
         address = ("127.0.0.1", port)
@@ -442,7 +443,7 @@ def streams(name: str) -> Any:
 
 
 def send_others(count: str) -> Any:
-    """Send what is no query of one of the watched names."""
+    """Send packets that no rule of the tests matches: another name, no query, another port."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(int(count)):
             sender.sendto(message("www.xwatched.test"), ("127.0.0.1", PORT))

@@ -1,4 +1,4 @@
-"""Packets that pass several devices, or wait for a neighbour, are counted once and for the process that sent them."""
+"""A packet that passes several devices, or waits for a neighbour, counts once, for the process that sent it."""
 
 from __future__ import annotations
 

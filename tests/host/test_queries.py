@@ -1,4 +1,4 @@
-"""Every way to ask, and who asked: exact counts with the right process and the whole tree."""
+"""Queries over UDP: exact counts, and the right process, tree and identity for each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -61,7 +62,9 @@ def test_every_client_is_counted_exactly(start: Start, scene: Scene) -> None:
         assert any(f"{truth['comms'][domain]}[{pid}] asked for www.{domain}.test" in entry for entry in entries), domain
 
 
-def test_processes_that_exit_at_once(start_watch: Callable[..., Program], scene: Scene) -> None:
+def test_a_process_that_exits_at_once_is_shown_with_its_whole_tree(
+    start_watch: Callable[..., Program], scene: Scene
+) -> None:
     watch = start_watch("--json", "oneshot.test")
     truth = scene("oneshots", 1000, 16)
     watch.stop()
@@ -80,11 +83,25 @@ def test_processes_that_exit_at_once(start_watch: Callable[..., Program], scene:
     assert "1000 queries from 1000 process trees, 1000 shown, 0 lost" in watch.err.read_text("utf-8")
 
 
-def test_processes_that_exit_at_once_keep_their_counts(start: Start, scene: Scene) -> None:
+def test_a_process_that_exits_at_once_keeps_its_counts(start: Start, scene: Scene) -> None:
     service = start("domains: [oneshot.test]")
     truth = scene("oneshots", 1000, 16)
     trees = service.by("dnsprobe_queries_total", "tree")
     assert trees == {tree_of(truth["lineage"], f"p{index}"): 1 for index in range(1000)}
+
+
+def test_a_query_has_the_user_of_its_moment(start_watch: Callable[..., Program], in_namespace: list[str]) -> None:
+    watch = start_watch("--json", "user.test")
+    program = (
+        "import os, socket, sys\n"
+        "send = lambda name: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes.fromhex("
+        "'0001 0100 0001 0000 0000 0000') + name + b'\\4user\\4test\\0\\0\\1\\0\\1', ('127.0.0.1', 53))\n"
+        "send(b'\\1a'); os.setuid(65534); send(b'\\1b')\n"
+    )
+    subprocess.run([*in_namespace, sys.executable, "-c", program], check=True)
+    watch.stop()
+    queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    assert [(query["uid"], query["user"]) for query in queries] == [(0, "root"), (65534, "nobody")]
 
 
 def test_each_of_ten_thousand_programs_has_its_own_identity(
@@ -94,7 +111,7 @@ def test_each_of_ten_thousand_programs_has_its_own_identity(
     truth = scene("executions", sender, 10_000, 50)
     watch.stop()
     queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
-    # Of the trees, no more are told apart than the limit on series allows.
+    # The number of trees is not exact: it is limited like the number of series.
     assert re.search("^10000 queries from .*, 10000 shown, 0 lost$", watch.err.read_text("utf-8"), re.MULTILINE)
     tree = tree_of(truth["lineage"], "")
     for query in queries:
@@ -110,9 +127,7 @@ def test_each_of_ten_thousand_programs_has_its_own_identity(
     assert not truth["pids"]
 
 
-def test_a_process_that_becomes_another_program(
-    start_watch: Callable[..., Program], scene: Scene, sender: Path
-) -> None:
+def test_execve_gives_a_process_a_new_identity(start_watch: Callable[..., Program], scene: Scene, sender: Path) -> None:
     watch = start_watch("--json", "replaced.test")
     truth = scene("replaced", sender)
     watch.stop()
@@ -128,7 +143,9 @@ def test_a_process_that_becomes_another_program(
     assert queries["child"]["ancestors"][0]["pid"] == truth["pid"]
 
 
-def test_a_process_that_changes_its_names(start_watch: Callable[..., Program], scene: Scene, sender: Path) -> None:
+def test_a_query_has_the_name_of_its_moment_and_the_first_command_line(
+    start_watch: Callable[..., Program], scene: Scene, sender: Path
+) -> None:
     watch = start_watch("--json", "renamed.test")
     truth = scene("renamed", sender)
     watch.stop()
@@ -139,7 +156,7 @@ def test_a_process_that_changes_its_names(start_watch: Callable[..., Program], s
         **dict.fromkeys(("first", "second", "thread", "third"), late),
         "early": early,
     }
-    # The process's name is that of the moment, never that of a thread.
+    # The comm is that of the process at the moment of the query, never that of a thread.
     assert {name: query["comm"] for name, query in queries.items()} == {
         "first": "first",
         "second": "second",
@@ -150,7 +167,7 @@ def test_a_process_that_changes_its_names(start_watch: Callable[..., Program], s
     for query in found:
         assert query["tree"] == tree_of(truth["lineage"], query["comm"])
         assert query["from_procfs"] == []
-    # The command line is that of the program's first query, though the process has called itself something else since.
+    # The command line is that of the first query of the program, even if the process has changed it since.
     assert truth["title"] == ["late title"]
     assert {name: query["cmdline"] for name, query in queries.items()} == {
         **dict.fromkeys(("first", "second", "thread"), truth["cmdline"]),
@@ -159,7 +176,7 @@ def test_a_process_that_changes_its_names(start_watch: Callable[..., Program], s
     }
 
 
-def test_series_of_a_process_that_changes_its_name(start: Start, scene: Scene, sender: Path) -> None:
+def test_a_process_that_changes_its_name_keeps_its_series(start: Start, scene: Scene, sender: Path) -> None:
     service = start("domains: [renamed.test]")
     truth = scene("renamed", sender)
     assert service.by("dnsprobe_queries_total", "tree") == {
@@ -179,7 +196,7 @@ def test_series_of_a_process_that_changes_its_name(start: Start, scene: Scene, s
     ]
 
 
-def test_a_reused_pid_is_another_process(start_watch: Callable[..., Program], scene: Scene) -> None:
+def test_a_reused_pid_belongs_to_another_process(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "reused.test")
     truth = scene("reused", 101)
     watch.stop()
@@ -193,19 +210,19 @@ def test_a_reused_pid_is_another_process(start_watch: Callable[..., Program], sc
     assert {tuple(query["from_procfs"]) for query in queries} == {()}
 
 
-def test_counts_of_a_reused_pid(start: Start, scene: Scene) -> None:
+def test_processes_with_the_same_pid_have_separate_counts(start: Start, scene: Scene) -> None:
     service = start("domains: [reused.test]")
     truth = scene("reused", 101)
     expected = {tree_of(truth["lineage"], f"r{index}"): 1 for index in range(101)}
     assert service.by("dnsprobe_queries_total", "tree") == expected
 
 
-def test_procfs_tells_the_processes_of_a_reused_pid_apart() -> None:
+def test_procfs_distinguishes_processes_with_the_same_pid() -> None:
     procfs = ProcFS()
     before = _idle_process(os.fork)
     assert procfs.alive(before)
     _end(before)
-    # /proc has the start in clock ticks.
+    # /proc has start times in clock ticks.
     time.sleep(2 / os.sysconf("SC_CLK_TCK"))
     after = _idle_process(lambda: fork_as(before.tgid))
     try:
@@ -231,7 +248,7 @@ def _end(process: Process) -> None:
     os.waitpid(process.tgid, 0)
 
 
-def test_a_process_whose_first_thread_has_ended(start_watch: Callable[..., Program], scene: Scene) -> None:
+def test_a_process_without_its_first_thread_is_identified(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "leaderless.test")
     truth = scene("leaderless")
     watch.stop()
@@ -246,7 +263,7 @@ def test_a_process_whose_first_thread_has_ended(start_watch: Callable[..., Progr
     assert query["tree"] == tree_of(truth["lineage"], query["comm"])
 
 
-def test_the_user_of_the_login(start_watch: Callable[..., Program], scene: Scene) -> None:
+def test_a_query_has_the_login_user(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "login.test")
     truth = scene("logged_in", 4711)
     watch.stop()
@@ -257,7 +274,7 @@ def test_the_user_of_the_login(start_watch: Callable[..., Program], scene: Scene
 
 CONTAINER = "3f4e" * 16
 POD = "8d5c4c7e-3a1b-4f0e-9c2d-0123456789ab"
-#: Control groups as runtimes make them, with what is told of them: unit, container, runtime, pod.
+#: Control groups as runtimes make them, and what they mean: unit, container, runtime, pod.
 CONTAINED = {
     f"/dnsprobe_tests.slice/docker-{CONTAINER}.scope": (f"docker-{CONTAINER}.scope", CONTAINER, "docker", None),
     f"/dnsprobe_tests.slice/libpod-{CONTAINER}.scope/container": (
@@ -283,21 +300,21 @@ CONTAINED = {
 }
 
 
-def test_containers(start_watch: Callable[..., Program], scene: Scene) -> None:
+def test_a_container_is_recognized_by_its_control_group(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "contained.test")
     truth = scene("contained", *CONTAINED)
     watch.stop()
     queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
     assert len(queries) == len(CONTAINED)
-    for query, (path, told), namespaces in zip(queries, CONTAINED.items(), truth, strict=True):
+    for query, (path, meaning), namespaces in zip(queries, CONTAINED.items(), truth, strict=True):
         assert query["cgroup"] == path
-        assert (query["unit"], query["container"], query["container_runtime"], query["pod"]) == told
+        assert (query["unit"], query["container"], query["container_runtime"], query["pod"]) == meaning
         assert query["container_name"] == ("web" if query["container_runtime"] == "systemd-nspawn" else None)
         assert (query["pid_ns"], query["mnt_ns"]) == (namespaces["pid"], namespaces["mnt"])
         assert "cgroup" not in query["from_procfs"]
 
 
-#: Puts a file where Docker has one, in what the command behind it sees of the file system.
+#: Runs a command in a mount namespace where Docker has a file about a container.
 WITH_DOCKER = """\
 mount -t tmpfs none /var/lib
 mkdir -p "/var/lib/docker/containers/$1"
@@ -307,7 +324,7 @@ exec "$@"
 """
 
 
-def test_names_of_containers(start: Start, scene: Scene) -> None:
+def test_a_container_has_the_name_in_the_file_of_its_runtime(start: Start, scene: Scene) -> None:
     service = start("domains: [contained.test]", ["unshare", "--mount", "sh", "-ec", WITH_DOCKER, "sh", CONTAINER])
     scene("contained", *list(CONTAINED)[:2])
     assert service.stop() == 0
@@ -316,7 +333,7 @@ def test_names_of_containers(start: Start, scene: Scene) -> None:
     assert f", container {CONTAINER[:12]}, " in podman
 
 
-def test_containers_have_series_of_their_own(start: Start, scene: Scene) -> None:
+def test_each_container_has_its_own_series(start: Start, scene: Scene) -> None:
     service = start("domains: [contained.test]")
     scene("contained", *CONTAINED)
     series = {
@@ -325,7 +342,7 @@ def test_containers_have_series_of_their_own(start: Start, scene: Scene) -> None
     assert series == {(unit or "", (container or "")[:12]): 1 for unit, container, _runtime, _pod in CONTAINED.values()}
 
 
-def test_chain_deeper_than_the_kernel_follows(start_watch: Callable[..., Program], scene: Scene) -> None:
+def test_a_chain_deeper_than_the_limit_is_cut_and_marked(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "deep.test")
     scene("deep", CHAIN_SIZE + 10)
     watch.stop()
@@ -338,7 +355,7 @@ def test_chain_deeper_than_the_kernel_follows(start_watch: Callable[..., Program
     ]
 
 
-def test_chain_of_more_than_32_levels_is_whole(start_watch: Callable[..., Program], scene: Scene) -> None:
+def test_a_chain_of_more_than_32_levels_is_complete(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "deep.test")
     truth = scene("deep", 1)
     levels = 32 - len(truth["lineage"])
@@ -351,7 +368,7 @@ def test_chain_of_more_than_32_levels_is_whole(start_watch: Callable[..., Progra
     ]
 
 
-def test_repeats_cause_no_event_until_their_time(start: Start, scene: Scene) -> None:
+def test_a_repeated_query_causes_no_event_within_the_interval(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]")
     scene("send", "www.watched.test", 101)
     assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 101}
@@ -359,14 +376,14 @@ def test_repeats_cause_no_event_until_their_time(start: Start, scene: Scene) -> 
     assert len(service.entries()) == 1
 
 
-def test_each_query_is_an_event_when_asked_for(start: Start, scene: Scene) -> None:
+def test_with_repeat_zero_each_query_has_an_entry(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]\njournal: {repeat: 0}")
     scene("send", "www.watched.test", 101)
     assert service.stop() == 0
     assert len(service.entries()) == 101
 
 
-def test_what_no_rule_wants_causes_nothing(start: Start, scene: Scene) -> None:
+def test_a_query_without_a_rule_causes_nothing(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]")
     scene("send_others", 500)
     assert service.samples("dnsprobe_queries_total") == []

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import HERE, PATIENCE, PROGRAM, Program
+from conftest import HERE, PATIENCE, PROGRAM, UNPRIVILEGED, Program
 from scraper import Prometheus
-from test_service import UNPRIVILEGED
 
 PAGE = (HERE.parents[1] / "docs" / "web.md").read_text("utf-8")
 SERVER = "dnsprobe.example"

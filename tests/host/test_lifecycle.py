@@ -1,13 +1,9 @@
-"""The service from start to end: ready, reloaded, proved again, stopped."""
+"""The service from start to stop: ready, reload, repeated proof, and the last events."""
 
 from __future__ import annotations
 
-import json
-import os
-import pty
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,14 +15,12 @@ from urllib.error import HTTPError
 import pytest
 from conftest import IN_OWN_NET, PATIENCE, PROGRAM, Program, Service
 
-from dnsprobe.kernel.hooks import PATHS
-
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
 
 
 def attached(pid: str = "[0-9]*") -> set[str]:
-    """Return the ids of the links of dnsprobe's hooks that a process holds, or any process of this host."""
+    """Return the ids of links to net_dev_queue that a process holds; by default, that any process holds."""
     links = set()
     for path in Path("/proc").glob(f"{pid}/fdinfo/*"):
         with suppress(OSError):
@@ -43,7 +37,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_ready_and_pages(start: Start) -> None:
+def test_a_ready_service_serves_all_pages(start: Start) -> None:
     service = start("domains: [watched.test]")
     assert service.get("/-/healthy")
     assert service.get("/-/ready")
@@ -55,7 +49,7 @@ def test_ready_and_pages(start: Start) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopping_drains_and_detaches(start: Start, scene: Scene, number: signal.Signals) -> None:
+def test_a_stop_writes_all_events_and_detaches(start: Start, scene: Scene, number: signal.Signals) -> None:
     service = start("domains: [oneshot.test]")
     links = attached(str(service.process.pid))
     assert links
@@ -66,7 +60,7 @@ def test_stopping_drains_and_detaches(start: Start, scene: Scene, number: signal
     assert not links & attached()
 
 
-def test_killing_leaves_nothing_attached(start: Start) -> None:
+def test_a_kill_leaves_nothing_attached(start: Start) -> None:
     service = start("domains: [watched.test]")
     links = attached(str(service.process.pid))
     assert links
@@ -74,7 +68,7 @@ def test_killing_leaves_nothing_attached(start: Start) -> None:
     assert not links & attached()
 
 
-def test_killing_while_it_compiles_leaves_no_child(tmp_path: Path) -> None:
+def test_a_kill_during_compilation_leaves_no_child(tmp_path: Path) -> None:
     program = Program(["watch", "watched.test"], tmp_path, ["env", "--unset=CACHE_DIRECTORY"])
     children = Path(f"/proc/{program.process.pid}/task/{program.process.pid}/children")
     until(lambda: children.read_text() != "")
@@ -83,7 +77,7 @@ def test_killing_while_it_compiles_leaves_no_child(tmp_path: Path) -> None:
     until(lambda: not Path(f"/proc/{loader}").exists())
 
 
-def test_totals_stay_when_processes_go(start: Start, scene: Scene) -> None:
+def test_totals_stay_when_their_processes_end(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]")
     trees = []
     for _ in range(3):
@@ -91,12 +85,12 @@ def test_totals_stay_when_processes_go(start: Start, scene: Scene) -> None:
         trees.append(service.by("dnsprobe_queries_total", "tree"))
     (total,) = trees[-1].values()
     assert total == 303
-    # The processes are long gone: their counters leave the kernel, and nothing changes.
+    # The processes have ended, so a sweep removes their counters from the kernel. The totals stay.
     time.sleep(11)
     assert service.by("dnsprobe_queries_total", "tree") == trees[-1]
 
 
-def test_reload_under_load(start: Start, scene: Scene) -> None:
+def test_a_reload_under_load_loses_no_count(start: Start, scene: Scene) -> None:
     service = start("domains: [kept.test, removed.test]")
     sent: list[int] = []
     stop = threading.Event()
@@ -127,7 +121,7 @@ def test_reload_under_load(start: Start, scene: Scene) -> None:
     assert service.by("dnsprobe_queries_total", "domain")["removed.test"] == 7
 
 
-def test_bad_reload_leaves_the_old_rules(start: Start, scene: Scene) -> None:
+def test_a_bad_reload_leaves_the_old_rules_in_force(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]")
     first = service.value("dnsprobe_config_last_reload_success_timestamp_seconds")
     assert service.value("dnsprobe_config_last_reload_successful") == 1
@@ -155,7 +149,7 @@ def test_canaries_are_repeated_and_never_shown(start: Start) -> None:
     assert service.entries() == []
 
 
-def test_a_path_that_fails_later_is_noticed(start: Start) -> None:
+def test_a_path_that_fails_later_is_not_proved_any_more(start: Start) -> None:
     service = start("domains: [watched.test]\nprobe: {verify_interval: 1s}", IN_OWN_NET)
     enter = ["nsenter", "--net", f"--target={service.process.pid}", "ip"]
     subprocess.run([*enter, "address", "flush", "dev", "lo"], check=True)
@@ -163,7 +157,7 @@ def test_a_path_that_fails_later_is_noticed(start: Start) -> None:
     subprocess.run([*enter, "address", "add", "127.0.0.1/8", "dev", "lo"], check=True)
     subprocess.run([*enter, "address", "add", "::1/128", "dev", "lo"], check=True)
     service.wait_for("udp4 is proved again")
-    # The proof of udp6 does not need an address here: other namespaces may have IPv6 all the same.
+    # The proof of udp6 needs no address here: other namespaces may have IPv6.
     log = service.err.read_text("utf-8")
     assert log.count("not proved any more") == 1
 
@@ -178,7 +172,7 @@ NO_IPV6 = [
 ]
 
 
-def test_ipv6_of_others_is_seen_where_it_is_off_here(start: Start, scene: Scene) -> None:
+def test_ipv6_of_other_namespaces_is_seen_without_ipv6_here(start: Start, scene: Scene) -> None:
     service = start("domains: [ipv6.test, ipv6connected.test]", NO_IPV6)
     scene("clients")
     assert "udp6 at" in service.err.read_text("utf-8")
@@ -186,12 +180,12 @@ def test_ipv6_of_others_is_seen_where_it_is_off_here(start: Start, scene: Scene)
     assert "stopped: 42 queries counted" in service.err.read_text("utf-8")
 
 
-def test_unusable_notify_socket(start: Start) -> None:
+def test_a_missing_notify_socket_is_ignored(start: Start) -> None:
     service = start("domains: [watched.test]", ["env", "NOTIFY_SOCKET=/nonexistent/socket"])
     assert service.stop() == 0
 
 
-def test_no_descriptor_left_for_a_proof(start: Start) -> None:
+def test_a_proof_without_free_descriptors_fails_until_there_are_some(start: Start) -> None:
     service = start("domains: [watched.test]\nprobe: {verify_interval: 1s}")
     limit = len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
     subprocess.run(["prlimit", f"--pid={service.process.pid}", f"--nofile={limit}:4096"], check=True)
@@ -200,7 +194,7 @@ def test_no_descriptor_left_for_a_proof(start: Start) -> None:
     service.wait_for("udp4 is proved again")
 
 
-def test_stopping_in_the_middle_of_a_flood(start: Start, in_namespace: list[str], flood: Path) -> None:
+def test_a_stop_during_a_flood_succeeds(start: Start, in_namespace: list[str], flood: Path) -> None:
     for _ in range(4):
         service = start("domains: [flood.test]")
         command = [*in_namespace, str(flood), "127.0.0.1", "53", "flood.test", "200000", "1", "4"]
@@ -210,21 +204,7 @@ def test_stopping_in_the_middle_of_a_flood(start: Start, in_namespace: list[str]
             sender.wait(PATIENCE)
 
 
-def test_the_user_is_that_of_each_query(start_watch: Callable[..., Program], in_namespace: list[str]) -> None:
-    watch = start_watch("--json", "user.test")
-    program = (
-        "import os, socket, sys\n"
-        "send = lambda name: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes.fromhex("
-        "'0001 0100 0001 0000 0000 0000') + name + b'\\4user\\4test\\0\\0\\1\\0\\1', ('127.0.0.1', 53))\n"
-        "send(b'\\1a'); os.setuid(65534); send(b'\\1b')\n"
-    )
-    subprocess.run([*in_namespace, sys.executable, "-c", program], check=True)
-    watch.stop()
-    queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
-    assert [(query["uid"], query["user"]) for query in queries] == [(0, "root"), (65534, "nobody")]
-
-
-def test_no_proof_no_service(tmp_path: Path) -> None:
+def test_a_service_without_a_proof_does_not_start(tmp_path: Path) -> None:
     # Loopback is down: canaries cannot come back.
     configuration = tmp_path / "dnsprobe.yaml"
     configuration.write_text("domains: [watched.test]")
@@ -237,76 +217,7 @@ def test_no_proof_no_service(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_doctor() -> None:
-    done = subprocess.run([str(PROGRAM), "doctor"], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    for path in ("udp4", "udp6", "tcp4", "tcp6"):
-        assert any(line.startswith(f"ok  {path}") and "proved" in line for line in done.stdout.splitlines())
-    done = subprocess.run([str(PROGRAM), "doctor", "--json"], stdout=subprocess.PIPE, text=True, check=True)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {entry["path"]: entry["proved"] for entry in found if "path" in entry} == dict.fromkeys(PATHS, True)
-    assert {entry["check"]: entry["good"] for entry in found if "check" in entry}["lineage"] is True
-
-
-def test_doctor_says_what_is_not_proved() -> None:
-    done = subprocess.run(
-        ["unshare", "--net", str(PROGRAM), "doctor"], capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 1
-    assert "NOT PROVED" in done.stdout
-    assert "the canary could not be sent" in done.stdout
-
-
-def test_watch_draws_the_tree(start_watch: Callable[..., Program], scene: Scene) -> None:
-    watch = start_watch("watched.test")
-    truth = scene("send", "www.watched.test", 3)
-    assert watch.stop(signal.SIGINT) == 0
-    text = watch.out.read_text("utf-8")
-    assert "www.watched.test A udp 127.0.0.1#53" in text
-    assert f"[{truth['pid']}]" in text
-    assert "└─" in text
-    assert "\x1b" not in text
-    assert "3 queries from 1 process tree, 1 shown, 0 lost" in watch.err.read_text("utf-8")
-
-
-def test_watch_in_colour_on_a_terminal(scene: Scene) -> None:
-    main, terminal = pty.openpty()
-    with subprocess.Popen(
-        [str(PROGRAM), "watch", "watched.test"],
-        stdout=terminal,
-        stderr=terminal,
-        env={**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"} | {"NO_COLOR": ""},
-    ) as watch:
-        os.close(terminal)
-        text = b""
-        while b"watching" not in text:
-            text += os.read(main, 4096)
-        scene("send", "www.watched.test", 1)
-        watch.send_signal(signal.SIGINT)
-        assert watch.wait(PATIENCE) == 0
-        try:
-            while more := os.read(main, 4096):
-                text += more
-        except OSError:  # how Linux says that the other end of a terminal is closed
-            pass
-    os.close(main)
-    assert b"\x1b[1mwww.watched.test\x1b[0m" in text
-
-
-def test_watch_ends_quietly_with_its_reader(scene: Scene) -> None:
-    with subprocess.Popen(
-        [str(PROGRAM), "watch", "oneshot.test"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as watch:
-        assert watch.stderr is not None
-        assert watch.stdout is not None
-        assert b"watching" in watch.stderr.readline()
-        watch.stdout.close()
-        scene("oneshots", 50, 4)
-        assert watch.wait(PATIENCE) == 0
-        assert b"Traceback" not in watch.stderr.read()
-
-
-def test_time_from_exec_to_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_from_exec_to_ready_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     times = []
     for attempt in range(3):
         folder = tmp_path / str(attempt)
@@ -316,4 +227,4 @@ def test_time_from_exec_to_ready(tmp_path: Path, capsys: pytest.CaptureFixture[s
         times.append(time.monotonic() - began)
         assert service.stop() == 0
     with capsys.disabled():
-        print(f"\n  exec to READY, proofs included: {', '.join(f'{seconds:.2f}' for seconds in times)} s")
+        print(f"\n  exec to READY, including the proofs: {', '.join(f'{seconds:.2f}' for seconds in times)} s")

@@ -1,4 +1,4 @@
-"""Comms, names and arguments made to do harm: what is shown of them is text, true, and counted exactly."""
+"""Hostile comms, names and arguments: every output escapes them, shows them truly, and counts them exactly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.names.wire import to_text
 from dnsprobe.text import printable
 
-#: As prctl(2) takes them; the kernel keeps the first 15 octets.
+#: Arguments of prctl(2). The kernel keeps the first 15 octets.
 COMMS = [
     b'a"b\\c',
     b"a\nb",
@@ -55,7 +55,7 @@ COMMS = [
     b") R 1 1 1 (",
 ]
 
-#: Labels of a name each. Every value of an octet is in the first two.
+#: The labels of each name. The first two names have every value of an octet.
 NAMES = [
     [bytes(range(start, start + 63)) for start in (0, 63, 126)],
     [bytes(range(start, min(start + 63, 256))) for start in (189, 252)],
@@ -70,7 +70,7 @@ ARGUMENT = b"\x1b[2J'\"\n\\ \xff;\xe2\x80\xae"
 
 PRIMES = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]
 
-# It waits when it is done, so that there is something to find out about it.
+# The sender waits at its end, so that /proc still has it.
 SENDER = """
 import ctypes, socket, sys
 comm, port, count = bytes.fromhex(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -88,8 +88,8 @@ RULE_NAME = 'a "quoted" \\n name\\ {é}'
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the senders did and what was said about it."""
+class Observed:
+    """What the senders did (``pids`` has comm and number of queries), and every output about it."""
 
     pids: dict[int, tuple[bytes, int]]
     port: int
@@ -108,7 +108,7 @@ def seen_comm(comm: bytes) -> bytes:
 
 
 def in_tree(comm: bytes) -> str:
-    """Return a comm as a tree has it: never what dnsprobe calls something else by, and never nothing."""
+    """Return a comm as a tree shows it: never empty, and never one of dnsprobe's own marks."""
     text = printable(seen_comm(comm), also=";") or r"\x00"
     return f"\\x{ord(text[0]):02x}{text[1:]}" if text in {"(other)", "(unknown)", "..."} else text
 
@@ -128,8 +128,8 @@ def wait_for_lines(path: Path, text: str, lines: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    """The service and both kinds of watch see the same hostile processes; then the watches are ended."""
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    """Run hostile senders while the service and both forms of watch run, then stop the latter two."""
     folder = tmp_path_factory.mktemp("hostile")
     port = CanaryPort()
     configuration = (
@@ -169,7 +169,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
         wait_for_lines(watch.out, '"qname"', queries)
         wait_for_lines(tree.out, "127.0.0.1#", queries)
         assert (watch.stop(), tree.stop()) == (0, 0)
-        yield Told(pids, port.port, service, metrics, watch, tree)
+        yield Observed(pids, port.port, service, metrics, watch, tree)
     finally:
         for sender in senders:
             sender.communicate(timeout=PATIENCE)
@@ -178,111 +178,110 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
         port.close()
 
 
-def test_comms_that_are_shown_differ() -> None:
+def test_different_comms_are_shown_differently() -> None:
     shown = [in_tree(comm) for comm in COMMS]
-    # Both are empty.
+    # These two are empty in the kernel.
     same = {in_tree(b"\x00hidden")}
     assert {text for text, times in Counter(shown).items() if times > 1} == same
 
 
-def test_metrics_are_valid(told: Told) -> None:
+def test_promtool_accepts_the_metrics(observed: Observed) -> None:
     places = [str(Path(sys.executable).parents[1] / "prometheus" / "usr" / "bin"), os.environ.get("PATH", os.defpath)]
     tool = shutil.which("promtool", path=os.pathsep.join(places))
     if tool is None:
         pytest.skip("promtool is not installed: apt install prometheus")
-    result = subprocess.run([tool, "check", "metrics"], input=told.metrics, capture_output=True, check=False)
+    result = subprocess.run([tool, "check", "metrics"], input=observed.metrics, capture_output=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
-def test_metrics_are_exact(told: Told) -> None:
+def test_metrics_have_exact_counts_and_escaped_labels(observed: Observed) -> None:
     expected: Counter[str] = Counter()
-    for comm, count in told.pids.values():
+    for comm, count in observed.pids.values():
         expected[in_tree(comm)] += count
-    samples = [(labels, int(value)) for labels, value in told.service.samples("dnsprobe_queries_total")]
+    samples = [(labels, int(value)) for labels, value in observed.service.samples("dnsprobe_queries_total")]
     counted: Counter[str] = Counter()
     for labels, value in samples:
         assert all(text.isprintable() for text in labels.values())
         assert (labels["domain"], labels["qtype"], labels["transport"]) == (RULE_NAME, "A", "udp")
-        # The process is the last element of the tree, whatever is in it.
+        # The process is the last element of the tree, whatever it contains.
         assert labels["tree"].split(";")[-1] == labels["process"]
         assert labels["tree"].count(";") == samples[0][0]["tree"].count(";")
         counted[labels["process"]] += value
     assert counted == expected
 
 
-def test_log_is_printable_and_complete(told: Told) -> None:
-    text = told.service.err.read_bytes().decode("utf-8")
+def test_log_lines_are_printable_and_complete(observed: Observed) -> None:
+    text = observed.service.err.read_bytes().decode("utf-8")
     assert text.endswith("\n")
     lines = text[:-1].split("\n")
     assert [line for line in lines if not line.isprintable()] == []
-    for pid, (comm, count) in told.pids.items():
+    for pid, (comm, count) in observed.pids.items():
         begin = f"{printable(seen_comm(comm))}[{pid}] asked for "
         own = [line for line in lines if line.startswith(begin)]
         assert len(own) == count, comm
         assert all(line.endswith(f" {shlex.quote(printable(ARGUMENT))}") for line in own)
         asked = Counter(line.removeprefix(begin).split(" (A, udp)")[0] for line in own)
         assert asked == asked_names(count)
-    # And nothing else: no line was made up by a name.
-    assert sum(" asked for " in line for line in lines) == told.queries
-    assert len(lines) == told.queries + sum(line.startswith("dnsprobe: ") for line in lines)
+    # And nothing else: no name has forged a line.
+    assert sum(" asked for " in line for line in lines) == observed.queries
+    assert len(lines) == observed.queries + sum(line.startswith("dnsprobe: ") for line in lines)
 
 
-def test_json_tells_the_truth(told: Told) -> None:
-    data = told.watch.out.read_bytes()
+def test_json_lines_have_the_true_values(observed: Observed) -> None:
+    data = observed.watch.out.read_bytes()
     assert data.isascii()
     lines = data.decode("ascii").removesuffix("\n").split("\n")
-    assert len(lines) == told.queries
+    assert len(lines) == observed.queries
     seen: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         assert line.isprintable()
         query = json.loads(line)
         assert isinstance(query, dict)
         seen.setdefault(query["pid"], []).append(query)
-    assert seen.keys() == told.pids.keys()
+    assert seen.keys() == observed.pids.keys()
     for pid, queries in seen.items():
-        comm, count = told.pids[pid]
+        comm, count = observed.pids[pid]
         assert len(queries) == count
         assert Counter(query["qname"] for query in queries) == asked_names(count)
         for query in queries:
             assert query["comm"] == printable(seen_comm(comm))
             assert query["tree"].split(";")[-1] == in_tree(comm)
             assert (query["domain"], query["qtype"], query["transport"]) == (RULE_NAME, "A", "udp")
-            assert (query["server"], query["port"]) == ("127.0.0.1", told.port)
+            assert (query["server"], query["port"]) == ("127.0.0.1", observed.port)
             assert (query["uid"], query["gid"]) == (os.getuid(), os.getgid())
             assert query["ancestors"][0]["pid"] == os.getpid()
             assert query["complete"] is True
             assert query["repeats"] == 0
-            assert query["cmdline"][-4:] == [comm.hex(), str(told.port), str(count), printable(ARGUMENT)]
+            assert query["cmdline"][-4:] == [comm.hex(), str(observed.port), str(count), printable(ARGUMENT)]
             assert query["exe"] == printable(str(Path(sys.executable).resolve()))
-    assert f"{told.queries} queries" in told.watch.err.read_text("utf-8")
+    assert f"{observed.queries} queries" in observed.watch.err.read_text("utf-8")
 
 
-def test_trees_are_printable(told: Told) -> None:
-    lines = told.tree.out.read_bytes().decode("utf-8").split("\n")
+def test_trees_on_the_terminal_are_printable(observed: Observed) -> None:
+    lines = observed.tree.out.read_bytes().decode("utf-8").split("\n")
     assert [line for line in lines if not line.isprintable()] == []
-    assert sum(f"127.0.0.1#{told.port}" in line for line in lines) == told.queries
-    for pid, (comm, count) in told.pids.items():
+    assert sum(f"127.0.0.1#{observed.port}" in line for line in lines) == observed.queries
+    for pid, (comm, count) in observed.pids.items():
         assert sum(f"{printable(seen_comm(comm))}[{pid}]" in line for line in lines) == count
 
 
-def test_page_escapes_what_it_shows(told: Told) -> None:
-    page = told.service.get("/")
+def test_the_page_escapes_names(observed: Observed) -> None:
+    page = observed.service.get("/")
     assert "<b>&amp;" not in page
     assert "</script><b>" not in page
     assert "\x1b" not in page
 
 
 @pytest.fixture
-def port_of_ours() -> Iterator[CanaryPort]:
+def reserved_port() -> Iterator[CanaryPort]:
     with contextlib.closing(CanaryPort()) as port:
         yield port
 
 
-def test_hostile_parents(
-    port_of_ours: CanaryPort, tmp_path: Path, start: Callable[..., Service], start_watch: Callable[..., Program]
+def test_each_hostile_parent_is_one_element_of_the_tree(
+    reserved_port: CanaryPort, tmp_path: Path, start: Callable[..., Service], start_watch: Callable[..., Program]
 ) -> None:
-    """A chain of processes whose comms are hostile: each stays one element of the tree."""
-    port = port_of_ours
+    port = reserved_port
     service = start(f"domains: [.]\nprobe: {{ports: [{port.port}]}}")
     watch = start_watch("--json", "--config", str(service.configuration))
     chain = [comm for comm in COMMS if seen_comm(comm)][:12]
@@ -308,7 +307,7 @@ def test_hostile_parents(
 
 
 def descend(chain: list[bytes], port: int) -> None:
-    """Take the first comm; a child takes the next one, and so on; the last one asks."""
+    """Take the first comm, and fork a child that takes the next one, and so on. The last process sends a query."""
     ctypes.CDLL(None).prctl(15, chain[0], 0, 0, 0)  # PR_SET_NAME
     if len(chain) > 1:
         child = os.fork()

@@ -1,4 +1,4 @@
-"""What systemd sees of the service: notifications, passed sockets, the capabilities that it keeps."""
+"""The service and systemd: notifications, passed sockets, and the capabilities that stay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import IN_OWN_NET, PATIENCE, PROGRAM, Service, free_ports
+from conftest import IN_OWN_NET, PATIENCE, PROGRAM, UNPRIVILEGED, Service, free_ports
 
 from dnsprobe.kernel.hooks import RUNGS
 from dnsprobe.privileges import ONLY_AT_START, Capability
@@ -24,7 +24,7 @@ Scene = Callable[..., Any]
 
 
 class Manager:
-    """Takes what a service tells systemd."""
+    """A service manager: receives the notifications of a service (sd_notify(3))."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "notify"
@@ -32,14 +32,14 @@ class Manager:
         self._socket.bind(str(self.path))
         self._socket.settimeout(PATIENCE)
 
-    def hear(self, state: str) -> dict[str, str]:
-        """Return the next message that has ``state`` in it, as variables; TimeoutError without one."""
+    def receive(self, state: str) -> dict[str, str]:
+        """Return the variables of the next message that has ``state``; TimeoutError if there is none."""
         while True:
-            said = dict(line.split("=", 1) for line in self._socket.recv(65536).decode().splitlines())
-            if state in said:
-                return said
+            message = dict(line.split("=", 1) for line in self._socket.recv(65536).decode().splitlines())
+            if state in message:
+                return message
 
-    def hear_nothing_for(self, seconds: float) -> bool:
+    def receives_nothing_for(self, seconds: float) -> bool:
         self._socket.setblocking(False)
         try:
             while True:
@@ -67,39 +67,39 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 @pytest.mark.quick
-def test_what_systemd_is_told(start: Start, scene: Scene, manager: Manager) -> None:
+def test_systemd_gets_each_state_of_the_service(start: Start, scene: Scene, manager: Manager) -> None:
     service = start("domains: [watched.test]", ["env", f"NOTIFY_SOCKET={manager.path}", "WATCHDOG_USEC=30000000"])
-    trying = manager.hear("EXTEND_TIMEOUT_USEC")
+    trying = manager.receive("EXTEND_TIMEOUT_USEC")
     assert trying["STATUS"].startswith("trying ")
-    ready = manager.hear("READY")
+    ready = manager.receive("READY")
     hooks = ", ".join(
         f"{labels['path']} at {RUNGS[labels['hook']].place(labels['symbol'])}"
         for labels, _ in service.samples("dnsprobe_hook_info")
     )
     assert ready == {"READY": "1", "STATUS": f"{hooks}; 1 rule; 0 queries"}
-    assert manager.hear("WATCHDOG") == {"WATCHDOG": "1"}
+    assert manager.receive("WATCHDOG") == {"WATCHDOG": "1"}
     scene("send", "www.watched.test", 101)
-    while (status := manager.hear("STATUS")["STATUS"]).endswith("; 0 queries"):
+    while (status := manager.receive("STATUS")["STATUS"]).endswith("; 0 queries"):
         pass
     assert status == f"{hooks}; 1 rule; 101 queries"
     service.configuration.write_text("domains: [watched.test, other.test]")
     service.process.send_signal(signal.SIGHUP)
-    assert int(manager.hear("RELOADING")["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
-    assert manager.hear("READY")["STATUS"] == f"{hooks}; 2 rules; 101 queries"
+    assert int(manager.receive("RELOADING")["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+    assert manager.receive("READY")["STATUS"] == f"{hooks}; 2 rules; 101 queries"
     assert service.stop() == 0
-    assert manager.hear("STOPPING")
+    assert manager.receive("STOPPING")
 
 
-def test_a_loop_that_hangs_feeds_no_watchdog(start: Start, manager: Manager, tmp_path: Path) -> None:
+def test_an_event_loop_that_hangs_feeds_no_watchdog(start: Start, manager: Manager, tmp_path: Path) -> None:
     service = start("domains: [watched.test]", ["env", f"NOTIFY_SOCKET={manager.path}", "WATCHDOG_USEC=30000000"])
-    manager.hear("WATCHDOG")
-    # A file that nobody writes: the reload never ends.
+    manager.receive("WATCHDOG")
+    # Nobody writes to this FIFO, so the reload never ends.
     service.configuration.unlink()
     os.mkfifo(service.configuration)
     service.process.send_signal(signal.SIGHUP)
-    manager.hear("RELOADING")
-    assert manager.hear_nothing_for(3)
-    # What systemd does then: where it hung is in the log.
+    manager.receive("RELOADING")
+    assert manager.receives_nothing_for(3)
+    # systemd then sends SIGABRT. The log shows where the loop hung.
     assert service.stop(signal.SIGABRT) == -signal.SIGABRT
     log = service.err.read_text("utf-8")
     assert "Fatal Python error: Aborted" in log
@@ -114,7 +114,7 @@ JOURNAL_STREAM=$(stat --dereference --format=%d:%i /proc/self/fd/2) exec "$@"
 """
 
 
-def test_its_log_goes_to_the_journal(tmp_path: Path) -> None:
+def test_log_lines_go_to_the_journal(tmp_path: Path) -> None:
     configuration = tmp_path / "quiet.yaml"
     configuration.write_text("domains: [watched.test]")
     folder = tmp_path / "journal"
@@ -141,7 +141,7 @@ def test_its_log_goes_to_the_journal(tmp_path: Path) -> None:
     assert (tmp_path / "err").read_text() == ""
 
 
-def test_without_standard_error(manager: Manager, tmp_path: Path) -> None:
+def test_it_runs_without_standard_error(manager: Manager, tmp_path: Path) -> None:
     configuration = tmp_path / "quiet.yaml"
     configuration.write_text("domains: [watched.test]")
     command = [str(PROGRAM), "run", "--config", str(configuration), "--listen", "127.0.0.1:0"]
@@ -149,7 +149,7 @@ def test_without_standard_error(manager: Manager, tmp_path: Path) -> None:
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *command], env={**os.environ, "NOTIFY_SOCKET": str(manager.path)}
     )
     try:
-        manager.hear("READY")
+        manager.receive("READY")
     finally:
         process.terminate()
         assert process.wait(PATIENCE) == 0
@@ -171,7 +171,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_a_socket_from_systemd(start: Start) -> None:
+def test_it_serves_on_a_socket_from_systemd(start: Start) -> None:
     (port,) = free_ports(1)
     service = start("domains: [watched.test]", [sys.executable, "-c", PASS_SOCKETS, str(port)])
     assert service.url == f"127.0.0.1:{port}"
@@ -188,7 +188,7 @@ def test_a_socket_from_systemd(start: Start) -> None:
         ),
     ],
 )
-def test_wrong_sockets_from_systemd(passed: list[str], message: str, tmp_path: Path) -> None:
+def test_wrong_sockets_from_systemd_are_an_error(passed: list[str], message: str, tmp_path: Path) -> None:
     ports = free_ports(2)
     prefix = [part.format(*ports) if part == "{0},{1}" else part for part in passed]
     result = subprocess.run(
@@ -202,7 +202,7 @@ def test_wrong_sockets_from_systemd(passed: list[str], message: str, tmp_path: P
     assert message in result.stderr
 
 
-def test_an_address_that_comes_later(start: Start, manager: Manager) -> None:
+def test_a_service_may_listen_on_an_address_that_appears_later(start: Start, manager: Manager) -> None:
     configuration = manager.path.with_name("late.yaml")
     configuration.write_text("domains: [watched.test]\nmetrics: {listen: '192.0.2.1:10059'}")
     command = [*IN_OWN_NET, str(PROGRAM), "run", "--config", str(configuration), "--log-target", "console"]
@@ -212,7 +212,7 @@ def test_an_address_that_comes_later(start: Start, manager: Manager) -> None:
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NOTIFY_SOCKET": str(manager.path)}
     )
     try:
-        manager.hear("READY")
+        manager.receive("READY")
         enter = ["nsenter", "--net", f"--target={process.pid}"]
         subprocess.run([*enter, "ip", "address", "add", "192.0.2.1/32", "dev", "lo"], check=True)
         page = subprocess.run([*enter, "curl", "-s", "http://192.0.2.1:10059/-/ready"], capture_output=True, check=True)
@@ -228,14 +228,14 @@ def capabilities(pid: int, kind: str) -> int:
     return int(status.split(f"{kind}:", 1)[1].split(maxsplit=1)[0], 16)
 
 
-def test_what_only_the_start_needs_is_given_up(start: Start, scene: Scene) -> None:
+def test_capabilities_of_the_start_are_dropped(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]\nprobe: {verify_interval: 1s}")
     for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
         held = capabilities(service.process.pid, kind)
         assert not any(held >> capability & 1 for capability in ONLY_AT_START)
     for thread in Path(f"/proc/{service.process.pid}/task").iterdir():
         assert capabilities(int(thread.name), "CapEff") == capabilities(service.process.pid, "CapEff")
-    # All that comes later works without.
+    # Everything later works without them.
     scene("send", "www.watched.test", 101)
     service.configuration.write_text("domains: [watched.test, other.test]")
     service.process.send_signal(signal.SIGHUP)
@@ -245,19 +245,7 @@ def test_what_only_the_start_needs_is_given_up(start: Start, scene: Scene) -> No
     assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 101}
 
 
-UNPRIVILEGED = [
-    "setpriv",
-    "--reuid=65534",
-    "--regid=65534",
-    "--clear-groups",
-    "--inh-caps=-all,+bpf,+perfmon,+sys_ptrace",
-    "--ambient-caps=+bpf,+perfmon,+sys_ptrace",
-    "--bounding-set=-all,+bpf,+perfmon,+sys_ptrace",
-    "--no-new-privs",
-]
-
-
-def test_a_user_with_three_capabilities(start: Start, scene: Scene, tmp_path: Path) -> None:
+def test_it_runs_as_a_user_with_three_capabilities(start: Start, scene: Scene, tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
             folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Each error that a user can make: one clear message with what to do, no traceback, the right exit status."""
+"""Each mistake of a user causes one message with a hint, no traceback, and the right exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dnsprobe.sinks.journal import journald_available
 
 
 def fails(command: Sequence[str], status: int, *texts: str) -> str:
-    """Run a command that has to fail, and return what it says."""
+    """Run a command that has to fail, and return its standard error."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == status, done.stderr
     assert done.stdout == ""
@@ -43,8 +43,8 @@ def quiet(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("command", ["run", "watch"])
-def test_ordinary_user(command: str, quiet: list[str]) -> None:
-    # The modules are loaded before the rights go: an ordinary user may not be able to read this folder.
+def test_an_ordinary_user_is_told_to_be_root(command: str, quiet: list[str]) -> None:
+    # Load the modules before dropping privileges: an ordinary user may not be able to read this folder.
     program = (
         "import os, sys, dnsprobe.commands.run, dnsprobe.commands.watch, dnsprobe.cli\n"
         "config = dnsprobe.cli._load\n"
@@ -57,23 +57,23 @@ def test_ordinary_user(command: str, quiet: list[str]) -> None:
     fails([sys.executable, "-c", program, command, quiet[1]], 1, "ordinary user", "hint: run it as root")
 
 
-def test_root_without_capabilities(quiet: list[str]) -> None:
+def test_root_without_capabilities_cannot_make_maps(quiet: list[str]) -> None:
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
     fails([*drop, *run(*quiet)], 1, "cannot make BPF maps: Operation not permitted", "CAP_BPF")
 
 
-def test_no_btf(tmp_path: Path) -> None:
+def test_missing_btf_is_an_error(tmp_path: Path) -> None:
     command = run(*configured(tmp_path, "domains: [watched.test]\nprobe: {btf: /nonexistent/btf}"))
     fails(command, 1, "/nonexistent/btf: No such file or directory", "CONFIG_DEBUG_INFO_BTF")
 
 
-def test_btf_that_is_none(tmp_path: Path) -> None:
+def test_a_file_that_is_not_btf_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "btf").write_bytes(b"something else entirely, long enough to be read")
     command = run(*configured(tmp_path, f"domains: [watched.test]\nprobe: {{btf: {tmp_path / 'btf'}}}"))
     fails(command, 1, "not BTF", "probe.btf")
 
 
-def test_port_in_use(quiet: list[str]) -> None:
+def test_a_port_in_use_is_an_error(quiet: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         command = [*run(*quiet), "--listen", f"127.0.0.1:{port}"]
@@ -95,15 +95,17 @@ def test_port_in_use(quiet: list[str]) -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["run", "check", "doctor", "watch"])
-def test_bad_configuration(tmp_path: Path, command: str, text: str, messages: list[str]) -> None:
+def test_a_bad_configuration_is_an_error_with_lines(
+    tmp_path: Path, command: str, text: str, messages: list[str]
+) -> None:
     fails([str(PROGRAM), command, *configured(tmp_path, text)], 2, *messages)
 
 
-def test_closed_output(quiet: list[str]) -> None:
+def test_closed_standard_output_is_an_error(quiet: list[str]) -> None:
     fails(["sh", "-c", 'exec "$@" >&-', "sh", str(PROGRAM), "watch", *quiet], 1, "standard output is closed")
 
 
-def test_missing_configuration(tmp_path: Path) -> None:
+def test_a_missing_configuration_is_an_error(tmp_path: Path) -> None:
     missing = tmp_path / "not-there.yaml"
     fails(run("--config", str(missing)), 2, "not-there.yaml")
 
@@ -120,19 +122,19 @@ exec "$@"
 """
 
 
-def test_missing_bcc(tmp_path: Path, quiet: list[str]) -> None:
-    # A whiteout of an overlay, in a mount namespace: the module is gone for this process alone.
+def test_missing_bcc_is_an_error(tmp_path: Path, quiet: list[str]) -> None:
+    # A whiteout of an overlay in a mount namespace hides the module from this process only.
     hide = ["unshare", "--mount", "sh", "-ec", HIDE, "sh", str(tmp_path)]
     fails([*hide, *run(*quiet)], 1, "bcc module is missing", "apt-get install python3-bpfcc")
 
 
-def test_another_bcc(tmp_path: Path, quiet: list[str]) -> None:
+def test_the_bcc_of_pypi_is_an_error(tmp_path: Path, quiet: list[str]) -> None:
     (tmp_path / "bcc.py").write_text('"""What PyPI calls bcc."""\n')
     command = ["env", f"PYTHONPATH={tmp_path}", *run(*quiet)]
     fails(command, 1, "is not the BPF Compiler Collection", "pip uninstall bcc")
 
 
-def test_modules_of_the_current_folder_are_not_loaded(tmp_path: Path) -> None:
+def test_modules_in_the_current_folder_are_not_loaded(tmp_path: Path) -> None:
     for name in ("json", "socket", "ctypes", "bcc"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('loaded from a stranger')\n")
     done = subprocess.run(
@@ -141,14 +143,14 @@ def test_modules_of_the_current_folder_are_not_loaded(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_hook_that_this_kernel_does_not_have(tmp_path: Path) -> None:
+def test_a_hook_that_this_kernel_lacks_is_an_error(tmp_path: Path) -> None:
     if kprobes_available():
         pytest.skip("this kernel has kprobes; one without runs it")
     command = run(*configured(tmp_path, "domains: [watched.test]\nprobe: {hook: udp_send_skb}"))
     fails(command, 1, "udp4: udp_send_skb: this kernel has no kprobes", "dnsprobe doctor")
 
 
-def test_journal_where_there_is_none(quiet: list[str]) -> None:
+def test_a_missing_journal_is_an_error(quiet: list[str]) -> None:
     if journald_available():
         pytest.skip("journald runs here; a host without it runs this")
     fails([*run(*quiet), "--log-target", "journal"], 1, "no journal here", "--log-target console")
@@ -165,11 +167,11 @@ def test_journal_where_there_is_none(quiet: list[str]) -> None:
         ["watch", "a..b"],
     ],
 )
-def test_bad_usage(arguments: list[str]) -> None:
+def test_wrong_usage_is_an_error_with_a_hint(arguments: list[str]) -> None:
     fails([str(PROGRAM), *arguments], 2, "hint: ")
 
 
-def test_two_at_a_time(tmp_path: Path) -> None:
+def test_two_services_run_at_the_same_time(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()

@@ -1,4 +1,4 @@
-"""DNS over TCP, and what goes to the ports of DNS over TLS, mDNS and LLMNR."""
+"""DNS over TCP, connections of DNS over TLS, and the ports of mDNS and LLMNR."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Scene = Callable[..., Any]
 GUEST = Path(__file__).parents[1] / "vm/guest"
 SENDER = GUEST / "stream_sender.py"
 sys.path.append(str(GUEST))
-import stream_sender  # noqa: E402 - it is where guests need it
+import stream_sender  # noqa: E402 - it lies where the guests need it
 
 CONTEXT = "import os, socket, sys\nsys.path.append(sys.argv[1])\nfrom stream_sender import *\nREADING.set()\n"
 
 
 @pytest.fixture
 def python(in_namespace: list[str]) -> Callable[[str], str]:
-    """Give a function that runs lines of Python in the namespace, with the names of stream_sender.py."""
+    """Return a function that runs lines of Python in the namespace, with the names of stream_sender.py."""
 
     def run(lines: str) -> str:
         command = [*in_namespace, sys.executable, "-c", CONTEXT + lines, str(GUEST)]
@@ -39,11 +39,11 @@ def python(in_namespace: list[str]) -> Callable[[str], str]:
 
 @pytest.fixture(params=["once", "twice"])
 def start_either(request: pytest.FixtureRequest, start: Start, tmp_path: Path) -> Start:
-    """Give ``start``, with one program at the tracepoint or with two, as on kernels that preempt them."""
+    """Return ``start``, with one program at the tracepoint, or with two as on kernels that preempt them."""
     if request.param == "once":
         return start
     if kprobes_available():
-        pytest.skip("TCP is not watched at a tracepoint where there are kprobes: run on a kernel without")
+        pytest.skip("a kernel with kprobes does not use the tracepoint for TCP: run on one without")
     btf = preemptible_btf(tmp_path)
 
     def run(configuration: str) -> Service:
@@ -57,7 +57,7 @@ def unparsed(service: Service) -> dict[str, float]:
 
 
 def test_each_form_is_counted_exactly(start_either: Start, in_namespace: Sequence[str]) -> None:
-    # The tracepoint does not see what goes out with the SYN: the guests of tests/vm have functions to hook.
+    # The tracepoint does not see data of the SYN. The guests of tests/vm have kprobes, which do.
     rows = list(stream_sender.rows(opening=kprobes_available()))
     names = [f"{row}.forms.test" for row in rows]
     service = start_either(f"domains: [{', '.join(names)}]\njournal: {{repeat: 0}}")
@@ -74,7 +74,9 @@ def test_each_form_is_counted_exactly(start_either: Start, in_namespace: Sequenc
 
 
 @pytest.mark.quick
-def test_where_and_from_whom(start_watch: Callable[..., Program], python: Callable[[str], str]) -> None:
+def test_a_query_over_tcp_has_its_server_and_process(
+    start_watch: Callable[..., Program], python: Callable[[str], str]
+) -> None:
     watch = start_watch("--json", "told.test")
     pid = python("""
 server = Server()
@@ -84,17 +86,17 @@ for family in FAMILIES:
 print(os.getpid())
 """)
     watch.stop()
-    told = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
-    assert [(query["qname"], query["server"], query["port"], query["transport"]) for query in told] == [
+    queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
+    assert [(query["qname"], query["server"], query["port"], query["transport"]) for query in queries] == [
         ("www4.told.test", "127.0.0.1", 53, "tcp"),
         ("www6.told.test", "::1", 53, "tcp"),
         ("wwwmapped.told.test", "127.0.0.1", 53, "tcp"),
     ]
-    assert {query["pid"] for query in told} == {int(pid)}
-    assert all(query["net_ns"] and query["cmdline"] and not query["from_procfs"] for query in told)
+    assert {query["pid"] for query in queries} == {int(pid)}
+    assert all(query["net_ns"] and query["cmdline"] and not query["from_procfs"] for query in queries)
 
 
-def test_a_connection_that_was_open_before(start_either: Start, in_namespace: Sequence[str]) -> None:
+def test_an_open_connection_is_read_from_its_next_message(start_either: Start, in_namespace: Sequence[str]) -> None:
     lines = """
 server = Server()
 server.start()
@@ -122,12 +124,14 @@ finish(other)
         early.communicate("\n", PATIENCE)
     assert service.by("dnsprobe_queries_total", "domain") == {"early.test": 12}
     assert sum(" asked for www.early.test " in entry for entry in service.entries()) == 12
-    # The rest of a query whose start nobody saw.
+    # The rest of a query that began before dnsprobe did.
     assert unparsed(service) == {"unaligned": 1}
 
 
-def test_a_socket_at_the_address_of_another(start_either: Start, python: Callable[[str], str]) -> None:
-    """What goes with the SYN passes a tracepoint by; what follows is not taken for the connection before."""
+def test_a_new_socket_at_an_old_address_is_another_connection(
+    start_either: Start, python: Callable[[str], str]
+) -> None:
+    """The tracepoint does not see data of the SYN. What follows must not be taken for the earlier connection."""
     service = start_either("domains: [again.test]\njournal: {repeat: 0}")
     python("""
 Path("/proc/sys/net/ipv4/tcp_fastopen").write_text("3")
@@ -141,13 +145,13 @@ for _ in range(50):
     sender.sendall(frame("www.again.test"))
     finish(sender)
 """)
-    # The first of all has no cookie yet, so its query follows the SYN.
+    # The first connection has no cookie yet, so its query follows the SYN.
     first = stream_sender.OPENED + 50 * 3 if kprobes_available() else 1
     assert service.by("dnsprobe_queries_total", "domain") == {"again.test": 50 * (stream_sender.COUNT + 1) + first}
     assert unparsed(service) == {}
 
 
-def test_what_is_not_read_is_counted(start_either: Start, python: Callable[[str], str]) -> None:
+def test_messages_that_cannot_be_read_are_counted_by_reason(start_either: Start, python: Callable[[str], str]) -> None:
     service = start_either("domains: [lost.test]")
     python("""
 server = Server()
@@ -171,7 +175,7 @@ sender.sendall(bytes.fromhex("0012 0001 0100 0001 0000 0000 0000 ff 01 0001 0001
     assert unparsed(service) == {"pipelined": 1, "unreadable": 1, "malformed": 1}
 
 
-def test_what_is_no_query_is_passed_over(start_either: Start, python: Callable[[str], str]) -> None:
+def test_messages_that_are_no_queries_are_skipped(start_either: Start, python: Callable[[str], str]) -> None:
     service = start_either("domains: [passed.test]")
     python("""
 server = Server()
@@ -188,7 +192,7 @@ sender.close()
     assert unparsed(service) == {}
 
 
-def test_connections_of_dns_over_tls(start_either: Start, python: Callable[[str], str]) -> None:
+def test_connections_of_dns_over_tls_are_counted(start_either: Start, python: Callable[[str], str]) -> None:
     service = start_either("domains: [unseen.test]\nmetrics: {labels: [unit]}")
     python("""
 listeners = [socket.create_server((address, 853), family=family) for family, address in list(FAMILIES.values())[:2]]
@@ -211,12 +215,12 @@ for listener in listeners:
     assert labels["tree"].endswith(f";{labels['process']}")
     assert set(labels) == {"transport", "process", "tree", "unit"}
     assert service.samples("dnsprobe_queries_total") == []
-    # Its process is gone by the next sweep, and keeps its series.
+    # The series stays after its process has ended.
     assert service.stop() == 0
     assert "0 queries counted" in service.err.read_text("utf-8")
 
 
-def test_other_ports_for_it(start: Start, python: Callable[[str], str]) -> None:
+def test_dot_ports_replace_the_usual_port(start: Start, python: Callable[[str], str]) -> None:
     service = start("domains: [unseen.test]\nprobe: {dot_ports: [8853]}")
     python("""
 for port in (853, 8853):
@@ -229,7 +233,7 @@ for port in (853, 8853):
     assert unparsed(service) == {}
 
 
-def test_no_hook_for_it(start: Start, python: Callable[[str], str]) -> None:
+def test_tcp_hook_none_watches_no_tcp(start: Start, python: Callable[[str], str]) -> None:
     service = start("probe: {tcp_hook: none, ports: [53, 5353]}")
     python("""
 server = Server()
@@ -245,7 +249,7 @@ with socket.create_server(("127.0.0.1", 853)) as listener, socket.socket() as se
 
 
 @pytest.mark.skipif(kprobes_available(), reason="this kernel has kprobes: run on one without")
-def test_without_a_hook_for_tcp_udp_is_watched(start: Start, scene: Scene) -> None:
+def test_udp_is_watched_even_if_no_hook_for_tcp_works(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]\nprobe: {tcp_hook: tcp_sendmsg, verify_interval: 1s}")
     service.wait_for("no hook could be verified for tcp6: tcp_sendmsg: this kernel has no kprobes")
     assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 0, "tcp6": 0}
@@ -257,7 +261,7 @@ def test_without_a_hook_for_tcp_udp_is_watched(start: Start, scene: Scene) -> No
     assert "proved again" not in service.err.read_text("utf-8")
 
 
-def test_mdns_and_llmnr(start: Start, python: Callable[[str], str]) -> None:
+def test_mdns_and_llmnr_are_recognized_by_their_port(start: Start, python: Callable[[str], str]) -> None:
     service = start("probe: {ports: [53, 5353, 5355]}\ndomains: [local, link.test]\njournal: {repeat: 0}")
     python("""
 def ask(port, octets, family=socket.AF_INET, address="127.0.0.1"):
@@ -267,7 +271,7 @@ def ask(port, octets, family=socket.AF_INET, address="127.0.0.1"):
 query = message("printer.local")
 ask(5353, query)
 ask(5353, query, socket.AF_INET6, "::1")
-# Two questions, the second with a pointer to the first's name (RFC 6762, section 18.14), and what is known already.
+# Two questions, the second with a pointer to the name of the first (RFC 6762, section 18.14), and a known answer.
 question = query[12:-11]
 ask(5353, bytes.fromhex("0000 0000 0002 0001 0000 0000") + question + bytes.fromhex("c00c 001c 0001") + bytes(20))
 ask(5353, query[:2] + bytes([0x84]) + query[3:])
