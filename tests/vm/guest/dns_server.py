@@ -1,4 +1,4 @@
-"""Answers every query on 127.0.0.1 and ::1 with the address of this host; at SIGTERM prints as JSON what was asked."""
+"""A DNS server that answers all queries on 127.0.0.1 and ::1 with that address. At SIGTERM, it prints counts as JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def serve() -> None:
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     print("ready", flush=True)
-    # Told to stop, it still takes what was sent before.
+    # After SIGTERM, it still reads what was sent before.
     while (ready := select.select(sockets, [], [], 0.5)[0]) or not stopping:
         for taker in ready:
             message, client = taker.recvfrom(65535)

@@ -1,4 +1,4 @@
-"""The installed service in a guest: systemd, journald and HTTP as an operator uses them."""
+"""What the tests in a guest share: the installed service, as an operator uses it through systemd, journald and HTTP."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OUT = Path("/mnt/out")
 CONFIGURATION = Path("/etc/dnsprobe/dnsprobe.yaml")
 TREE = HERE.parent
 SENDERS = TREE / "senders"
-#: More than any step takes in an emulated machine; a test that gets here has failed.
+#: Seconds. No step takes as long on an emulated processor; a test that waits as long has failed.
 PATIENCE = 300.0
 
 
 def run(*command: str | Path, check: bool = True, **more: Any) -> str:
-    """Run a command to its end and return what it printed, standard error included."""
+    """Run a command to its end, and return its standard output and error."""
     done: subprocess.CompletedProcess[str] = subprocess.run(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **more
     )
@@ -44,12 +44,12 @@ def until(condition: Callable[[], object], what: str) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {PATIENCE:.0f} s"
-        # Looking costs an emulated machine more than waiting.
+        # A look costs an emulated processor more than waiting does.
         time.sleep(1)
 
 
 class Unit:
-    """A unit as systemctl shows it."""
+    """A unit of systemd."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -59,7 +59,7 @@ class Unit:
 
     @property
     def state(self) -> str:
-        """Return the state as ``systemctl status`` has it: ``active (running)``."""
+        """Return the state in the form of ``systemctl status``: ``active (running)``."""
         shown = run("systemctl", "show", "-p", "ActiveState,SubState", self.name)
         found = dict(line.split("=", 1) for line in shown.splitlines())
         return f"{found['ActiveState']} ({found['SubState']})"
@@ -76,7 +76,7 @@ class Service(Unit):
         return int(self.show("MainPID"))
 
     def configure(self, text: str) -> None:
-        """Write the configuration. Replaced in one step: a reader sees the old one or the new one."""
+        """Write the configuration. A reader sees either the old file or the new one."""
         new = CONFIGURATION.with_suffix(".new")
         new.write_text(text, encoding="utf-8")
         new.rename(CONFIGURATION)
@@ -86,7 +86,7 @@ class Service(Unit):
         run("systemctl", "restart", self.name)
 
     def reload(self, configuration: str) -> None:
-        """Reload, and wait until the new rules are in force: kill(1), by which the unit reloads, does not."""
+        """Reload, and wait until the new rules are in force: the unit reloads with kill(1), which does not wait."""
         before = self.value("dnsprobe_config_last_reload_success_timestamp_seconds")
         self.configure(configuration)
         run("systemctl", "reload", self.name)
@@ -99,7 +99,7 @@ class Service(Unit):
             return str(answer.read().decode())
 
     def samples(self, metric: str) -> list[tuple[dict[str, str], float]]:
-        # Reading hundreds of lines takes an emulated processor longer than all that a test waits for.
+        # Parsing the lines of all other metrics takes an emulated processor too long.
         lines = [line for line in self.get("/metrics").splitlines() if line.startswith((f"{metric}{{", f"{metric} "))]
         return [
             (sample.labels, sample.value)
@@ -108,25 +108,25 @@ class Service(Unit):
         ]
 
     def value(self, metric: str, **labels: str) -> float:
-        """Return the one value that a metric has with these labels."""
+        """Return the only value of a metric with these labels."""
         (value,) = [value for found, value in self.samples(metric) if labels.items() <= found.items()]
         return value
 
     def by(self, label: str, metric: str = "dnsprobe_queries_total") -> dict[str, int]:
-        """Return a metric's values added up by a label."""
+        """Return the values of a metric, added up by a label."""
         totals: Counter[str] = Counter()
         for labels, value in self.samples(metric):
             totals[labels[label]] += int(value)
         return dict(totals)
 
     def programs(self) -> list[str]:
-        """Return the BPF programs in the kernel that a process of this name holds."""
+        """Return the names of all BPF programs in the kernel that are hooks."""
         listed = json.loads(run("bpftool", "--json", "prog", "show") or "[]")
         return [program["name"] for program in listed if program.get("type") in {"kprobe", "raw_tracepoint"}]
 
 
 def entries(*matches: str) -> list[dict[str, Any]]:
-    """Return dnsprobe's journal entries of this boot that match, oldest first."""
+    """Return the journal entries of dnsprobe from this boot that match, oldest first."""
     text = run("journalctl", "-b", "-t", "dnsprobe", "-o", "json", "--all", *matches)
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
@@ -137,7 +137,7 @@ def send(name: str, count: int, family: str = "4") -> None:
 
 
 def ancestors() -> list[tuple[int, str]]:
-    """Return pid and comm of this process and its ancestors, as ``/proc`` has them."""
+    """Return pid and comm of this process and its ancestors, from ``/proc``."""
     chain, pid = [], os.getpid()
     while pid:
         text = Path(f"/proc/{pid}/stat").read_text()
@@ -147,7 +147,7 @@ def ancestors() -> list[tuple[int, str]]:
 
 
 def own_unit() -> str:
-    """Return the unit that this process runs in."""
+    """Return the unit of this process."""
     return Path("/proc/self/cgroup").read_text().strip().rpartition("/")[2]
 
 
@@ -163,7 +163,7 @@ def service() -> Service:
 
 
 class Server:
-    """A DNS server on 127.0.0.1 and ::1 that answers with the addresses of this host, and tells what it was asked."""
+    """A DNS server on 127.0.0.1 and ::1 that answers with these addresses, and counts what it received."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen([sys.executable, HERE / "dns_server.py"], stdout=subprocess.PIPE, text=True)
@@ -171,7 +171,7 @@ class Server:
         assert self._process.stdout.readline() == "ready\n"
 
     def close(self) -> Counter[tuple[str, int]]:
-        """End it and return how often it was asked for each name and type."""
+        """End it, and return the number of queries for each name and type."""
         self._process.terminate()
         assert self._process.stdout is not None
         asked = json.loads(self._process.stdout.read())
@@ -188,7 +188,7 @@ def server() -> Iterator[Server]:
 
 
 def keep(name: str, value: object) -> None:
-    """Leave a result for the table of all kernels."""
+    """Save a result for docs/kernels.md."""
     (OUT / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
-"""Asks over TCP with a name of which the kernel itself writes the first label.
+"""Sends a query over TCP whose first label is written by the kernel itself.
 
-What Linux sends of its own accord lies in its own memory (ITER_KVEC of include/linux/uio.h). A mount of 9P over a
-socket (Documentation/filesystems/9p.rst, trans=fd) begins with such a write; its octets are as good as any in a label.
+Data that Linux sends by itself lies in kernel memory (ITER_KVEC of include/linux/uio.h). A mount of 9P over a socket
+(Documentation/filesystems/9p.rst, trans=fd) begins with such a write. A label may hold its octets.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import socket
 import sys
 import threading
 
-#: Of the first message: its length, Tversion, no tag, room for messages, the version.
+#: The size of the first message: length, Tversion, no tag, maximum message size, version.
 VERSION = "9P2000.L"
 SIZE = 4 + 1 + 2 + 4 + 2 + len(VERSION)
 
 
 def main(suffix: str, folder: str) -> None:
-    """Ask for the label below ``suffix``; the mount at ``folder`` fails when the connection ends."""
+    """Send the query for the label below ``suffix``. The mount at ``folder`` fails when the connection ends."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in suffix.split(".")) + b"\0"
     header = bytes.fromhex("4242 0100 0001 0000 0000 0000")
     rest = labels + bytes.fromhex("0001 0001")
@@ -39,7 +39,7 @@ def main(suffix: str, folder: str) -> None:
 
 
 def take(taker: socket.socket, size: int) -> None:
-    """Receive as many octets; OSError where there are fewer."""
+    """Receive ``size`` octets; OSError if there are fewer."""
     while size:
         taken = len(taker.recv(size))
         if not taken:

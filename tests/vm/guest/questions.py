@@ -1,4 +1,4 @@
-"""The questions to the journal that docs/journal.md has, as commands for a shell."""
+"""The commands of a document, such as docs/journal.md, by the headings above them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def questions(page: str) -> dict[str, list[str]]:
-    """Return the commands of a Markdown page by the heading that they stand below, in order.
+    """Return the commands of a Markdown page by their heading, in order.
 
-    A command begins at the start of a line of a block marked ``sh``; indented lines belong to the one before.
+    A command begins at the start of a line in a block marked ``sh``. Indented lines continue it.
     """
     found: dict[str, list[str]] = {}
     for section in re.split("^##+ ", page, flags=re.MULTILINE)[1:]:
@@ -21,5 +21,5 @@ def questions(page: str) -> dict[str, list[str]]:
 
 
 def follows(command: str) -> bool:
-    """Tell whether a command goes on until it is ended."""
+    """Return whether a command follows the journal, so that it does not end by itself."""
     return " -f" in command

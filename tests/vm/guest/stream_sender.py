@@ -1,7 +1,7 @@
-"""Asks over TCP in each form that programs write in, over IPv4 and IPv6; prints as JSON what a server got of each.
+"""Sends queries over TCP in each form that programs use, over IPv4 and IPv6; prints as JSON what a server received.
 
-Everything is in this one process but dig(1). The server takes what was sent apart by itself: what it received is the
-truth to compare with.
+Everything but dig(1) runs in this process. The server parses the stream independently of dnsprobe: what it received is
+the truth to compare with.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from dns_server import answer, question
 FAMILIES = {"4": (socket.AF_INET, "127.0.0.1"), "6": (socket.AF_INET6, "::1"), "mapped": (socket.AF_INET6, "")}
 MAPPED = "::ffff:127.0.0.1"
 PORT = 53
-#: As many as are read of one write: the first run of the program, and those that it calls (MAX_TAIL_CALL_CNT).
+#: The messages that dnsprobe reads of one write: one for each run of the program (MAX_TAIL_CALL_CNT tail calls).
 PIPELINED = 34
 COUNT = 7
 OPENED = 3
-#: Below it is what nobody counts.
+#: No rule matches names below it.
 UNWATCHED = "unwatched.invalid"
 
-#: How often a write by that name was not taken whole.
+#: How often a socket did not take a whole write, by name.
 AGAIN: Counter[str] = Counter()
 #: Set while the server reads.
 READING = threading.Event()
 
 
 def message(name: str) -> bytes:
-    """Return a query for the A record of a name, with an OPT record behind it as resolvers send it (RFC 6891)."""
+    """Return a query for the A record of a name, with an OPT record (RFC 6891), as resolvers send it."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     options = bytes.fromhex("00 0029 1000 00000000 0000")
     return bytes.fromhex("4242 0100 0001 0000 0000 0001") + labels + bytes.fromhex("00 0001 0001") + options
 
 
 def frame(name: str) -> bytes:
-    """Return a query as it is sent over TCP: RFC 1035, section 4.2.2."""
+    """Return a query in the form for TCP: RFC 1035, section 4.2.2."""
     query = message(name)
     return len(query).to_bytes(2, "big") + query
 
@@ -65,7 +65,7 @@ class Server(threading.Thread):
         self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 64)
 
     def run(self) -> None:
-        """Serve each connection in a thread of its own."""
+        """Serve each connection in a separate thread."""
         while True:
             thread = threading.Thread(target=self._serve, args=(self.listener.accept()[0],), daemon=True)
             self.done.append(thread)
@@ -87,7 +87,7 @@ class Server(threading.Thread):
 
 
 def connect(family: str, port: int = PORT) -> socket.socket:
-    """Connect to the server, with each write a packet of its own."""
+    """Connect to the server. Each write is a packet of its own (TCP_NODELAY)."""
     number, address = FAMILIES[family]
     sender = socket.socket(number, socket.SOCK_STREAM)
     sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -96,7 +96,7 @@ def connect(family: str, port: int = PORT) -> socket.socket:
 
 
 def finish(sender: socket.socket) -> None:
-    """Close when the server has taken all."""
+    """Close the connection after the server has read everything."""
     sender.shutdown(socket.SHUT_WR)
     while sender.recv(65536):
         pass
@@ -124,7 +124,7 @@ def octet_by_octet(family: str, name: str) -> None:
 
 
 def split(family: str, name: str) -> None:
-    """Cut at each octet, one cut a query, all down one connection."""
+    """Cut one query at each octet in turn, over one connection."""
     sender = connect(family)
     octets = frame(name)
     for cut in range(1, len(octets)):
@@ -149,7 +149,7 @@ def write(family: str, name: str) -> None:
 
 
 def vector(family: str, name: str) -> None:
-    """Each octet a piece of its own: fewer than 64 of them are looked at."""
+    """Each octet is a piece of its own. dnsprobe reads up to 64 pieces."""
     sender = connect(family)
     octets = frame(name)
     for _ in range(COUNT):
@@ -166,7 +166,7 @@ def pipelined(family: str, name: str) -> None:
 
 
 def written_again(family: str, name: str) -> None:
-    """What a full socket took in part, or not at all, is written again."""
+    """A full socket takes a write in part or not at all, and the rest is written again."""
     sender = narrow(family)
     sender.setblocking(False)
     READING.clear()
@@ -184,7 +184,7 @@ def written_again(family: str, name: str) -> None:
 
 
 def given_up(family: str, name: str) -> None:
-    """What a full socket took nothing of gives way to others, as with who has a limit of time for each."""
+    """A write of which a full socket took nothing is given up, and others follow, as after a timeout."""
     sender = narrow(family)
     for number in range(5):
         fill(sender, frame(f"{'x' * (9 * number + 1)}.{UNWATCHED}"))
@@ -196,7 +196,7 @@ def given_up(family: str, name: str) -> None:
 
 
 def fill(sender: socket.socket, octets: bytes) -> None:
-    """Send again and again until the socket takes none."""
+    """Send until the socket takes nothing any more."""
     while True:
         READING.clear()
         sender.setblocking(False)
@@ -212,13 +212,13 @@ def fill(sender: socket.socket, octets: bytes) -> None:
 
 
 def narrow(family: str) -> socket.socket:
-    """Connect with as little room on both sides as the kernel allows: a few writes fill it."""
+    """Connect with the smallest buffers that the kernel allows, so that a few writes fill them."""
     listener = Server.latest.listener
     room = listener.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     sender = connect(family)
     sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    # The kernel gives twice of what it is asked for (socket(7)).
+    # The kernel doubles the value (socket(7)).
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room // 2)
     return sender
 
@@ -240,9 +240,9 @@ Step = Callable[[socket.socket, str], None]
 
 
 def opened(family: str, *steps: Step) -> int:
-    """Open connections with TCP Fast Open and let each take all steps; all but the first have the server's cookie.
+    """Open connections with TCP Fast Open, and run all steps on each. All but the first have a cookie of the server.
 
-    Returns how many they were.
+    Returns the number of connections.
     """
     number, address = FAMILIES[family]
     subprocess.run(["ip", "tcp_metrics", "flush"], stdout=subprocess.DEVNULL, check=True)
@@ -256,23 +256,23 @@ def opened(family: str, *steps: Step) -> int:
 
 
 def writes(octets: bytes) -> Step:
-    """Write to a connection that is open."""
+    """Write to an open connection."""
     return lambda sender, _: sender.sendall(octets)
 
 
 def opens(octets: bytes, port: int = PORT) -> Step:
-    """Open with a write, which goes with the SYN where it can; where not, the kernel has it wait."""
+    """Open a connection with a write. It goes with the SYN if possible; otherwise the kernel delays it."""
 
     def step(sender: socket.socket, address: str) -> None:
         sent = sender.sendto(octets, socket.MSG_FASTOPEN, (address, port))
         if sent != len(octets):
-            raise OSError(f"{sent} of {len(octets)} octets went")
+            raise OSError(f"only {sent} of {len(octets)} octets were sent")
 
     return step
 
 
 def opens_again(octets: bytes, counter: str, port: int = PORT) -> Step:
-    """Open without waiting, as who serves many: what could not go with the SYN is written again when it is answered."""
+    """Open a connection without blocking. What could not go with the SYN is written again when the SYN is answered."""
 
     def step(sender: socket.socket, address: str) -> None:
         left = octets
@@ -286,7 +286,7 @@ def opens_again(octets: bytes, counter: str, port: int = PORT) -> Step:
                 if error.errno != errno.EISCONN:
                     raise
                 left = left[sender.send(left) :]
-            # shutdown(2) before the connection is there would end it.
+            # shutdown(2) would end a connection that is not open yet.
             select.select([], [sender], [])
         sender.setblocking(True)
 
@@ -294,12 +294,12 @@ def opens_again(octets: bytes, counter: str, port: int = PORT) -> Step:
 
 
 def narrows(sender: socket.socket, _address: str) -> None:
-    """Leave so little room beside the SYN that only a part of a query goes with it."""
+    """Allow so small segments that only a part of a query goes with the SYN."""
     sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)
 
 
 def opens_later(port: int = PORT) -> Step:
-    """Let connect(2) wait for the first write, as it does where there is a cookie."""
+    """Make connect(2) wait for the first write, as it does if there is a cookie."""
 
     def step(sender: socket.socket, address: str) -> None:
         tcp_fastopen_connect = 30  # include/uapi/linux/tcp.h
@@ -309,7 +309,7 @@ def opens_later(port: int = PORT) -> Step:
     return step
 
 
-# Between them, sockets without it have the addresses of those with it.
+# Between connections with Fast Open, ordinary ones have the same addresses.
 
 
 def fast(family: str, name: str) -> None:
@@ -336,7 +336,7 @@ def fast_later(family: str, name: str) -> None:
 
 
 def mixed(family: str, name: str) -> None:
-    """Connections of all kinds in turn, with queries cut anywhere, by numbers that are the same each time."""
+    """Connections of all kinds in random order, with queries cut anywhere. The seed is the same each time."""
     numbers = random.Random(name)
     number, address = FAMILIES[family]
     for _ in range(40):
@@ -353,7 +353,7 @@ def mixed(family: str, name: str) -> None:
 
 
 def encrypted() -> int:
-    """Make connections of DNS over TLS, with TCP Fast Open, too; return how many."""
+    """Open connections of DNS over TLS, some with TCP Fast Open; return their number."""
     port = 853
     listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 64)
@@ -373,7 +373,7 @@ def encrypted() -> int:
 
 
 def drain_all(listener: socket.socket) -> None:
-    """Read each connection in turn to its end."""
+    """Read all connections to their ends, one after the other."""
     while True:
         with listener.accept()[0] as connection:
             while connection.recv(65536):
@@ -397,13 +397,13 @@ FORMS = {
     "fastlater": fast_later,
     "mixed": mixed,
 }
-#: Those of which some octets go out before the tracepoint that kernels have for writes.
+#: Forms that send some octets before the tracepoint of the kernel is hit.
 OPENING = {"fast", "fastagain", "fastlater", "mixed"}
 DIGS = {"dig": ["+tcp"], "digopen": ["+tcp", "+keepopen"]}
 
 
 def rows(families: Sequence[str] = tuple(FAMILIES), *, opening: bool = True) -> Iterator[str]:
-    """Yield what a query's first label may be: form and family. ``opening``: those of OPENING, too."""
+    """Yield the first labels of all queries: form and family. ``opening`` includes the forms in OPENING."""
     for form in FORMS:
         if form in OPENING and not opening:
             continue
@@ -415,9 +415,9 @@ def rows(families: Sequence[str] = tuple(FAMILIES), *, opening: bool = True) -> 
 
 
 def main(suffix: str, *wanted: str) -> None:
-    """Ask for each row's name below ``suffix``, for some of the rows or all."""
+    """Send queries for the names of some rows, or of all, below ``suffix``."""
     READING.set()
-    # Both sides of TCP Fast Open, in this network namespace.
+    # Enable TCP Fast Open for clients and servers in this network namespace.
     Path("/proc/sys/net/ipv4/tcp_fastopen").write_text("3", encoding="ascii")
     server = Server()
     server.start()
@@ -433,8 +433,8 @@ def main(suffix: str, *wanted: str) -> None:
     for thread in server.done:
         thread.join()
     received = {name: count for name, count in server.received.items() if not name.endswith(UNWATCHED)}
-    said = {"received": received, "encrypted": encrypted(), "written_again": min(AGAIN.values(), default=0)}
-    print(json.dumps(said))
+    result = {"received": received, "encrypted": encrypted(), "written_again": min(AGAIN.values(), default=0)}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

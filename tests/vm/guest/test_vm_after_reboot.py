@@ -1,4 +1,4 @@
-"""After a reboot with the unit enabled: up before anybody logs in, and before those who ask early."""
+"""After a reboot, the enabled service is ready before the first login and before services that send queries early."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from test_vm_before_reboot import the_shipped_unit
 
 
 def since_boot(unit: Unit, what: str) -> int:
-    """Return when a unit did something, in microseconds since the boot."""
+    """Return a timestamp of a unit, in microseconds since the boot."""
     moment = int(unit.show(f"{what}TimestampMonotonic"))
-    assert moment > 0, f"{unit.name} never did: {what}"
+    assert moment > 0, f"{unit.name} has no {what} timestamp"
     return moment
 
 
-def test_it_is_up(service: Service) -> None:
+def test_it_runs_after_the_boot(service: Service) -> None:
     assert service.state == "active (running)"
     assert service.show("NRestarts") == "0"
     assert service.get("/-/ready") == "ready\n"
     the_shipped_unit(service)
 
 
-def test_no_ordering_cycle() -> None:
+def test_there_is_no_ordering_cycle() -> None:
     assert "ordering cycle" not in run("journalctl", "-b", "_PID=1", "-o", "cat")
 
 
-def test_it_was_up_before_the_first_login(service: Service) -> None:
+def test_it_was_ready_before_the_first_login(service: Service) -> None:
     ready = since_boot(service, "ActiveEnter")
     assert ready < since_boot(Unit("systemd-user-sessions.service"), "ActiveEnter")
     assert ready < since_boot(Unit("serial-getty@ttyS0.service"), "ActiveEnter")
@@ -35,14 +35,14 @@ def test_it_was_up_before_the_first_login(service: Service) -> None:
     until(lambda: Path("/root/first-login").read_text() == "active\n", "what the login saw")
 
 
-def test_it_was_up_before_those_who_ask_early(service: Service) -> None:
+def test_it_was_ready_before_early_services(service: Service) -> None:
     ready = since_boot(service, "ActiveEnter")
     assert ready <= since_boot(Unit("network-pre.target"), "ActiveEnter")
     assert ready <= since_boot(Unit("early.service"), "ExecMainStart")
 
 
 @pytest.mark.parametrize("name", ["early", "ordinary", "login"])
-def test_their_queries_were_seen(service: Service, name: str) -> None:
+def test_the_queries_of_early_services_were_seen(service: Service, name: str) -> None:
     until(lambda: entries(f"DNSPROBE_QNAME={name}.boot.test"), f"the query of {name}")
     (entry,) = entries(f"DNSPROBE_QNAME={name}.boot.test")
     assert entry["DNSPROBE_COMM"] == "python3"

@@ -1,4 +1,4 @@
-"""The last of the first boot: the unit is still the shipped one, and what shall ask at the next boot is there."""
+"""The end of the first boot: the unit is still the shipped one, and services for the next boot are prepared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNITS = Path("/etc/systemd/system")
 
 
 def ask(name: str) -> str:
-    """Return a command line, as units and shells take it, that asks 127.0.0.1 for a name."""
+    """Return a command line, for units and shells, that sends a query for a name to 127.0.0.1."""
     send = f"s.sendto(bytes.fromhex('{query(name).hex()}'), ('127.0.0.1', 53))"
     return f'/usr/bin/python3 -c "import socket; s = socket.socket(2, 2); {send}"'
 
@@ -20,7 +20,7 @@ def test_the_unit_is_exactly_the_shipped_one(service: Service) -> None:
 
 
 def the_shipped_unit(service: Service) -> None:
-    """Assert that no test has loosened anything."""
+    """Assert that no test has changed the unit or other files of the package."""
     assert service.show("DropInPaths") == ""
     assert service.show("FragmentPath") in {f"{lib}/systemd/system/dnsprobe.service" for lib in ("/lib", "/usr/lib")}
     changed = run("dpkg", "--verify", "dnsprobe", check=False).splitlines()
@@ -30,7 +30,7 @@ def the_shipped_unit(service: Service) -> None:
 
 def test_prepare_services_that_ask_early(service: Service) -> None:
     service.configure("domains: [boot.test]")
-    # As those that set up the network, some as a part of sysinit.target: cloud-init does.
+    # Like services that set up the network as a part of sysinit.target: cloud-init is one.
     (UNITS / "early.service").write_text(
         "[Unit]\nDefaultDependencies=no\nAfter=network-pre.target\nBefore=network.target sysinit.target\n"
         f"[Service]\nType=oneshot\nExecStart={ask('early.boot.test')}\n"
@@ -41,7 +41,7 @@ def test_prepare_services_that_ask_early(service: Service) -> None:
         f"[Service]\nType=oneshot\nExecStart={ask('ordinary.boot.test')}\n"
         "[Install]\nWantedBy=multi-user.target\n"
     )
-    # A user who logs in at the console as soon as it is there.
+    # A login at the console as early as possible.
     folder = UNITS / "serial-getty@ttyS0.service.d"
     folder.mkdir(exist_ok=True)
     (folder / "autologin.conf").write_text(

@@ -1,4 +1,4 @@
-"""Who asked, however it was started, and also where its pid was another's a moment ago."""
+"""Identity and lineage of processes, for each way to start one, and with pids that are reused at once."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import pytest
 from installed import SENDERS, Service, ancestors, entries, own_unit, run, until
 
-#: Each sends one query and is gone. There are a hundred pids for them at most.
+#: Processes that send one query each and exit. They share at most a hundred pids.
 SHORT_LIVED = 307
 PID_MAX = Path("/proc/sys/kernel/pid_max")
-#: The kernel gives those from 300 on again (RESERVED_PIDS, include/linux/threads.h).
+#: The kernel reuses pids from 300 on (RESERVED_PIDS, include/linux/threads.h).
 FEW_PIDS = 400
 
 SENDER = str(SENDERS / "send")
 CONTAINER = "3f4e" * 16
-#: The kernel keeps login uids with CONFIG_AUDIT alone.
+#: The kernel keeps login uids only with CONFIG_AUDIT.
 AUDITED = Path("/proc/self/loginuid").exists()
 CRONTAB = Path("/etc/cron.d/launch")
-#: Waits until its parent is gone and it is a child of pid 1's.
+#: Waits until its parent has ended, so that pid 1 is its parent.
 ORPHAN = "until grep -q '^PPid:[[:space:]]*1$' /proc/$$/status; do sleep .2; done; exec"
 
 
@@ -32,9 +32,9 @@ def ask(name: str) -> list[str]:
 
 
 class Launch(NamedTuple):
-    """A way to start a process: ``tree`` is what is expected, ``OURS`` being this process with its ancestors.
+    """A way to start a process, and the expected entry. ``OURS`` in ``tree`` stands for this process and its ancestors.
 
-    ``left`` is how many shells started it and ended; it is another's child since.
+    ``left`` is the number of shells that started the process and have ended.
     """
 
     command: list[str]
@@ -67,7 +67,7 @@ LAUNCHES = {
         user="daemon",
     ),
     "sudo": Launch(["sudo", "--user=daemon", *ask("sudo")], tree="OURS;sudo;send", user="daemon"),
-    # Its pam_loginuid(8) makes each job a login of the job's user.
+    # pam_loginuid(8) of cron makes each job a login of its user.
     "cron": Launch(
         ["sh", "-c", f'echo "* * * * * daemon exec $1" > {CRONTAB}', "sh", shlex.join(ask("cron"))],
         tree="cron;cron;send",
@@ -75,7 +75,7 @@ LAUNCHES = {
         unit="cron.service",
         loginuid="1" if AUDITED else None,
     ),
-    # Whoever started it is gone: the tree does not have it any more, the unit is still the same.
+    # Its starter has ended, so it is not in the tree any more. The unit stays the same.
     "orphan": Launch(
         ["sh", "-c", 'sh -c "$1" >/dev/null 2>&1 &', "sh", f"{ORPHAN} {shlex.join(ask('orphan'))}"],
         tree="send",
@@ -95,7 +95,7 @@ LAUNCHES = {
         unit=f"docker-{CONTAINER}.scope",
         container=CONTAINER,
     ),
-    # Root inside, an ordinary user outside.
+    # Root in the user namespace is an ordinary user outside.
     "userns": Launch(
         [
             *("setpriv", "--reuid=1", "--regid=1", "--clear-groups"),
@@ -114,7 +114,7 @@ def watched(service: Service) -> None:
 
 @pytest.fixture(scope="module")
 def metadata() -> Iterator[None]:
-    """Leave what Docker would of a container, but for all to read: nothing in the unit hides it."""
+    """Make a file about a container where Docker has it, readable for all. The unit does not hide it."""
     file = Path(f"/var/lib/docker/containers/{CONTAINER}/config.v2.json")
     file.parent.mkdir(parents=True)
     file.write_text('{"Name": "/web"}')
@@ -144,7 +144,7 @@ def launched(watched: None, metadata: None) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_who_was_started_how(name: str, launched: dict[str, dict[str, Any]]) -> None:
+def test_an_entry_has_tree_user_unit_and_container(name: str, launched: dict[str, dict[str, Any]]) -> None:
     entry, launch = launched[name], LAUNCHES[name]
     ours = ";".join(comm for _, comm in reversed(ancestors()[:-1]))
     assert entry["DNSPROBE_TREE"] == launch.tree.replace("OURS", ours)
@@ -161,7 +161,7 @@ def test_who_was_started_how(name: str, launched: dict[str, dict[str, Any]]) -> 
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_who_started_it(name: str, launched: dict[str, dict[str, Any]]) -> None:
+def test_an_entry_has_the_ended_starters(name: str, launched: dict[str, dict[str, Any]]) -> None:
     entry, launch = launched[name], LAUNCHES[name]
     starters = entry.get("DNSPROBE_LINEAGE", [])
     assert "DNSPROBE_LINEAGE_CUT" not in entry
@@ -179,7 +179,7 @@ def test_who_started_it(name: str, launched: dict[str, dict[str, Any]]) -> None:
 
 
 def send_from_few_pids() -> list[int]:
-    """Run senders one after the other, each with a comm and arguments of its own; return their pids."""
+    """Run senders one after the other, with different comms and arguments; return their pids."""
     before = PID_MAX.read_text()
     PID_MAX.write_text(str(FEW_PIDS))
     pids = []
@@ -193,9 +193,9 @@ def send_from_few_pids() -> list[int]:
     return pids
 
 
-def test_a_reused_pid_lends_nothing(service: Service) -> None:
+def test_a_process_with_a_reused_pid_has_its_own_identity(service: Service) -> None:
     pids = send_from_few_pids()
-    # Each has been another's, most of them twice, while dnsprobe was looking at it.
+    # Each pid had another process, most of them twice, while dnsprobe read about it.
     assert len(set(pids)) < SHORT_LIVED / 2
     found: list[dict[str, Any]] = []
 

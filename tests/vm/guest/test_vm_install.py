@@ -1,4 +1,4 @@
-"""The package in a real Debian: installed with apt, enabled with systemctl, ready, and as it was shipped."""
+"""The package in a real Debian: apt installs it, systemctl enables it, and it is ready."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def test_the_package_installs_and_starts_nothing(service: Service) -> None:
     assert service.programs() == []
 
 
-def test_enable_now_is_all_it_takes(service: Service) -> None:
+def test_enable_now_makes_it_ready(service: Service) -> None:
     run("systemctl", "enable", "--now", service.name)
     assert service.state == "active (running)"
-    # READY comes after the proof: nothing has to be waited for.
+    # READY comes after the proof, so there is nothing to wait for.
     assert service.get("/-/ready") == "ready\n"
     assert service.by("path", "dnsprobe_path_verified") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
     assert len(service.programs()) > 0
 
 
-def test_status_says_what_it_does(service: Service) -> None:
+def test_the_status_line_has_hooks_rules_and_queries(service: Service) -> None:
     hooks = ", ".join(rf"{path} at (kprobe|tracepoint) \w[\w.]*" for path in ("udp4", "udp6", "tcp4", "tcp6"))
-    status = service.show("StatusText")
-    assert re.fullmatch(f"{hooks}; 1 rule; [0-9]+ quer(y|ies)", status), status
+    shown = service.show("StatusText")
+    assert re.fullmatch(f"{hooks}; 1 rule; [0-9]+ quer(y|ies)", shown), shown
 
 
-def test_doctor_names_the_hook_of_each_path(service: Service) -> None:
+def test_doctor_and_metrics_agree_on_the_hook_of_each_path(service: Service) -> None:
     said = run("dnsprobe", "doctor")
     (OUT / "doctor.txt").write_text(said)
     used = {labels["path"]: labels for labels, _ in service.samples("dnsprobe_hook_info")}
@@ -42,12 +42,12 @@ def test_doctor_names_the_hook_of_each_path(service: Service) -> None:
     keep("hooks", {"kernel": kernel(), "hooks": {path: labels["symbol"] for path, labels in used.items()}})
 
 
-def test_kprobes_serve_where_there_are_some(service: Service) -> None:
+def test_kprobes_are_used_on_these_kernels(service: Service) -> None:
     hooks = {labels["hook"] for labels, _ in service.samples("dnsprobe_hook_info")}
     assert hooks == {"ip_send_skb", "tcp_sendmsg_locked"}
 
 
-def test_it_is_nobody_and_has_given_up_what_the_start_took(service: Service) -> None:
+def test_it_runs_as_an_ordinary_user_with_two_capabilities(service: Service) -> None:
     facts = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{service.pid}/status").read_text().splitlines() if ":\t" in line
     )
@@ -57,7 +57,7 @@ def test_it_is_nobody_and_has_given_up_what_the_start_took(service: Service) -> 
     assert facts["NoNewPrivs"].strip() == "1"
 
 
-def test_exposure_as_this_systemd_sees_it(service: Service) -> None:
+def test_the_exposure_level_of_systemd_is_low(service: Service) -> None:
     shown = run("systemd-analyze", "security", "--no-pager", service.name)
     (value,) = re.findall(r"Overall exposure level for dnsprobe\.service: ([0-9.]+)", shown)
     assert float(value) <= 3.2, shown
@@ -76,10 +76,10 @@ def test_memory_stays_below_its_limit(service: Service) -> None:
         for file in ("memory.stat", "memory.events")
     )
     keep("memory", {"stat": used, "events": events, "tasks": int(service.show("TasksCurrent"))})
-    # The rest is what was read of files, which the kernel takes back when it needs the room.
+    # The rest is the page cache, which the kernel frees when it needs memory.
     assert int(used["anon"]) < 64 << 20
     assert events["oom_kill"] == "0"
 
 
-def test_its_own_log_is_in_the_journal() -> None:
+def test_log_lines_are_in_the_journal() -> None:
     assert [entry for entry in entries("_SYSTEMD_UNIT=dnsprobe.service") if "ready after" in str(entry["MESSAGE"])]

@@ -1,4 +1,4 @@
-"""The commands of the installed journal.md against entries of real processes, and the units that act on them."""
+"""The commands in the installed journal.md, run on entries of real processes, and the units for alerts."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import pytest
 from installed import PATIENCE, SENDERS, Service, entries, run, until
 from questions import follows, questions
 
-#: It is there once the package is installed.
+#: The package installs it.
 PAGE = Path("/usr/share/doc/dnsprobe/journal.md")
 FOLLOWED = "What does a watched domain have to say, now?"
 ACTING = "Acting on an entry"
 SENDER = SENDERS / "send"
 WEB = "7a1c" * 16
 METADATA = Path(f"/var/lib/docker/containers/{WEB}")
-#: As Docker has it without systemd: a scope of systemd's could not be had twice in a row.
+#: As Docker names it without systemd. A scope of systemd could not be made twice in a row.
 CGROUP = Path(f"/sys/fs/cgroup/docker/{WEB}")
 SCRIPTS = Path("/root/desk")
-#: The kernel keeps login uids with CONFIG_AUDIT alone.
+#: The kernel keeps login uids only with CONFIG_AUDIT.
 AUDITED = Path("/proc/self/loginuid").exists()
 
-# The first has the second below it, and leaves a process behind.
+# The first script runs the second one, and leaves a process behind.
 NIGHTLY = f"""\
 #!/bin/sh
 {SCRIPTS}/make
@@ -44,7 +44,7 @@ ADA = f"""\
 exec setpriv --reuid=1000 --regid=1000 --clear-groups {SENDER} sendto 4 ada.example.test 1
 """
 
-#: What each command has to show of them: names that were asked for, or pieces of a line. None: it goes on and on.
+#: What the output of each command must contain. None: the command does not end by itself.
 SHOWS: dict[str, list[list[str] | None]] = {
     "Who asked for a name since yesterday?": [
         ["asked for www.example.test (A, udp) by nightly;make;send"],
@@ -65,7 +65,7 @@ SHOWS: dict[str, list[list[str] | None]] = {
         ["www.example.test", "updates.example.test", "www.orphan.test"],
         ["www.orphan.test\tnightly;"],
     ],
-    # Other tests see to losses: here, that the commands are understood.
+    # There are no losses here. The commands must run.
     "What is not in the journal?": [[], [], []],
     "Whom to believe": [["www.example.test"]],
     "JSON": [["www.example.test\tA\tnightly;make;send\t"], ['"comm":"nightly"}']],
@@ -111,7 +111,7 @@ def asked(service: Service) -> Iterator[None]:
 
 
 def mine(name: str, sender: Path = SENDER) -> None:
-    """Ask out of a container for a name that an alert is for."""
+    """Send a query from a container for a name that causes an alert."""
     run("sh", "-ec", 'echo $$ >"$0/cgroup.procs"; exec "$@"', CGROUP, sender, "sendto", "4", name, "1")
 
 
@@ -121,25 +121,25 @@ def make_pid() -> str:
     return str(pid)
 
 
-def test_each_command_is_run() -> None:
+def test_every_command_of_the_document_is_tested() -> None:
     for heading, several in SHOWS.items():
         assert [follows(command) for command in asked_of(heading)] == [shows is None for shows in several], heading
 
 
 @pytest.mark.parametrize(("heading", "number", "shows"), CASES)
-def test_answers(heading: str, number: int, shows: list[str]) -> None:
+def test_a_command_shows_the_right_entries(heading: str, number: int, shows: list[str]) -> None:
     command = asked_of(heading)[number]
-    # The one thing that cannot be as it stands in the document is a pid.
+    # Only the pid in the document has to be replaced.
     command = command.replace("11845 make", f"{make_pid()} make")
     done = subprocess.run(["bash", "-uc", command], capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    # With --grep, nothing found is status 1.
+    # journalctl --grep exits with 1 if it finds nothing.
     assert done.returncode == 0 or ("--grep" in command and not shows)
     for piece in shows:
         assert piece in done.stdout
 
 
-def test_followed() -> None:
+def test_a_following_command_shows_new_entries() -> None:
     (command,) = [command for command in asked_of(FOLLOWED) if follows(command)]
     bounded = ["timeout", str(int(PATIENCE)), "bash", "-euc", f"exec {command}"]
     with subprocess.Popen(bounded, stdout=subprocess.PIPE, text=True) as process:
@@ -149,12 +149,12 @@ def test_followed() -> None:
             mine("more.miners.test")
             assert "asked for more.miners.test" in process.stdout.readline()
         finally:
-            process.terminate()  # timeout(1) ends what it runs, too
+            process.terminate()  # timeout(1) also ends its command
 
 
 @pytest.fixture
 def alerts() -> Iterator[None]:
-    """Install the example as the document says."""
+    """Install the units of the example with the commands of the document."""
     for command in asked_of(ACTING)[:4]:
         run("bash", "-euc", command)
     yield
@@ -167,7 +167,7 @@ def alerts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("alerts")
-def test_a_watched_query_starts_a_unit_that_knows_it() -> None:
+def test_a_watched_query_starts_a_unit_with_its_fields() -> None:
     hostile = SCRIPTS / "$(>trapped)"
     shutil.copy(SENDER, hostile)
     number = 0
@@ -176,7 +176,7 @@ def test_a_watched_query_starts_a_unit_that_knows_it() -> None:
         return run("bash", "-euc", asked_of(ACTING)[4]).splitlines()
 
     def begun() -> bool:
-        # What is asked before it follows the journal is not for it.
+        # Queries before the unit follows the journal cause no action.
         nonlocal number
         number += 1
         mine(f"begun{number}.miners.test")
@@ -189,7 +189,7 @@ def test_a_watched_query_starts_a_unit_that_knows_it() -> None:
     tail = "user root, unit -"
     assert re.fullmatch(rf"miners\.test: acted\.miners\.test by .*\$\(>trapped\), pid [0-9]+, {tail}", line), line
     assert not Path("/trapped").exists()
-    # Over a restart, what came meanwhile is acted on once.
+    # Entries that were written during a restart cause one action each.
     run("systemctl", "stop", "dnsprobe-alerts.service")
     mine("missed.miners.test")
     run("systemctl", "start", "dnsprobe-alerts.service")

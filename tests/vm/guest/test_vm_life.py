@@ -1,4 +1,4 @@
-"""The service stops, is killed, hangs: it comes back, and nothing stays in the kernel."""
+"""The service comes back after a kill and a hang, and leaves nothing in the kernel after a stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from installed import CONFIGURATION, TREE, Service, entries, run, send, until
 
-#: With an entry for each query, as the tests of journald want it after these.
+#: With an entry for each query, as the tests of journald, which follow, need it.
 GOOD = "domains: [life.test]\njournal: {repeat: 0}"
 CACHE = Path("/var/cache/dnsprobe")
 #: Whether this guest runs the tests of systemd and dpkg, to which an upgrade belongs: see kernels.py of the harness.
@@ -22,7 +22,7 @@ def counts(service: Service, queries: int) -> None:
 
 
 def compiled() -> dict[str, int]:
-    """Return what is kept for the next start, and when it was made."""
+    """Return the files in the cache of compiled programs, and when they were written."""
     return {path.name: path.stat().st_mtime_ns for path in CACHE.iterdir()}
 
 
@@ -34,20 +34,20 @@ def test_stop_leaves_nothing_attached(service: Service) -> None:
     assert run("bpftool", "map", "show").count("dnsprobe") == 0
 
 
-def test_a_wrong_configuration_is_not_tried_again(service: Service) -> None:
+def test_systemd_does_not_restart_it_with_a_wrong_configuration(service: Service) -> None:
     assert service.state == "inactive (dead)"
     service.configure("domains: [a..b]")
     run("systemctl", "start", service.name, check=False)
     until(lambda: service.state == "failed (failed)", "the failure")
     time.sleep(8)
     assert service.state == "failed (failed)"
-    # systemd counts from the start that it was asked for.
+    # systemd counts restarts since the start that was asked for.
     assert service.show("NRestarts") == "0"
     assert service.show("ExecMainStatus") == "2"
 
 
 def upgrade(service: Service) -> None:
-    """Install the package over itself: who scrapes meanwhile waits."""
+    """Install the package over itself. A scrape in the meantime waits."""
     pid = service.pid
     (package,) = TREE.glob("dnsprobe_*.deb")
     run("dpkg", "--install", package)
@@ -56,12 +56,12 @@ def upgrade(service: Service) -> None:
     assert CONFIGURATION.read_text() == GOOD
 
 
-def test_the_socket_unit_holds_the_address(service: Service) -> None:
+def test_the_socket_unit_starts_the_service_and_keeps_its_address(service: Service) -> None:
     service.configure(GOOD)
     run("systemctl", "reset-failed", service.name)
     run("systemctl", "start", "dnsprobe.socket")
     try:
-        # A scrape starts the service, and waits for it.
+        # The scrape starts the service, and waits until it is ready.
         assert service.get("/-/ready") == "ready\n"
         if TESTS_SYSTEMD:
             upgrade(service)
@@ -80,16 +80,16 @@ def test_it_comes_back_after_a_kill(service: Service) -> None:
     until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
     assert len(service.programs()) == held
     assert service.show("NRestarts") != "0"
-    # Nothing had to be compiled again.
+    # Nothing was compiled again.
     assert compiled() == kept
-    # Totals are in memory: they begin at zero, and hooks of the one that was killed count nothing twice.
+    # Totals are in memory, so they begin at zero. Hooks of the killed service count nothing twice.
     counts(service, 103)
 
 
 def test_it_comes_back_after_a_hang(service: Service) -> None:
     held = len(service.programs())
     pid = service.pid
-    # A reload from a file that nobody writes: the loop waits for ever.
+    # A reload from a FIFO that nobody writes to: the event loop waits forever.
     CONFIGURATION.unlink()
     os.mkfifo(CONFIGURATION)
     os.kill(pid, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""What operators look at: the journal with the whole ancestry, the catalog, exact counts."""
+"""Queries of ordinary clients: exact counts, journal entries with the whole ancestry, and the catalog."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_counts_are_what_a_dns_server_received(service: Service, server: Server)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_the_journal_has_all_fields_and_the_whole_ancestry(client: str) -> None:
+def test_an_entry_has_all_fields_and_the_whole_ancestry(client: str) -> None:
     name = f"{client}.clients.test"
     found: list[dict[str, Any]] = []
 
@@ -70,7 +70,7 @@ def test_the_journal_has_all_fields_and_the_whole_ancestry(client: str) -> None:
     assert entry["DNSPROBE_UID"] == "0"
     assert entry["DNSPROBE_USER"] == "root"
     assert entry["DNSPROBE_REPEATS"] == "0"
-    # Gone since long, and known all the same.
+    # The process has ended, but is known.
     assert entry["DNSPROBE_EXE"] == os.path.realpath(shutil.which(CLIENTS[client][0]) or "")
     assert entry["DNSPROBE_CMDLINE"] == shlex.join(CLIENTS[client])
     cgroup = Path("/proc/self/cgroup").read_text().strip().removeprefix("0::")
@@ -79,15 +79,15 @@ def test_the_journal_has_all_fields_and_the_whole_ancestry(client: str) -> None:
     for kind in ("net", "pid", "mnt"):
         assert entry[f"DNSPROBE_{kind.upper()}_NS"] == str(os.stat(f"/proc/self/ns/{kind}").st_ino)
     assert not entry.keys() & {"DNSPROBE_FROM_PROCFS", "DNSPROBE_LOGINUID"}
-    # The whole chain from the parent up, in fields that journald keeps in no order, and in one that has it.
+    # The whole chain from the parent up: journald does not keep the order of repeated fields, so one field has it.
     assert sorted(entry["DNSPROBE_ANCESTOR"]) == sorted(f"{pid} {comm}" for pid, comm in ours)
     chain = [*reversed(ours[:-1]), (int(entry["DNSPROBE_PID"]), entry["DNSPROBE_COMM"])]
     assert entry["DNSPROBE_TREE"] == ";".join(comm for _, comm in chain)
     assert entry["DNSPROBE_TREE_PIDS"] == ";".join(str(pid) for pid, _ in chain)
 
 
-def test_what_proc_knows_of_a_process_that_lives(service: Service, server: Server) -> None:
-    """A process that waits for its answer, in a unit of its own and as another user."""
+def test_a_living_process_has_its_unit_and_user(service: Service, server: Server) -> None:
+    """A process of another user, in a unit of its own, that still runs when its entry is written."""
     python = "import socket, time; socket.getaddrinfo('python.clients.test', 80); time.sleep(60)"
     unit = "asker.service"
     run(
@@ -109,14 +109,14 @@ def test_what_proc_knows_of_a_process_that_lives(service: Service, server: Serve
     assert "asker.service" in units
 
 
-def test_the_catalog_explains_an_entry() -> None:
+def test_journalctl_explains_an_entry_from_the_catalog() -> None:
     shown = run("journalctl", "-b", "-x", "-t", "dnsprobe", "-n", "1", "DNSPROBE_QNAME=dig.clients.test")
     assert "(dig) asked for dig.clients.test" in shown
     assert "A process sent a DNS query for a name that the rule dig.clients.test watches." in shown
     assert "server    127.0.0.1, port 53" in shown
 
 
-def test_curl_shows_exactly_the_prime_number_sent(service: Service) -> None:
+def test_the_counter_has_the_exact_number_of_queries(service: Service) -> None:
     send("www.prime.test", PRIME)
     send("www.prime.test", PRIME, "6")
     shown = run("curl", "-s", "http://127.0.0.1:10059/metrics")

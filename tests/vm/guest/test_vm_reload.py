@@ -1,4 +1,4 @@
-"""systemctl reload, under load: exact for what stays, at once for what is new, and harmless when the file is bad."""
+"""systemctl reload under load: unchanged rules lose no count, new rules count at once, a bad file changes nothing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from installed import CONFIGURATION, SENDERS, Service, entries, run, send, statu
 
 
 class Load:
-    """A process that sends queries for a name until it is told to stop."""
+    """A process that sends queries for a name until :meth:`stop`."""
 
     def __init__(self, name: str) -> None:
         command = [str(SENDERS / "send"), "sendto", "4", name, "0"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def stop(self) -> int:
-        """End it and return how many it sent."""
+        """End it, and return the number of queries that it sent."""
         self._process.terminate()
         sent, _ = self._process.communicate()
         return int(sent)
@@ -29,19 +29,19 @@ def started(service: Service) -> None:
 
 def test_rules_come_and_go_under_load(service: Service) -> None:
     kept, removed, added = Load("www.kept.test"), Load("www.removed.test"), Load("www.added.test")
-    until(lambda: service.by("domain").get("removed.test", 0) > 100, "queries of the rule that will go")
+    until(lambda: service.by("domain").get("removed.test", 0) > 100, "queries of the rule to be removed")
     assert "added.test" not in service.by("domain")
     for number in range(2):
         extra = "".join(f", extra{each}.test" for each in range(number))
         service.reload(f"domains: [kept.test, added.test{extra}]")
     frozen = service.by("domain")["removed.test"]
-    until(lambda: service.by("domain").get("added.test", 0) > 100, "queries of the rule that came")
+    until(lambda: service.by("domain").get("added.test", 0) > 100, "queries of the new rule")
     assert service.by("domain")["removed.test"] == frozen
     sent = kept.stop()
     assert removed.stop() > frozen
     assert added.stop() >= service.by("domain")["added.test"]
     assert service.by("domain")["kept.test"] == sent
-    # From now on, all of the new one's.
+    # From now on, all queries of the new rule count.
     before = service.by("domain")["added.test"]
     send("www.added.test", 1009)
     send("www.removed.test", 1009)
@@ -70,8 +70,8 @@ def test_a_bad_file_fails_the_reload_and_changes_nothing(service: Service) -> No
     run("systemctl", "reload", service.name)
 
 
-def test_a_file_that_goes_bad_behind_the_check(service: Service) -> None:
-    """The signal alone, as an impatient administrator sends it."""
+def test_a_bad_file_after_the_check_leaves_the_old_rules(service: Service) -> None:
+    """Only SIGHUP, without the check that the unit runs before."""
     good = CONFIGURATION.read_text()
     service.configure("domains: [a..b]\n")
     run("systemctl", "kill", "--signal=HUP", service.name)

@@ -1,4 +1,4 @@
-"""Purged without a trace, while it runs."""
+"""apt purges the running service without a trace."""
 
 from __future__ import annotations
 

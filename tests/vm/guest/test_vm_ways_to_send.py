@@ -1,6 +1,6 @@
-"""Each hook asked for by name serves every way to send, or is refused with the reason; never is it wrong.
+"""Each hook that is chosen by name sees every way to send, or is refused with a reason. It never counts wrongly.
 
-So it is with every form of TCP. The tables of docs/kernels.md are made from what comes out.
+The same holds for every form of TCP. docs/kernels.md is made from the results.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ STREAM_ROWS = list(stream_rows(STREAM_FAMILIES))
 
 #: The tracepoint that recent kernels have for writes to TCP sockets.
 TRACEPOINT = b"\0btf_trace_tcp_sendmsg_locked\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
-#: What a hook that stands behind the opening of a connection makes of the forms in OPENING.
+#: The result of the forms in OPENING at a hook that runs after a connection was opened.
 FOLLOWS = "only what follows the SYN"
-#: Which hook for TCP is tried beside which for UDP.
+#: The hook for TCP that is tested together with each hook for UDP.
 TCP_HOOKS = {
     "ip_send_skb": "auto",
     "udp_send_skb": "tcp_tracepoint" if TRACEPOINT else "none",
@@ -71,7 +71,7 @@ def ask(row: str) -> None:
 
 
 def counted(service: Service) -> dict[str, dict[str, int]]:
-    """Return the queries of each row so far, by process."""
+    """Return the queries of each row up to now, by process."""
     found: dict[str, dict[str, int]] = {row: {} for row in ROWS}
     for labels, value in service.samples("dnsprobe_queries_total"):
         row = labels["domain"].removesuffix(".paths.test")
@@ -81,7 +81,7 @@ def counted(service: Service) -> dict[str, dict[str, int]]:
 
 
 def verdict(row: str, found: dict[str, int]) -> str:
-    """Say what came of a row's queries: ``yes``, or what is wrong."""
+    """Return the result of a row: ``yes``, or what is wrong."""
     if sum(found.values()) != QUERIES:
         return f"no: {sum(found.values())} of {QUERIES}"
     right = "python3" if row.startswith("python") else comm(row)
@@ -90,14 +90,14 @@ def verdict(row: str, found: dict[str, int]) -> str:
 
 
 def verdicts(service: Service) -> dict[str, str]:
-    """Ask in all ways and say what came of each."""
+    """Send in all ways, and return the result of each."""
     for row in ROWS:
         ask(row)
     found = counted(service)
     said = {row: verdict(row, found[row]) for row in ROWS}
     for row in ROWS:
         if said[row].startswith("no"):
-            # Once more by itself: are its queries counted as not readable at least?
+            # Once more alone: its queries should at least be counted as not readable.
             before = unparsed(service)
             ask(row)
             added = unparsed(service) - before
@@ -106,7 +106,7 @@ def verdicts(service: Service) -> dict[str, str]:
 
 
 def ask_over_tcp() -> tuple[dict[str, int], int]:
-    """Ask in all forms of TCP, and return what a server received of each, and how many encrypted connections it had."""
+    """Send in all forms of TCP; return what a server received of each, and the number of encrypted connections."""
     sender = HERE / "stream_sender.py"
     said = json.loads(run("ip", "netns", "exec", NAMESPACE, "/usr/bin/python3", sender, "streams.test", *STREAM_ROWS))
     received: dict[str, int] = said["received"]
@@ -114,7 +114,7 @@ def ask_over_tcp() -> tuple[dict[str, int], int]:
 
 
 def over_tcp(service: Service, rung: str) -> tuple[dict[str, str], bool]:
-    """Ask in all forms of TCP and say what came of each, and whether encrypted connections were counted exactly."""
+    """Send in all forms of TCP; return the result of each, and whether encrypted connections were counted exactly."""
     received, encrypted = ask_over_tcp()
     exact = service.by("process", "dnsprobe_encrypted_connections_total") == {"python3": encrypted}
     said = {}
@@ -145,25 +145,25 @@ def unparsed(service: Service) -> int:
     )
 
 
-def test_kallsyms_has_the_name_that_this_kernel_is_for() -> None:
+def test_kallsyms_has_the_expected_name_of_udp_send_skb() -> None:
     symbols = Path("/proc/kallsyms").read_text(encoding="ascii").splitlines()
     names = {line.split()[2] for line in symbols if " udp_send_skb" in line}
     assert names == ({"udp_send_skb.isra.51"} if RENAMED else {"udp_send_skb"})
 
 
 def refused(service: Service) -> None:
-    """Look at how a hook was refused that was asked for by name."""
+    """Check how a hook that was chosen by name was refused."""
     until(lambda: any("no hook sees the queries" in str(entry["MESSAGE"]) for entry in entries()), "the reason")
     said = [str(entry["MESSAGE"]) for entry in entries() if "no hook sees the queries" in str(entry["MESSAGE"])][-1]
     assert "udp_send_skb at udp_send_skb.isra.51: " in said
-    # It would be tried again and again, as any failure is.
+    # systemd would restart it again and again, as after any failure.
     run("systemctl", "stop", service.name)
     assert service.programs() == []
     keep("paths-udp_send_skb", {"kernel": kernel(), "rows": {}, "refused": said})
 
 
 def exact(service: Service, hook: str) -> None:
-    """Look at what a hook counts."""
+    """Check that a hook counts exactly."""
     hooks = service.samples("dnsprobe_hook_info")
     assert {labels["hook"] for labels, _ in hooks if labels["path"].startswith("udp")} == {hook}
     symbols = {labels["path"]: labels["symbol"] for labels, _ in hooks}
@@ -178,7 +178,7 @@ def exact(service: Service, hook: str) -> None:
     assert found == {"send": 2 * PRIME}
 
 
-def test_what_the_kernel_itself_writes(service: Service, tmp_path: Path) -> None:
+def test_a_query_that_the_kernel_writes_is_counted(service: Service, tmp_path: Path) -> None:
     if status("modprobe", "9p"):
         pytest.skip("this kernel has no 9P: those of Debian, in the other guests, have it")
     service.reload("domains: [kernel.test]")
@@ -192,9 +192,9 @@ def test_what_the_kernel_itself_writes(service: Service, tmp_path: Path) -> None
     assert entry["DNSPROBE_QNAME"].endswith(r"\008\0009p2000\.l.kernel.test")
 
 
-# The first is what the default comes to: it serves already.
+# The first is the default, which is in use already.
 @pytest.mark.parametrize("hook", TCP_HOOKS)
-def test_a_hook_by_name_is_right_or_refused(service: Service, hook: str) -> None:
+def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hook: str) -> None:
     rules = [*(f"{row}.paths.test" for row in ROWS), *(f"{row}.streams.test" for row in STREAM_ROWS)]
     domains = ", ".join(["hook.test", *rules])
     tcp_hook = TCP_HOOKS[hook]
@@ -212,7 +212,7 @@ def test_a_hook_by_name_is_right_or_refused(service: Service, hook: str) -> None
     keep(f"paths-{hook}", {"kernel": kernel(), "rows": said})
     print(json.dumps(said, indent=1))
     assert {row: what for row, what in said.items() if what != "yes" and not row.startswith("corked")} == {}
-    # Nothing is lost without being counted.
+    # A query that is not counted is counted as not readable.
     assert set(said.values()) <= {"yes", f"no: 0 of {QUERIES}, {QUERIES} counted as not readable"}
     if tcp_hook == "none":
         return

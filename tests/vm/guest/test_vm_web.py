@@ -1,4 +1,4 @@
-"""TLS and a password under the shipped unit, with files that the service may read by its group or by systemd's hand."""
+"""TLS and a password with the shipped unit, which reads the files through a group, or as credentials of systemd."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIGURED = f"domains: [{{}}]\nmetrics: {{{{web_config: {FILES}/web.yml}}}}"
 
 
 def follow(*blocks: int) -> None:
-    """Run commands of the installed document as they stand there: those for certificates, a password, the file."""
+    """Run blocks of commands of the installed web.md: 0 for certificates, 1 for a password, 2 for the file."""
     page = Path("/usr/share/doc/dnsprobe/web.md").read_text("utf-8")
     commands = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     for block in blocks:
@@ -55,7 +55,7 @@ def hand_over_configuration() -> None:
 
 
 def ask(path: str, *options: str) -> str:
-    """Return the status that a client with the certificate gets."""
+    """Return the HTTP status for a client with the certificate."""
     certificate = ["--cacert", "ca.pem", "--cert", "client.pem", "--key", "client.key"]
     to = ["--resolve", "dnsprobe.example:10059:127.0.0.1", "-s", "-o", "answer", "-w", "%{http_code}", URL + path]
     return run("curl", *certificate, *options, *to, cwd=WORK, check=False)
@@ -63,7 +63,7 @@ def ask(path: str, *options: str) -> str:
 
 @pytest.fixture(autouse=True)
 def protected(service: Service) -> Iterator[str]:
-    """Have the service run with the web configuration of the document; give what curl needs for the password."""
+    """Run the service with the web configuration of the document; yield user and password in the form of curl."""
     WORK.mkdir()
     FILES.mkdir()
     DROP_IN.parent.mkdir()
@@ -86,7 +86,7 @@ def protected(service: Service) -> Iterator[str]:
         run("groupdel", GROUP)
 
 
-def test_who_has_certificate_and_password(service: Service, protected: str) -> None:
+def test_a_client_needs_certificate_and_password(service: Service, protected: str) -> None:
     assert "dnsprobe_web_config_last_reload_successful 1.0" in metrics(protected)
     assert ask("/-/ready") == "401"
     assert ask("/metrics", "-u", "prometheus:other") == "401"
@@ -94,13 +94,13 @@ def test_who_has_certificate_and_password(service: Service, protected: str) -> N
     service.configure(CONFIGURED.format("web.test, other.test"))
     run("systemctl", "reload", service.name)
     until(lambda: "\ndnsprobe_rules 2.0\n" in metrics(protected), "the rules in force")
-    # Another password, without a restart.
+    # A new password needs no restart.
     follow(1, 2)
     renewed = f"prometheus:{(WORK / 'password').read_text().strip()}"
     hand_over_configuration()
     assert ask("/metrics", "-u", renewed) == "200"
     assert ask("/metrics", "-u", protected) == "401"
-    # A bad file, and one that the service may not read, change nothing.
+    # A bad file, or one that the service may not read, changes nothing.
     for spoil in (lambda: (FILES / "web.yml").write_text("["), lambda: (FILES / "web.yml").chmod(0o600)):
         hand_over_configuration()
         spoil()

@@ -1,6 +1,6 @@
-// send WAY FAMILY NAME COUNT: sends DNS queries of type A for NAME to port 53 of loopback, COUNT times in one of the
-// ways that programs have. FAMILY is 4, 6, or m for IPv4-mapped IPv6. With COUNT 0 it sends until SIGTERM and prints
-// how many.
+// send WAY FAMILY NAME COUNT [COMM]: sends COUNT DNS queries of type A for NAME to port 53 of loopback, in one of the
+// ways that programs use. FAMILY is 4, 6, or m for IPv4-mapped IPv6. With COUNT 0, it sends until SIGTERM and prints
+// the number of queries.
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -71,7 +71,7 @@ static int make_socket(const char *family)
 	return made;
 }
 
-// io_uring without its library: one entry, submitted and waited for.
+// io_uring without liburing: submits one entry, and waits for it.
 static void send_by_uring(int socket_fd, struct msghdr *header, int flags)
 {
 	static struct io_uring_params parameters;
@@ -124,7 +124,7 @@ struct job {
 static void send_one(const char *way, int to)
 {
 	struct sockaddr *address = (struct sockaddr *)&server;
-	// In two parts, as a program that adds the question to its header has it.
+	// Two parts, like in a program that keeps header and question apart.
 	struct iovec parts[2] = { { message, 12 }, { message + 12, length - 12 } };
 	struct msghdr header = { .msg_name = address, .msg_namelen = server_length, .msg_iov = parts, .msg_iovlen = 2 };
 	struct mmsghdr two[2] = { { .msg_hdr = header }, { .msg_hdr = header } };
@@ -183,8 +183,7 @@ int main(int count, char **arguments)
 	int to = make_socket(arguments[2]);
 	make_message(arguments[3]);
 	if (!strcmp(way, "send") || !strcmp(way, "write") || !strcmp(way, "writev")) {
-		// Nobody may listen: what comes back must not fail the next send, and a socket that is bound to receive
-		// it does.
+		// If nobody listens, an ICMP error comes back and fails the next send. So bind a socket that receives.
 		static struct sockaddr_storage self;
 		int taker = socket(server.ss_family, SOCK_DGRAM, 0);
 		memcpy(&self, &server, server_length);
@@ -203,7 +202,7 @@ int main(int count, char **arguments)
 			send_one(way, to);
 		}
 		sent++;
-		if (!queries) // as often as leaves an emulated processor time for other things
+		if (!queries) // leave time of an emulated processor for others
 			usleep(4000);
 	}
 	printf("%ld\n", sent);
