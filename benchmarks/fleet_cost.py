@@ -1,10 +1,9 @@
-"""What series of many hosts cost those who take them: memory of a Prometheus and an agent, octets of remote write.
+"""Measure what the series of many hosts cost: memory of a Prometheus server and an agent, and octets of remote write.
 
 Usage: .venv/bin/python benchmarks/fleet_cost.py [HOSTS [SERIES [SCRAPES]]]
 
-Needs prometheus on the PATH, or where scripts/test unpacks it. One dnsprobe with made-up series, those of
-scrape_cost.py, is scraped by an agent as so many hosts; the agent writes to another Prometheus. Both are read before
-and after.
+Needs prometheus on the PATH, or where scripts/test unpacks it. An agent scrapes one dnsprobe with the made-up series of
+scrape_cost.py as if it were many hosts, and writes to another Prometheus. Reads the metrics of both before and after.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -29,9 +29,9 @@ _MB = 1 << 20
 
 
 class _Prometheus:
-    """A Prometheus in a process of its own."""
+    """A running Prometheus."""
 
-    def __init__(self, stack: ExitStack, configuration: dict[str, object], *options: str) -> None:
+    def __init__(self, stack: ExitStack, configuration: Mapping[str, object], *options: str) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "config.yaml").write_text(yaml.safe_dump(configuration))
         with socket.socket() as free:
@@ -53,18 +53,18 @@ class _Prometheus:
         sys.exit((folder / "log").read_text())
 
     def numbers(self) -> dict[str, float]:
-        """Return what it says of itself: each metric, added up over its labels."""
+        """Return its metrics about itself, each added up over its labels."""
         with urllib.request.urlopen(f"http://{self.address}/metrics") as answer:
             text = answer.read().decode()
         totals: dict[str, float] = {}
-        for family in text_string_to_metric_families(text):
+        for family in text_string_to_metric_families(text):  # type: ignore[no-untyped-call,unused-ignore]
             for sample in family.samples:
                 totals[sample.name] = totals.get(sample.name, 0) + sample.value
         return totals
 
 
 def main() -> None:
-    """Print what a series and a sample take."""
+    """Print the cost of a series and of a sample."""
     hosts, series, scrapes = (
         int(sys.argv[at]) if len(sys.argv) > at else default for at, default in ((1, 10), (2, 10_000), (3, 6))
     )
@@ -74,7 +74,7 @@ def main() -> None:
         job = {
             "job_name": "dnsprobe",
             "static_configs": [
-                # The same target with another label would be the same target: __param_ makes another of it.
+                # Prometheus scrapes a target only once, whatever its labels. __param_ makes a target different.
                 {
                     "targets": [f"127.0.0.1:{served.port}"],
                     "labels": {"instance": f"web{host}.example", "__param_host": str(host)},

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Sends DNS queries over UDP as fast as it can: flood ADDRESS PORT NAME COUNT DISTINCT PROCESSES. NAME is the same in
- * all, or, with DISTINCT 1, has a first label of its own in each. Prints how many sends succeeded.
+ * Sends DNS queries over UDP as fast as it can: flood ADDRESS PORT NAME COUNT DISTINCT PROCESSES. All queries have the
+ * same NAME; with DISTINCT 1, each has a different label in front of it. Prints the number of sends that succeeded.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -65,7 +65,7 @@ static long send_all(const struct sockaddr_in *server, const char *name, long co
 	for (long i = 0; i < count; i++) {
 		if (number >= 0)
 			length = put_query(message, name, number, i);
-		/* A refused one before is reported here once, and nothing is sent then. */
+		/* The error of an earlier, refused send is reported here once. Nothing is sent then. */
 		while (send(sock, message, length, 0) < 0)
 			if (errno != ECONNREFUSED && errno != ENOBUFS && errno != EINTR)
 				return -1;

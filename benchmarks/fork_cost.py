@@ -1,11 +1,11 @@
-"""What following lineages costs those who fork: a storm of processes, not followed and followed, by turns in one run.
+"""Measure what lineage tracking costs processes that fork: without and with it, alternating in one run.
 
 Usage: .venv/bin/python benchmarks/fork_cost.py [ROUNDS [FAMILIES]]
 
-Compiles storm.c. ``leaf`` is fork and exit; ``job``, as in a build, fork, exec and exit; of ``orphan``, half are left
-to another parent. In each round a storm is not followed, and one is; what is compared are the instructions and the
-cycles of all its processes, user and kernel, as perf(1) counts them, by their medians. What a run of each program takes
-is measured by the kernel (kernel.bpf_stats_enabled), its own cost included.
+Compiles storm.c, which makes many processes. ``leaf`` is fork and exit; ``job`` is fork, exec and exit, as in a build;
+half of the processes of ``orphan`` lose their parent. perf(1) counts instructions and cycles of all processes, in user
+space and in the kernel. Prints their medians. The kernel measures the time of each BPF program
+(kernel.bpf_stats_enabled), including the cost of measuring.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _ENTRIES = 32768
 
 
 def _storm(program: str, kind: str, families: int) -> tuple[int, list[float]]:
-    """Return how many processes there were, and what they took of each of EVENTS in all."""
+    """Return the number of processes, and the total of each of EVENTS."""
     printed, counted = count([program, kind, str(families), "2"])
     return int(printed), counted
 
 
 @contextmanager
 def _attached(probe: Probe) -> Iterator[None]:
-    """Follow lineages meanwhile. Attached anew is faster than loaded anew."""
+    """Track lineages in the body. Attaching again is faster than loading again."""
     assert probe.lineage is not None
     links = [
         attach_tracepoint(program, tracepoint)
@@ -61,11 +61,11 @@ def _compare(probe: Probe, program: str, kind: str, rounds: int, families: int) 
             with _attached(probe) if attached else nullcontext():
                 made, counted = _storm(program, kind, families)
             each[attached].append([number / made for number in counted])
-    print(f"{kind:<7} {rounds} times {made} processes; each takes")
+    print(f"{kind:<7} {rounds} times {made} processes; each needs")
     for at, event in enumerate(EVENTS):
         without, followed = (median(numbers[at] for numbers in each[attached]) for attached in (False, True))
         print(
-            f"{kind:<7}   {without:8.0f} {event}, and {followed - without:5.0f} more followed: "
+            f"{kind:<7}   {without:8.0f} {event}, and {followed - without:5.0f} more with tracking: "
             f"{followed / without:.3f} times"
         )
 
@@ -89,7 +89,7 @@ def _measure_runs(probe: Probe, program: str, kind: str, families: int) -> None:
 
 
 def main() -> None:
-    """Print what a process takes, and what a run does."""
+    """Print the cost of a process, and of a run of each program."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     families = int(sys.argv[2]) if len(sys.argv) > 2 else 500
     probe = Probe(Where([5], tcp_hook="none"), Sizes(4096, 16, 16, 16, 16, _ENTRIES), 0)
@@ -106,7 +106,7 @@ def main() -> None:
             for kind in ("leaf", "job", "orphan"):
                 _compare(probe, program, kind, rounds, families)
                 _measure_runs(probe, program, kind, families * 10)
-        print(f"{probe.lineage_full()} not followed for want of room, {probe.lineage_missed_runs()} runs missed")
+        print(f"{probe.lineage_full()} not tracked for want of room, {probe.lineage_missed_runs()} runs missed")
     finally:
         probe.close()
         probe.release()

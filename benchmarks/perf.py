@@ -1,4 +1,4 @@
-"""What perf(1) counts of a program, with all its processes, in user space and in the kernel."""
+"""Count instructions and cycles of a program with perf(1): all its processes, in user space and in the kernel."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ EVENTS = ("instructions", "cycles")
 
 
 def count(command: Sequence[str]) -> tuple[str, list[float]]:
-    """Run a command and return what it printed, and how many there were of each of EVENTS. Ends where perf cannot."""
-    # On one CPU, so that nobody's wait for a lock of another is counted.
+    """Run a command; return its output, and the number of each of EVENTS. Exits if perf cannot count here."""
+    # On one CPU, so that no wait for a lock of another CPU is counted.
     pinned = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
     measured = [*pinned, "perf", "stat", "-x,", "-e", ",".join(EVENTS), *command]
     done = subprocess.run(measured, capture_output=True, text=True, check=True)

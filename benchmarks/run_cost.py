@@ -1,9 +1,9 @@
-"""What a run of the BPF program costs: per packet and per write to a TCP socket, by what becomes of it, and with 10
-against 10,000 rules.
+"""Measure what a run of the BPF programs costs, by the result of the run, with 10 and with 10,000 rules.
 
 Usage: .venv/bin/python benchmarks/run_cost.py [PACKETS]
 
-The kernel measures (kernel.bpf_stats_enabled), its own cost included. Packets go to loopback ports of this program.
+The kernel measures it (kernel.bpf_stats_enabled), including the cost of measuring. Packets and writes to TCP sockets go
+to ports of this program on loopback.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _per_run(before: ProgramRuns, after: ProgramRuns) -> float:
 
 def _measure(probe: Probe, payload: bytes, port: int, packets: int) -> float:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taker, socket.socket(type=socket.SOCK_DGRAM) as sender:
-        # Room for nothing: what arrives is dropped at once, and nobody has to read it.
+        # The smallest buffer: packets are dropped on arrival, and nobody has to read them.
         taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         taker.bind(("127.0.0.1", port))
         sender.connect(taker.getsockname())
@@ -92,7 +92,7 @@ def main() -> None:
             costs = {
                 "not to a watched port": _measure(probe, _message("www.wanted.test"), 0, packets),
                 "not a query": _measure(probe, b"\xff" * 64, port, packets),
-                "no rule asks for it": _measure(probe, _message("www.other.test"), port, packets),
+                "no rule matches": _measure(probe, _message("www.other.test"), port, packets),
                 "no rule, near misses": _measure(probe, _message("www.nam.example.test"), port, packets),
                 "counted": _measure(probe, _message("www.wanted.test"), port, packets),
                 "counted, deep": _measure(probe, _message("www.name7.example.test"), port, packets),
@@ -101,7 +101,7 @@ def main() -> None:
             other = b"\0" + bytes([len(_message("www.other.test"))]) + _message("www.other.test")
             costs |= {
                 "tcp, no watched port": _measure_writes(probe, [framed], 0, packets),
-                "tcp, no rule wants it": _measure_writes(probe, [other], port, packets),
+                "tcp, no rule matches": _measure_writes(probe, [other], port, packets),
                 "tcp, counted": _measure_writes(probe, [framed], port, packets),
                 "tcp, counted, in two": _measure_writes(probe, [framed[:2], framed[2:]], port, packets),
             }

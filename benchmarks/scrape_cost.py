@@ -1,11 +1,11 @@
-"""What a scrape of many series costs: time until the last octet is there, octets, memory of the daemon.
+"""Measure what a scrape of many series costs: time until the last octet, size, and memory of the daemon.
 
 Usage: .venv/bin/python benchmarks/scrape_cost.py [SCRAPES [SERIES]]
 
-Two daemons, attached to nothing, hold the same made-up series: most of processes that are gone, one in ten in the maps
-of the kernel, as of processes that still run: these have sent more before each scrape. One daemon serves as it does,
-the other with prometheus_client's encoder for all series. They are asked by turns in one run, over loopback. Medians of
-all rounds: until all is there, and of that the daemon on a CPU.
+Two daemons without hooks hold the same made-up series. Most belong to ended processes; one in ten belongs to a process
+that still runs, so its counter is in the maps of the kernel and has grown before each scrape. One daemon is plain
+dnsprobe, the other uses the encoder of prometheus_client for all series. They are scraped alternately over loopback.
+Prints medians of all rounds: time until everything has arrived, and CPU time of the daemon.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ENCODERS = ("dnsprobe", "prometheus_client")
 
 _DOMAINS = 8
 _QTYPES = (1, 28)
-#: One in so many series is of a process that still runs.
+#: One of this number of series belongs to a process that still runs.
 _LIVE_SHARE = 10
 _WORDS = (
     "sshd",
@@ -58,7 +58,7 @@ _WORDS = (
 
 
 def _tree(number: int) -> list[str]:
-    """Return names from the first below pid 1 on: a tree of 60 to 200 octets, another for each number."""
+    """Return the comms of a tree from below pid 1 on: 60 to 200 octets, different for each number."""
     choose = random.Random(number)
     wanted = choose.randint(60, 190)
     names = [f"job{number}"]
@@ -81,7 +81,7 @@ def _fill(daemon: Daemon, series: int) -> None:
                 Count(rules[domain], ("A", "AAAA")[qtype], "udp", names[-1], ";".join(names), unit, "", queries)
             )
             continue
-        # What the program in the kernel leaves there at a process's first query. No process has such a pid.
+        # The entries that the BPF program makes at the first query of a process. No process has such a pid.
         start_ns, tgid = 10**9 + at, (1 << 22) + at
         chain = [(start_ns - level, tgid - level, name) for level, name in enumerate(reversed(names))] + [
             (1, 1, "systemd")
@@ -119,7 +119,7 @@ async def _serve(daemon: Daemon) -> None:
 def _daemon(encoder: str, series: int) -> None:
     """Serve made-up series until told to end; print the port."""
     if encoder == "prometheus_client":
-        Registry.encode = _encode  # type: ignore[method-assign]
+        Registry.encode = _encode  # type: ignore[method-assign, assignment] # the same call, without keeping lines
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         domains = [f"service{number}.example.test" for number in range(_DOMAINS)]
         # An eighth of the limit is kept for what has no series of its own.
@@ -152,13 +152,13 @@ class Served:
         return int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[0]) / 1e6
 
     def count_more(self) -> None:
-        """Let each process that still runs have sent one query more."""
+        """Add one query to each process that still runs."""
         self._process.send_signal(signal.SIGUSR1)
 
     def scrape(self, form: str, coding: str) -> tuple[tuple[float, float], bytes]:
-        """Return milliseconds, milliseconds on a CPU and what came."""
+        """Return milliseconds, milliseconds on a CPU, and the body."""
         self.count_more()
-        for _ in range(2):  # for the second, the loop has come round, and what the signal asks for is done
+        for _ in range(2):  # when the second is answered, the event loop has handled the signal
             self._ask("/-/healthy", {})
         cpu, before = self._cpu(), perf_counter()
         answer, body = self._ask("/metrics", {"Accept": _FORMATS[form], "Accept-Encoding": _CODINGS[coding]})
@@ -168,13 +168,13 @@ class Served:
         return taken, body
 
     def memory(self) -> tuple[float, float]:
-        """Return the MB that are resident now, and the most since :meth:`forget_peak`."""
+        """Return the MB that are resident now, and their peak since :meth:`forget_peak`."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         resident, peak = (int(re.findall(rf"{name}:\s*(\d+)", status)[0]) / 1024 for name in ("VmRSS", "VmHWM"))
         return resident, peak
 
     def forget_peak(self) -> None:
-        """Let the peak of memory be what is resident now (proc(5), clear_refs)."""
+        """Reset the peak of memory to the present size (proc(5), clear_refs)."""
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
 
     def stop(self) -> None:
@@ -202,8 +202,8 @@ def _compare(served: dict[str, Served], scrapes: int, series: int) -> None:
     for _ in range(scrapes):
         for kind in _KINDS:
             for encoder, daemon in served.items():
-                taken, body = daemon.scrape(*kind)
-                times[encoder, *kind].append(taken)
+                durations, body = daemon.scrape(*kind)
+                times[encoder, *kind].append(durations)
                 sizes[kind] = len(body)
     for kind in _KINDS:
         (ours, our_cpu), (library, library_cpu) = (
@@ -220,7 +220,7 @@ def _compare(served: dict[str, Served], scrapes: int, series: int) -> None:
 
 
 def main() -> None:
-    """Print what a scrape takes."""
+    """Print the cost of a scrape."""
     if sys.argv[1:2] == ["--serve"]:
         _daemon(sys.argv[2], int(sys.argv[3]))
         return

@@ -1,9 +1,10 @@
-"""What dnsprobe costs those who send: UDP packets and TCP writes, not attached and attached, by turns in one run.
+"""Measure what dnsprobe costs senders: UDP packets and TCP writes, without and with hooks, alternating in one run.
 
 Usage: .venv/bin/python benchmarks/send_cost.py [ROUNDS [SENDS]]
 
-Compiles sends.c. Each is sent to a port that is not watched, and to one that is, where each is a query that is counted.
-What is compared is what perf(1) counts of sender and receiver, user and kernel: of each the median of all rounds.
+Compiles sends.c. It sends to a port that is not watched, and to a watched one, where each send is a counted query.
+perf(1) counts instructions and cycles of sender and receiver, in user space and in the kernel. Prints the medians of
+all rounds.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _free_port() -> int:
 
 
 def _send(program: str, protocol: str, port: int, sends: int) -> list[float]:
-    """Return what a send took of each of EVENTS."""
+    """Return the number of each of EVENTS per send."""
     _, counted = count([program, protocol, str(port), str(sends)])
     return [number / sends for number in counted]
 
@@ -66,17 +67,17 @@ def _compare(program: str, port: int, rounds: int, sends: int) -> None:
             for kind, taken in send(program, port, sends).items():
                 numbers[kind].append(taken)
     for protocol, watched in _KINDS:
-        what = "a query that is counted" if watched else "no watched port"
+        what = "a query that counts" if watched else "port not watched"
         for at, event in enumerate(EVENTS):
             before, after = (median(taken[at] for taken in each[protocol, watched]) for each in (without, attached))
             print(
-                f"{protocol}  {what:<24} {before:6.0f} {event:<12} and {after - before:5.0f} more attached: "
+                f"{protocol}  {what:<24} {before:6.0f} {event:<12} and {after - before:5.0f} more with hooks: "
                 f"{after / before:.3f} times"
             )
 
 
 def main() -> None:
-    """Print what a send takes."""
+    """Print the cost of a send."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     sends = int(sys.argv[2]) if len(sys.argv) > 2 else 50_000
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Sends the same DNS query as often as asked, over loopback to itself: sends udp|tcp PORT COUNT. What arrives is thrown
- * away.
+ * Sends the same DNS query COUNT times over loopback to itself: sends udp|tcp PORT COUNT. The receiver discards it.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -13,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The A record of www.wanted.test, its length in front. */
+/* A query for the A record of www.wanted.test, with its length in front. */
 static const unsigned char frame[] = "\0\x21\x12\x34\1\0\0\1\0\0\0\0\0\0\3www\6wanted\4test\0\0\1\0\1";
 #define FRAME_SIZE (sizeof(frame) - 1)
 
@@ -26,7 +25,7 @@ static int check(int result, const char *what)
 	return result;
 }
 
-static void take_all(int listener)
+static void discard_all(int listener)
 {
 	static char octets[1 << 16];
 	int sock = check(accept(listener, NULL, NULL), "accept");
@@ -43,17 +42,17 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	int tcp = !strcmp(argv[1], "tcp"), type = tcp ? SOCK_STREAM : SOCK_DGRAM, one = 1;
-	int taker = check(socket(AF_INET, type, 0), "socket"), sock = check(socket(AF_INET, type, 0), "socket");
+	int receiver = check(socket(AF_INET, type, 0), "socket"), sock = check(socket(AF_INET, type, 0), "socket");
 	struct sockaddr_in server = { .sin_family = AF_INET, .sin_port = htons(atoi(argv[2])) };
 
 	server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	setsockopt(taker, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	check(bind(taker, (struct sockaddr *)&server, sizeof(server)), "bind");
+	setsockopt(receiver, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	check(bind(receiver, (struct sockaddr *)&server, sizeof(server)), "bind");
 	if (tcp) {
-		check(listen(taker, 1), "listen");
+		check(listen(receiver, 1), "listen");
 		if (check(fork(), "fork") == 0) {
 			close(sock);
-			take_all(taker);
+			discard_all(receiver);
 		}
 		setsockopt(sock, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	}

@@ -1,7 +1,8 @@
-"""What a start of the service costs, with nothing kept from the one before and with what it compiled.
+"""Measure what a start of the service costs, with an empty cache of compiled programs and with a full one.
 
-Run it as root: ``python benchmarks/start_cost.py [ROUNDS]``. Prints processor seconds, children included, and the ratio
-of the medians; starts of both kinds take turns.
+Usage, as root: .venv/bin/python benchmarks/start_cost.py [ROUNDS]
+
+Starts of both kinds alternate. Prints processor seconds, including children, and the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ RULES = "domains: [start.invalid]\n"
 
 
 def start(folder: Path, cache: Path) -> float:
-    """Start it, stop it as soon as it is ready, and return the processor seconds that all of it took."""
+    """Start dnsprobe, stop it as soon as it is ready, and return the processor seconds of both."""
     configuration = folder / "dnsprobe.yaml"
     configuration.write_text(RULES, encoding="utf-8")
-    # The unit has these: all authorities' certificates would be read for nothing.
+    # As in the unit: otherwise the certificates of all authorities are read for nothing.
     environment = {**os.environ, "CACHE_DIRECTORY": str(cache), "SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [str(PROGRAM), *ARGUMENTS, "--config", str(configuration)]
@@ -54,7 +55,7 @@ def main() -> None:
             cache.mkdir()
             first.append(start(folder, cache))
             again.append(start(folder, kept))
-    for what, seconds in (("compiled", first), ("kept", again)):
+    for what, seconds in (("compiled", first), ("cached", again)):
         print(f"{what:<10} median {statistics.median(seconds):.2f} s, from {min(seconds):.2f} to {max(seconds):.2f}")
     print(f"ratio {statistics.median(again) / statistics.median(first):.2f}")
 

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Makes processes as fast as it can: storm KIND FAMILIES WORKERS. Each family is
+ * Makes processes as fast as it can: storm KIND FAMILIES WORKERS. The kinds of families are
  *
- *   leaf    a process that ends at once: fork, exit
- *   asker   a process that asks for www.watched.test (A) at 127.0.0.1 and ends: fork, exit
- *   job     as make(1) has them: a shell that has a compiler run; fork, exec, fork, exec, exit, exit
- *   orphan  a process that forks another and does not wait for it; fork, fork, exit, exit
+ *   leaf    a process that exits at once: fork, exit
+ *   asker   a process that sends a query for www.watched.test (A) to 127.0.0.1 and exits: fork, exit
+ *   job     like a job of make(1): a shell that runs a compiler; fork, exec, fork, exec, exit, exit
+ *   orphan  a process that forks another and does not wait for it: fork, fork, exit, exit
  *
- * Prints how many processes there were. Each worker takes in those that nobody waits for (PR_SET_CHILD_SUBREAPER), so
- * that all have ended when storm ends.
+ * Prints the number of processes. Each worker adopts the orphans (PR_SET_CHILD_SUBREAPER), so all processes have ended
+ * when storm ends.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -43,7 +43,7 @@ static void become(const char *name)
 	fail(self);
 }
 
-/* What a job executes: the shell has the compiler run and waits, the compiler ends. */
+/* The programs of a job: the shell runs the compiler and waits, the compiler exits. */
 static int be(const char *name)
 {
 	if (!strcmp(name, "shell")) {

@@ -1,6 +1,6 @@
-"""The Debian package, built here, in minimal Debian 12 and 13: installed with apt alone, used, taken away again.
+"""The Debian package in minimal Debian 12 and 13: built here, installed with apt only, used, and removed.
 
-The tests of one release go through one tree in the order of this file; each but the last leaves the package installed.
+The tests of one release use one tree, in the order of this file. All but the last leave the package installed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from products import PrintLine
 from dnsprobe import __version__
 
 REPOSITORY = Path(__file__).parents[2]
-#: Seconds that no step takes on a slow machine.
+#: Seconds. No step takes as long, even on a slow machine.
 PATIENCE = 60.0
 DEB = f"/root/dnsprobe_{__version__}_all.deb"
 CONFIGURATION = "/etc/dnsprobe/dnsprobe.yaml"
 UNITS = ("dnsprobe.service", "dnsprobe.socket")
 
-#: What apt and the packages that dnsprobe depends on write beside their own files; they stay installed.
+#: Paths that apt and the dependencies write outside of their own files. The dependencies stay installed.
 OF_OTHERS = re.compile(
     r"/var/(cache|log)/.*|/var/lib/(apt|dpkg|python)(/.*)?|/run/systemd(/.*)?|/etc/ld\.so\.cache"
     r"|/(usr|etc)/.*/__pycache__(/.*)?|/etc/python3(/.*)?|/usr/local/lib/python3[^/]*(/dist-packages)?|/etc/inputrc"
@@ -38,14 +38,14 @@ OF_OTHERS = re.compile(
     r"|/etc/rc.\.d/...procps|/etc/(hosts|networks|localtime)"
 )
 
-# In place of systemctl where systemd does not run: it tells what it was asked.
+# Replaces systemctl, as systemd does not run here: records its arguments.
 RECORDER = """\
 #!/bin/sh
 echo "$*" >>/run/asked
 """
 RECORDER_FOLDER = "/usr/local/recorder"
 
-# Found by an import of anything that dnsprobe or its children need from elsewhere.
+# Modules that must never be imported from the environment of the user.
 TRAP = 'open("/run/trapped", "a").write(__file__ + "\\n")\nraise SystemExit("imported " + __file__)\n'
 TRAPPED = ("argparse", "bcc", "ctypes", "dnsprobe", "json", "sitecustomize", "socket", "usercustomize", "yaml")
 
@@ -59,7 +59,7 @@ def print_line(pytestconfig: pytest.Config) -> PrintLine:
 
 @pytest.fixture(scope="module")
 def deb(print_line: PrintLine) -> Path:
-    """Return the package, built from the working tree; lintian is a part of that."""
+    """Return the package, built from the working tree and checked by lintian."""
     print_line("building")
     return build_deb()
 
@@ -79,7 +79,7 @@ def tree(request: pytest.FixtureRequest, deb: Path, print_line: PrintLine) -> It
 
 @contextmanager
 def recorded(tree: DebianTree) -> Iterator[dict[str, str]]:
-    """Let the maintainer scripts believe that systemd runs; give the environment in which it is only asked."""
+    """Make the maintainer scripts believe that systemd runs; yield the environment with the recorder."""
     tree.write(f"{RECORDER_FOLDER}/systemctl", RECORDER, 0o755)
     (tree.root / "run/systemd/system").mkdir(parents=True)
     try:
@@ -90,14 +90,14 @@ def recorded(tree: DebianTree) -> Iterator[dict[str, str]]:
 
 
 def asked(tree: DebianTree) -> list[str]:
-    """Return what systemctl was asked since the last call, but for the processes of systemd's own package."""
+    """Return the recorded calls of systemctl about dnsprobe since the last call, and forget them."""
     path = tree.root / "run/asked"
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
     return [line for line in lines if "daemon-reload" in line or "dnsprobe" in line]
 
 
-def test_program_and_documents_are_there(tree: DebianTree) -> None:
+def test_program_and_documents_are_installed(tree: DebianTree) -> None:
     assert tree.run("dnsprobe", "--version") == f"dnsprobe {__version__}\n"
     assert tree.run("dnsprobe", "check").startswith("good: ")
     for page in ("man1/dnsprobe.1", "man5/dnsprobe.yaml.5", "man7/dnsprobe-journal.7"):
@@ -106,10 +106,12 @@ def test_program_and_documents_are_there(tree: DebianTree) -> None:
     links = [link for path in documents.glob("*.md") for link in re.findall(r"\]\(([^#)]+)", path.read_text())]
     places = [os.path.join("/usr/share/doc/dnsprobe", link) for link in links if "://" not in link]
     assert places
+    # Documents for developers are in the source only.
+    assert not (documents / "architecture.md").exists()
     assert [place for place in places if not (tree.root / place.lstrip("/")).exists()] == []
 
 
-def test_examples_are_there(tree: DebianTree) -> None:
+def test_examples_are_installed(tree: DebianTree) -> None:
     examples = tree.root / "usr/share/doc/dnsprobe/examples"
     shipped = {str(path.relative_to(examples)): path.read_text() for path in examples.rglob("*") if path.is_file()}
     names = (
@@ -125,7 +127,7 @@ def test_examples_are_there(tree: DebianTree) -> None:
     assert shipped == {name: (REPOSITORY / "packaging" / name).read_text() for name in names}
 
 
-def test_completions_are_there(tree: DebianTree) -> None:
+def test_completions_are_installed(tree: DebianTree) -> None:
     for place in (
         "bash-completion/completions/dnsprobe",
         "fish/vendor_completions.d/dnsprobe.fish",
@@ -134,7 +136,7 @@ def test_completions_are_there(tree: DebianTree) -> None:
         assert (tree.root / "usr/share" / place).is_file()
 
 
-def test_units_are_good_and_off(tree: DebianTree) -> None:
+def test_units_are_valid_and_disabled(tree: DebianTree) -> None:
     assert tree.run("systemctl", "is-enabled", *UNITS, status=1) == "disabled\n" * 2
     assert tree.run("systemd-analyze", "verify", "--man=no", *UNITS) == ""
     known = tree.run("journalctl", "--list-catalog")
@@ -143,7 +145,7 @@ def test_units_are_good_and_off(tree: DebianTree) -> None:
     assert [number for number in ids if number not in known] == []
 
 
-def test_counts_and_imports_nothing_of_the_environment(tree: DebianTree, tmp_path: Path) -> None:
+def test_it_counts_and_imports_nothing_from_the_environment(tree: DebianTree, tmp_path: Path) -> None:
     version = tree.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
     for folder in ("/root/trap", f"/root/.local/lib/python{version}/site-packages"):
         for name in TRAPPED:
@@ -186,7 +188,7 @@ def test_counts_and_imports_nothing_of_the_environment(tree: DebianTree, tmp_pat
 
 
 def _ready(service: subprocess.Popen[bytes], log: Path) -> str:
-    """Return the address of the metrics once queries are counted."""
+    """Wait until the service is ready, and return the address of its metrics."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and service.poll() is None:
         found = re.search(r"ready after .*(http://\S+/metrics)", log.read_text())
@@ -197,14 +199,14 @@ def _ready(service: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def _query(name: str) -> None:
-    """Send a query for the A record of a name to loopback, where nobody has to answer."""
+    """Send a query for the A record of a name to loopback. Nobody has to answer."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     message = secrets.token_bytes(2) + bytes.fromhex("0100 0001 0000 0000 0000") + labels + b"\0\0\1\0\1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(message, ("127.0.0.1", 53))
 
 
-def test_changed_configuration_stays(tree: DebianTree) -> None:
+def test_a_changed_configuration_stays(tree: DebianTree) -> None:
     path = tree.root / CONFIGURATION.lstrip("/")
     shipped = path.read_text()
     assert shipped == (REPOSITORY / "config/dnsprobe.yaml").read_text()
@@ -220,7 +222,7 @@ def test_changed_configuration_stays(tree: DebianTree) -> None:
     path.write_text(shipped)
 
 
-def test_running_service_is_restarted_and_stopped(tree: DebianTree) -> None:
+def test_an_upgrade_restarts_the_service_and_a_removal_stops_it(tree: DebianTree) -> None:
     with recorded(tree) as environment:
         tree.run("dpkg", "-i", DEB, environment=environment)
         assert asked(tree) == ["--system daemon-reload", "try-restart dnsprobe.service"]
@@ -232,7 +234,7 @@ def test_running_service_is_restarted_and_stopped(tree: DebianTree) -> None:
         assert asked(tree) == ["--system daemon-reload"]
 
 
-def test_leaves_nothing(tree: DebianTree) -> None:
+def test_a_purge_leaves_nothing(tree: DebianTree) -> None:
     tree.run("systemctl", "enable", *UNITS)
     assert tree.run("systemctl", "is-enabled", *UNITS) == "enabled\n" * 2
     tree.run("dpkg", "-i", DEB)

@@ -1,4 +1,4 @@
-"""The commands of docs/install.md, as they stand there, in minimal Debian 12 and 13: in a clone, with real BPF."""
+"""The commands of docs/install.md, unchanged, in minimal Debian 12 and 13: in a clone, with real BPF."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for chroot and BPF: run scripts/test as root")
 
-# There is no systemd that runs in a tree, so nothing can be started: the virtual machines do what is left out here.
+# systemd does not run in a tree, so nothing can be started. The virtual machines test that.
 NOT_NOW = 'systemctl() { command systemctl "${@/--now/--quiet}"; }\n'
 
 
@@ -33,7 +33,7 @@ def print_line(pytestconfig: pytest.Config) -> PrintLine:
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
 def tree(request: pytest.FixtureRequest, print_line: PrintLine) -> Iterator[DebianTree]:
-    """Return a tree with a clone in it, and the package built there."""
+    """Return a tree with a clone and the package in it."""
     with debian_tree(request.param, lambda text: print_line(f"{request.param}: {text}")) as tree:
         clone = tree.root / CLONE.lstrip("/")
         clone.mkdir()
@@ -50,13 +50,13 @@ def tree(request: pytest.FixtureRequest, print_line: PrintLine) -> Iterator[Debi
 
 
 def follow(tree: DebianTree, heading: str) -> str:
-    """Run the commands below a heading and return what they printed."""
+    """Run the commands below a heading, and return their output."""
     return run_all(tree, COMMANDS[heading])
 
 
 def run_all(tree: DebianTree, commands: list[str]) -> str:
-    """Run commands in one shell, in the clone, and return what they printed."""
-    # pipx fetches what builds dnsprobe, as the host would: through its proxy and by the authorities that it trusts.
+    """Run commands in one shell, in the clone, and return their output."""
+    # pipx downloads build tools in the same way as the host: through its proxy, with its trusted authorities.
     carried = {name: value for name, value in os.environ.items() if re.fullmatch("(?i).*_proxy|pip_index_url", name)}
     if (tree.root / AUTHORITIES.lstrip("/")).exists():
         carried["PIP_CERT"] = AUTHORITIES
@@ -65,15 +65,15 @@ def run_all(tree: DebianTree, commands: list[str]) -> str:
 
 
 def proved(said: str) -> bool:
-    """Tell whether the doctor says of all paths that they are proved."""
+    """Return whether the output of the doctor says that all paths are proved."""
     return len(re.findall(r"^ok  (?:udp|tcp)[46] .*, proved$", said, re.MULTILINE)) == 4
 
 
-def test_there_is_nothing_else_in_the_document() -> None:
+def test_every_section_of_the_document_is_tested() -> None:
     assert list(COMMANDS) == ["The Debian package", "To upgrade it", "To remove it", "pipx", "Ansible"]
 
 
-def test_package(tree: DebianTree) -> None:
+def test_the_package_is_installed_upgraded_and_removed(tree: DebianTree) -> None:
     said = follow(tree, "The Debian package")
     assert proved(said), said
     assert "good: 0 rules" in said
@@ -86,7 +86,7 @@ def test_package(tree: DebianTree) -> None:
     assert not (tree.root / "etc/dnsprobe").exists()
 
 
-def test_pipx(tree: DebianTree) -> None:
+def test_pipx_installs_and_removes_it(tree: DebianTree) -> None:
     commands = COMMANDS["pipx"]
     said = run_all(tree, commands[:5])
     assert proved(said), said
@@ -94,7 +94,7 @@ def test_pipx(tree: DebianTree) -> None:
     venv = tree.root / "opt/pipx/venvs/dnsprobe"
     kept = {str(path.relative_to(venv / "share/dnsprobe")) for path in (venv / "share/dnsprobe").rglob("*.[ch]")}
     assert kept == {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "bpf").rglob("*.[ch]")}
-    # All else is Debian's: what pip would bring is another version, or another program.
+    # Everything else comes from Debian. PyPI has other versions, or other programs with the same names.
     (packages,) = venv.glob("lib/python3*/site-packages")
     brought = {path.name.partition("-")[0] for path in packages.glob("*.dist-info")}
     assert "dnsprobe" in brought
@@ -104,8 +104,8 @@ def test_pipx(tree: DebianTree) -> None:
     assert not (tree.root / "usr/local/bin/dnsprobe").exists()
 
 
-def test_ansible(tree: DebianTree) -> None:
-    """There is no systemd that runs here: Ansible enables the service, and says that it did not start it."""
+def test_ansible_installs_it_and_checks_its_configuration(tree: DebianTree) -> None:
+    """systemd does not run here, so Ansible enables the service, but does not start it."""
     tree.write(f"{CLONE}/hosts.ini", "localhost ansible_connection=local ansible_python_interpreter=/usr/bin/python3\n")
     said = follow(tree, "Ansible")
     assert re.search(r"localhost +: ok=[0-9]+ +changed=[1-9].* unreachable=0 +failed=0", said), said
@@ -113,7 +113,7 @@ def test_ansible(tree: DebianTree) -> None:
     assert "domains: []" in (tree.root / "etc/dnsprobe/dnsprobe.yaml").read_text()
     again = follow(tree, "Ansible")
     assert re.search(r"localhost +: ok=[0-9]+ +changed=0 ", again), again
-    # A configuration that is wrong never gets there.
+    # A wrong configuration is not installed.
     (tree.root / CLONE.lstrip("/") / "config/dnsprobe.yaml").write_text("domains: [a..b]\n")
     with pytest.raises(AssertionError, match="failed to validate") as caught:
         follow(tree, "Ansible")

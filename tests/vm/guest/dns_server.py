@@ -1,4 +1,4 @@
-"""A DNS server that answers all queries on 127.0.0.1 and ::1 with that address. At SIGTERM, it prints counts as JSON."""
+"""A DNS server that answers all queries on 127.0.0.1 and ::1 with that address. SIGTERM makes it print its counts."""
 
 from __future__ import annotations
 
