@@ -95,7 +95,7 @@ def main() -> None:
     probe = Probe(Where([5], tcp_hook="none"), Sizes(4096, 16, 16, 16, 16, _ENTRIES), 0)
     try:
         probe.set_rules([])
-        probe.start(print, seed=Lineage(probe, _ENTRIES, ProcFS().alive).seed)
+        probe.start(print, seed=Lineage(probe, _ENTRIES, ProcFS()).seed)
         assert probe.lineage is not None
         while probe.lineage.links:
             os.close(probe.lineage.links.pop())
