@@ -89,9 +89,11 @@ def _fill(daemon: Daemon, series: int) -> None:
         packed = abi.CHAIN_HEAD.pack(len(chain), 0, 1, len(chain), 0, 0) + b"".join(
             abi.PROCESS.pack(start, pid, 0, name.encode()) for start, pid, name in chain
         )
-        session.probe._processes.set(abi.PROCESS_KEY.pack(start_ns, tgid, 0), packed.ljust(abi.CHAIN_BYTES, b"\0"))
-        key = abi.COUNT_KEY.pack(start_ns, tgid, rules[domain].id, _QTYPES[qtype], abi.TRANSPORTS.index("udp"))
-        session.probe._counts.set(key, abi.COUNTER.pack(queries))
+        maps = session.probe.maps
+        # Only the kernel writes ancestries, so the typed map cannot.
+        maps.ancestries._raw.set(abi.PROCESS_KEY.pack(start_ns, tgid, 0), packed.ljust(abi.CHAIN_BYTES, b"\0"))
+        key = (start_ns, tgid, rules[domain].id, _QTYPES[qtype], abi.TRANSPORTS.index("udp"))
+        maps.counters.put(key, queries)
 
 
 def _encode(registry: Registry, accept: str) -> tuple[bytes, str]:
@@ -100,9 +102,8 @@ def _encode(registry: Registry, accept: str) -> tuple[bytes, str]:
 
 
 def _count_more(daemon: Daemon) -> None:
-    counts = daemon._session.probe._counts
-    for key, value in list(counts.items()):
-        counts.set(key, abi.COUNTER.pack(abi.COUNTER.unpack(value)[0] + 1))
+    counters = daemon._session.probe.maps.counters
+    counters.set_many([(key, queries + 1) for key, queries in counters.items()])
 
 
 async def _serve(daemon: Daemon) -> None:

@@ -25,28 +25,10 @@ from dnsprobe.kernel.hooks import (
 )
 from dnsprobe.kernel.layout import read_layout
 from dnsprobe.kernel.loader import AGAIN
+from dnsprobe.kernel.maps import Maps, Sizes
 from dnsprobe.kernel.program import INSTRUCTION
 from dnsprobe.kernel.program_cache import ProgramCache, digest
 from dnsprobe.model import UdpHook
-
-_MAPS = [
-    "SETTINGS",
-    "SCRATCH",
-    "STATISTICS",
-    "RULES",
-    "COUNTS",
-    "OVERFLOW",
-    "PROCESSES",
-    "IDENTITIES",
-    "NAMES",
-    "PENDING",
-    "SEEN",
-    "LINEAGE",
-    "DEFERRED",
-    "STREAMS",
-    "EVENTS",
-    "CANARIES",
-]
 
 
 def _compilations() -> Iterator[tuple[str, ...]]:
@@ -69,9 +51,10 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="print each instruction")
     parser.add_argument("--btf", default="/sys/kernel/btf/vmlinux", metavar="FILE", help="BTF of the kernel")
     arguments = parser.parse_args()
+    maps = Maps(Sizes(ring=4096, processes=1, counters=1, names=1, recent=1))
     no_cache = ProgramCache("")
     layout = read_layout(arguments.btf, no_cache)
-    compiler = Compiler(layout, [53], [853], [*_MAPS, AGAIN], no_cache)
+    compiler = Compiler(layout, [53], [853], [*maps.descriptors, AGAIN], no_cache)
     for macros in _compilations():
         for name, program in sorted(compiler.compile(macros).programs.items()):
             code = program.instructions

@@ -16,7 +16,7 @@ from dnsprobe import __version__, privileges
 from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
 from dnsprobe.kernel import libbpf
-from dnsprobe.kernel.hooks import KPROBE, RUNGS, TCP_LADDER, UDP_LADDER, kprobes_available
+from dnsprobe.kernel.hooks import KPROBE, TCP_LADDER, UDP_LADDER, kprobes_available
 from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
 from dnsprobe.kernel.probe import PathState, Probe, Sizes
 from dnsprobe.pipeline.session import where_of
@@ -174,7 +174,7 @@ def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) ->
         _print_line(None, path, "not on this host")
         return
     if state.verified:
-        _print_line(True, path, f"{state.rung} ({RUNGS[state.rung].place(state.symbol)}), proved")
+        _print_line(True, path, f"{state.rung} ({state.place}), proved")
     else:
         _print_line(False, path, "NOT PROVED: no hook could be verified")
     for tried in state.tried:

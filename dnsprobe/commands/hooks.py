@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dnsprobe.kernel.hooks import RUNGS
 from dnsprobe.kernel.probe import Probe
 
 
 def describe_hooks(probe: Probe) -> str:
     """Return each path with the place in the kernel that serves it: ``udp4 at kprobe ip_send_skb``."""
     return ", ".join(
-        f"{path} at {RUNGS[state.rung].place(state.symbol)}{'' if state.verified else ' (not proved)'}"
+        f"{path} at {state.place}{'' if state.verified else ' (not proved)'}"
         for path, state in ((path, probe.paths[path]) for path in probe.served_paths)
     )
 

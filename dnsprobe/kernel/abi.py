@@ -28,9 +28,6 @@ STREAM_HEAD = 4
 #: Nanoseconds in a clock tick, the unit of ``ancestor_key.start_ticks`` and of the times in ``/proc/PID/stat``.
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
-#: Octets of ``struct scratch``, rounded up: the work space of a run, which user space never reads.
-SCRATCH_SIZE = 12288
-
 
 class Kind(IntEnum):
     """Kinds of events (``enum kind``)."""

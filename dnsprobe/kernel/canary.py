@@ -28,6 +28,9 @@ _MISLEADING_PORT = 0x7F00
 _SENDER = Path(__file__).with_name("canary_sender.py")
 _SENDER_SECONDS = 20
 
+#: Labels of :func:`canary_suffix`, root excluded.
+SUFFIX_LABELS = 3
+
 
 class CanaryPort:
     """A port on loopback that is bound until :meth:`close`: the same number for IPv4 and IPv6, and none of ``watched``.
@@ -220,5 +223,5 @@ def _message(name: bytes) -> bytes:
 
 
 def canary_suffix() -> bytes:
-    """Return a random name below ``invalid`` (RFC 6761, section 6.4), in wire format."""
+    """Return a random name below ``invalid`` (RFC 6761, section 6.4), in wire format. It has SUFFIX_LABELS labels."""
     return _label(secrets.token_hex(12).encode()) + _label(b"dnsprobe") + _label(b"invalid") + b"\0"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dnsprobe.errors import UserError
+from dnsprobe.kernel import libbpf
 from dnsprobe.kernel.kallsyms import Symbol
 from dnsprobe.model import TcpHook, UdpHook
 
@@ -161,6 +162,15 @@ class Hook:
     symbol: str
     programs: list[int]
     links: list[int]
+
+    def missed_runs(self) -> int:
+        """Return how often the kernel did not run the programs, because another BPF program ran on that CPU."""
+        missed = [libbpf.program_runs(program).missed for program in self.programs]
+        if not missed:
+            return 0
+        rung = RUNGS.get(self.rung)
+        # If TCP has two programs, each sees all writes. A write is lost only if both miss it.
+        return min(missed) if rung is not None and rung.reads_streams else sum(missed)
 
     def close(self) -> None:
         """Detach."""

@@ -15,6 +15,7 @@ import pytest
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.compiler import bpf_folder
+from dnsprobe.kernel.maps import SCRATCH_SIZE
 from dnsprobe.model import DECIDE, NO_RULE, Process
 from dnsprobe.names import ruleset
 
@@ -222,8 +223,8 @@ def test_sizes_that_are_put_together(tmp_path: Path) -> None:
 
 def test_scratch_space_is_large_enough(tmp_path: Path) -> None:
     (size, alignment) = facts(tmp_path, ["sizeof(struct scratch)", "_Alignof(struct scratch)"])
-    assert size <= abi.SCRATCH_SIZE
-    assert abi.SCRATCH_SIZE % alignment == 0
+    assert size <= SCRATCH_SIZE
+    assert SCRATCH_SIZE % alignment == 0
 
 
 def test_constants(tmp_path: Path) -> None:

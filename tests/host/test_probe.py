@@ -1,4 +1,4 @@
-"""The probe's start: what an attached hook sees before it is proved does not count."""
+"""The probe on this kernel: its start, its state, its maps in bulk, and refused programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +19,9 @@ from conftest import IN_OWN_NET, preemptible_btf
 from dnsprobe.config.main import Config
 from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort
-from dnsprobe.kernel.hooks import kprobes_available
+from dnsprobe.kernel.hooks import Hook, kprobes_available
 from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.kernel.prover import Prover
 from dnsprobe.model import DECIDE, Process, Rule
 from dnsprobe.names import wire
 from dnsprobe.names.ruleset import RuleSet, TrieEntry
@@ -36,9 +37,9 @@ TLS = bytes.fromhex("16 0301")
 
 
 def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    prove = Probe._prove
+    prove = Prover._prove
     port = CanaryPort()
-    proofs = []
+    proofs: list[tuple[int, int]] = []
     listener = socket.create_server(("127.0.0.1", 0))
 
     def send() -> None:
@@ -48,18 +49,20 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
             sender.sendto(QUERY, ("127.0.0.1", port.port))
             sender.sendto(MALFORMED, ("127.0.0.1", port.port))
 
-    def proving(probe: Probe, canaries: Canaries, paths: Sequence[str]) -> Mapping[str, str]:
+    def proving(prover: Prover, canaries: Canaries, hooks: Sequence[Hook]) -> None:
         send()
-        verdicts = prove(probe, canaries, paths)
+        prove(prover, canaries, hooks)
+        assert not probe.proved
         proofs.append((probe.statistics()[abi.Statistic.UNPARSED_MALFORMED], len(list(probe.counts()))))
-        return verdicts
 
-    monkeypatch.setattr(Probe, "_prove", proving)
+    monkeypatch.setattr(Prover, "_prove", proving)
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16)
     probe = Probe(Where([port.port], [listener.getsockname()[1]]), sizes, repeat_ns=0)
     try:
         probe.set_rules([ALL_NAMES])
+        assert not probe.proved
         probe.start()
+        assert probe.proved
         assert (1, 1) in proofs, "the hooks were there"
         assert list(probe.counts()) == []
         assert set(probe.statistics().values()) == {0}
@@ -263,8 +266,8 @@ def test_counters_and_lineages_are_used_at_ordinary_priority(unattached: Session
     ancestors = {
         abi.AncestorKey(1, tgid): abi.Ancestor(0, nobody, 0, False, False, False, False, b"sh") for _, tgid in processes
     }
-    probe._counts.set_many((abi.COUNT_KEY.pack(*key), abi.COUNTER.pack(3)) for key in counters)
-    probe._pending.set_many((abi.PENDING_KEY.pack(*key), abi.COUNTER.pack(4)) for key in pending)
+    probe.maps.counters.set_many((key, 3) for key in counters)
+    probe.maps.pending.set_many((key, 4) for key in pending)
     probe.add_ancestors(given(ancestors.items()))
     probe.set_ancestors(given(ancestors.items()))
     assert dict(used(probe.ancestors())) == ancestors
