@@ -67,7 +67,7 @@ class Session:
         if self.probe.cache_problem:
             _log.warning("cannot cache the compiled BPF programs: %s", self.probe.cache_problem)
         if self.probe.lineage_problem:
-            _log.warning("who started whom is not followed: %s", self.probe.lineage_problem)
+            _log.warning("lineage tracking is off: %s", self.probe.lineage_problem)
 
     @property
     def rules(self) -> RuleSet:

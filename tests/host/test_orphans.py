@@ -1,4 +1,4 @@
-"""Who started it: those who did are known when they are gone, and nothing is kept of who is gone for good."""
+"""Lineages: the starters of a process stay known after they exit, and no entry stays longer than it is needed."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Named = tuple[int, str]
 
 @pytest.fixture
 def command(in_namespace: list[str]) -> list[str]:
-    """Return the command that runs a function of families.py in a namespace, whose name has to be added."""
+    """Return a command that runs families.py in a namespace. The name of a function has to be added."""
     return [*in_namespace, sys.executable, str(HERE / "families.py")]
 
 
 @pytest.fixture
 def family(command: list[str]) -> Family:
-    """Give a function that runs a function of families.py and returns the JSON that it prints."""
+    """Return a runner for functions of families.py, which returns the JSON that they print."""
 
     def run(name: str, *arguments: object) -> Any:
         done = subprocess.run(
@@ -52,7 +52,7 @@ def family(command: list[str]) -> Family:
 
 
 def queries(watch: Program) -> dict[str, dict[str, Any]]:
-    """End the watch, and return what it showed by the first label after ``www.``."""
+    """Stop the watch. Return the queries that it showed by the first label after ``www.``."""
     assert watch.stop() == 0
     found = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
     by_name = {query["qname"].split(".")[1]: query for query in found}
@@ -64,22 +64,22 @@ def parents(query: dict[str, Any]) -> list[Named]:
     return [(parent["pid"], parent["comm"]) for parent in query["ancestors"]]
 
 
-def gone(query: dict[str, Any]) -> list[Named]:
+def exited(query: dict[str, Any]) -> list[Named]:
     return [(starter["pid"], starter["comm"]) for starter in query["lineage"] if starter["exited"]]
 
 
-def there(query: dict[str, Any]) -> list[Named]:
+def running(query: dict[str, Any]) -> list[Named]:
     return [(starter["pid"], starter["comm"]) for starter in query["lineage"] if not starter["exited"]]
 
 
-def named(told: list[list[Any]]) -> list[Named]:
-    return [(pid, printable(comm)) for pid, comm in told]
+def named(processes: list[list[Any]]) -> list[Named]:
+    return [(pid, printable(comm)) for pid, comm in processes]
 
 
-def assert_told(query: dict[str, Any], truth: dict[str, Any]) -> None:
-    """Both chains are as the family tells them."""
+def assert_lineage(query: dict[str, Any], truth: dict[str, Any]) -> None:
+    """Compare both chains with those that the family printed."""
     assert parents(query) == named(truth["parents"])
-    assert (gone(query), there(query)) == (named(truth["gone"]), named(truth["starters"]))
+    assert (exited(query), running(query)) == (named(truth["gone"]), named(truth["starters"]))
     assert [starter["exited"] for starter in query["lineage"]] == sorted(
         (starter["exited"] for starter in query["lineage"]), reverse=True
     )
@@ -88,29 +88,29 @@ def assert_told(query: dict[str, Any], truth: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["shell_gone", "shell_in_another_thread"])
-def test_a_shell_that_is_gone(start_watch: Watch, family: Family, sender: Path, name: str) -> None:
+def test_a_shell_that_exited(start_watch: Watch, family: Family, sender: Path, name: str) -> None:
     watch = start_watch("--json", "orphan.test")
     truth = family(name, sender)
     query = queries(watch)["orphan"]
     assert (query["pid"], query["comm"]) == (truth["pid"], "orphan")
     assert tuple(truth["shell"]) not in parents(query)
-    assert gone(query) == [tuple(truth["shell"])]
-    assert there(query) == named(truth["starters"])
+    assert exited(query) == [tuple(truth["shell"])]
+    assert running(query) == named(truth["starters"])
     assert query["lineage_complete"]
-    # The tree is that of the parents, unless the configuration says otherwise.
+    # The tree shows the parents: that is the default of probe.tree.
     assert query["tree"] == ";".join([comm for pid, comm in reversed(parents(query)) if pid != 1] + ["orphan"])
 
 
 @pytest.mark.parametrize("name", ["daemonised", "renamed"])
-def test_who_forked_is_gone(start_watch: Watch, family: Family, name: str) -> None:
+def test_a_starter_that_exited(start_watch: Watch, family: Family, name: str) -> None:
     watch = start_watch("--json", "daemon.test", "renamed.test")
     truth = family(name)
     (query,) = queries(watch).values()
     assert query["pid"] == truth["pid"]
-    assert_told(query, truth)
+    assert_lineage(query, truth)
 
 
-def test_who_forked_the_parent_is_gone(start_watch: Watch, family: Family) -> None:
+def test_a_starter_of_the_parent_that_exited(start_watch: Watch, family: Family) -> None:
     watch = start_watch("--json", "elder.test")
     truth = family("elder_gone")
     query = queries(watch)["elder"]
@@ -118,46 +118,46 @@ def test_who_forked_the_parent_is_gone(start_watch: Watch, family: Family) -> No
     parent, *rest = ((starter["pid"], starter["comm"]) for starter in query["lineage"])
     assert parent == parents(query)[0]
     assert rest == [*named(truth["gone"]), *named(truth["starters"])]
-    assert gone(query) == named(truth["gone"])
+    assert exited(query) == named(truth["gone"])
 
 
-def test_more_generations_than_are_handed_over(start_watch: Watch, family: Family) -> None:
+def test_a_lineage_that_is_too_long_is_cut(start_watch: Watch, family: Family) -> None:
     watch = start_watch("--json", "generations.test")
     truth = family("generations", abi.LINEAGE_SIZE + 7)
     query = queries(watch)["generations"]
-    assert gone(query) == named(truth["gone"])[: abi.LINEAGE_SIZE]
-    assert there(query) == []
+    assert exited(query) == named(truth["gone"])[: abi.LINEAGE_SIZE]
+    assert running(query) == []
     assert not query["lineage_complete"]
     assert query["complete"]
 
 
-def test_a_pid_that_another_has_now(start_watch: Watch, family: Family) -> None:
+def test_a_starter_whose_pid_is_reused(start_watch: Watch, family: Family) -> None:
     watch = start_watch("--json", "reused.test", "impostor.test")
     truth = family("pid_reused")
     found = queries(watch)
-    assert_told(found["reused"], truth)
-    ((pid, _),) = gone(found["reused"])
+    assert_lineage(found["reused"], truth)
+    ((pid, _),) = exited(found["reused"])
     assert found["impostor"]["ancestors"][0]["pid"] == pid
     assert found["impostor"]["ancestors"][0]["comm"] == "impostor"
     assert found["impostor"]["lineage"] == []
 
 
-def test_who_was_there_before(start_watch: Watch, command: list[str]) -> None:
+def test_processes_older_than_dnsprobe(start_watch: Watch, command: list[str]) -> None:
     with subprocess.Popen(
         [*command, "there_before"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         watch = start_watch("--json", "before.test", "after.test")
-        told, _ = process.communicate("\n", timeout=PATIENCE)
-    truth = json.loads(told)
+        output, _ = process.communicate("\n", timeout=PATIENCE)
+    truth = json.loads(output)
     found = queries(watch)
     for name in ("before", "after"):
-        assert gone(found[name]) == named(truth["gone"])
-        assert there(found[name]) == named(truth["starters"])
+        assert exited(found[name]) == named(truth["gone"])
+        assert running(found[name]) == named(truth["starters"])
 
 
-def test_nothing_to_tell_where_all_are_there(start_watch: Watch, scene: Scene) -> None:
+def test_no_lineage_if_all_starters_run(start_watch: Watch, scene: Scene) -> None:
     watch = start_watch("--json", "oneshot.test")
     scene("oneshots", 50, 8)
     assert watch.stop() == 0
@@ -180,7 +180,7 @@ def test_trees_of_lineages(start: Start, family: Family) -> None:
     assert entry.endswith(f"now below {', '.join(f'{comm}[{pid}]' for pid, comm in named(truth['parents']))}")
 
 
-def test_the_log_has_both(start: Start, family: Family) -> None:
+def test_the_journal_has_the_lineage(start: Start, family: Family) -> None:
     service = start("domains: [daemon.test]")
     truth = family("daemonised")
     (tree,) = service.by("dnsprobe_queries_total", "tree")
@@ -193,7 +193,7 @@ def test_the_log_has_both(start: Start, family: Family) -> None:
 
 def test_the_lineage_is_kept_beside_the_counter(start: Start, scene: Scene, family: Family) -> None:
     service = start("domains: [daemon.test, oneshot.test]\nprobe: {tree: lineage, ring_size: 4KiB}")
-    # While it does not read, the ring gets full: what the kernel keeps of the process is all there is.
+    # While the daemon is stopped, the ring gets full. Then only the kernel's record of the process is left.
     service.process.send_signal(signal.SIGSTOP)
     scene("oneshots", 50, 8)
     truth = family("daemonised")
@@ -204,7 +204,7 @@ def test_the_lineage_is_kept_beside_the_counter(start: Start, scene: Scene, fami
     assert not any("daemon.test" in entry for entry in service.entries())
 
 
-def test_without_room_nothing_wrong_is_told(start: Start, start_watch: Watch, family: Family, tmp_path: Path) -> None:
+def test_without_room_the_lineage_is_cut(start: Start, start_watch: Watch, family: Family, tmp_path: Path) -> None:
     configuration = tmp_path / "dnsprobe.yaml"
     configuration.write_text("probe: {lineage: 8}")
     watch = start_watch("--json", "--config", str(configuration), "daemon.test")
@@ -224,7 +224,7 @@ def test_losses_are_at_zero_from_the_start(start: Start) -> None:
     assert service.by("dnsprobe_lineage_lost_total", "reason") == {"full": 0, "run_missed": 0}
 
 
-def test_lineages_can_be_left_out(start_watch: Watch, family: Family, tmp_path: Path) -> None:
+def test_lineage_tracking_can_be_off(start_watch: Watch, family: Family, tmp_path: Path) -> None:
     configuration = tmp_path / "dnsprobe.yaml"
     configuration.write_text("probe: {lineage: 0, tree: lineage}")
     watch = start_watch("--json", "--config", str(configuration), "daemon.test")
@@ -234,12 +234,12 @@ def test_lineages_can_be_left_out(start_watch: Watch, family: Family, tmp_path: 
     assert (query["lineage"], query["lineage_complete"]) == ([], True)
 
 
-def test_a_kernel_that_does_not_let_us(start: Start, family: Family, tmp_path: Path) -> None:
-    # Type information in which the count of a process's threads has another name.
+def test_a_kernel_without_what_lineage_tracking_needs(start: Start, family: Family, tmp_path: Path) -> None:
+    # In this BTF, the number of threads of a process has another name.
     (tmp_path / "btf").write_bytes(Path("/sys/kernel/btf/vmlinux").read_bytes().replace(b"\0live\0", b"\0dead\0"))
     service = start(f"domains: [daemon.test]\nprobe: {{btf: {tmp_path / 'btf'}, tree: lineage}}")
     truth = family("daemonised")
-    assert "who started whom is not followed: this kernel has no signal_struct.live" in service.err.read_text("utf-8")
+    assert "lineage tracking is off: this kernel has no signal_struct.live" in service.err.read_text("utf-8")
     (tree,) = service.by("dnsprobe_queries_total", "tree")
     assert tree == ";".join([*(comm for pid, comm in reversed(named(truth["parents"])) if pid != 1), "daemon"])
     done = subprocess.run(
@@ -252,7 +252,7 @@ def test_a_kernel_that_does_not_let_us(start: Start, family: Family, tmp_path: P
 
 @contextmanager
 def followed(entries: int) -> Iterator[tuple[Probe, Lineage]]:
-    """Give a probe that follows lineages in a map of so many entries, and what tends them."""
+    """Provide a probe with a map of so many lineages, and what sweeps them."""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=entries)
     probe = Probe(Where([5], tcp_hook="none"), sizes, repeat_ns=0)
     lineage = Lineage(probe, entries, ProcFS())
@@ -275,25 +275,25 @@ def named_storm(probe: Probe) -> list[abi.Ancestor]:
 
 
 @pytest.mark.parametrize(("kind", "families"), [("leaf", 100_000), ("job", 5_000), ("orphan", 10_000)])
-def test_processes_that_are_gone_leave_nothing_behind(storm: Path, kind: str, families: int) -> None:
+def test_ended_processes_leave_no_entry(storm: Path, kind: str, families: int) -> None:
     with followed(4096) as (probe, lineage):
         made = run_storm(storm, kind, families)
         statistics = probe.statistics()
         assert statistics[abi.Statistic.LINEAGE_ADDED] >= made >= families
         assert (probe.lineage_full(), probe.lineage_missed_runs()) == (0, 0)
-        # The kernel alone forgets them. What two CPUs come to at once may be left to the sweep, on some machines.
+        # The kernel side removes them. If two CPUs work on one entry, it may leave it to the sweep.
         assert len(named_storm(probe)) < made / 1000
         lineage.sweep()
         lineage.sweep()
         assert named_storm(probe) == []
 
 
-def test_room_comes_back() -> None:
-    there = sum(name.isdecimal() for name in os.listdir("/proc"))
-    with followed(there + 30) as (probe, _):
+def test_removed_entries_make_room() -> None:
+    now = sum(name.isdecimal() for name in os.listdir("/proc"))
+    with followed(now + 30) as (probe, _):
         children = [subprocess.Popen(["sleep", "60"]) for _ in range(60)]
         found = {key.tgid for key, _ in probe.ancestors()}
-        # Others on this host fork as well.
+        # Other programs of this host fork too.
         assert 0 < len({child.pid for child in children} - found) <= probe.lineage_full()
         for child in children:
             child.terminate()
@@ -304,20 +304,20 @@ def test_room_comes_back() -> None:
         assert child.pid in found
 
 
-def test_many_generations_leave_nothing_behind(family: Family) -> None:
+def test_many_generations_leave_no_entry(family: Family) -> None:
     def named_generations(probe: Probe) -> list[bytes]:
         return [ancestor.comm for _, ancestor in probe.ancestors() if ancestor.comm.startswith(b"generation")]
 
     with followed(4096) as (probe, lineage):
         family("generations", 30)
-        # One exit takes along seven others.
+        # One exit removes at most seven other entries.
         assert len(named_generations(probe)) == 30 - 7
         lineage.sweep()
         lineage.sweep()
         assert named_generations(probe) == []
 
 
-def test_memory_of_the_daemon_stays(start: Start, storm: Path) -> None:
+def test_the_daemon_keeps_nothing_of_ended_processes(start: Start, storm: Path) -> None:
     service = start("domains: [watched.test]")
     run_storm(storm, "orphan", 2000)
     service.get("/metrics")
@@ -325,36 +325,36 @@ def test_memory_of_the_daemon_stays(start: Start, storm: Path) -> None:
     run_storm(storm, "leaf", 100_000)
     service.get("/metrics")
     _, after = usage(service.process.pid)
-    assert after - before < 1024  # KiB; 100,000 of anything would be more
+    assert after - before < 1024  # KiB; 100,000 objects of any kind take more
     assert service.by("dnsprobe_lineage_lost_total", "reason") == {"full": 0, "run_missed": 0}
 
 
-def test_100_000_who_ask_and_are_gone(start: Start, storm: Path, in_namespace: list[str]) -> None:
+def test_100_000_processes_that_ask_and_end(start: Start, storm: Path, in_namespace: list[str]) -> None:
     service = start("domains: [watched.test]")
     run_storm(storm, "asker", 20_000, in_namespace)
     service.get("/metrics")
     _, before = usage(service.process.pid)
     run_storm(storm, "asker", 80_000, in_namespace)
-    # So many at once may find no room for their trees, but none is lost.
+    # Trees of so many processes may find no room, but each query is counted.
     assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 100_000}
     _, after = usage(service.process.pid)
-    assert after - before < 24 * 1024  # KiB; 80,000 of anything would be more
+    assert after - before < 24 * 1024  # KiB; 80,000 objects of any kind take more
     until = time.monotonic() + PATIENCE
     while lacking_room(service, storm, in_namespace):
-        assert time.monotonic() < until, "the room of those that are gone did not come back"
+        assert time.monotonic() < until, "ended processes still take up room"
         time.sleep(1)
 
 
 def lacking_room(service: Service, storm: Path, in_namespace: list[str]) -> bool:
-    """True if the kernel had no room for one of so many new processes, which is half of what it can have."""
+    """Return whether the kernel has no room for new processes, half as many as its map can hold."""
     before = service.by("dnsprobe_queries_unattributed_total", "reason")
     run_storm(storm, "asker", 4096, in_namespace)
     return service.by("dnsprobe_queries_unattributed_total", "reason") != before
 
 
-def test_what_was_missed_is_found_by_the_sweep() -> None:
+def test_the_sweep_finds_missed_exits() -> None:
     with followed(4096) as (probe, lineage):
-        # As if a process had ended unseen: its pid is nobody's, or somebody else's.
+        # Both look like processes whose exit was missed: one pid is free, the other is that of another process.
         nobody = abi.AncestorKey(start_ticks=1, tgid=2**22 - 1)
         somebody = abi.AncestorKey(start_ticks=1, tgid=os.getpid())
         missed = abi.Ancestor(0, abi.AncestorKey(0, 0), 3, False, False, False, False, b"missed")
@@ -365,7 +365,7 @@ def test_what_was_missed_is_found_by_the_sweep() -> None:
             assert [ancestor.exited for ancestor in found] == [True] * left
 
 
-def test_seeded_as_procfs_says() -> None:
+def test_processes_are_seeded_from_procfs() -> None:
     with subprocess.Popen(["sleep", "60"]) as sleeper, followed(4096) as (probe, _):
         found = {key.tgid: (key, ancestor) for key, ancestor in probe.ancestors()}
         _, ancestor = found[sleeper.pid]

@@ -1,4 +1,4 @@
-"""More than fits: what is lost is counted, and the counters stay exact."""
+"""Overload: losses are counted, and the counters stay exact."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_ring_overflow_loses_events_and_no_count(start: Start, in_namespace: lis
     assert service.by("dnsprobe_queries_total", "domain") == {"flood.test": sent}
     lost = service.by("dnsprobe_events_lost_total", "reason")
     assert lost["ring_full"] > 0
-    # Every name is new, so each query was either told of or lost; and which tree it was is known all the same.
+    # Every name is new, so each query has an event or a lost event. The tree is known in both cases.
     assert service.value("dnsprobe_events_total") + lost["ring_full"] == sent
     assert set(service.by("dnsprobe_queries_total", "process")) == {"flood"}
 
