@@ -1,4 +1,4 @@
-"""docs/kernels.md has the kernels of the one list, and is made from what a run leaves."""
+"""docs/kernels.md has the kernels of the list of guests, and is made from the results of a run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ PUBLISHED = Path(__file__).parents[2] / "docs" / "kernels.md"
 
 def test_the_page_has_the_kernels_of_the_list() -> None:
     text = PUBLISHED.read_text("utf-8")
-    table = text.split("\n## ", 1)[0]
-    names = [match[1] for match in re.finditer(r"^\| (\S+) ", table, re.MULTILINE)]
-    assert names == ["Name", *(guest.name for guest in GUESTS)]
+    for heading, column in (("What to expect", "Kernel"), ("The kernels", "Name")):
+        section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+        names = [match[1] for match in re.finditer(r"^\| (\S+) ", section, re.MULTILINE)]
+        assert names == [column, *(guest.name for guest in GUESTS)]
     for hook in (*HOOKS, *TCP_HOOKS):
         (head,) = re.findall(rf"^### At `{hook}`.*\n\n(\|.*\|)$", text, re.MULTILINE)
         assert [cell.strip() for cell in head.strip("|").split("|")][2:] == [guest.name for guest in GUESTS]
 
 
 @pytest.fixture
-def left(tmp_path: Path) -> Path:
-    """Return what a run has left, in which one kernel refuses one hook."""
+def results(tmp_path: Path) -> Path:
+    """Return the files of a run in which one kernel refuses one hook."""
     for guest in GUESTS:
         out = tmp_path / guest.name / "out"
         out.mkdir(parents=True)
@@ -45,9 +46,15 @@ def left(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_comes_out_is_published(left: Path) -> None:
-    text = page(left)
+def test_the_results_of_a_run_make_the_page(results: Path) -> None:
+    text = page(results)
     assert "| 5.10     | 5.10.1-test" in text
+    summary = text.split("\n## ")[1]
+    assert re.search(r"^\| 6\.1-isra +\| all but corked sends +\| refused +\|", summary, re.MULTILINE)
+    dig = r"all but `dig \+tcp`"
+    assert re.search(
+        rf"^\| 6\.12 +(\| all but corked sends +){{3}}\| {dig} +\| {dig} +\| - +\|$", summary, re.MULTILINE
+    )
     assert "bookworm: systemd 252.1, Python 3.11.2, BCC 0.26.0" in text
     assert re.search(r"^\| `sendto` +\| IPv4 +\| yes +\| yes +\| refused +\| yes +\| yes +\|$", text, re.MULTILINE)
     assert "IPv4-mapped IPv6 | no: 0 of 7" in text
@@ -56,14 +63,14 @@ def test_what_comes_out_is_published(left: Path) -> None:
     assert "| `dig +tcp` " in tracepoint
 
 
-def test_another_outcome_is_noticed_and_another_version_is_not(left: Path, tmp_path: Path) -> None:
+def test_another_result_is_a_difference_and_another_version_is_not(results: Path, tmp_path: Path) -> None:
     published = tmp_path / "kernels.md"
-    assert drift(left, published)
-    published.write_text(page(left))
-    assert not drift(left, published)
-    (left / "sid" / "kernel.versions").write_text("release=9.9\n")
-    assert not drift(left, published)
-    (left / "sid" / "out" / "paths-ip_send_skb.json").write_text(
+    assert drift(results, published)
+    published.write_text(page(results))
+    assert not drift(results, published)
+    (results / "sid" / "kernel.versions").write_text("release=9.9\n")
+    assert not drift(results, published)
+    (results / "sid" / "out" / "paths-ip_send_skb.json").write_text(
         json.dumps({"rows": {"sendto-4": "no: 3 of 7", "corked-mapped": "no: 0 of 7"}})
     )
-    assert drift(left, published)
+    assert drift(results, published)

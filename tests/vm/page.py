@@ -50,13 +50,47 @@ WAYS = {
 }
 FAMILIES = {"4": "IPv4", "6": "IPv6", "mapped": "IPv4-mapped IPv6"}
 
+_SHORT = {
+    "corked": "corked sends",
+    **dict.fromkeys(("fast", "fastagain", "fastlater", "mixed"), "the first write of TCP Fast Open"),
+}
+
 _HEAD = """\
 # Kernels
 
-Made by `scripts/vm --write-docs` from a run of its guests: the Debian package, installed with apt in a virtual machine
-with systemd and journald, on each of these kernels. Versions are those that Debian's archive had at that run. The
-kernel 6.1-isra is built from Debian's source with `udp_send_skb` as GCC's IPA-SRA makes it: called
-`udp_send_skb.isra.51`, its second argument split into numbers.
+Which kernels dnsprobe was tested on, what it sees on each, and with which hook. For whoever chooses a hook, or wants
+to know whether a kernel is good enough. [How it works](how-it-works.md#the-hook) explains the hooks.
+
+`scripts/vm --write-docs` makes this page from a run of its virtual machines: on each of these kernels, it installs the
+Debian package with apt and tests it with systemd and journald. All machines are x86-64.
+
+## What to expect
+
+"all": each query was counted, once, and for the process that sent it. "-": this kernel does not have the hook.
+"refused": the hook was selected in the configuration, its test queries did not come back right, and dnsprobe did not
+use it.
+
+"""
+
+_SUMMARY_TAIL = """
+- `sid` is the kernel of Debian unstable; the [versions](#the-kernels) are below.
+- With `hook: auto`, dnsprobe uses the first hook of a protocol that works: the columns are in this order.
+- Kernels without kprobes use `net_dev_queue` for UDP. For TCP they need Linux 6.16, which added the tracepoint.
+- Kernels that GCC's IPA-SRA has changed call `udp_send_skb` for example `udp_send_skb.isra.51`. dnsprobe finds it
+  under that name.
+- Queries that cannot be read are counted as such, in `dnsprobe_packets_unparsed_total`.
+- Runs of the BPF program that the kernel leaves out are counted from Linux 6.7 on (`run_missed`); before, kprobes do
+  not report them.
+- The [limits](how-it-works.md#limits) of each hook hold on all kernels.
+
+"""
+
+_KERNELS_HEAD = """\
+## The kernels
+
+Versions are those that Debian's archive had at that run. The kernel 6.1-isra is built from Debian's source, with
+`udp_send_skb` as GCC's IPA-SRA makes it: its name is `udp_send_skb.isra.51`, and its second argument is split into
+numbers.
 
 """
 
@@ -64,10 +98,8 @@ kernel 6.1-isra is built from Debian's source with `udp_send_skb` as GCC's IPA-S
 _WAYS_HEAD = """\
 ## Ways to send
 
-`yes`: each of 7 queries was counted, and for the process that sent it. `no` says what came of them instead: a packet
-that cannot be read is counted as such, in `dnsprobe_packets_unparsed_total`. `refused`: the hook was asked for by name,
-its canaries did not come back right, and dnsprobe said so rather than count wrongly. The reasons for what is not
-captured are in [how it works](how-it-works.md#limits).
+`yes`: each of 7 queries was counted, and for the process that sent it. `no`: what became of them instead; a packet
+that cannot be read is counted in `dnsprobe_packets_unparsed_total`. `refused`: as above.
 """
 
 
@@ -120,9 +152,45 @@ def kernels_table(folder: Path) -> str:
     return _table(rows)
 
 
+def _ways_verdicts(folder: Path, hook: str) -> dict[str, dict[str, str]]:
+    return {guest.name: _kept(folder, guest.name, f"paths-{hook}")["rows"] for guest in GUESTS}
+
+
+def _forms_verdicts(folder: Path, hook: str) -> dict[str, dict[str, str]]:
+    return {
+        guest.name: _kept(folder, guest.name, f"streams-{hook}")["rows"]
+        if (folder / guest.name / "out" / f"streams-{hook}.json").exists()
+        else {}
+        for guest in GUESTS
+    }
+
+
+def _in_short(rows: dict[str, str], labels: dict[str, str]) -> str:
+    """Return in a few words what a hook sees on one kernel."""
+    failed = dict.fromkeys(labels[row.rpartition("-")[0]] for row, verdict in rows.items() if verdict != "yes")
+    return f"all but {', '.join(failed)}" if failed else "all"
+
+
+def summary_table(folder: Path) -> str:
+    """Return the table of hooks by guest: what each sees there.
+
+    It has no versions: another version is no difference (:func:`drift`).
+    """
+    columns = {hook: (_ways_verdicts(folder, hook), WAYS, "refused") for hook in HOOKS}
+    columns |= {hook: (_forms_verdicts(folder, hook), FORMS, "-") for hook in TCP_HOOKS}
+    rows: list[Sequence[str]] = [("Kernel", *(f"`{hook}`" for hook in columns))]
+    for guest in GUESTS:
+        cells = (
+            _in_short(verdicts[guest.name], labels | _SHORT) if verdicts[guest.name] else absent
+            for verdicts, labels, absent in columns.values()
+        )
+        rows.append((guest.name, *cells))
+    return _table(rows)
+
+
 def ways_table(folder: Path, hook: str) -> str:
     """Return the table of ways to send by guest."""
-    verdicts = {guest.name: _kept(folder, guest.name, f"paths-{hook}")["rows"] for guest in GUESTS}
+    verdicts = _ways_verdicts(folder, hook)
     rows = [("Way to send", "", *verdicts)]
     for row in next(rows for rows in verdicts.values() if rows):
         way, family = row.split("-")
@@ -133,12 +201,7 @@ def ways_table(folder: Path, hook: str) -> str:
 
 def forms_table(folder: Path, hook: str) -> str:
     """Return the table of forms of TCP by guest."""
-    verdicts = {
-        guest.name: _kept(folder, guest.name, f"streams-{hook}")["rows"]
-        if (folder / guest.name / "out" / f"streams-{hook}.json").exists()
-        else {}
-        for guest in GUESTS
-    }
+    verdicts = _forms_verdicts(folder, hook)
     rows = [("Form", "", *verdicts)]
     for row in next((rows for rows in verdicts.values() if rows), {}):
         form, _, family = row.rpartition("-")
@@ -150,19 +213,21 @@ def ways(folder: Path) -> str:
     """Return the section on ways to send. It must not change from run to run, whatever the versions are."""
     text = _WAYS_HEAD
     for number, hook in enumerate(HOOKS):
-        note = ", which `hook: auto` comes to" if number == 0 else ""
+        note = ", which `hook: auto` selects" if number == 0 else ""
         text += f"\n### At `{hook}`{note}\n\n{ways_table(folder, hook)}"
     return text + _FORMS_HEAD + "".join(f"\n### At `{hook}`\n\n{forms_table(folder, hook)}" for hook in TCP_HOOKS)
 
 
 def page(folder: Path) -> str:
     """Return the whole page from the results of a run over all guests. Raises OSError if a result is missing."""
-    return _HEAD + kernels_table(folder) + "\n" + ways(folder)
+    summary = _HEAD + summary_table(folder) + _SUMMARY_TAIL
+    return summary + _KERNELS_HEAD + kernels_table(folder) + "\n" + ways(folder)
 
 
 def drift(folder: Path, path: Path) -> str:
     """Return how the page at ``path`` differs from the results of a run over all guests; empty if it does not."""
     published = path.read_text() if path.exists() else ""
-    if ways(folder) in published and all(f"| {guest.name} " in published for guest in GUESTS):
+    tables = (summary_table(folder), ways(folder))
+    if all(table in published for table in tables) and all(f"| {guest.name} " in published for guest in GUESTS):
         return ""
     return f"{path.name} differs from the results: run scripts/vm --write-docs, and look at the difference"
