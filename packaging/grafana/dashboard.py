@@ -1,6 +1,6 @@
-"""Writes dnsprobe.json, the dashboard for Grafana 10 to 12, in the classic schema: run it after a change here.
+"""Write dnsprobe.json, the dashboard for Grafana 10 to 12, in the classic schema. Run it after a change here.
 
-A panel's place follows from its order: panels stand side by side until the 24 columns of the grid are full.
+Panels are placed in their order, side by side, until the 24 columns of the grid are full.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 Json = dict[str, Any]
 
 PLACE = Path(__file__).with_name("dnsprobe.json")
-#: That of Grafana 10.0: later ones bring it up to date as they read it.
+#: The schema of Grafana 10.0. Later versions convert it when they read it.
 SCHEMA_VERSION = 38
 COLUMNS = 24
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-#: What the variables choose; with "All", also what has no unit.
+#: Matchers for what the variables select. "All" includes queries without a unit.
 OF_HOSTS = 'instance=~"$instance"'
 OF_UNITS = f'{OF_HOSTS}, unit=~"$unit"'
 CHOSEN = f'{OF_HOSTS}, domain=~"$domain", unit=~"$unit"'
-#: Of all that has process_* metrics under these names, dnsprobe.
+#: Other programs export process_* metrics under the same names: keep those of dnsprobe.
 OF_DNSPROBE = "and on (job, instance) dnsprobe_build_info"
 
 RATE = f"rate(dnsprobe_queries_total{{{CHOSEN}}}[$__rate_interval])"
@@ -36,17 +36,17 @@ def target(expression: str, legend: str = "") -> Json:
 
 
 def now(expression: str, form: str = "time_series") -> Json:
-    """Return a query at the end of that time."""
+    """Return a query at the end of the time that the dashboard shows."""
     return {"expr": expression, "format": form, "range": False, "instant": True}
 
 
 def rows(expression: str) -> Json:
-    """Return a query whose answer is the rows of a table."""
+    """Return a query for the rows of a table."""
     return now(expression, "table")
 
 
 def panel(kind: str, title: str, targets: Sequence[Json], description: str, *, size: tuple[int, int]) -> Json:
-    """Return what panels of all kinds have. ``size``: columns, and rows of about 30 pixels."""
+    """Return a panel without its options. ``size`` is columns, and rows of about 30 pixels."""
     lettered = [
         {**one, "refId": chr(ord("A") + at), "datasource": DATASOURCE, "editorMode": "code"}
         for at, one in enumerate(targets)
@@ -64,7 +64,7 @@ def panel(kind: str, title: str, targets: Sequence[Json], description: str, *, s
 def graph(
     title: str, unit: str, targets: Sequence[Json], description: str, *, width: int = 12, stacked: bool = False
 ) -> Json:
-    """Return a panel with lines, or with areas one above the other where their sum means something."""
+    """Return a panel with lines, or with stacked areas if their sum has a meaning."""
     custom = {"drawStyle": "line", "fillOpacity": 30 if stacked else 5, "showPoints": "auto", "spanNulls": False}
     return panel("timeseries", title, targets, description, size=(width, 8)) | {
         "fieldConfig": {
@@ -101,7 +101,7 @@ def number(title: str, unit: str, query: Json, description: str, *, alarm: bool 
 
 
 def override(column: str, **properties: Any) -> Json:
-    """Return what is different for one column of a table."""
+    """Return the properties of one column of a table that differ from the others."""
     return {
         "matcher": {"id": "byName", "options": column},
         "properties": [{"id": name.replace("_", "."), "value": value} for name, value in properties.items()],
@@ -111,9 +111,9 @@ def override(column: str, **properties: Any) -> Json:
 def table(
     title: str, targets: Sequence[Json], description: str, *, columns: dict[str, str], overrides: Sequence[Json] = ()
 ) -> Json:
-    """Return a table with these columns in this order: what Grafana calls them, and what they are."""
+    """Return a table. ``columns`` maps the names of Grafana to titles, in the order of the columns."""
     hidden = {"Time": True, "__name__": True, "job": True}
-    # Tables of several queries come as one, a row for what has the same labels.
+    # Join the results of several queries: one row for each set of labels.
     merge = [{"id": "merge", "options": {}}] if len(targets) > 1 else []
     order = {"indexByName": {name: at for at, name in enumerate(columns)}, "renameByName": columns}
     return panel("table", title, targets, description, size=(24, 9)) | {
@@ -125,49 +125,51 @@ def table(
 
 def queries() -> Iterator[Json]:
     """Yield the panels about who asks for what."""
-    yield number("Queries", QUERIES_A_SECOND, target(f"sum({RATE})"), "Queries a second of all that is chosen.")
+    yield number(
+        "Queries", QUERIES_A_SECOND, target(f"sum({RATE})"), "Queries a second, of everything selected at the top."
+    )
     yield number(
         "Queries in this time",
         "short",
         now(f"sum(increase(dnsprobe_queries_total{{{CHOSEN}}}[$__range]))"),
-        "All that is chosen.",
+        "Queries of everything selected at the top.",
     )
     yield number(
         "Process trees",
         "short",
         target(f"count(count by (instance, tree) (dnsprobe_queries_total{{{CHOSEN}}}))"),
-        "Different trees that have asked since the start of each daemon.",
+        "Different process trees that have asked since each daemon was started.",
     )
-    yield number("Hosts", "short", target(f"count(dnsprobe_build_info{{{OF_HOSTS}}})"), "Hosts that answer.")
+    yield number("Hosts", "short", target(f"count(dnsprobe_build_info{{{OF_HOSTS}}})"), "Hosts whose dnsprobe answers.")
     yield number(
         "Paths not proved",
         "short",
         target(f"count(dnsprobe_path_verified{{{OF_HOSTS}}} == 0) or vector(0)"),
-        "Ways for queries to leave a host that are not seen: see below.",
+        "Paths (udp4, udp6, tcp4, tcp6) whose queries may not be seen. See Paths below.",
         alarm=True,
     )
     yield number(
         "Queries lost",
         "short",
         now(f'ceil(sum(increase(dnsprobe_events_lost_total{{{OF_HOSTS}, reason!="ring_full"}}[$__range])))'),
-        "Queries that are missing from the counts, at least.",
+        "Queries that the counts do not include, at least.",
         alarm=True,
     )
     for title, label in (("domain", "domain"), ("unit", "unit"), ("type", "qtype"), ("transport", "transport")):
-        # What is in no unit would have no name in the legend.
+        # Without this, queries without a unit would have no name in the legend.
         rate = f'label_replace(sum by ({label}) ({RATE}), "{label}", "(none)", "{label}", "")'
         yield graph(
             f"Queries by {title}",
             QUERIES_A_SECOND,
             [target(rate, f"{{{{{label}}}}}")],
-            "A series is seen from its second scrape on.",
+            "A rate sees a series from its second scrape on.",
             stacked=True,
         )
     yield graph(
         "Queries by process tree",
         QUERIES_A_SECOND,
         [target(f"topk(10, sum by (tree) ({RATE}))", "{{tree}}")],
-        "The ten trees that ask most at each moment.",
+        "The ten process trees that ask most at each moment.",
     )
     yield graph(
         "Encrypted connections",
@@ -179,12 +181,12 @@ def queries() -> Iterator[Json]:
                 "{{transport}} {{tree}}",
             )
         ],
-        "Connections a second to a port of DNS over TLS, whose queries cannot be read; of all domains.",
+        "Connections a second to a port of DNS over TLS. Their queries cannot be read, so the domain is not known.",
     )
     yield table(
         "Most talkative process trees",
         [rows(f"topk(25, sum by ({WHO}) (increase(dnsprobe_queries_total{{{CHOSEN}}}[$__range])))")],
-        "Queries in the time that is shown.",
+        "Queries in the time that the dashboard shows.",
         columns={"Value": "Queries", "tree": "Tree", "domain": "Domain", "unit": "Unit", "instance": "Host"},
         overrides=[override("Queries", decimals=0, custom_cellOptions={"type": "gauge", "mode": "basic"})],
     )
@@ -196,14 +198,14 @@ def queries() -> Iterator[Json]:
                 f"unless sum by ({WHO}) (present_over_time(dnsprobe_queries_total{{{CHOSEN}}}[1d] offset 1h))"
             )
         ],
-        "Trees that had not asked for a domain in the day before the last hour, with the number of their queries. At a "
-        "host that was not scraped then, all are.",
+        "Process trees that did not ask for a domain in the day before the last hour, with their number of queries. "
+        "All trees of a host that was not scraped then are new.",
         columns={"Value": "Queries", "tree": "Tree", "domain": "Domain", "unit": "Unit", "instance": "Host"},
     )
 
 
 def losses() -> list[Json]:
-    """Return queries for all that can be lost, by reason."""
+    """Return a query for each metric of losses, by reason."""
     return [
         target(
             f"sum by (reason) (increase(dnsprobe_{name}_total{{{OF_HOSTS}}}[$__rate_interval]))",
@@ -229,7 +231,7 @@ def health() -> Iterator[Json]:
                 f"or ({proved} unless on (job, instance, path) {hook})"
             )
         ],
-        "Where in the kernel the queries of each path are seen, and whether the last canaries came back right.",
+        "The hook of each path, and whether the last test queries came back as they were sent.",
         columns={"instance": "Host", "path": "Path", "Value": "Proved", "hook": "Hook", "symbol": "Symbol"},
         overrides=[
             override(
@@ -271,7 +273,7 @@ def health() -> Iterator[Json]:
         "Lost, and not counted in full",
         "short",
         losses(),
-        "The page on metrics says of each whether the queries are counted. “not read: malformed” is no query.",
+        "docs/metrics.md explains for each whether the queries are counted. “not read: malformed” is not a query.",
     )
     yield graph(
         "Series",
@@ -282,7 +284,7 @@ def health() -> Iterator[Json]:
                 f"sum by (instance) (dnsprobe_series_folded_total{{{OF_HOSTS}}})", "{{instance}} folded into (other)"
             ),
         ],
-        "At most metrics.max_series, and one for each domain and transport.",
+        "At most metrics.max_series, and one more for each domain and transport.",
     )
     yield graph(
         "Journal entries",
@@ -306,25 +308,25 @@ def health() -> Iterator[Json]:
                 "{{instance}}",
             )
         ],
-        "Of one CPU. What the kernel side takes counts for the processes that ask.",
+        "Share of one CPU. The time of the BPF programs counts for the processes that ask.",
         width=8,
     )
     yield graph(
         "Memory of the daemon",
         "bytes",
         [target(f"process_resident_memory_bytes{{{OF_HOSTS}}} {OF_DNSPROBE}", "{{instance}}")],
-        "Resident. The maps in the kernel come on top.",
+        "Resident memory, without the BPF maps in the kernel.",
         width=8,
     )
 
 
 def row(title: str) -> Json:
-    """Return the headline of the panels behind it."""
+    """Return the headline of the panels that follow it."""
     return {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": COLUMNS, "h": 1}}
 
 
 def placed(panels: Sequence[Json]) -> list[Json]:
-    """Return panels with numbers and places."""
+    """Return the panels with their ids and positions."""
     done: list[Json] = []
     x = y = height = 0
     for number_, one in enumerate(panels, 1):
@@ -337,7 +339,7 @@ def placed(panels: Sequence[Json]) -> list[Json]:
 
 
 def choice(name: str, label: str, query: str) -> Json:
-    """Return a variable with the values of a label."""
+    """Return a variable that offers the values of a label."""
     return {
         "name": name,
         "label": label,
@@ -345,7 +347,7 @@ def choice(name: str, label: str, query: str) -> Json:
         "datasource": DATASOURCE,
         "definition": query,
         "query": {"query": query, "refId": "StandardVariableQuery"},
-        "refresh": 2,  # whenever the time that is shown changes
+        "refresh": 2,  # whenever the time range changes
         "sort": 1,
         "multi": True,
         "includeAll": True,
@@ -357,7 +359,7 @@ def choice(name: str, label: str, query: str) -> Json:
 
 
 def variables() -> list[Json]:
-    """Return what can be chosen at the top."""
+    """Return the variables at the top."""
     return [
         {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
         | {"refresh": 1, "multi": False, "includeAll": False, "current": {}, "options": [], "hide": 0},
@@ -390,7 +392,7 @@ def dashboard() -> Json:
 
 
 def text() -> str:
-    """Return the dashboard as it is kept in the file."""
+    """Return the content of the file."""
     return json.dumps(dashboard(), indent=2, ensure_ascii=False) + "\n"
 
 
