@@ -1,8 +1,8 @@
-"""Many hosts in small: a dnsprobe in each of several networks, and in the middle what adds them up.
+"""Many hosts in small: a dnsprobe in each of several networks, and in the centre a Prometheus that adds them up.
 
-Two ways lead there, as docs/fleet.md has them: one Prometheus finds the hosts in a file and scrapes them, and on each
-host an agent scrapes over loopback and writes to another one. Hooks see the senders of all networks, so each host
-watches names of its own, under a rule that has the same name everywhere.
+Both ways of docs/fleet.md are tested: one Prometheus finds the hosts in a file and scrapes them; and on each host an
+agent scrapes over loopback and writes to another Prometheus. Hooks see the senders of all networks, so each host
+watches different names, by a rule that has the same name on all hosts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scraper import SHIPPED, Prometheus, documented, with_rules
 
 HOSTS = ("web1.example", "web2.example", "db1.example")
 PORT = 10059
-MIDDLE = "192.0.2.1"
+CENTRE = "192.0.2.1"
 RULE = "watched names"
 RECEIVING = ("--web.enable-remote-write-receiver", "--storage.tsdb.path=data")
 
@@ -40,11 +40,11 @@ class Host:
 
     @property
     def asked(self) -> str:
-        """The name that is watched on it alone."""
+        """The domain that only this host watches."""
         return f"{self.name.partition('.')[0]}.fleet.test"
 
     def play(self, scene: str, *arguments: object) -> int:
-        """Play a scene in its network and return how many queries were sent."""
+        """Run a scene in its network and return the number of queries that were sent."""
         command = [sys.executable, str(HERE / "scenes.py"), scene, *map(str, arguments)]
         with self.net.entered():
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
@@ -57,19 +57,19 @@ class Host:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What was sent on each host, and the two that were told of it."""
+    """The queries sent on each host, and the two servers that collected the counts."""
 
     sent: dict[str, int]
     servers: dict[str, Prometheus]
 
 
-def make_host(stack: ExitStack, middle: Net, number: int, folder: Path) -> Host:
+def make_host(stack: ExitStack, centre: Net, number: int, folder: Path) -> Host:
     net, address = Net(), f"192.0.2.{10 + number}"
     stack.callback(net.close)
     cable = ["ip", "link", "add", "eth0", "netns", str(net.pid), "type", "veth"]
-    subprocess.run([*cable, "peer", "name", f"host{number}", "netns", str(middle.pid)], check=True)
-    net.link("eth0", address, MIDDLE)
-    middle.link(f"host{number}", MIDDLE, address)
+    subprocess.run([*cable, "peer", "name", f"host{number}", "netns", str(centre.pid)], check=True)
+    net.link("eth0", address, CENTRE)
+    centre.link(f"host{number}", CENTRE, address)
     name = HOSTS[number]
     folder.mkdir()
     rules = [{"name": RULE, "pattern": f"{name.partition('.')[0]}.fleet.test"}]
@@ -84,7 +84,7 @@ def start_agent(stack: ExitStack, host: Host, receiver: Prometheus, folder: Path
     config["global"]["scrape_interval"] = "1s"
     (target,), (write,) = config["scrape_configs"][0]["static_configs"], config["remote_write"]
     assert target["targets"] == [f"localhost:{PORT}"]
-    target["targets"] = [f"127.0.0.1:{PORT}"]  # whatever /etc/hosts says here
+    target["targets"] = [f"127.0.0.1:{PORT}"]  # localhost may be another address in /etc/hosts
     target["labels"] = {"instance": host.name}
     write["url"] = f"{receiver.url}/api/v1/write"
     folder.mkdir()
@@ -93,7 +93,7 @@ def start_agent(stack: ExitStack, host: Host, receiver: Prometheus, folder: Path
 
 
 def write_targets(folder: Path, hosts: list[Host]) -> None:
-    """Say where the hosts are, all at once, as whoever keeps such a file does."""
+    """Write the file of targets and replace the old one in one step, as the page recommends."""
     (folder / "new").write_text(yaml.safe_dump([host.target() for host in hosts]))
     os.replace(folder / "new", folder / "hosts.yaml")
 
@@ -106,7 +106,7 @@ def play_all(hosts: list[Host], sent: dict[str, int], times: int) -> None:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Return a fleet in which all was sent, and told; the tests are in its middle."""
+    """Return a fleet whose queries have been sent and collected. The tests run in the network of the centre."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: run scripts/test, which unpacks Debian's")
     folder = tmp_path_factory.mktemp("fleet")
@@ -115,17 +115,17 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         each.mkdir()
     sent = dict.fromkeys(HOSTS, 0)
     with ExitStack() as stack:
-        middle = Net()
-        stack.callback(middle.close)
-        hosts = [make_host(stack, middle, number, folder / f"host{number}") for number in range(len(HOSTS))]
-        stack.enter_context(middle.entered())
+        centre = Net()
+        stack.callback(centre.close)
+        hosts = [make_host(stack, centre, number, folder / f"host{number}") for number in range(len(HOSTS))]
+        stack.enter_context(centre.entered())
         (job,) = documented(1)["scrape_configs"]
         job["file_sd_configs"][0]["files"] = ["hosts.yaml"]
         write_targets(folders["scraping"], hosts[:-1])
         config = with_rules(folders["scraping"]) | {"scrape_configs": [job]}
         scraping = Prometheus(folders["scraping"], config, "--storage.tsdb.path=data")
         stack.callback(scraping.stop)
-        receiving = Prometheus(folders["receiving"], with_rules(folders["receiving"]), *RECEIVING, address=MIDDLE)
+        receiving = Prometheus(folders["receiving"], with_rules(folders["receiving"]), *RECEIVING, address=CENTRE)
         stack.callback(receiving.stop)
         receiving.wait_for("vector(1)")
         for number, host in enumerate(hosts):
@@ -133,7 +133,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         play_all(hosts, sent, 1)
         scraping.wait_for(f"count(count by (instance) (dnsprobe_queries_total)) == {len(HOSTS) - 1}")
         assert {labels["instance"] for labels, _ in scraping.query("up == 1")} == set(HOSTS[:-1])
-        # One more host, while all goes on.
+        # Add one more host while the others run.
         write_targets(folders["scraping"], hosts)
         for server in (scraping, receiving):
             server.wait_for(f"count(up == 1) == {len(HOSTS)}")
@@ -151,23 +151,23 @@ def server(fleet: Fleet, request: pytest.FixtureRequest) -> Prometheus:
     return fleet.servers[request.param]
 
 
-def test_the_sum_of_each_host_is_what_was_sent_there(fleet: Fleet, server: Prometheus) -> None:
+def test_the_sum_of_each_host_is_exact(fleet: Fleet, server: Prometheus) -> None:
     of_each = server.query("sum by (instance) (dnsprobe_queries_total)")
     assert {labels["instance"]: value for labels, value in of_each} == fleet.sent
 
 
-def test_the_sum_of_all_hosts_is_what_was_sent(fleet: Fleet, server: Prometheus) -> None:
+def test_the_sum_of_all_hosts_is_exact(fleet: Fleet, server: Prometheus) -> None:
     (of_all,) = server.query("sum by (domain, transport) (dnsprobe_queries_total)")
     assert of_all == ({"domain": RULE, "transport": "udp"}, sum(fleet.sent.values()))
 
 
-def test_both_ways_lead_to_the_same(fleet: Fleet) -> None:
+def test_both_ways_have_the_same_series(fleet: Fleet) -> None:
     scraped, written = (
         {frozenset(labels.items()): value for labels, value in server.query("dnsprobe_queries_total")}
         for server in fleet.servers.values()
     )
     assert scraped == written
-    # A sender by itself, and two, three or four others that each ask for three types.
+    # On each host one single sender, and two, three or four others that each ask for three types.
     assert len(scraped) == sum(1 + 3 * processes for processes in (2, 3, 4))
 
 
@@ -177,7 +177,7 @@ def recorded(level: str) -> list[str]:
     return [name for name in names if name.startswith(level)]
 
 
-#: The rules for all hosts, and those for each that they add up.
+#: The rules for all hosts, each with the rule for one host that it adds up.
 ADDED_UP = {
     name: name.replace("job:", "instance:") if name.startswith("job:") else f"instance_{name}"
     for name in recorded("")
@@ -189,17 +189,17 @@ ADDED_UP = {
 def test_the_rules_add_up_all_hosts(server: Prometheus, of_all: str) -> None:
     of_each = ADDED_UP[of_all]
     assert {labels["instance"] for labels, _ in server.query(of_each)} == set(HOSTS)
-    # One query, so of one moment: the rules have a new value each second.
+    # One query, for one moment: the rules have new values each second.
     joined = server.query(f"{of_all} / sum without (instance) ({of_each})")
     assert joined
     for labels, ratio in joined:
         assert "instance" not in labels
-        assert ratio == pytest.approx(1, abs=1e-12)  # floating point, in another order
+        assert ratio == pytest.approx(1, abs=1e-12)  # floating point: the order of additions differs
     ((_, series),) = server.query("job:dnsprobe_queries_total:count")
     assert series == sum(1 + 3 * processes for processes in (2, 3, 4))
 
 
-def test_what_all_hosts_ask_for_is_one_series(server: Prometheus) -> None:
+def test_a_domain_of_all_hosts_is_one_series(server: Prometheus) -> None:
     ((labels, value),) = server.query("domain:dnsprobe_queries:rate5m")
     assert labels == {"__name__": "domain:dnsprobe_queries:rate5m", "job": "dnsprobe", "domain": RULE}
     assert value > 0

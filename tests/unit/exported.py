@@ -1,11 +1,11 @@
-"""The metrics and labels that dnsprobe exports, by its registry with something in each metric."""
+"""The metrics and labels that dnsprobe exports, taken from its registry with a sample in each metric."""
 
 from __future__ import annotations
 
 from dnsprobe.model import Series
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 
-#: At least one sample of each metric.
+#: A snapshot that gives each metric at least one sample.
 _FULL = Snapshot(
     counts={
         Series("watched.test", "A", "udp", "dig", "bash;dig", "session-3.scope", ""): 3,
@@ -15,7 +15,7 @@ _FULL = Snapshot(
     verified={"udp4": True},
 )
 
-#: What Prometheus adds: a metric of each target, and labels that say which it is.
+#: Prometheus adds one metric for each target, and the labels that identify the target.
 OF_PROMETHEUS = {"up": {"job", "instance"}}
 OF_TARGETS = {"job", "instance"}
 

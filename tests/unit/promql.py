@@ -1,4 +1,4 @@
-"""What an expression of PromQL speaks of, as far as the shipped rules and the dashboard need it told."""
+"""Find the metrics and labels in a PromQL expression. It handles what the shipped rules and the dashboard use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def metrics(expression: str) -> set[str]:
     bare = _STRING.sub("", expression)
     for what in (_MATCHERS, _GROUPING, _DURATION):
         bare = what.sub(" ", bare)
-    # An operator before a parenthesis would look like a function, and is none.
+    # An operator before a parenthesis looks like a function.
     return set(_NAME.findall(_FUNCTION.sub("", _OPERATOR.sub(",", bare))))
 
 

@@ -1,4 +1,4 @@
-"""promtool, where it is there."""
+"""Run promtool, or skip the test if it is not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example of units that act on entries: which entries start one, and what reaches the action."""
+"""The example units that act on journal entries: which entries start a unit, and what the action receives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parents[2] / "packaging/alert"
 FOLLOW, ACT = FOLDER / "dnsprobe-alerts", FOLDER / "dnsprobe-alert"
 PATIENCE = 60.0
 
-#: In place of systemctl, where systemd does not run: it tells what it was asked, an argument a line.
+#: Stands in for systemctl where systemd does not run: it records its arguments, one a line.
 RECORDER = '#!/bin/sh\nprintf "%s\\n" "$@" >>"$RECORD"\n'
 
 
@@ -34,7 +34,7 @@ def watched(name: str = "www", unit: str = "dnsprobe.service", priority: int = 5
 
 
 class Follower:
-    """The follower with a journal of its own."""
+    """The script that follows the journal, with its own journal."""
 
     def __init__(self, folder: Path) -> None:
         self.record, self._folder = folder / "record", folder
@@ -58,7 +58,7 @@ class Follower:
             process.wait(PATIENCE)
 
     def started(self) -> list[str]:
-        """Return the instances that were started."""
+        """Return the instances for which systemctl was called."""
         arguments = self.record.read_text().splitlines()
         assert arguments[::3] == ["start"] * (len(arguments) // 3)
         assert arguments[1::3] == ["--no-block"] * (len(arguments) // 3)
@@ -66,14 +66,14 @@ class Follower:
         return [subprocess.check_output([*escape, unit], text=True).rstrip("\n") for unit in arguments[2::3]]
 
     def asked(self) -> list[str]:
-        """Return the names in the entries that units were started for."""
+        """Return the names of the entries for which units were started."""
         return [self.act(cursor).split(" by ")[0] for cursor in self.started()]
 
     def act(self, cursor: str) -> str:
         return self.journal.run(str(ACT), cursor).rstrip("\n")
 
-    def has_begun(self) -> None:
-        """Wait until it follows: what comes before its first start is not for it."""
+    def wait_until_it_follows(self) -> None:
+        """Wait until it follows the journal: it skips entries from before its first start."""
         number, end = 0, time.monotonic() + PATIENCE
         while not self.started():
             assert time.monotonic() < end
@@ -94,7 +94,7 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_what_comes_before_anything_was_acted_on(follower: Follower, tmp_path: Path) -> None:
+def test_an_entry_from_between_two_starts_is_acted_on(follower: Follower, tmp_path: Path) -> None:
     follower.journal.write([(time.time(), watched("before"))])
     with follower.running():
         eventually((tmp_path / "state/cursor").exists)
@@ -109,7 +109,7 @@ def test_each_watched_query_starts_one_unit_over_restarts_and_boots(
     write = follower.journal.write
     write([(time.time(), watched("before"))])
     with follower.running():
-        follower.has_begun()
+        follower.wait_until_it_follows()
         write(
             [
                 (time.time(), watched("one")),
@@ -134,28 +134,28 @@ def test_each_watched_query_starts_one_unit_over_restarts_and_boots(
     ]
 
 
-def test_what_processes_choose_is_in_no_name_of_a_unit_and_no_command(follower: Follower, tmp_path: Path) -> None:
+def test_no_unit_name_and_no_command_contains_what_a_process_chose(follower: Follower, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     commands = [f"$(touch {trap})".encode(), f"`touch {trap}`".encode(), f"'; touch {trap} #".encode(), b"-n", b"%i%I"]
     with follower.running():
-        follower.has_begun()
+        follower.wait_until_it_follows()
         for raw in (*HOSTILE, *commands):
             made, identity = hostile(raw)
-            told = fields(replace(made, rule=Rule(1, "test", "test", 5)), identity)
-            follower.journal.write([(time.time(), [*told, ("_SYSTEMD_UNIT", "dnsprobe.service")])])
+            entry = fields(replace(made, rule=Rule(1, "test", "test", 5)), identity)
+            follower.journal.write([(time.time(), [*entry, ("_SYSTEMD_UNIT", "dnsprobe.service")])])
         follower.journal.write([(time.time(), watched("last"))])
         eventually(lambda: follower.asked()[-1] == "test: last.test")
     cursors = follower.started()
     assert len(cursors) > len(HOSTILE) + len(commands)
     assert all(set(cursor) <= set("0123456789abcdef=;ibmtsx") for cursor in cursors)
     for cursor in cursors:
-        said = follower.act(cursor)
-        assert said.isprintable()
-        assert said.startswith("test: ")
+        printed = follower.act(cursor)
+        assert printed.isprintable()
+        assert printed.startswith("test: ")
     assert not trap.exists()
 
 
-def test_an_entry_that_is_gone_is_not_another_one(follower: Follower) -> None:
+def test_an_entry_that_is_gone_is_not_mistaken_for_another(follower: Follower) -> None:
     follower.journal.write([(time.time(), watched())])
     cursor = follower.journal.run("sh", "-c", "journalctl -o json | jq -r .__CURSOR").strip()
     assert follower.act(cursor) == "test: www.test by bash;make;dig, pid 4242, user ada, unit a.service"
@@ -164,7 +164,7 @@ def test_an_entry_that_is_gone_is_not_another_one(follower: Follower) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"there is no entry {gone} any more\n")
 
 
-def test_scripts_are_good() -> None:
+def test_shellcheck_accepts_the_scripts() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("takes: apt-get install shellcheck")
     done = subprocess.run(["shellcheck", FOLLOW, ACT], capture_output=True, text=True, check=False)

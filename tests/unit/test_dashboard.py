@@ -1,4 +1,4 @@
-"""The dashboard for Grafana: made by its script, importable, and about what dnsprobe exports."""
+"""The dashboard for Grafana: its script makes it, it can be imported, and its queries use exported metrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from exported import OF_TARGETS, exported
 
 PANELS = [panel for panel in dashboard.dashboard()["panels"] if panel["type"] != "row"]
 QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
-#: What Grafana itself puts in.
+#: Variables that Grafana itself defines.
 BUILT_IN = {"__rate_interval", "__range"}
-#: What of dnsprobe has no panel: told by another one, or too little.
+#: Metrics without a panel: another panel has the fact, or it matters too little.
 NOT_SHOWN = {
     "dnsprobe_events_total",
     "dnsprobe_config_last_reload_success_timestamp_seconds",
@@ -26,7 +26,7 @@ def test_the_file_is_what_the_script_writes() -> None:
     assert dashboard.PLACE.read_text("utf-8") == dashboard.text(), "run packaging/grafana/dashboard.py"
 
 
-def test_nothing_comes_from_elsewhere() -> None:
+def test_it_loads_nothing_from_elsewhere() -> None:
     assert "://" not in dashboard.text()
 
 
@@ -44,7 +44,7 @@ def test_an_import_finds_it_by_its_uid_and_asks_for_the_data_source() -> None:
         assert panel["datasource"]["uid"] == "${datasource}"
 
 
-def test_panels_lie_side_by_side() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     panels = dashboard.dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -57,14 +57,14 @@ def test_panels_lie_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_each_panel_has_a_unit_and_letters(panel: dashboard.Json) -> None:
+def test_each_panel_has_a_unit_and_reference_ids(panel: dashboard.Json) -> None:
     assert panel["fieldConfig"]["defaults"]["unit"]
     letters = [target["refId"] for target in panel["targets"]]
     assert letters == list("ABCDEFGH"[: len(letters)])
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_each_query_asks_for_what_is_exported(query: str) -> None:
+def test_each_query_uses_exported_metrics_and_labels(query: str) -> None:
     there = {name: labels | OF_TARGETS for name, labels in exported().items()}
     used = promql.metrics(query)
     assert used
@@ -73,17 +73,17 @@ def test_each_query_asks_for_what_is_exported(query: str) -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_each_query_heeds_what_is_chosen(query: str) -> None:
+def test_each_query_uses_the_selected_hosts_domains_and_units(query: str) -> None:
     used = set(re.findall(r"\$(\w+)", query))
     assert "instance" in used
     assert used <= {"instance", "domain", "unit"} | BUILT_IN
     if "dnsprobe_queries_total" in query and "$__" in query:
         assert {"domain", "unit"} <= used
-    # A window of its own would be empty, or miss some, where Prometheus scrapes at another interval.
+    # A fixed window would be empty or incomplete if Prometheus scrapes at another interval.
     assert re.findall(r"\brate\([^[]*\[([^]]*)\]", query) in ([], ["$__rate_interval"])
 
 
-def test_all_that_dnsprobe_says_is_shown() -> None:
+def test_each_metric_of_dnsprobe_has_a_panel() -> None:
     shown = set().union(*(promql.metrics(query) for query in QUERIES))
     ours = {name for name in exported() if name.startswith("dnsprobe_")}
     assert ours - shown == NOT_SHOWN

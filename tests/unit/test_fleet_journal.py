@@ -1,4 +1,4 @@
-"""Entries of several hosts in one place, as docs/fleet.md has them brought there."""
+"""Journal entries of several hosts in one place, collected as docs/fleet.md describes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def exported(host: str, number: int, entries: list[tuple[Query, Identity]]) -> b
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Path:
-    """Return a folder of journals, one of each of two hosts."""
+    """Return a folder with the journals of two hosts."""
     if shutil.which(REMOTE) is None or shutil.which("journalctl") is None:
         pytest.skip("systemd-journal-remote is not installed: apt-get install systemd-journal-remote")
     journals = tmp_path / "remote"
@@ -60,21 +60,21 @@ def ask(journals: Path, *matches: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in found.splitlines()]
 
 
-def test_one_question_to_all_hosts(remote: Path) -> None:
+def test_a_search_of_all_hosts(remote: Path) -> None:
     found = ask(remote, "--identifier=dnsprobe", "DNSPROBE_QNAME=www.example.test")
     assert {entry["_HOSTNAME"] for entry in found} == {"web1", "web2"}
     for entry in found:
-        # Each of several of one name has come along.
+        # Fields that occur several times arrive in full.
         assert entry["DNSPROBE_ANCESTOR"] == [f"{each.tgid} {each.comm.decode()}" for each in ANCESTRY.chain[1:]]
         assert entry["DNSPROBE_TREE"] == "bash;make;dig"
 
 
-def test_one_host_of_them(remote: Path) -> None:
+def test_a_search_of_one_host(remote: Path) -> None:
     (entry,) = ask(remote, "_HOSTNAME=web2", "DNSPROBE_USER=user-of-web2")
     assert entry["DNSPROBE_QNAME"] == "web2.example.test"
     assert ask(remote, "_HOSTNAME=web1", "DNSPROBE_USER=user-of-web2") == []
 
 
-def test_a_hostile_name_makes_no_field_on_the_way(remote: Path) -> None:
+def test_a_hostile_name_adds_no_field_in_transfer(remote: Path) -> None:
     assert ask(remote, "MESSAGE=b") == []
     assert len(ask(remote, "_SYSTEMD_UNIT=dnsprobe.service")) == 6

@@ -1,4 +1,4 @@
-"""The shipped rules for Prometheus: good, tested one by one, about what dnsprobe exports, and in the documents."""
+"""The shipped rules for Prometheus: valid, each tested, with exported metrics only, and documented."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ TESTS = Path(__file__).with_name("prometheus")
 
 
 def rules(path: Path, kind: str = "") -> list[dict[str, Any]]:
-    """Return the rules of a file, or those that are of one kind: "alert" or "record"."""
+    """Return the rules of a file, or only those of one kind: "alert" or "record"."""
     groups = yaml.safe_load(path.read_text("utf-8"))["groups"]
     return [rule for group in groups for rule in group["rules"] if kind in {"", *rule}]
 
 
 def cases(name: str, kind: str) -> list[dict[str, Any]]:
-    """Return what a file of promtool's tests expects."""
+    """Return the expectations in a file of tests for promtool."""
     return [case for test in yaml.safe_load((TESTS / name).read_text("utf-8"))["tests"] for case in test[kind]]
 
 
 def known() -> dict[str, set[str]]:
-    """Return the labels of each metric: exported, or kept by a rule, which names those that it does without."""
+    """Return the labels of each metric that is exported or recorded."""
     found = {name: labels | OF_TARGETS for name, labels in exported().items()} | OF_PROMETHEUS
     for rule in rules(RECORDING) + rules(ALERTS, "record"):
         (of,) = promql.metrics(rule["expr"])
         assert " without (" in rule["expr"]
+        # The rule names the labels that it drops.
         found[rule["record"]] = found[of] - promql.labels(rule["expr"])
     return found
 
 
 @pytest.mark.parametrize("path", [ALERTS, RECORDING], ids=lambda path: path.stem)
-def test_promtool_has_no_complaint(path: Path) -> None:
+def test_promtool_accepts_the_rules(path: Path) -> None:
     done = promtool("check", "rules", "--lint=all", "--lint-fatal", str(path))
     assert (done.returncode, done.stderr) == (0, b"")
     assert f"{len(rules(path))} rules found".encode() in done.stdout
@@ -64,15 +65,15 @@ def test_each_recording_rule_is_tested() -> None:
     assert {case["expr"] for case in cases("recording.yaml", "promql_expr_test")} == names
 
 
-def test_names_of_recording_rules_say_what_is_kept() -> None:
-    """level:metric:operations, where the level has the labels that are left."""
+def test_names_of_recording_rules_name_the_labels_that_remain() -> None:
+    """The form is level:metric:operations; the level has the labels that remain."""
     for rule in rules(RECORDING) + rules(ALERTS, "record"):
         level, _, operations = rule["record"].split(":")
         assert set(level.split("_")) == (known()[rule["record"]] - {"job"} or {"job"})
         assert operations.startswith(("rate", "count"))
 
 
-def test_each_alert_says_what_it_is_about() -> None:
+def test_each_alert_has_a_severity_and_texts() -> None:
     for rule in rules(ALERTS, "alert"):
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
         assert set(rule["annotations"]) == {"summary", "description"}
@@ -89,7 +90,7 @@ def test_every_metric_and_label_is_exported() -> None:
         assert promql.labels(rule["expr"]) | shown <= set().union(*(there[name] for name in used))
 
 
-def test_what_an_expression_speaks_of() -> None:
+def test_metrics_and_labels_of_an_expression() -> None:
     expression = (
         'sum by (a) (rate(x_total{b="c{d}", e!~"f"}[5m] offset 1d)) > 2 and on (g) (y unless z:w:rate5m offset 15m)'
     )
@@ -97,7 +98,7 @@ def test_what_an_expression_speaks_of() -> None:
     assert promql.labels(expression) == {"a", "b", "e", "g"}
 
 
-def test_the_documents_have_each_alert() -> None:
+def test_the_page_on_metrics_has_each_alert() -> None:
     text = (REPOSITORY / "docs" / "metrics.md").read_text("utf-8").split("\n## What to alert on\n")[1].split("\n## ")[0]
     about_dnsprobe, examples, trees = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
     assert dict(re.findall(r"^\| `(\w+)` +\| `(.+?)` +\|", text, re.MULTILINE)) == {
