@@ -1,4 +1,4 @@
-"""What stands between strangers and the HTTP side: TLS, names and passwords, looked up anew when their files change."""
+"""Protects the HTTP server with TLS, user names and passwords, and reloads their files when they change."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from dnsprobe.web.tls import TlsStream, make_context
 
 _log = logging.getLogger(__name__)
 
-#: What is wrong for a while, with no file.
-_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO})
+#: Errors of the system that pass without a change of a file.
+_TEMPORARY_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO})
 
-#: What a file is known by: where it is, how long, and when it was changed. None if it is not there.
-_Mark = tuple[int, ...] | None
+#: Device, inode, size, and times of modification and change of a file; None if it does not exist.
+_Fingerprint = tuple[int, ...] | None
+#: A fingerprint that no file has.
+_NO_FILE: _Fingerprint = ()
 
 
-def _mark(path: str) -> _Mark:
+def _fingerprint(path: str) -> _Fingerprint:
     try:
         found = os.stat(path)
     except OSError:
@@ -37,88 +39,89 @@ def _mark(path: str) -> _Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class InForce:
-    """A configuration and the TLS context that is made of it; None is plain HTTP."""
+class Loaded:
+    """A web configuration and its TLS context, None for plain HTTP."""
 
     config: WebConfig = field(default_factory=WebConfig)
     context: ssl.SSLContext | None = None
 
 
-def read(path: str) -> InForce:
-    """Read a web configuration with all that it names; raise UserError for what is wrong."""
+def read(path: str) -> Loaded:
+    """Read a web configuration and the files that it names; raise UserError if one is invalid."""
     return _complete(load(path))
 
 
-def _complete(config: WebConfig) -> InForce:
+def _complete(config: WebConfig) -> Loaded:
     if config.users:
         need_bcrypt()
     try:
-        return InForce(config, None if config.tls is None else make_context(config.tls))
+        return Loaded(config, None if config.tls is None else make_context(config.tls))
     except OSError as error:  # no descriptor or memory left
-        raise UserError(f"the certificates cannot be taken up: {error.strerror}") from error
+        raise UserError(f"cannot load the certificates: {error.strerror}") from error
 
 
 class Protection:
-    """The web configuration in ``path``, None for none; raise UserError if it is wrong.
+    """The web configuration in ``path``, or none at all. Raises UserError if it is invalid at the start.
 
-    It is read again when one of its files has changed. A bad one changes nothing: what was good stays in force.
+    It is reloaded when one of its files has changed. If the new files are invalid, the previous configuration stays in
+    force.
     """
 
     def __init__(self, path: str | None = None) -> None:
         self._path = path
-        self._marks: dict[str, _Mark] = {}
+        self._fingerprints: dict[str, _Fingerprint] = {}
         self._verifier = Verifier()
-        #: Whether the files were good when they were last read.
+        #: Whether the files were valid when they were last read.
         self.good = True
-        self._said = ""
-        self._now = InForce() if path is None else self._read(path)
+        self._last_error = ""
+        self._loaded = Loaded() if path is None else self._read(path)
 
     @property
     def scheme(self) -> str:
-        """``https`` or ``http``; that one stays."""
-        return "http" if self._now.context is None else "https"
+        """``https`` or ``http``. A reload cannot change it."""
+        return "http" if self._loaded.context is None else "https"
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What to add to responses."""
-        return self._now.config.headers
+        """The headers that the configuration adds to each response."""
+        return self._loaded.config.headers
 
     def refresh(self, *, force: bool = False) -> None:
-        """Read the files again if one has changed since they were read, or with ``force``; say what is wrong once."""
-        if self._path is None or (not force and all(_mark(path) == mark for path, mark in self._marks.items())):
+        """Reload the files if one of them has changed, or with ``force``. The same error is logged once."""
+        if self._path is None or not (force or self._changed()):
             return
         try:
-            now = self._read(self._path)
-            self._check_change(now)
+            loaded = self._read(self._path)
+            self._refuse_weaker(loaded)
         except UserError as error:
             self.good = False
-            said = f"{error}; {error.hint}" if error.hint else str(error)
-            if force or said != self._said:
-                _log.error("the web configuration is bad, what was good stays in force: %s", said)
-            self._said = said
-            if getattr(error.__cause__, "errno", None) in _PASSING:
-                self._marks[self._path] = ()  # what no file is known by: it is read again
+            text = f"{error}; {error.hint}" if error.hint else str(error)
+            if force or text != self._last_error:
+                _log.error("the web configuration is invalid, the previous one stays in force: %s", text)
+            self._last_error = text
+            if getattr(error.__cause__, "errno", None) in _TEMPORARY_ERRORS:
+                self._fingerprints[self._path] = _NO_FILE  # so the next call tries again
         else:
-            self._now, self.good, self._said = now, True, ""
-            _log.info("the web configuration was read again")
+            self._loaded, self.good, self._last_error = loaded, True, ""
+            _log.info("the web configuration was reloaded")
 
     def stream(self, connection: socket.socket, max_buffer_size: int, read_chunk_size: int) -> IOStream:
-        """Return the stream of a new connection; OSError if its client has left already."""
+        """Return the stream of a new connection. Raises OSError if the client has left already."""
         self.refresh()
-        now = self._now
-        if now.context is None or now.config.tls is None:
+        config, context = self._loaded.config, self._loaded.context
+        if context is None or config.tls is None:
             return IOStream(connection, max_buffer_size=max_buffer_size, read_chunk_size=read_chunk_size)
-        return TlsStream(connection, now.context, now.config.tls.allowed_sans, max_buffer_size, read_chunk_size)
+        return TlsStream(connection, context, config.tls.allowed_sans, max_buffer_size, read_chunk_size)
 
-    def admit(
+    def authenticate(
         self, authorization: str, address: str, done: Callable[[Verdict], object], wanted: Callable[[], bool]
     ) -> None:
-        """Call ``done``, at once or later, with what is to become of a request with this header, empty for none.
+        """Call ``done``, at once or later, with the verdict on a request with this Authorization header ("": none).
 
-        ``wanted`` tells whether its client still waits.
+        ``address`` is that of the client. ``wanted`` returns whether the client still waits.
         """
         self.refresh()
-        users = self._now.config.users
+        users = self._loaded.config.users
         if not users:
             done(Verdict.GOOD)
             return
@@ -132,34 +135,40 @@ class Protection:
         """End the thread that verifies passwords."""
         self._verifier.close()
 
-    def _read(self, path: str) -> InForce:
-        # Before reading: what changes meanwhile is read again.
-        marks = {path: _mark(path)}
+    def _changed(self) -> bool:
+        return any(_fingerprint(path) != fingerprint for path, fingerprint in self._fingerprints.items())
+
+    def _read(self, path: str) -> Loaded:
+        # The fingerprints are taken first, so a change during the reading leads to another reload.
+        fingerprints = {path: _fingerprint(path)}
         try:
             config = load(path)
-            marks |= {file: _mark(file) for file in config.files}
+            fingerprints |= {file: _fingerprint(file) for file in config.files}
             return _complete(config)
         finally:
-            self._marks = marks
+            self._fingerprints = fingerprints
 
-    def _check_change(self, now: InForce) -> None:
-        """Refuse what would let in more than before, as half a file does that is being written, or no client at all."""
-        hint = "restart dnsprobe if it is meant"
-        if (now.context is None) != (self._now.context is None):
-            raise UserError(f"TLS cannot be turned {'off' if now.context is None else 'on'} while running", hint)
-        if self._now.config.users and not now.config.users:
-            raise UserError("basic_auth_users has no user any more", hint)
-        before, after = self._now.config.tls, now.config.tls
+    def _refuse_weaker(self, loaded: Loaded) -> None:
+        """Raise UserError for a change that would admit more clients, or that breaks all of them.
+
+        A file that is only half written can look like such a change.
+        """
+        hint = "if this is intended, restart dnsprobe"
+        if (loaded.context is None) != (self._loaded.context is None):
+            raise UserError(f"TLS cannot be turned {'off' if loaded.context is None else 'on'} while running", hint)
+        if self._loaded.config.users and not loaded.config.users:
+            raise UserError("basic_auth_users no longer has a user", hint)
+        before, after = self._loaded.config.tls, loaded.config.tls
         if before is None or after is None:
             return
         if before.client_auth == ssl.CERT_REQUIRED != after.client_auth:
-            raise UserError("client_auth_type does not require a certificate any more", hint)
+            raise UserError("client_auth_type no longer requires a certificate", hint)
         if before.allowed_sans is not None and after.allowed_sans is None:
-            raise UserError("client_allowed_sans is not there any more", hint)
+            raise UserError("client_allowed_sans is missing now", hint)
 
 
 def parse_basic(authorization: str) -> tuple[bytes, bytes] | None:
-    """Return name and password of an Authorization header (RFC 7617), None if there are none in it."""
+    """Return name and password of an Authorization header (RFC 7617), None if it contains none."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
         return None

@@ -1,4 +1,4 @@
-"""TLS of the HTTP side: the context of a configuration, and the stream of a connection."""
+"""TLS of the HTTP server: the context for a configuration, and the stream of a connection."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dnsprobe.config.web import CIPHER_SUITES, Pem, TlsConfig, problem, read_pem
 from dnsprobe.errors import UserError
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
-#: TLS before 1.2 has no suites with authenticated encryption, so these are for it alone (RFC 5246, section 6.2.3.3).
-_OF_OLD_VERSIONS = tuple(suite for suite in CIPHER_SUITES.values() if suite.endswith("-SHA"))
+#: TLS before 1.2 has no suites with authenticated encryption (RFC 5246, section 6.2.3.3), so it needs these.
+_OLD_SUITES = tuple(suite for suite in CIPHER_SUITES.values() if suite.endswith("-SHA"))
 
-#: What net/http of Go answers there.
+#: The same answer as that of net/http in Go.
 _PLAIN_HTTP = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
 
 _Reason = bool | BaseException | tuple[type[BaseException] | None, BaseException | None, TracebackType | None] | None
@@ -30,7 +30,7 @@ _Reason = bool | BaseException | tuple[type[BaseException] | None, BaseException
 
 @contextmanager
 def _as_file(raw: bytes) -> Iterator[str]:
-    """Give a path, in memory, for what OpenSSL reads from files alone."""
+    """Provide data under a path in memory: OpenSSL reads certificate chains and keys only from files."""
     descriptor = os.memfd_create("dnsprobe-pem")
     try:
         with open(descriptor, "wb", closefd=False) as stream:
@@ -40,15 +40,17 @@ def _as_file(raw: bytes) -> Iterator[str]:
         os.close(descriptor)
 
 
-def _locked() -> str:
-    # Without this, OpenSSL asks for the passphrase at the terminal.
+def _refuse_passphrase() -> str:
+    # Otherwise OpenSSL asks for the passphrase at the terminal.
     raise UserError("encrypted")
 
 
 def _certificates(pem: Pem, raw: bytes) -> str:
-    """Return the certificates in a file alone; raise UserError if there are none, or bad ones."""
+    """Return only the certificates in a file; raise UserError if there are none, or invalid ones."""
     found = b"\n".join(_CERTIFICATE.findall(raw)).decode()
-    wrong = problem(pem.where, "not a certificate in PEM form", "give a file that begins -----BEGIN CERTIFICATE-----")
+    wrong = problem(
+        pem.where, "not a certificate in PEM form", "use a file that begins with -----BEGIN CERTIFICATE-----"
+    )
     if not found:
         raise wrong
     try:
@@ -63,34 +65,34 @@ def _load_chain(context: ssl.SSLContext, config: TlsConfig) -> None:
     chain = _certificates(config.cert, cert)
     try:
         with _as_file(chain.encode()) as cert_file, _as_file(key) as key_file:
-            context.load_cert_chain(cert_file, key_file, _locked)
+            context.load_cert_chain(cert_file, key_file, _refuse_passphrase)
     except UserError as error:
-        hint = "give it without a passphrase: openssl pkey -in OLD -out NEW"
+        hint = "remove its passphrase: openssl pkey -in OLD -out NEW"
         raise problem(config.key.where, "an encrypted key", hint) from error
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            hint = "give the key that the first certificate of cert_file was made for"
-            raise problem(config.key.where, "does not fit the certificate", hint) from error
+            hint = "use the key of the first certificate in cert_file"
+            raise problem(config.key.where, "does not belong to the certificate", hint) from error
         if error.reason and error.reason.endswith(("_TOO_SMALL", "_TOO_WEAK")):
-            said = error.reason.lower().replace("_", " ")
-            hint = "make one with an RSA key of 2048 bits or an EC key, signed with SHA-256"
-            raise problem(config.cert.where, f"a certificate that OpenSSL refuses ({said})", hint) from error
-        hint = "give a file that begins -----BEGIN PRIVATE KEY-----"
+            reason = error.reason.lower().replace("_", " ")
+            hint = "use a certificate with an EC key or an RSA key of at least 2048 bits, signed with SHA-256"
+            raise problem(config.cert.where, f"a certificate that OpenSSL refuses ({reason})", hint) from error
+        hint = "use a file that begins with -----BEGIN PRIVATE KEY-----"
         raise problem(config.key.where, "not a private key in PEM form", hint) from error
 
 
 def make_context(config: TlsConfig) -> ssl.SSLContext:
-    """Return a context for servers; raise UserError if a file that the configuration names is not what it should be."""
+    """Return the TLS context of a server; raise UserError if a file that the configuration names is invalid."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     old = config.min_version < ssl.TLSVersion.TLSv1_2
     suites = config.suites
     if suites is None:
-        suites = tuple(each for each in CIPHER_SUITES.values() if old or each not in _OF_OLD_VERSIONS)
+        suites = tuple(each for each in CIPHER_SUITES.values() if old or each not in _OLD_SUITES)
     if suites:
-        # Versions before 1.2 have signatures with SHA-1, which OpenSSL 3 knows at no higher level.
+        # Versions before 1.2 sign with SHA-1, which OpenSSL 3 allows only at this level.
         context.set_ciphers(":".join(suites) + (":@SECLEVEL=0" if old else ""))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # who wants TLS 1.0 has said so
+        warnings.simplefilter("ignore", DeprecationWarning)  # the user has chosen TLS 1.0
         context.minimum_version = config.min_version if suites else ssl.TLSVersion.TLSv1_3
         context.maximum_version = config.max_version
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -111,7 +113,7 @@ def make_context(config: TlsConfig) -> ssl.SSLContext:
 
 
 def _same_form(name: str) -> str:
-    """Return an IP address in its one form, anything else as it is."""
+    """Return an IP address in its canonical form, and any other name unchanged."""
     try:
         return str(ipaddress.ip_address(name))
     except ValueError:
@@ -119,10 +121,11 @@ def _same_form(name: str) -> str:
 
 
 class TlsStream(SSLIOStream):
-    """The server's end of a connection; ``allowed_sans`` are names of clients, None for any client.
+    """The server's end of a TLS connection. ``allowed_sans`` has the names of clients that may connect, None: any.
 
-    It closes without TLS's own end (answers have their length in front): SSL_shutdown to a client that has left leaves
-    an error behind in OpenSSL 3.5, which another connection of the same thread then takes for its own.
+    It closes without a TLS close_notify, which clients do not need because each response has its length. In OpenSSL
+    3.5, SSL_shutdown to a client that has left leaves an error in the queue of the thread, where it hits the next
+    connection.
     """
 
     def __init__(
@@ -139,7 +142,7 @@ class TlsStream(SSLIOStream):
         super().__init__(wrapped, max_buffer_size=max_buffer_size, read_chunk_size=read_chunk_size)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        """Read what the client has sent after its handshake: nothing of one that is not allowed."""
+        """Read data of the client; raise ConnectionAbortedError for a client that is not allowed."""
         size = super().read_from_fd(buf)
         if size is not None and self._allowed is not None:
             certificate = self.socket.getpeercert() or {}
@@ -151,10 +154,10 @@ class TlsStream(SSLIOStream):
         return size
 
     def close(self, exc_info: _Reason = False) -> None:
-        """Close; a client that speaks plain HTTP is told so first."""
+        """Close the connection. A client that sends plain HTTP gets an answer first."""
         if isinstance(exc_info, ssl.SSLError) and exc_info.reason == "HTTP_REQUEST" and not self.closed():
             with suppress(OSError):
-                # Beside TLS. With anything left unread, the close would take the answer back.
+                # Not through TLS. The request is read first: closing a socket with unread data discards the answer.
                 socket.socket.recv(self.socket, 1 << 16)
                 socket.socket.send(self.socket, _PLAIN_HTTP)
         super().close(exc_info)

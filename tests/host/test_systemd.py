@@ -184,7 +184,7 @@ def test_it_serves_on_a_socket_from_systemd(start: Start) -> None:
         ([sys.executable, "-c", PASS_SOCKETS, "{0},{1}"], "systemd passed 2 sockets"),
         (
             ["sh", "-c", 'exec 3</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"', "sh"],
-            "descriptor 3 from systemd is no socket",
+            "descriptor 3 from systemd is not a socket",
         ),
     ],
 )

@@ -104,7 +104,7 @@ def test_prometheus_scrapes_with_the_example_of_the_page(
         good = (example / "web.yml").read_text()
         (example / "web.yml").write_text("basic_auth_users: {prometheus: x}")
         prometheus.wait_for("dnsprobe_web_config_last_reload_successful == 0")
-        service.wait_for("the web configuration is bad, what was good stays in force")
+        service.wait_for("the web configuration is invalid, the previous one stays in force")
         (example / "web.yml").write_text(good)
         renew(example)
         prometheus.wait_for("dnsprobe_web_config_last_reload_successful == 1")
@@ -125,7 +125,7 @@ def test_without_certificate_or_password_nobody_gets_in(
     without = curl(example, address, *everything[4:])
     assert (without.stdout, without.returncode != 0) == ("", True)
     service.process.send_signal(signal.SIGHUP)
-    service.wait_for("the web configuration was read again")
+    service.wait_for("the web configuration was reloaded")
     assert curl(example, address, *everything).stdout == "healthy\n"
 
 
@@ -152,8 +152,8 @@ def test_a_group_of_the_service_may_read_the_files_and_those_that_replace_them(
     assert curl(example, address, *everything).stdout == "healthy\n"
     renew(example)
     assert curl(example, address, *everything).stdout == "healthy\n"
-    service.wait_for("the web configuration was read again")
+    service.wait_for("the web configuration was reloaded")
     (example / "server.key").chmod(0o600)
     assert curl(example, address, *everything).stdout == "healthy\n"
-    said = service.wait_for("the web configuration is bad, what was good stays in force")
+    said = service.wait_for("the web configuration is invalid, the previous one stays in force")
     assert "tls_server_config.key_file: cannot be read" in said

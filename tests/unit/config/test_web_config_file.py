@@ -229,10 +229,13 @@ SERVER = f"tls_server_config: {{{GOOD}"
             "key_file: not a private key in PEM form",
         ),
         ("tls_server_config: {cert_file: server.pem, key_file: server.pem}", "key_file: not a private key in PEM form"),
-        ("tls_server_config: {cert_file: server.pem, key_file: other.key}", "key_file: does not fit the certificate"),
+        (
+            "tls_server_config: {cert_file: server.pem, key_file: other.key}",
+            "key_file: does not belong to the certificate",
+        ),
         (
             "tls_server_config: {cert_file: server.pem, key_file: locked.key}",
-            "key_file: an encrypted key; give it without",
+            "key_file: an encrypted key; remove its passphrase",
         ),
         (
             "tls_server_config: {cert_file: weak.pem, key_file: weak.key}",
@@ -356,7 +359,7 @@ def test_check_tells_of_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for arguments in (["--config", str(config)], ["--config", os.devnull, "--web.config.file", web]):
         capsys.readouterr()
         assert cli.main(["check", *arguments]) == EXIT_USAGE
-        assert f"{web}:1: tls_server_config.key_file: does not fit the certificate; " in capsys.readouterr().err
+        assert f"{web}:1: tls_server_config.key_file: does not belong to the certificate; " in capsys.readouterr().err
 
 
 def test_run_tells_of_it_before_anything_is_attached(

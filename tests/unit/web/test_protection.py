@@ -152,7 +152,7 @@ def test_garbage_is_closed_and_not_logged(folder: Path, garbage: bytes, caplog: 
             with suppress(ConnectionResetError):
                 assert b"HTTP" not in await reader.read()
             writer.close()
-            await until(lambda: not server._clients)
+            await until(lambda: not server._clients.connected)
             assert (await ask(server, context(folder))).status == 200
 
     run(test)
@@ -178,7 +178,7 @@ def test_handshakes_that_hang_hold_up_nobody(folder: Path) -> None:
                 hanging[1].write((b"", half[:7], half, half[:5])[number % 4])
             answers = await asyncio.gather(*(ask(server, context(folder)) for _ in range(20)))
             assert [answer.status for answer in answers] == [200] * 20
-            assert len(server._idle) + len(server._busy) <= 128
+            assert len(server._clients.idle) + len(server._clients.busy) <= 128
 
     run(test)
 
@@ -204,7 +204,7 @@ def test_a_client_that_leaves_at_once(folder: Path) -> None:
                     left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # its close is a reset
                     left.send(hello())
             assert (await ask(server, context(folder))).status == 200
-            await until(lambda: not server._clients)
+            await until(lambda: not server._clients.connected)
 
     run(test)
 
@@ -307,8 +307,8 @@ def test_no_renegotiation(folder: Path) -> None:
             assert "RENEGOTIATING" in shown
             assert "no renegotiation" in shown
             # OpenSSL's default is the same today.
-            assert server.protection._now.context is not None
-            assert server.protection._now.context.options & ssl.OP_NO_RENEGOTIATION
+            assert server.protection._loaded.context is not None
+            assert server.protection._loaded.context.options & ssl.OP_NO_RENEGOTIATION
             assert (await ask(server, context(folder))).status == 200
 
     run(test)
@@ -483,9 +483,9 @@ def test_who_has_left_is_not_verified(folder: Path, monkeypatch: pytest.MonkeyPa
             first = asyncio.create_task(ask(server, None, more=basic("ada", "first")))
             await until(lambda: len(bcrypt.compared) == 1)
             left = asyncio.create_task(ask(server, None, more=basic("ada", "left")))
-            await until(lambda: len(server._busy) == 2)
+            await until(lambda: len(server._clients.busy) == 2)
             left.cancel()
-            await until(lambda: len(server._busy) == 1)
+            await until(lambda: len(server._clients.busy) == 1)
             bcrypt.go_on.set()
             assert (await first).status == 401
             assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
@@ -575,8 +575,8 @@ def test_new_users_are_taken_up(folder: Path) -> None:
     [
         (": ", "web.yml:1: not valid YAML"),
         ("basic_auth_users: {ada: x}", "basic_auth_users.ada: not a bcrypt hash"),
-        ("", "basic_auth_users has no user any more"),
-        ("http_server_config: {}", "basic_auth_users has no user any more"),
+        ("", "basic_auth_users no longer has a user"),
+        ("http_server_config: {}", "basic_auth_users no longer has a user"),
         (None, "web.yml: cannot be read: No such file or directory"),
         (TLS + "}" + users(ada=hashed("secret")), "TLS cannot be turned on while running"),
     ],
@@ -600,12 +600,12 @@ def test_a_bad_file_leaves_the_good_one_in_force(
             (record,) = caplog.records
             assert record.levelname == "ERROR"
             assert said in record.getMessage()
-            assert "stays in force" in record.getMessage()
+            assert "the previous one stays in force" in record.getMessage()
             written(folder, good + "http_server_config: {headers: {X-Frame-Options: deny}}")
             answer = await ask(server, None, more=basic("ada", "secret"))
             assert b"\ndnsprobe_web_config_last_reload_successful 1.0\n" in answer.body
             assert answer.headers["x-frame-options"] == "deny"
-            assert [each.getMessage() for each in caplog.records[1:]] == ["the web configuration was read again"]
+            assert [each.getMessage() for each in caplog.records[1:]] == ["the web configuration was reloaded"]
 
     run(test)
 
@@ -619,18 +619,18 @@ def test_what_passes_is_tried_again(
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
             protection = server.protection
-            before = protection._now
+            before = protection._loaded
             written(folder, TLS + ", min_version: TLS13}")
             with monkeypatch.context() as patched:
                 patched.setattr(os, "memfd_create", none_left)
                 for _ in range(3):
                     protection.refresh()
-                    assert (protection._now, protection.good) == (before, False)
+                    assert (protection._loaded, protection.good) == (before, False)
             (record,) = caplog.records
             assert "Too many open files" in record.getMessage()
             protection.refresh()
             assert protection.good
-            assert protection._now != before
+            assert protection._loaded != before
 
     run(test)
 
@@ -659,9 +659,12 @@ def test_tls_is_not_turned_off_while_running(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("less", "said"),
     [
-        (TLS, "client_auth_type does not require a certificate any more"),
-        (MUTUAL.replace("RequireAndVerifyClientCert", "VerifyClientCertIfGiven"), "client_auth_type does not require"),
-        (MUTUAL, "client_allowed_sans is not there any more"),
+        (TLS, "client_auth_type no longer requires a certificate"),
+        (
+            MUTUAL.replace("RequireAndVerifyClientCert", "VerifyClientCertIfGiven"),
+            "client_auth_type no longer requires",
+        ),
+        (MUTUAL, "client_allowed_sans is missing now"),
     ],
 )
 def test_half_a_file_does_not_let_in_more(folder: Path, less: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -680,12 +683,12 @@ def test_half_a_file_does_not_let_in_more(folder: Path, less: str, said: str, ca
 def test_nothing_is_read_that_has_not_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
-            before = server.protection._now
+            before = server.protection._loaded
             for _ in range(3):
                 assert (await ask(server, context(folder))).status == 200
-            assert server.protection._now is before
+            assert server.protection._loaded is before
             server.protection.refresh(force=True)
-            assert server.protection._now is not before
+            assert server.protection._loaded is not before
 
     run(test)
 
@@ -694,11 +697,11 @@ def test_a_change_of_the_same_size_and_time_is_seen(folder: Path) -> None:
     path = written(folder, users(ada=hashed("secret")))
     protection = Protection(str(path))
     then = path.stat()
-    before = protection._now.config.users
+    before = protection._loaded.config.users
     path.write_text(users(ada=hashed("other!")))
     os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
     protection.refresh()
-    assert protection._now.config.users != before
+    assert protection._loaded.config.users != before
 
 
 def test_without_a_web_configuration() -> None:

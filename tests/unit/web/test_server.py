@@ -15,6 +15,7 @@ from async_http import PATIENCE, Answer, read_answer, run, until
 from dnsprobe.errors import EXIT_FAILED, UserError
 from dnsprobe.model import Series
 from dnsprobe.sinks.metrics import Registry, Snapshot, build_registry
+from dnsprobe.web import clients, listener, responses
 from dnsprobe.web import server as web
 from dnsprobe.web.page import Page
 from dnsprobe.web.server import Server
@@ -311,13 +312,13 @@ def test_idle_flood_and_many_scrapers() -> None:
                 await idle.enter_async_context(Client(server))
             answers = await asyncio.gather(*(ask(server) for _ in range(100)))
             assert [answer.status for answer in answers] == [200] * 100
-            assert len(server._idle) + len(server._busy) <= 128
+            assert len(server._clients.idle) + len(server._clients.busy) <= 128
 
     run(test)
 
 
 def test_flood_that_goes_on_while_others_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_IDLE_GRACE", 0.1)
+    monkeypatch.setattr(clients, "_IDLE_GRACE", 0.1)
 
     async def test() -> None:
         async with serving(connections=16) as server:
@@ -352,7 +353,7 @@ def test_more_scrapers_than_connections(connections: int) -> None:
 
 
 def test_longest_idle_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_IDLE_GRACE", 0.0)
+    monkeypatch.setattr(clients, "_IDLE_GRACE", 0.0)
 
     async def test() -> None:
         async with (
@@ -373,7 +374,7 @@ def test_longest_idle_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_slow_header_sender_is_as_idle_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_IDLE_GRACE", 0.0)
+    monkeypatch.setattr(clients, "_IDLE_GRACE", 0.0)
 
     async def test() -> None:
         async with serving(connections=1) as server, Client(server) as slow:
@@ -409,7 +410,7 @@ def test_a_burst_of_requests_leaves_the_loop_time_between_them(monkeypatch: pyte
     async def test() -> None:
         async with serving() as server:
             order: list[str] = []
-            collect = server._collect
+            collect = server._responses._make
 
             def collecting(exchange: Any) -> Any:
                 order.append(exchange.path)
@@ -420,7 +421,7 @@ def test_a_burst_of_requests_leaves_the_loop_time_between_them(monkeypatch: pyte
                     order.append("other")
                     await asyncio.sleep(0)
 
-            monkeypatch.setattr(server, "_collect", collecting)
+            monkeypatch.setattr(server._responses, "_make", collecting)
             turns = asyncio.create_task(other())
             await asyncio.gather(*(ask(server, path) for path in ["/", "/metrics"] * 10))
             turns.cancel()
@@ -435,53 +436,53 @@ def test_slow_reader_blocks_nobody_and_is_closed_in_time(monkeypatch: pytest.Mon
     async def test() -> None:
         async with serving(big_registry()) as server:
             begun: list[int] = []
-            respond = server._respond
+            send = server._responses._send
 
-            def responding(*arguments: Any) -> None:
-                respond(*arguments)
-                begun.append(len(server._unread))
+            def sending(*arguments: Any) -> None:
+                send(*arguments)
+                begun.append(len(server._clients._unread))
 
-            monkeypatch.setattr(web, "_RESPONSE_TIMEOUT", 0.2)
-            monkeypatch.setattr(server, "_respond", responding)
+            monkeypatch.setattr(clients, "_RESPONSE_TIMEOUT", 0.2)
+            monkeypatch.setattr(server._responses, "_send", sending)
             with stuck(server):
                 # Not what waits now: where the processor is busy, its time may be over already.
                 await until(lambda: bool(begun))
                 assert begun == [1]
-                monkeypatch.setattr(web, "_RESPONSE_TIMEOUT", PATIENCE)
+                monkeypatch.setattr(clients, "_RESPONSE_TIMEOUT", PATIENCE)
                 answer = await ask(server)
                 assert (answer.status, len(answer.body) > 8_000_000) == (200, True)
                 assert (await ask(server, "/-/healthy")).status == 200
-                await until(lambda: not server._unread)
-                assert server._unread_bytes == 0
+                await until(lambda: not server._clients._unread)
+                assert server._clients.unread_bytes == 0
 
     run(test)
 
 
 def test_slow_readers_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_BUSY_GRACE", 0.05)
+    monkeypatch.setattr(responses, "_UNREAD_GRACE", 0.05)
 
     async def test() -> None:
         async with serving(big_registry()) as server:
             slow = [stuck(server) for _ in range(8)]
             answer = await ask(server)
             assert (answer.status, len(answer.body) > 8_000_000) == (200, True)
-            assert server._unread_bytes < web._MAX_UNREAD + 9_000_000
+            assert server._clients.unread_bytes < responses._MAX_UNREAD + 9_000_000
             assert (await ask(server, "/-/healthy")).status == 200
             for connection in slow:
                 connection.close()
-            await until(lambda: not server._unread and not server._put_off)
-            assert server._unread_bytes == 0
+            await until(lambda: not server._clients._unread and not server._responses.waiting)
+            assert server._clients.unread_bytes == 0
 
     run(test)
 
 
 def test_slow_readers_cannot_take_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_BUSY_GRACE", 0.05)
+    monkeypatch.setattr(clients, "_BUSY_GRACE", 0.05)
 
     async def test() -> None:
         async with serving(big_registry(4), connections=2) as server:
             slow = [stuck(server) for _ in range(2)]
-            await until(lambda: len(server._busy) == 2)
+            await until(lambda: len(server._clients.busy) == 2)
             assert (await ask(server)).status == 200
             for connection in slow:
                 connection.close()
@@ -497,11 +498,11 @@ def test_clients_that_leave_are_forgotten() -> None:
                     connection.close()
                 async with Client(server), Client(server) as asking:
                     asking.writer.write(b"GET /metr")
-            await until(lambda: not server._clients)
-            assert not server._idle
-            assert not server._busy
-            assert not server._unread
-            assert server._unread_bytes == 0
+            await until(lambda: not server._clients.connected)
+            assert not server._clients.idle
+            assert not server._clients.busy
+            assert not server._clients._unread
+            assert server._clients.unread_bytes == 0
 
     run(test)
 
@@ -516,7 +517,7 @@ def test_no_descriptor_left(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise OSError(24, "Too many open files")
             return super().accept()
 
-    monkeypatch.setattr(web, "_IDLE_GRACE", 0.01)
+    monkeypatch.setattr(listener, "_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(socket, "socket", Exhausted)
 
     async def test() -> None:
@@ -560,7 +561,7 @@ def test_port_in_use() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"^cannot listen on 127.0.0.1:{port}: Address already in use$") as raised:
             new_server().bind("127.0.0.1", port)
-        assert raised.value.hint == f"see who has the port: ss -ltnp 'sport = :{port}'"
+        assert raised.value.hint == f"see which program uses the port: ss -ltnp 'sport = :{port}'"
         assert raised.value.status == EXIT_FAILED
 
 

@@ -105,4 +105,6 @@ def test_a_client_needs_certificate_and_password(service: Service, protected: st
         hand_over_configuration()
         spoil()
         assert "dnsprobe_web_config_last_reload_successful 0.0" in metrics(renewed)
-    until(lambda: len([e for e in entries() if "the web configuration is bad" in str(e["MESSAGE"])]) == 2, "reasons")
+    until(
+        lambda: len([e for e in entries() if "the web configuration is invalid" in str(e["MESSAGE"])]) == 2, "reasons"
+    )
