@@ -69,7 +69,7 @@ enum statistic {
 };
 
 struct settings {
-	u64 repeat_ns;	 /* how long like queries cause no other event; 0: each query causes one */
+	u64 repeat_ns;	 /* how long repeated queries cause no event; 0: each query causes one */
 	u64 name_key[2]; /* SipHash key, random at each start */
 	u32 generation;	 /* of the rules: one more after each change */
 	u32 seeding;	 /* 1 while user space reads the processes in /proc that were there before */
@@ -140,11 +140,11 @@ struct name {
 /* The state of a TCP connection. Sequence numbers are those of RFC 9293, section 3.4, in host byte order. */
 struct stream {
 	u64 inode;  /* of the socket: tells apart sockets that had the same address in memory */
-	u32 first;  /* sequence number of the first octet; until the connection is open, of the next one */
+	u32 first;  /* sequence number of the first octet; until the connection is open, that of the last write */
 	u32 start;  /* sequence number of the message that has begun, or comes next */
 	u32 have;   /* octets of that message in `octets` */
 	u32 known;  /* 0: it is not known where the next message begins */
-	u32 lost;   /* sequence number from which on the stream could not be read */
+	u32 lost;   /* sequence number of the write at which reading was given up last */
 	u32 opened; /* 1: a write has opened the connection; the next write corrects `first` */
 	u32 last;   /* sequence number of the last write that began with a message */
 	u32 head_size;
@@ -174,8 +174,7 @@ struct ancestor {
 	struct ancestor_key parent;
 	u32 children;  /* in the map, with counted_by_parent set */
 	u32 exited;    /* not 0: it has ended */
-	u8 has_others; /* it has or had children that are not counted: only user space can find out when all have ended
-			*/
+	u8 has_others; /* it had children that are not counted: only user space finds out when all have ended */
 	u8 counted_by_parent;
 	u8 parent_lost; /* its fork was missed */
 	u8 pad[5];
@@ -221,7 +220,7 @@ struct identity {
 struct event {
 	u64 time_ns; /* CLOCK_MONOTONIC */
 	u64 name_hash;
-	u64 repeats; /* like queries without an event since the last event */
+	u64 repeats; /* repeated queries without an event since the last event */
 	u32 rule;
 	u32 generation;
 	u32 uid;

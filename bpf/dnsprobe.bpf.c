@@ -111,7 +111,7 @@ int tcp_sendmsg_locked_entry(struct bpf_raw_tracepoint_args *ctx)
  */
 int tcp_sendmsg_locked_again_entry(struct bpf_raw_tracepoint_args *ctx)
 {
-	return handle_write(ctx, ctx->args[0], ctx->args[1], HOOK_STREAM_AGAIN, 1);
+	return handle_write(ctx, ctx->args[0], ctx->args[1], HOOK_STREAM_SECOND, 1);
 }
 #endif
 #endif

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * The work space of one run of a program: it needs more than the 512 octets of a BPF stack.
+ * The scratch space of one run of a program, which needs more than the 512 octets of a BPF stack.
  */
 #ifndef DNSPROBE_SCRATCH_H
 #define DNSPROBE_SCRATCH_H
 
 #include "maps.h"
 
-/* Each kind of hook has a work space of its own on each CPU, since a hook of one kind can interrupt one of another. */
+/* Kinds of hooks. Each has its own scratch space on each CPU, since a hook of one kind can interrupt another. */
 #define HOOK_FUNCTION 0
 #define HOOK_DEVICE 1
 #define HOOK_NEIGHBOUR 2
 #define HOOK_STREAM 3
-#define HOOK_STREAM_AGAIN 4
+#define HOOK_STREAM_SECOND 4
 
 /* Room in front of a message: the name is reversed in steps of eight octets, which may begin before the message does.
  */
@@ -51,8 +51,8 @@ struct question {
 };
 
 /*
- * The functions in brackets write and read a field. What one run leaves here, the next run of the same kind of hook on
- * this CPU finds.
+ * Each field says which functions write it and which read it. A run finds here what the last run of the same kind of
+ * hook on this CPU has left.
  */
 struct scratch {
 	/* The message, at PACKET_FRONT or STREAM_FRONT. Written by read_question, copy_from_write and

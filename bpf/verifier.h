@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * What satisfies the kernel's verifier, which follows each path through a program before it loads it, and refuses a
- * program in which that takes too many steps or in which it cannot prove an access to be in bounds. Each use of these
- * macros says why it is needed there.
+ * Help for the kernel's verifier. Before the kernel loads a program, the verifier follows each path through it. It
+ * refuses the program if that takes too many steps, or if it cannot prove that each access to memory is in bounds. Each
+ * use of these macros says why it is needed there.
  *
  * Three habits need no macro:
  *

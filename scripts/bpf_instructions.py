@@ -24,7 +24,7 @@ from dnsprobe.kernel.hooks import (
     port_macros,
 )
 from dnsprobe.kernel.layout import read_layout
-from dnsprobe.kernel.loader import AGAIN
+from dnsprobe.kernel.loader import SELF_CALLS
 from dnsprobe.kernel.maps import Maps, Sizes
 from dnsprobe.kernel.program import INSTRUCTION
 from dnsprobe.kernel.program_cache import ProgramCache, digest
@@ -54,7 +54,7 @@ def main() -> None:
     maps = Maps(Sizes(ring=4096, processes=1, counters=1, names=1, recent=1))
     no_cache = ProgramCache("")
     layout = read_layout(arguments.btf, no_cache)
-    compiler = Compiler(layout, [53], [853], [*maps.descriptors, AGAIN], no_cache)
+    compiler = Compiler(layout, [53], [853], [*maps.descriptors, SELF_CALLS], no_cache)
     for macros in _compilations():
         for name, program in sorted(compiler.compile(macros).programs.items()):
             code = program.instructions

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * What is done with a query, whichever way it goes.
+ * Counts a query, and decides whether it causes an event. This is the same for UDP and TCP.
  */
 #ifndef DNSPROBE_QUERY_HANDLER_H
 #define DNSPROBE_QUERY_HANDLER_H

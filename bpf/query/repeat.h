@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Which queries cause an event: the first of its kind, and later ones once in each interval.
+ * Repeated queries: process, name, type and transport are the same. The first one causes an event; after it, one in
+ * each interval does.
  */
 #ifndef DNSPROBE_QUERY_REPEAT_H
 #define DNSPROBE_QUERY_REPEAT_H
@@ -17,7 +18,7 @@ static __always_inline void set_seen_key(struct seen_key *key, const struct scra
 	key->pad = 0;
 }
 
-/* True unless a like event was submitted less than settings->repeat_ns ago. Sets s->event.repeats. */
+/* True unless the same query caused an event less than settings->repeat_ns ago. Sets s->event.repeats. */
 static __always_inline bool is_event_due(struct scratch *s, const struct seen_key *key, const struct settings *settings)
 {
 	struct seen first = { .last_ns = s->event.time_ns };
@@ -42,7 +43,7 @@ static __always_inline bool is_event_due(struct scratch *s, const struct seen_ke
 	return true;
 }
 
-/* Notes that an event was submitted. If it could not be, the next like query is to cause one. */
+/* Notes that an event was submitted. If it was not, the next of the repeated queries causes one. */
 static __always_inline void update_seen(struct scratch *s, const struct settings *settings, bool submitted)
 {
 	struct seen_key key;

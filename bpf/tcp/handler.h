@@ -52,7 +52,7 @@ static __always_inline void count_encrypted_connection(struct scratch *s, struct
 
 /*
  * Handles one write to a TCP socket. Each message in it takes a run: the program calls itself, as the program at
- * `self` of MAP(AGAIN).
+ * `self` of MAP(SELF_CALLS).
  */
 static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 hook_kind, u32 self)
 {
@@ -100,7 +100,7 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 	if (!FORGET(s->more))
 		return 0;
 	/* A loop over the messages would make the program too large. */
-	tail_call(ctx, MAP(AGAIN), self);
+	tail_call(ctx, MAP(SELF_CALLS), self);
 	/* The call fails if the write has more messages than the kernel follows calls (MAX_TAIL_CALL_CNT). */
 	s->more = 0;
 	lose_alignment(stream, s->to.port, write.sequence, STAT_UNPARSED_PIPELINED);

@@ -16,7 +16,8 @@
 
 /*
  * True for a packet of a process of this host. False for a packet that the host forwards, and for one that comes out of
- * a virtual cable into another network namespace (it keeps its socket there: kernel commit 9c4c325252c5).
+ * a virtual cable into another network namespace (it keeps its socket there since Linux 4.19: kernel commit
+ * 9c4c325252c5, "skbuff: preserve sock reference when scrubbing the skb").
  */
 static __always_inline bool is_local(u64 sock, u64 device)
 {

@@ -23,15 +23,15 @@
 /* What is known of a packet that may be a query. */
 struct packet {
 	struct destination to;
-	u64 payload;  /* address of the DNS message */
-	u64 buffer;   /* address of the start of the linear part */
-	u32 length;   /* octets of the message in the linear part */
-	u32 beyond;   /* octets of the packet behind the linear part */
-	u64 ports_id; /* both ports and the id of the message: tells packets of one socket apart */
-	bool many_questions;
+	u64 payload;	     /* address of the DNS message */
+	u64 buffer;	     /* address of the start of the linear part */
+	u32 length;	     /* octets of the message in the linear part */
+	u32 beyond;	     /* octets of the packet behind the linear part */
+	u64 ports_id;	     /* both ports and the id of the message: tells packets of one socket apart */
+	bool many_questions; /* more than one */
 };
 
-/* The hook does not know the destination port, and the UDP header is complete: that is so after udp_send_skb(). */
+/* In place of a port: it is in the UDP header, which is complete only after udp_send_skb(). */
 #define PORT_IN_HEADER 0
 
 struct ip4 {
@@ -130,8 +130,7 @@ static __always_inline void set_payload(struct packet *packet, u64 head, u16 tra
 	packet->length = linear > 0 && linear < 65536 ? linear : 0;
 }
 
-/* True for a query, and if that cannot be seen since the DNS header is not in the linear part: `dns` is something else.
- */
+/* True for a query, or if the DNS header is not in the linear part: then `dns` has other octets. */
 static __always_inline bool may_be_query(struct packet *packet, const struct dns *dns)
 {
 	packet->many_questions = false;

@@ -36,7 +36,7 @@ from dnsprobe.kernel.program_cache import ProgramCache
 
 #: The map by which a program for TCP calls itself. The child makes it, one for each compilation, because the programs
 #: in a map of this kind must be of one type.
-AGAIN = "AGAIN"
+SELF_CALLS = "SELF_CALLS"
 
 
 class Loader:
@@ -49,9 +49,9 @@ class Loader:
         self._canary_port: int = request["canary_port"]
         self._layout = read_layout(request["btf"], self.cache)
         self._compiler = Compiler(
-            self._layout, request["ports"], request["encrypted_ports"], [*request["maps"], AGAIN], self.cache
+            self._layout, request["ports"], request["encrypted_ports"], [*request["maps"], SELF_CALLS], self.cache
         )
-        self._again_maps: dict[tuple[str, ...], libbpf.Map] = {}
+        self._self_call_maps: dict[tuple[str, ...], libbpf.Map] = {}
         self._kallsyms: bytes | None = None
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> tuple[list[Hook], dict[str, str]]:
@@ -132,7 +132,7 @@ class Loader:
 
     def _load(self, compilation: Compilation, function: str, kind: str) -> int:
         program_type = libbpf.KPROBE if kind == KPROBE else libbpf.RAW_TRACEPOINT
-        maps = [*self._map_fds, self._again_map(compilation).fd]
+        maps = [*self._map_fds, self._self_call_map(compilation).fd]
         instructions = compilation.programs[function].bound(maps, self._canary_port)
         try:
             return libbpf.load_program(program_type, function, instructions)
@@ -140,26 +140,26 @@ class Loader:
             print(error.log, file=sys.stderr, flush=True)
             raise UserError(f"the kernel refuses the BPF program {function}: {error.strerror}") from error
 
-    def _again_map(self, compilation: Compilation) -> libbpf.Map:
-        if compilation.macros not in self._again_maps:
+    def _self_call_map(self, compilation: Compilation) -> libbpf.Map:
+        if compilation.macros not in self._self_call_maps:
             try:
-                self._again_maps[compilation.macros] = libbpf.Map(libbpf.PROG_ARRAY, "again", 4, 4, 2)
+                self._self_call_maps[compilation.macros] = libbpf.Map(libbpf.PROG_ARRAY, "self_calls", 4, 4, 2)
             except OSError as error:
-                raise UserError(f"cannot make the BPF map again: {error.strerror}") from error
-        return self._again_maps[compilation.macros]
+                raise UserError(f"cannot create the BPF map self_calls: {error.strerror}") from error
+        return self._self_call_maps[compilation.macros]
 
     def _enable_self_calls(self, hook: Hook, compilation: Compilation) -> None:
         """Put the programs into the map by which they call themselves for the next message.
 
         The kernel empties such a map when its last descriptor is closed, so the hook keeps one.
         """
-        again = self._again_map(compilation)
+        again = self._self_call_map(compilation)
         try:
             for index, program in enumerate(hook.programs):
                 again.set(struct.pack("=I", index), struct.pack("=I", program))
             hook.links.append(os.dup(again.fd))
         except OSError as error:
-            raise UserError(f"cannot fill the BPF map again: {error.strerror}") from error
+            raise UserError(f"cannot fill the BPF map self_calls: {error.strerror}") from error
 
 
 def _serve(channel: socket.socket) -> None:

@@ -142,7 +142,7 @@ def test_each_trick_for_the_verifier_has_a_reason(name: str) -> None:
         assert unexplained(read(name)) == []
 
 
-def test_work_space_names_functions_that_exist() -> None:
+def test_scratch_space_names_functions_that_exist() -> None:
     existing = {function for name in ORDER for function in functions(read(name))}
     fields = read("scratch.h").partition("struct scratch {")[2].partition("\n};")[0]
     members = set(re.findall(r"(\w+)(?:\[.*\])?;", without_comments(fields)))
