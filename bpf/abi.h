@@ -51,7 +51,7 @@ enum statistic {
 	STAT_LOST_RING_FULL,
 	STAT_UNATTRIBUTED_COUNTERS_FULL,
 	STAT_UNATTRIBUTED_PROCESSES_FULL,
-	STAT_UNDECIDED_NAMES_FULL, /* queries that were not counted: no room to keep their name until it is decided */
+	STAT_UNDECIDED_NAMES_FULL, /* queries that a rule may ask for, not counted: no room for their name */
 	STAT_UNPARSED_MALFORMED,
 	STAT_UNPARSED_NONLINEAR, /* the question is not in the linear part of the packet */
 	STAT_UNPARSED_SEGMENTED, /* one send has several datagrams (UDP_SEGMENT); only the first is read */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
  * Reads of kernel memory. User space takes the offset of each member from the kernel's BTF and passes it as a macro,
- * such as TASK_TGID (dnsprobe/kernel/). A read that fails gives 0.
+ * such as TASK_TGID (dnsprobe/kernel/layout.py). A read that fails gives 0.
  */
 #ifndef DNSPROBE_KERNEL_READ_H
 #define DNSPROBE_KERNEL_READ_H

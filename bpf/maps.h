@@ -9,7 +9,7 @@
 
 #include "abi.h"
 
-#define EEXIST 17
+#define EEXIST 17 /* include/uapi/asm-generic/errno-base.h */
 
 /*
  * Values that differ at each start. dnsprobe/kernel/program.py puts them in when it loads a compiled program: the

@@ -27,8 +27,8 @@ static __always_inline struct stream *add_stream(struct scratch *s, u64 *sock, u
 }
 
 /*
- * Replaces the assumed sequence numbers of a connection that its first write opened, by the real ones. Octets of that
- * write that were not sent, as the socket does not wait, are written again, and are then known already.
+ * Replaces the sequence numbers that were assumed when a write opened the connection, by the real ones. If a socket
+ * that does not wait took only a part of that write, the program writes the rest again: these octets are known already.
  */
 static __always_inline void correct_sequence(struct stream *stream, u32 first)
 {
@@ -67,7 +67,7 @@ static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u
 			return NULL;
 	}
 
-	/* Until the connection is open, its first octet is the one that its next write would have. */
+	/* Until the connection is open, each write would begin with its first octet. */
 	u32 first = fastopen == FASTOPEN_NONE ? first_octet(sock) : sequence;
 	/* An earlier socket may have had the same address. */
 	bool is_other = stream->inode != inode || (fastopen == FASTOPEN_SENDMSG && !continued);

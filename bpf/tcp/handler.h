@@ -80,8 +80,8 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 	s->more = 0;
 	if (!stream)
 		return 0;
-	/* It is counted already that this write cannot be read: by the first of two programs at a tracepoint, or when
-	 * the socket took nothing of it. */
+	/* An earlier run has counted that this write cannot be read: a run of the first of two programs at a
+	 * tracepoint, or of the first attempt to write, of which the socket took nothing. */
 	if (!stream->known && stream->lost == write.sequence)
 		return 0;
 	s->to = to;
@@ -99,7 +99,7 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 	/* A register would bring another constant from each way out of read_next_message(). */
 	if (!FORGET(s->more))
 		return 0;
-	/* A loop over the messages would make the program too large. */
+	/* The next message. A loop around all of this would be too large for the verifier. */
 	tail_call(ctx, MAP(SELF_CALLS), self);
 	/* The call fails if the write has more messages than the kernel follows calls (MAX_TAIL_CALL_CNT). */
 	s->more = 0;
