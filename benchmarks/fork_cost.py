@@ -24,7 +24,8 @@ from perf import EVENTS, count
 from dnsprobe.kernel.attach import attach_tracepoint
 from dnsprobe.kernel.hooks import LINEAGE_TRACEPOINTS
 from dnsprobe.kernel.libbpf import program_runs
-from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.kernel.maps import Sizes
+from dnsprobe.kernel.probe import Probe, Where
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS
 
@@ -41,10 +42,10 @@ def _storm(program: str, kind: str, families: int) -> tuple[int, list[float]]:
 @contextmanager
 def _attached(probe: Probe) -> Iterator[None]:
     """Track lineages in the body. Attaching again is faster than loading again."""
-    assert probe.lineage is not None
+    assert probe.lineage_table.hook is not None
     links = [
         attach_tracepoint(program, tracepoint)
-        for program, tracepoint in zip(probe.lineage.programs, LINEAGE_TRACEPOINTS, strict=True)
+        for program, tracepoint in zip(probe.lineage_table.hook.programs, LINEAGE_TRACEPOINTS, strict=True)
     ]
     try:
         yield
@@ -71,21 +72,21 @@ def _compare(probe: Probe, program: str, kind: str, rounds: int, families: int) 
 
 
 def _measure_runs(probe: Probe, program: str, kind: str, families: int) -> None:
-    assert probe.lineage is not None
+    assert probe.lineage_table.hook is not None
     before = _SWITCH.read_text()
-    earlier = [program_runs(fd) for fd in probe.lineage.programs]
-    there = sum(1 for _ in probe.ancestors())
+    earlier = [program_runs(fd) for fd in probe.lineage_table.hook.programs]
+    there = sum(1 for _ in probe.lineage_table.ancestors())
     try:
         _SWITCH.write_text("1")
         with _attached(probe):
             _storm(program, kind, families)
     finally:
         _SWITCH.write_text(before)
-    for tracepoint, fd, old in zip(LINEAGE_TRACEPOINTS, probe.lineage.programs, earlier, strict=True):
+    for tracepoint, fd, old in zip(LINEAGE_TRACEPOINTS, probe.lineage_table.hook.programs, earlier, strict=True):
         new = program_runs(fd)
         runs = new.runs - old.runs
         print(f"{kind:<7} {tracepoint:<18} {(new.time_ns - old.time_ns) / max(runs, 1):6.0f} ns a run, {runs} runs")
-    print(f"{kind:<7} processes in the map: {there} before, {sum(1 for _ in probe.ancestors())} after")
+    print(f"{kind:<7} processes in the map: {there} before, {sum(1 for _ in probe.lineage_table.ancestors())} after")
 
 
 def main() -> None:
@@ -95,10 +96,10 @@ def main() -> None:
     probe = Probe(Where([5], tcp_hook="none"), Sizes(4096, 16, 16, 16, 16, _ENTRIES), 0)
     try:
         probe.set_rules([])
-        probe.start(print, seed=Lineage(probe, _ENTRIES, ProcFS()).seed)
-        assert probe.lineage is not None
-        while probe.lineage.links:
-            os.close(probe.lineage.links.pop())
+        probe.start(print, seed=Lineage(probe.lineage_table, _ENTRIES, ProcFS()).seed)
+        assert probe.lineage_table.hook is not None
+        while probe.lineage_table.hook.links:
+            os.close(probe.lineage_table.hook.links.pop())
         with tempfile.TemporaryDirectory() as folder:
             program = f"{folder}/storm"
             source = Path(__file__).with_name("storm.c")
@@ -106,7 +107,8 @@ def main() -> None:
             for kind in ("leaf", "job", "orphan"):
                 _compare(probe, program, kind, rounds, families)
                 _measure_runs(probe, program, kind, families * 10)
-        print(f"{probe.lineage_full()} not tracked for want of room, {probe.lineage_missed_runs()} runs missed")
+        table = probe.lineage_table
+        print(f"{table.full()} not tracked for want of room, {table.missed_runs()} runs missed")
     finally:
         probe.close()
         probe.release()

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dnsprobe.kernel.libbpf import ProgramRuns, program_runs
-from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.kernel.maps import Sizes
+from dnsprobe.kernel.probe import Probe, Where
 from dnsprobe.model import NO_RULE
 from dnsprobe.names.ruleset import TrieEntry
 from dnsprobe.names.wire import from_text
@@ -35,7 +36,7 @@ def _message(name: str) -> bytes:
 
 
 def _runs(probe: Probe, path: str) -> ProgramRuns:
-    (program,) = {hook.programs[0] for hook in probe.hooks if path in hook.paths}
+    (program,) = {hook.programs[0] for hook in probe.prover.hooks if path in hook.paths}
     return program_runs(program)
 
 
@@ -85,7 +86,7 @@ def main() -> None:
     try:
         probe.set_rules(_entries(10))
         probe.start(print)
-        for path in probe.served_paths:
+        for path in probe.prover.served_paths:
             print(f"{path}: {_runs(probe, path).verified} instructions verified")
         for rules in (10, 10_000, 10, 10_000):
             probe.set_rules(_entries(rules))

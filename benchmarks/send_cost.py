@@ -19,7 +19,8 @@ from statistics import median
 
 from perf import EVENTS, count
 
-from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.kernel.maps import Sizes
+from dnsprobe.kernel.probe import Probe, Where
 from dnsprobe.names.ruleset import TrieEntry
 
 _KINDS = [(protocol, watched) for protocol in ("udp", "tcp") for watched in (False, True)]
@@ -50,7 +51,7 @@ def _send_attached(program: str, port: int, sends: int) -> dict[tuple[str, bool]
         probe.set_rules([TrieEntry(b"\0", 0, 1, 1)])
         probe.start(print)
         taken = _send_all(program, port, sends)
-        counted = sum(queries for _, queries in probe.counts())
+        counted = sum(queries for _, queries in probe.maps.counters.items())
         if counted != 2 * sends:
             sys.exit(f"{counted} of {2 * sends} counted")
         return taken

@@ -18,7 +18,9 @@ from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
 from dnsprobe.kernel import libbpf
 from dnsprobe.kernel.hooks import KPROBE, TCP_LADDER, UDP_LADDER, kprobes_available
 from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
-from dnsprobe.kernel.probe import PathState, Probe, Sizes
+from dnsprobe.kernel.maps import Sizes
+from dnsprobe.kernel.probe import Probe
+from dnsprobe.kernel.prover import PathState
 from dnsprobe.pipeline.session import where_of
 from dnsprobe.terminal import DIM, GREEN, RED, look_of
 from dnsprobe.text import shown
@@ -143,8 +145,8 @@ def _examine_paths(config: Config, *, as_json: bool) -> int:
         return EXIT_FAILED
     try:
         proved = _prove(probe, as_json=as_json)
-        for path, state in probe.paths.items():
-            _print_path(path, state, present=path in probe.active_paths, as_json=as_json)
+        for path, state in probe.prover.paths.items():
+            _print_path(path, state, present=path in probe.prover.active_paths, as_json=as_json)
         _print_finding(_lineage(probe, config), as_json=as_json)
     finally:
         probe.close()
@@ -159,10 +161,10 @@ def _prove(probe: Probe, *, as_json: bool) -> bool:
         probe.start()
     except UserError as error:
         # Otherwise the lines about the paths have the reasons.
-        if not any(state.tried for state in probe.paths.values()):
+        if not any(state.tried for state in probe.prover.paths.values()):
             _print_problem(error, as_json=as_json)
         return False
-    return not probe.unserved
+    return not probe.prover.unserved
 
 
 def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) -> None:
@@ -182,12 +184,12 @@ def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) ->
 
 
 def _lineage(probe: Probe, config: Config) -> Finding:
-    if probe.lineage is not None:
+    if probe.lineage_table.hook is not None:
         return Finding("lineage", True, "lineage tracking is on")
     if config.probe.lineage == 0:
         return Finding("lineage", None, "lineage tracking is off: probe.lineage is 0")
     # Without a hook for each path, lineage tracking was not tried.
-    reason = probe.lineage_problem or "it needs a hook for each path"
+    reason = probe.lineage_table.problem or "it needs a hook for each path"
     return Finding("lineage", False, f"lineage tracking is off: {reason}")
 
 

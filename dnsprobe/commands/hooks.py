@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dnsprobe.kernel.probe import Probe
+from dnsprobe.kernel.prover import Prover
 
 
-def describe_hooks(probe: Probe) -> str:
+def describe_hooks(prover: Prover) -> str:
     """Return each path with the place in the kernel that serves it: ``udp4 at kprobe ip_send_skb``."""
     return ", ".join(
         f"{path} at {state.place}{'' if state.verified else ' (not proved)'}"
-        for path, state in ((path, probe.paths[path]) for path in probe.served_paths)
+        for path, state in ((path, prover.paths[path]) for path in prover.served_paths)
     )
 
 
-def all_proved(probe: Probe) -> bool:
+def all_proved(prover: Prover) -> bool:
     """Return True if every path that has a hook is proved."""
-    return all(probe.paths[path].verified for path in probe.served_paths)
+    return all(prover.paths[path].verified for path in prover.served_paths)

@@ -120,14 +120,16 @@ class Daemon:
     def _start(self) -> None:
         self._session.start(notify_attempt)
         probe = self._session.probe
-        _log.info("%s", describe_hooks(probe))
-        for path, tried in probe.unserved.items():
+        _log.info("%s", describe_hooks(probe.prover))
+        for path, tried in probe.prover.unserved.items():
             _log.warning("no hook could be verified for %s: %s", path, tried, extra={"message_id": PATH_LOST_ID})
         loop = asyncio.get_running_loop()
-        loop.add_reader(probe.fileno(), self._take_events)
+        loop.add_reader(probe.maps.events.fileno(), self._take_events)
         self._tasks.append(loop.create_task(self._tick()))
         if self._config.probe.verify_interval_ns:
-            self._tasks.append(loop.create_task(verify_regularly(probe, self._config.probe.verify_interval_ns / 1e9)))
+            self._tasks.append(
+                loop.create_task(verify_regularly(probe.prover, self._config.probe.verify_interval_ns / 1e9))
+            )
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
         self._server.start()
@@ -135,7 +137,7 @@ class Daemon:
         notify(f"READY=1\nSTATUS={self._status()}")
 
     def _sees_queries(self) -> bool:
-        return self._ready and all_proved(self._session.probe)
+        return self._ready and all_proved(self._session.probe.prover)
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         # End, and leave the restart to systemd: counters that nothing updates any more would be worse.
@@ -173,7 +175,7 @@ class Daemon:
         return f"{self._server.protection.scheme}://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
     def _status(self) -> str:
-        return f"{describe_hooks(self._session.probe)}; {self._rules_in_force()}; {self._queries_so_far()}"
+        return f"{describe_hooks(self._session.probe.prover)}; {self._rules_in_force()}; {self._queries_so_far()}"
 
     def _queries_so_far(self) -> str:
         return number(total_queries(self._session.collect()), "query", "queries")
@@ -186,8 +188,11 @@ class Daemon:
         counts = self._session.collect()
         return Snapshot(
             counts=counts,
-            hooks=[(path, probe.paths[path].rung, probe.paths[path].symbol) for path in probe.served_paths],
-            verified={path: probe.paths[path].verified for path in probe.active_paths},
+            hooks=[
+                (path, probe.prover.paths[path].rung, probe.prover.paths[path].symbol)
+                for path in probe.prover.served_paths
+            ],
+            verified={path: probe.prover.paths[path].verified for path in probe.prover.active_paths},
             events=probe.statistics()[Statistic.EVENTS],
             losses=self._session.losses(self._sink.dropped),
             journal_entries=self._sink.entries,
@@ -203,8 +208,8 @@ class Daemon:
             snapshot=self._snapshot(),
             ready=self._sees_queries(),
             rules=self._session.rules.rules,
-            unserved=probe.unserved,
-            lineage_problem=probe.lineage_problem,
+            unserved=probe.prover.unserved,
+            lineage_problem=probe.lineage_table.problem,
             last=tuple(self._last_queries),
             offset_ns=wall_offset_ns(),
             time_ns=time.time_ns(),
@@ -215,7 +220,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         # The loop may have found the ring readable in this very round: its callback must not run on a freed ring.
-        asyncio.get_running_loop().remove_reader(self._session.probe.fileno())
+        asyncio.get_running_loop().remove_reader(self._session.probe.maps.events.fileno())
         self._session.detach()
         for query, identity in self._session.remaining_queries():
             self._sink.put(query, identity)

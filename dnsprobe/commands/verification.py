@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from dnsprobe.kernel.probe import Probe
+from dnsprobe.kernel.prover import Prover
 from dnsprobe.sinks.journal import PATH_LOST_ID, PATH_PROVED_ID
 
 _log = logging.getLogger(__name__)
 
 
-async def verify_regularly(probe: Probe, interval_seconds: float) -> None:
+async def verify_regularly(prover: Prover, interval_seconds: float) -> None:
     """Send canary queries down all paths at each interval, and log each path that is lost or proved again."""
     while True:
         await asyncio.sleep(interval_seconds)
-        before = {path: probe.paths[path].verified for path in probe.served_paths}
-        problems = await _verify(probe)
+        before = {path: prover.paths[path].verified for path in prover.served_paths}
+        problems = await _verify(prover)
         for path, problem in problems.items():
             if before.get(path):
                 _log.error("%s is not proved any more: %s", path, problem, extra={"message_id": PATH_LOST_ID})
@@ -25,11 +25,11 @@ async def verify_regularly(probe: Probe, interval_seconds: float) -> None:
                 _log.info("%s is proved again", path, extra={"message_id": PATH_PROVED_ID})
 
 
-async def _verify(probe: Probe) -> dict[str, str]:
+async def _verify(prover: Prover) -> dict[str, str]:
     """Return the problem of each path that is not proved."""
     try:
-        canaries = probe.canary_round()
+        canaries = prover.start_round()
     except OSError as error:  # no process or descriptor left at the moment
-        return probe.fail_round(f"the canary could not be sent: {error.strerror}")
+        return prover.fail_round(f"the canary could not be sent: {error.strerror}")
     await asyncio.to_thread(canaries.wait)
-    return probe.finish_round(canaries)
+    return prover.finish_round(canaries)

@@ -67,7 +67,7 @@ def _print_to_stderr(text: str) -> None:
 def _follow(session: Session, stop: int, render: Callable[[Query, Identity], str], output: TextIO) -> None:
     with selectors.DefaultSelector() as selector:
         selector.register(stop, selectors.EVENT_READ)
-        selector.register(session.probe.fileno(), selectors.EVENT_READ)
+        selector.register(session.probe.maps.events.fileno(), selectors.EVENT_READ)
         last_sweep = time.monotonic()
         while True:
             ready = {key.fd for key, _ in selector.select(_TICK_SECONDS)}
@@ -99,7 +99,7 @@ def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
 def _introduction(session: Session, rules: RuleSet) -> str:
     names = ", ".join(shown(rule.name) for rule in rules.rules[:5]) + (" ..." if len(rules.rules) > 5 else "")
     watched = "all names" if [rule.pattern for rule in rules.rules] == ["."] else names
-    return f"watching {watched} ({describe_hooks(session.probe)}); Ctrl-C ends\n"
+    return f"watching {watched} ({describe_hooks(session.probe.prover)}); Ctrl-C ends\n"
 
 
 def _summary(session: Session) -> str:

@@ -41,8 +41,8 @@ class LineageTable:
 
     def full(self) -> int:
         """Return how many processes are not tracked, because the table was full."""
-        ((_, refused_by_kernel),) = self._statistics.get_many([Statistic.LINEAGE_FULL])
-        return (refused_by_kernel or 0) + self._refused
+        ((_, refused_by_kernel),) = self._statistics.read([Statistic.LINEAGE_FULL])
+        return refused_by_kernel + self._refused
 
     def missed_runs(self) -> int:
         """Return how many forks, renames and exits were missed, because another BPF program ran on that CPU."""

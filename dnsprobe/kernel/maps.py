@@ -177,18 +177,17 @@ class TypedMap(Generic[_K, _V]):
 
     def get_many(self, keys: Iterable[_K]) -> Iterator[tuple[_K, _V | None]]:
         """Yield each key with its value, None if there is none."""
-        return self._decoded(self._raw.get_many(map(self._key.encode, keys)))
+        for key, value in self._raw.get_many(map(self._key.encode, keys)):
+            yield self._key.decode(key), None if value is None else self._value.decode(value)
 
-    def take_many(self, keys: Iterable[_K]) -> Iterator[tuple[_K, _V | None]]:
-        """Delete entries; yield each key with its last value, None if there was none.
+    def take_many(self, keys: Iterable[_K]) -> Iterator[tuple[_K, _V]]:
+        """Delete entries; yield each with its last value. Keys that are not in the map are left out.
 
         The caller consumes all results, because deletion runs ahead of them.
         """
-        return self._decoded(self._raw.take_many(map(self._key.encode, keys)))
-
-    def _decoded(self, found: Iterable[tuple[bytes, bytes | None]]) -> Iterator[tuple[_K, _V | None]]:
-        for key, value in found:
-            yield self._key.decode(key), None if value is None else self._value.decode(value)
+        for key, value in self._raw.take_many(map(self._key.encode, keys)):
+            if value is not None:
+                yield self._key.decode(key), self._value.decode(value)
 
     def set_many(self, items: Iterable[tuple[_K, _V]]) -> None:
         """Store values."""
@@ -212,6 +211,17 @@ class TypedMap(Generic[_K, _V]):
     def delete_many(self, keys: Iterable[_K]) -> None:
         """Delete entries; keys that are not in the map are ignored."""
         self._raw.delete_many(map(self._key.encode, keys))
+
+
+class ArrayMap(TypedMap[int, _V]):
+    """A map that has a value for each index from the start."""
+
+    def read(self, indexes: Iterable[int]) -> Iterator[tuple[int, _V]]:
+        """Yield each index with its value. IndexError if the array is shorter."""
+        for index, value in self.get_many(indexes):
+            if value is None:
+                raise IndexError(f"the map has no index {index}")
+            yield index, value
 
 
 class EventRing:
@@ -241,8 +251,11 @@ class _Table:
         self.maps: dict[str, libbpf.Map] = {}
         self._open: list[_Closable] = []
 
-    def typed(self, name: str, kind: int, key: Codec[_K], value: Codec[_V], entries: int) -> TypedMap[_K, _V]:
-        return TypedMap(self.add(name, kind, key.size, value.size, entries), key, value)
+    def array(self, name: str, value: Codec[_V], entries: int, kind: int = libbpf.ARRAY) -> ArrayMap[_V]:
+        return ArrayMap(self.add(name, kind, _INDEX.size, value.size, entries), _INDEX, value)
+
+    def hash(self, name: str, key: Codec[_K], value: Codec[_V], entries: int) -> TypedMap[_K, _V]:
+        return TypedMap(self.add(name, libbpf.HASH, key.size, value.size, entries), key, value)
 
     def add(self, name: str, kind: int, *sizes: int, inner: libbpf.Map | None = None) -> libbpf.Map:
         """Create a map with these sizes: octets of a key, octets of a value, number of entries."""
@@ -284,29 +297,29 @@ class Maps:
 
     def _declare(self, table: _Table, sizes: Sizes) -> None:
         #: By 0. What all programs have to know.
-        self.settings = table.typed("SETTINGS", libbpf.ARRAY, _INDEX, _SETTINGS, 1)
+        self.settings = table.array("SETTINGS", _SETTINGS, 1)
         # The work space of a run, for each kind of hook. User space never reads it.
         table.add("SCRATCH", libbpf.PERCPU_ARRAY, _INDEX.size, SCRATCH_SIZE, _SCRATCH_KINDS)
         #: By abi.Statistic. Counted since the hooks were proved.
-        self.statistics = table.typed("STATISTICS", libbpf.PERCPU_ARRAY, _INDEX, _CPU_COUNTER, len(abi.Statistic))
+        self.statistics = table.array("STATISTICS", _CPU_COUNTER, len(abi.Statistic), libbpf.PERCPU_ARRAY)
         # By 0, the trie of the rules in force: put_rules().
         self._rules = table.add("RULES", libbpf.ARRAY_OF_MAPS, _INDEX.size, _INDEX.size, 1, inner=self._trie)
         #: Queries by process, rule, type and transport.
-        self.counters = table.typed("COUNTS", libbpf.HASH, _COUNT_KEY, _COUNTER, sizes.counters)
+        self.counters = table.hash("COUNTS", _COUNT_KEY, _COUNTER, sizes.counters)
         #: By rule, queries that were counted without their process, because the counters were full.
-        self.overflow = table.typed("OVERFLOW", libbpf.ARRAY, _INDEX, _COUNTER, abi.RULE_IDS + 1)
+        self.overflow = table.array("OVERFLOW", _COUNTER, abi.RULE_IDS + 1)
         #: The ancestry of each process that has counters, at its first count.
-        self.ancestries = table.typed("PROCESSES", libbpf.HASH, _PROCESS_KEY, _CHAIN, sizes.processes)
+        self.ancestries = table.hash("PROCESSES", _PROCESS_KEY, _CHAIN, sizes.processes)
         #: Facts about a process at its first query while it executes a program, by ProgramKey.
-        self.facts = table.typed("IDENTITIES", libbpf.HASH, _PROGRAM_KEY, _FACTS, sizes.processes)
+        self.facts = table.hash("IDENTITIES", _PROGRAM_KEY, _FACTS, sizes.processes)
         #: Names that user space has to decide, by their hash.
-        self.names = table.typed("NAMES", libbpf.HASH, _HASH, _NAME, sizes.names)
+        self.names = table.hash("NAMES", _HASH, _NAME, sizes.names)
         #: Queries for names that were not decided, by process, name, generation of the rules, type and transport.
-        self.pending = table.typed("PENDING", libbpf.HASH, _PENDING_KEY, _COUNTER, sizes.names)
+        self.pending = table.hash("PENDING", _PENDING_KEY, _COUNTER, sizes.names)
         # Queries that suppress the events of queries like them. Only the kernel uses it.
         table.add("SEEN", libbpf.LRU_HASH, abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
         #: Processes and which process forked them.
-        self.ancestors = table.typed("LINEAGE", libbpf.HASH, _ANCESTOR_KEY, _ANCESTOR, max(sizes.lineage, 1))
+        self.ancestors = table.hash("LINEAGE", _ANCESTOR_KEY, _ANCESTOR, max(sizes.lineage, 1))
         # Packets that wait for a neighbour's address, and TCP connections. Only the kernel uses them.
         table.add("DEFERRED", libbpf.LRU_HASH, _HASH.size, abi.DEFERRED.size, _DEFERRED)
         table.add("STREAMS", libbpf.LRU_HASH, _HASH.size, abi.STREAM.size, _STREAMS)
@@ -338,6 +351,12 @@ class Maps:
             raise
         self._trie.close()
         self._trie = trie
+
+    def take_overflow(self, rules: Iterable[int]) -> dict[int, int]:
+        """Return the overflow of retired rules, as far as there is any, and set it to 0."""
+        overflow = {rule: queries for rule, queries in self.overflow.read(rules) if queries}
+        self.overflow.set_many((rule, 0) for rule in overflow)
+        return overflow
 
     def _make_trie(self, entries: int) -> libbpf.Map:
         # The kernel accepts a trie of another size in place of this one since Linux 5.10: kernel commit 134fede4eecf

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import errno
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.canary import SUFFIX_LABELS, Canaries, CanaryPort, canary_suffix
-from dnsprobe.kernel.hooks import Hook
+from dnsprobe.kernel.canary import SUFFIX_LABELS, CanaryPort, canary_suffix
 from dnsprobe.kernel.lineage_table import LineageTable
 from dnsprobe.kernel.loader_client import LoaderClient
-from dnsprobe.kernel.maps import CountKey, Maps, NameVerdict, PendingKey, ProcessKey, ProgramKey, Settings, Sizes
-from dnsprobe.kernel.prover import PathState, Prover
+from dnsprobe.kernel.maps import Maps, NameVerdict, Settings, Sizes
+from dnsprobe.kernel.prover import Prover
 from dnsprobe.names.ruleset import TrieEntry
 from dnsprobe.privileges import HINT
-
-__all__ = ["CountKey", "PathState", "PendingKey", "Probe", "ProcessKey", "ProgramKey", "Sizes", "Where"]
 
 #: Lineage tracking starts after the proof, so these statistics count nothing before.
 _LINEAGE_STATISTICS = {statistic for statistic in abi.Statistic if statistic.name.startswith("LINEAGE_")}
@@ -48,152 +45,7 @@ class Where:
         return ("udp",) if self.tcp_hook == "none" else ("udp", "tcp")
 
 
-class _OldNames:
-    """Old names of what callers use."""
-
-    maps: Maps
-    prover: Prover
-    lineage_table: LineageTable
-
-    @property
-    def paths(self) -> dict[str, PathState]:
-        """See the collaborator."""
-        return self.prover.paths
-
-    @property
-    def hooks(self) -> list[Hook]:
-        """See the collaborator."""
-        return self.prover.hooks
-
-    @property
-    def lineage(self) -> Hook | None:
-        """See the collaborator."""
-        return self.lineage_table.hook
-
-    @property
-    def lineage_problem(self) -> str:
-        """See the collaborator."""
-        return self.lineage_table.problem
-
-    @property
-    def unserved(self) -> dict[str, str]:
-        """See the collaborator."""
-        return self.prover.unserved
-
-    @property
-    def served_paths(self) -> list[str]:
-        """See the collaborator."""
-        return self.prover.served_paths
-
-    @property
-    def active_paths(self) -> tuple[str, ...]:
-        """See the collaborator."""
-        return self.prover.active_paths
-
-    def canary_round(self) -> Canaries:
-        """See the collaborator."""
-        return self.prover.start_round()
-
-    def finish_round(self, canaries: Canaries) -> dict[str, str]:
-        """See the collaborator."""
-        return self.prover.finish_round(canaries)
-
-    def fail_round(self, problem: str) -> dict[str, str]:
-        """See the collaborator."""
-        return self.prover.fail_round(problem)
-
-    def fileno(self) -> int:
-        """See the collaborator."""
-        return self.maps.events.fileno()
-
-    def events(self) -> list[abi.Event]:
-        """See the collaborator."""
-        return self.maps.events.read()
-
-    def missed_runs(self) -> int:
-        """See the collaborator."""
-        return self.prover.missed_runs()
-
-    def lineage_missed_runs(self) -> int:
-        """See the collaborator."""
-        return self.lineage_table.missed_runs()
-
-    def lineage_full(self) -> int:
-        """See the collaborator."""
-        return self.lineage_table.full()
-
-    def counts(self) -> Iterator[tuple[CountKey, int]]:
-        """See the collaborator."""
-        return self.maps.counters.items()
-
-    def forget_counts(self, keys: Iterable[CountKey]) -> Iterator[tuple[CountKey, int]]:
-        """See the collaborator."""
-        return ((key, queries or 0) for key, queries in self.maps.counters.take_many(keys))
-
-    def pending(self) -> Iterator[tuple[PendingKey, int]]:
-        """See the collaborator."""
-        return self.maps.pending.items()
-
-    def forget_pending(self, keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
-        """See the collaborator."""
-        return ((key, queries or 0) for key, queries in self.maps.pending.take_many(keys))
-
-    def overflow(self, rules: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """See the collaborator."""
-        return ((rule, queries or 0) for rule, queries in self.maps.overflow.get_many(rules))
-
-    def take_overflow(self, rules: Iterable[int]) -> dict[int, int]:
-        """See the collaborator."""
-        found = {rule: queries for rule, queries in self.overflow(rules) if queries}
-        self.maps.overflow.set_many((rule, 0) for rule in found)
-        return found
-
-    def chains(self, keys: Iterable[ProcessKey]) -> Iterator[tuple[ProcessKey, abi.Chain | None]]:
-        """See the collaborator."""
-        return self.maps.ancestries.get_many(keys)
-
-    def forget_processes(self, keys: Iterable[ProcessKey]) -> None:
-        """See the collaborator."""
-        self.maps.ancestries.delete_many(keys)
-
-    def facts_of(self, keys: Iterable[ProgramKey]) -> Iterator[tuple[ProgramKey, abi.Facts | None]]:
-        """See the collaborator."""
-        return self.maps.facts.get_many(keys)
-
-    def facts_kept(self) -> Iterator[ProgramKey]:
-        """See the collaborator."""
-        return self.maps.facts.keys()
-
-    def forget_facts(self, keys: Iterable[ProgramKey]) -> None:
-        """See the collaborator."""
-        self.maps.facts.delete_many(keys)
-
-    def ancestors(self) -> Iterator[tuple[abi.AncestorKey, abi.Ancestor]]:
-        """See the collaborator."""
-        return self.lineage_table.ancestors()
-
-    def add_ancestors(self, ancestors: Iterable[tuple[abi.AncestorKey, abi.Ancestor]]) -> None:
-        """See the collaborator."""
-        self.lineage_table.add_ancestors(ancestors)
-
-    def set_ancestors(self, ancestors: Iterable[tuple[abi.AncestorKey, abi.Ancestor]]) -> None:
-        """See the collaborator."""
-        self.lineage_table.set_ancestors(ancestors)
-
-    def forget_ancestors(self, keys: Iterable[abi.AncestorKey]) -> None:
-        """See the collaborator."""
-        self.lineage_table.forget_ancestors(keys)
-
-    def names(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """See the collaborator."""
-        return ((name_hash, *verdict) for name_hash, verdict in self.maps.names.items())
-
-    def forget_names(self, hashes: Iterable[int]) -> None:
-        """See the collaborator."""
-        self.maps.names.delete_many(hashes)
-
-
-class Probe(_OldNames):
+class Probe:
     """Owns the maps, the prover with its hooks, the lineage table, and the rules.
 
     ``repeat_ns`` is how long a query like an earlier one causes no event. The loader child starts at once, nothing is
@@ -302,7 +154,7 @@ class Probe(_OldNames):
 
     def statistics(self) -> dict[abi.Statistic, int]:
         """Return the statistics of the programs, summed over the CPUs, since the hooks were proved."""
-        return {abi.Statistic(key): total or 0 for key, total in self.maps.statistics.get_many(abi.Statistic)}
+        return {abi.Statistic(index): total for index, total in self.maps.statistics.read(abi.Statistic)}
 
     def close(self) -> None:
         """Detach everything. The maps stay readable until :meth:`release`."""

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import TypeVar
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.probe import CountKey, PendingKey, Probe, ProcessKey
+from dnsprobe.kernel.maps import CountKey, PendingKey, ProcessKey
+from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DOT, OTHER, Count, Process, Rule, Series
 from dnsprobe.names.qtype import QTYPES, qtype_name
 from dnsprobe.pipeline.known_processes import KnownProcesses
@@ -84,13 +85,13 @@ class Counters:
         yield from self._overflow_counts()
 
     def _decided_counts(self) -> Iterator[Count]:
-        for entries in _batches(self._probe.counts()):
+        for entries in _batches(self._probe.maps.counters.items()):
             self._processes.learn(key[:2] for key, _ in entries)
             for (start_ns, tgid, rule, qtype, transport), queries in entries:
                 yield self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries)
 
     def _pending_counts(self) -> Iterator[Count]:
-        pending = list(self._probe.pending())
+        pending = list(self._probe.maps.pending.items())
         rules = self._decisions.rules_of(key for key, _ in pending)
         for entries in _batches(entry for entry in pending if rules.get(_name_of_pending(entry[0]))):
             self._processes.learn(_process_of_pending(key) for key, _ in entries)
@@ -108,7 +109,7 @@ class Counters:
     def _overflow_counts(self) -> Iterator[Count]:
         if not self._probe.statistics()[abi.Statistic.UNATTRIBUTED_COUNTERS_FULL]:
             return
-        for rule, queries in self._probe.overflow(self._rules.by_id):
+        for rule, queries in self._probe.maps.overflow.read(self._rules.by_id):
             yield self._overflow_count(self._rules.by_id[rule], queries)
 
     def _count(self, key: ProcessKey, rule: Rule, qtype: int, transport: int, queries: int) -> Count:
@@ -148,7 +149,7 @@ class Counters:
     def _take_final_counts(self, sweep: _Sweep) -> None:
         alive: dict[ProcessKey, bool] = {}
         final: list[CountKey] = []
-        for entry, _ in self._probe.counts():
+        for entry, _ in self._probe.maps.counters.items():
             start_ns, tgid, rule, _qtype, _transport = entry
             key = (start_ns, tgid)
             if key not in alive:
@@ -161,14 +162,14 @@ class Counters:
                 sweep.counted.add(key)
         for entries in _batches(final):
             self._processes.learn(key[:2] for key in entries)
-            for (start_ns, tgid, rule, qtype, transport), queries in self._probe.forget_counts(entries):
+            for (start_ns, tgid, rule, qtype, transport), queries in self._probe.maps.counters.take_many(entries):
                 self._totals.add_final(
                     self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries)
                 )
 
     def _take_final_pending(self, sweep: _Sweep) -> set[int]:
         """Move pending counts of names decided a while ago; return the hashes of the other pending names."""
-        pending = [key for key, _ in self._probe.pending()]
+        pending = [key for key, _ in self._probe.maps.pending.items()]
         pending_names: set[int] = set()
         final: list[PendingKey] = []
         rules = self._decisions.rules_of(pending)
@@ -182,13 +183,15 @@ class Counters:
                 pending_names.add(name_hash)
         for keys in _batches(final):
             self._processes.learn(_process_of_pending(key) for key in keys if rules.get(_name_of_pending(key)))
-            for count in self._matched_counts(self._probe.forget_pending(keys), rules):
+            for count in self._matched_counts(self._probe.maps.pending.take_many(keys), rules):
                 self._totals.add_final(count)
         return pending_names
 
     def _forget_rules(self, before: float) -> None:
-        self._rules.forget_generations({generation for (_, _, _, generation, _, _), _ in self._probe.pending()})
+        self._rules.forget_generations(
+            {generation for (_, _, _, generation, _, _), _ in self._probe.maps.pending.items()}
+        )
         retired = self._rules.retired(before)
-        for rule, queries in self._probe.take_overflow(retired).items():
+        for rule, queries in self._probe.maps.take_overflow(retired).items():
             self._totals.add_final(self._overflow_count(self._rules.by_id[rule], queries))
         self._rules.forget(retired)

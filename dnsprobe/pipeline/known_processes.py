@@ -7,7 +7,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.probe import Probe, ProcessKey, ProgramKey
+from dnsprobe.kernel.maps import ProcessKey, ProgramKey
+from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import UNKNOWN, Ancestry, Identity, Process
 from dnsprobe.process.identity import identify
 from dnsprobe.process.procfs import ProcFS
@@ -50,7 +51,7 @@ class KnownProcesses:
 
     def identify(self, chains: Sequence[abi.Chain]) -> Iterator[tuple[Ancestry, Identity]]:
         """Yield for the chain of each event the asker's ancestry, and its identity without the user."""
-        facts = dict(self._probe.facts_of(self._unknown_programs(chains)))
+        facts = dict(self._probe.maps.facts.get_many(self._unknown_programs(chains)))
         for chain in chains:
             ancestry = self._ancestry(chain)
             identity = self._identity(ancestry.asker, chain.execs, facts)
@@ -72,8 +73,10 @@ class KnownProcesses:
     def learn(self, keys: Iterable[ProcessKey]) -> None:
         """Find the labels of processes whose event was lost or is not read yet."""
         # The kernel keeps the ancestry and the facts of each process beside its counters.
-        chains = dict(self._probe.chains({key for key in keys if key not in self._labels}))
-        facts = dict(self._probe.facts_of((*key, chain.execs if chain else 0) for key, chain in chains.items()))
+        chains = dict(self._probe.maps.ancestries.get_many({key for key in keys if key not in self._labels}))
+        facts = dict(
+            self._probe.maps.facts.get_many((*key, chain.execs if chain else 0) for key, chain in chains.items())
+        )
         for (start_ns, tgid), chain in chains.items():
             ancestry = self._ancestry(chain) if chain else self._ancestry_now(Process(tgid, start_ns, b""))
             if ancestry is None:
@@ -86,13 +89,13 @@ class KnownProcesses:
         return self._labels[key]
 
     def _ancestry(self, chain: abi.Chain) -> Ancestry:
-        if self._probe.lineage is None:
+        if self._probe.lineage_table.hook is None:
             return Ancestry(chain.processes, chain.complete)
         return Ancestry(chain.processes, chain.complete, chain.lineage, chain.lineage_complete, self._by_lineage)
 
     def _ancestry_now(self, process: Process) -> Ancestry | None:
         ancestry = self._procfs.ancestry(process)
-        if ancestry is None or self._probe.lineage is None:
+        if ancestry is None or self._probe.lineage_table.hook is None:
             return ancestry
         # /proc does not show who started a process.
         return replace(ancestry, lineage=ancestry.chain[:1], lineage_complete=False, by_lineage=self._by_lineage)
@@ -124,7 +127,7 @@ class KnownProcesses:
         ``counting`` have counters in the kernel; the last counters of ``counted`` were just taken from there.
         """
         # A process that counted during this sweep may have ended: its ancestry is needed for the new counter.
-        self._probe.forget_processes(self._ended - counting - counted)
+        self._probe.maps.ancestries.delete_many(self._ended - counting - counted)
         idle = (self._idle | counted) - counting
         self._idle = {key for key in idle if self._procfs.alive(Process(key[1], key[0], b""))}
         self._ended = idle - self._idle
@@ -139,7 +142,7 @@ class KnownProcesses:
     def _sweep_facts(self) -> None:
         """Make the kernel forget the facts of programs that no known process runs any more."""
         current = {(*key, program.execs) for key, program in self._programs.items()}
-        unclaimed = set(self._probe.facts_kept()) - current
+        unclaimed = set(self._probe.maps.facts.keys()) - current
         # The event that claims them may not be read yet, but it is before the next sweep.
-        self._probe.forget_facts(unclaimed & self._unclaimed_facts)
+        self._probe.maps.facts.delete_many(unclaimed & self._unclaimed_facts)
         self._unclaimed_facts = unclaimed

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.probe import PendingKey, Probe
+from dnsprobe.kernel.maps import PendingKey
+from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DECIDE, NO_RULE, Rule
 from dnsprobe.names.ruleset import RuleSet
 
@@ -103,7 +104,7 @@ class NameDecisions:
 
     def decide_all(self) -> None:
         """Store the verdicts on all names in the kernel: call this after other rules are in force."""
-        self.decide([(name_hash, name) for name_hash, _verdict, _generation, name in self._probe.names()])
+        self.decide([(name_hash, stored.name) for name_hash, stored in self._probe.maps.names.items()])
 
     def is_decided(self, name_hash: int, before: float) -> bool:
         """Return whether a name was decided at a moment or before, and not decided again since."""
@@ -118,11 +119,11 @@ class NameDecisions:
         hashes = {name_hash for name_hash, _ in wanted}
         names: dict[int, bytes] = {}
         undecided: dict[int, bytes] = {}
-        for name_hash, verdict, generation, name in self._probe.names():
+        for name_hash, stored in self._probe.maps.names.items():
             if name_hash in hashes:
-                names[name_hash] = name
-                if verdict == DECIDE or generation != self._probe.generation:
-                    undecided[name_hash] = name
+                names[name_hash] = stored.name
+                if stored.verdict == DECIDE or stored.generation != self._probe.generation:
+                    undecided[name_hash] = stored.name
         self.decide(undecided.items())
         return {
             (name_hash, generation): self._rules.match(names[name_hash], generation)
@@ -136,11 +137,11 @@ class NameDecisions:
         names_full = self._probe.statistics()[abi.Statistic.UNDECIDED_NAMES_FULL]
         if names_full != self._names_full:
             self._names_full = names_full
-            names = [(name_hash, name) for name_hash, _verdict, _generation, name in self._probe.names()]
+            names = [(name_hash, stored.name) for name_hash, stored in self._probe.maps.names.items()]
             self.decide((name_hash, name) for name_hash, name in names if name_hash not in self._decided_at)
         if len(self._decided_at) < self._size * _NAMES_FILL:
             return
         unused = [name_hash for name_hash in self._decided_at.keys() - pending if self.is_decided(name_hash, before)]
-        self._probe.forget_names(unused)
+        self._probe.maps.names.delete_many(unused)
         for name_hash in unused:
             del self._decided_at[name_hash]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dnsprobe.config.main import Config, ProbeConfig
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Loss, Source, read_losses
-from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.kernel.maps import Sizes
+from dnsprobe.kernel.probe import Probe, Where
 from dnsprobe.model import Identity, Query, Series
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.counters import Counters
@@ -54,7 +55,7 @@ class Session:
         processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
         self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), UserNames().name)
         self._counters = Counters(self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive)
-        self._lineage = Lineage(self.probe, probe.lineage, procfs)
+        self._lineage = Lineage(self.probe.lineage_table, probe.lineage, procfs)
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
 
@@ -66,8 +67,8 @@ class Session:
         self.probe.start(_log.debug, trying, self._lineage.seed)
         if self.probe.cache_problem:
             _log.warning("cannot cache the compiled BPF programs: %s", self.probe.cache_problem)
-        if self.probe.lineage_problem:
-            _log.warning("lineage tracking is off: %s", self.probe.lineage_problem)
+        if self.probe.lineage_table.problem:
+            _log.warning("lineage tracking is off: %s", self.probe.lineage_table.problem)
 
     @property
     def rules(self) -> RuleSet:
@@ -85,12 +86,12 @@ class Session:
 
     def queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield the next queries, a bounded number of them."""
-        yield from self._resolver.queries(self.probe.events())
+        yield from self._resolver.queries(self.probe.maps.events.read())
 
     def remaining_queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield all queries whose events were not read yet. Ends only if the session is detached."""
         # Events that no rule wants yield nothing, so only an empty read is the end.
-        while events := self.probe.events():
+        while events := self.probe.maps.events.read():
             yield from self._resolver.queries(events)
 
     def collect(self) -> Mapping[Series, int]:
@@ -119,9 +120,9 @@ class Session:
         return read_losses(
             self.probe.statistics(),
             {
-                Source.MISSED_RUNS: self.probe.missed_runs(),
-                Source.LINEAGE_FULL: self.probe.lineage_full(),
-                Source.LINEAGE_MISSED_RUNS: self.probe.lineage_missed_runs(),
+                Source.MISSED_RUNS: self.probe.prover.missed_runs(),
+                Source.LINEAGE_FULL: self.probe.lineage_table.full(),
+                Source.LINEAGE_MISSED_RUNS: self.probe.lineage_table.missed_runs(),
                 Source.JOURNAL_DROPPED: journal_dropped,
                 Source.SERIES_FOLDED: self.totals.series_folded,
             },

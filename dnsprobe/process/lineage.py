@@ -22,7 +22,7 @@ _SWEEP_FILL = 1 / 8
 
 
 class Table(Protocol):
-    """The kernel's table of lineages: :class:`dnsprobe.kernel.probe.Probe`."""
+    """The kernel's table of lineages: :class:`dnsprobe.kernel.lineage_table.LineageTable`."""
 
     def ancestors(self) -> Iterator[tuple[AncestorKey, Ancestor]]:
         """Yield all entries."""

@@ -17,7 +17,8 @@ from reference import HEADER, Question, message, parse, wire
 
 from dnsprobe.kernel.abi import Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
-from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.kernel.maps import Sizes
+from dnsprobe.kernel.probe import Probe, Where
 from dnsprobe.names.ruleset import TrieEntry
 
 RULE = 7
@@ -56,7 +57,7 @@ class Kernel:
         differences = Counter({statistic: after[statistic] - before[statistic] for statistic in after})
         del differences[Statistic.COUNTERS_ADDED]
         events = []
-        while more := self.probe.events():
+        while more := self.probe.maps.events.read():
             events += more
         self.asked.update(event.qtype for event in events)
         return Seen(events, +differences)
@@ -441,12 +442,12 @@ def test_each_query_is_counted_once_under_its_type(kernel: Kernel) -> None:
     for path in kernel.senders:
         kernel.ask(path, GOOD)
     counted: Counter[int] = Counter()
-    for (_start_ns, _tgid, rule, qtype, _transport), queries in kernel.probe.counts():
+    for (_start_ns, _tgid, rule, qtype, _transport), queries in kernel.probe.maps.counters.items():
         assert rule == RULE
         counted[qtype] += queries
     assert counted == kernel.asked
     assert counted.total() >= len(kernel.senders)
-    assert list(kernel.probe.overflow([RULE])) == [(RULE, 0)]
+    assert list(kernel.probe.maps.overflow.read([RULE])) == [(RULE, 0)]
 
 
 # A payload without a complete header is no query, even if octets of an earlier packet would complete it.

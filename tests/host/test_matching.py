@@ -18,7 +18,8 @@ from reference import message, wire
 from dnsprobe.config.main import Config, DomainSpec, JournalConfig, MetricsConfig, ProbeConfig
 from dnsprobe.kernel.abi import Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
-from dnsprobe.kernel.probe import PendingKey, Probe, Sizes, Where
+from dnsprobe.kernel.maps import PendingKey, Sizes
+from dnsprobe.kernel.probe import Probe, Where
 from dnsprobe.model import DECIDE, UNKNOWN, Query
 from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.ruleset import RuleSet
@@ -60,13 +61,13 @@ class Host:
 
     def watch(self, *patterns: str) -> None:
         """Begin anew: with these rules, each named by its pattern, and nothing counted."""
-        while self.probe.events():
+        while self.probe.maps.events.read():
             pass
-        counted = list(self.probe.forget_counts([key for key, _ in self.probe.counts()]))
-        self.probe.forget_processes(key[:2] for key, _ in counted)
-        pending = list(self.probe.forget_pending([key for key, _ in self.probe.pending()]))
-        self.probe.forget_processes((key[0], key[2]) for key, _ in pending)
-        self.probe.forget_names([name_hash for name_hash, *_ in self.probe.names()])
+        counted = list(self.probe.maps.counters.take_many([key for key, _ in self.probe.maps.counters.items()]))
+        self.probe.maps.ancestries.delete_many(key[:2] for key, _ in counted)
+        pending = list(self.probe.maps.pending.take_many([key for key, _ in self.probe.maps.pending.items()]))
+        self.probe.maps.ancestries.delete_many((key[0], key[2]) for key, _ in pending)
+        self.probe.maps.names.delete_many(list(self.probe.maps.names.keys()))
         self.before = self.probe.statistics()
         rules = RuleSet.build([(pattern, pattern, 6) for pattern in patterns])
         procfs = ProcFS()
@@ -105,7 +106,7 @@ class Host:
     def take_some(self) -> list[tuple[Event, Query | None]]:
         """Take a bounded number of events: more may come all the time."""
         taken = []
-        for event in self.probe.events():
+        for event in self.probe.maps.events.read():
             queries = [query for query, _ in self.resolver.queries([event])]
             taken.append((event, queries[0] if queries else None))
         return taken
@@ -468,7 +469,7 @@ def test_thousands_of_names_under_a_wildcard(host: Host) -> None:
         host.send(name, 28)
     assert host.counts() == {"ads*.example.test": 6000, "example.test": 3000}
     host.settle()
-    assert not list(host.probe.pending())
+    assert not list(host.probe.maps.pending.items())
     for name in names:
         host.send(name, 28)
         host.send(f"x{name}", times=2)
@@ -501,7 +502,7 @@ def test_several_processes_ask_for_new_names_at_once(host: Host) -> None:
     host.take()
     host.settle()
     host.settle()
-    assert not list(host.probe.pending())
+    assert not list(host.probe.maps.pending.items())
     assert host.counts() == expected
 
 
@@ -548,11 +549,11 @@ def test_what_may_still_change_stays_in_the_kernel(host: Host) -> None:
     for later in (0, SETTLE / 3):
         host.clock.now += later
         host.counters.sweep()
-        assert [queries for _, queries in host.probe.counts()] == [3]
-        assert [queries for _, queries in host.probe.pending()] == [5]
+        assert [queries for _, queries in host.probe.maps.counters.items()] == [3]
+        assert [queries for _, queries in host.probe.maps.pending.items()] == [5]
     host.settle()
-    assert not list(host.probe.counts())
-    assert not list(host.probe.pending())
+    assert not list(host.probe.maps.counters.items())
+    assert not list(host.probe.maps.pending.items())
     assert host.counts() == {"old.test": 3, "ads*.example.test": 5}
 
 
@@ -653,7 +654,7 @@ def test_unchanged_rules_lose_and_double_nothing(host: Host) -> None:
         assert sum(counts.values()) <= sum(sent.values())
         host.take()
         host.settle()
-    assert not list(host.probe.pending())
+    assert not list(host.probe.maps.pending.items())
     assert host.statistic(Statistic.UNDECIDED_NAMES_FULL) == 0
 
 
@@ -682,15 +683,15 @@ def test_counts_of_processes_that_are_gone_are_carried_over(host: Host) -> None:
             os.waitpid(child, 0)
         expected = {"example.test": 9 * round_, "ads*.glob.test": 40 * round_}
         assert host.counts() == expected
-        start_ns = next(key[0] for key, _ in host.probe.counts() if key[1] == child)
+        start_ns = next(key[0] for key, _ in host.probe.maps.counters.items() if key[1] == child)
         series = {key: queries for key, queries in host.counters.collect().items() if queries}
-        assert dict(host.probe.chains([(start_ns, child)]))[start_ns, child]
+        assert dict(host.probe.maps.ancestries.get_many([(start_ns, child)]))[start_ns, child]
         host.take()
         host.settle()
         host.settle()
-        assert not list(host.probe.counts())
-        assert not list(host.probe.pending())
-        assert dict(host.probe.chains([(start_ns, child)]))[start_ns, child] is None
+        assert not list(host.probe.maps.counters.items())
+        assert not list(host.probe.maps.pending.items())
+        assert dict(host.probe.maps.ancestries.get_many([(start_ns, child)]))[start_ns, child] is None
         assert host.counters.collect() == series
         assert host.counts() == expected
     for child in zombies:
@@ -704,7 +705,7 @@ def test_counts_of_processes_that_live_stay_where_they_are(host: Host) -> None:
     for _ in range(3):
         host.take()
         host.settle()
-        assert [(key[1], queries) for key, queries in host.probe.counts()] == [(os.getpid(), 3)]
+        assert [(key[1], queries) for key, queries in host.probe.maps.counters.items()] == [(os.getpid(), 3)]
         assert host.counts() == {"example.test": 3, "ads*.glob.test": 2}
     host.send("example.test")
     host.send("ads.glob.test")
@@ -743,7 +744,7 @@ def test_names_come_and_go(narrow: Host) -> None:
     expected: Counter[str] = Counter()
     evicted = False
     for turn in range(60):
-        before = {name for *_, name in narrow.probe.names()}
+        before = {stored.name for _, stored in narrow.probe.maps.names.items()}
         # Twelve new ones at most, and some that were there before.
         indices = [*range(turn * 8, turn * 8 + 8), *(rng.randrange(turn * 8 + 8) for _ in range(4))]
         for index in indices:
@@ -759,7 +760,7 @@ def test_names_come_and_go(narrow: Host) -> None:
         narrow.clock.now += 1.5
         narrow.counters.sweep()
         assert narrow.counts() == expected, turn
-        evicted |= bool(before - {name for *_, name in narrow.probe.names()})
+        evicted |= bool(before - {stored.name for _, stored in narrow.probe.maps.names.items()})
     assert evicted
     assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == 0
 
@@ -826,15 +827,15 @@ def test_process_that_asks_while_it_is_carried_over(host: Host, monkeypatch: pyt
         time.sleep(0.001)
     host.take()
     before = set(host.counters.collect())
-    forget_pending = host.probe.forget_pending
+    take_many = host.probe.maps.pending.take_many
 
-    def ask_and_forget(keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
+    def ask_and_take(keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
         os.write(writer, b"x")
         os.close(writer)
         os.waitpid(child, 0)
-        return forget_pending(keys)
+        return take_many(keys)
 
-    monkeypatch.setattr(host.probe, "forget_pending", ask_and_forget)
+    monkeypatch.setattr(host.probe.maps.pending, "take_many", ask_and_take)
     host.settle()
     monkeypatch.undo()
     # A scrape before the event is taken, as after an event that was lost.

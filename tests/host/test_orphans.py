@@ -18,7 +18,8 @@ from conftest import HERE, PATIENCE, PROGRAM, Program, Service
 from test_overload import usage
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.kernel.maps import Sizes
+from dnsprobe.kernel.probe import Probe, Where
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS
 from dnsprobe.text import printable
@@ -255,7 +256,7 @@ def followed(entries: int) -> Iterator[tuple[Probe, Lineage]]:
     """Provide a probe with a map of so many lineages, and what sweeps them."""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=entries)
     probe = Probe(Where([5], tcp_hook="none"), sizes, repeat_ns=0)
-    lineage = Lineage(probe, entries, ProcFS())
+    lineage = Lineage(probe.lineage_table, entries, ProcFS())
     try:
         probe.set_rules([])
         probe.start(seed=lineage.seed)
@@ -271,7 +272,11 @@ def run_storm(storm: Path, kind: str, families: int, prefix: Sequence[str] = ())
 
 
 def named_storm(probe: Probe) -> list[abi.Ancestor]:
-    return [ancestor for _, ancestor in probe.ancestors() if ancestor.comm in {b"storm", b"shell", b"compiler"}]
+    return [
+        ancestor
+        for _, ancestor in probe.lineage_table.ancestors()
+        if ancestor.comm in {b"storm", b"shell", b"compiler"}
+    ]
 
 
 @pytest.mark.parametrize(("kind", "families"), [("leaf", 100_000), ("job", 5_000), ("orphan", 10_000)])
@@ -280,7 +285,7 @@ def test_ended_processes_leave_no_entry(storm: Path, kind: str, families: int) -
         made = run_storm(storm, kind, families)
         statistics = probe.statistics()
         assert statistics[abi.Statistic.LINEAGE_ADDED] >= made >= families
-        assert (probe.lineage_full(), probe.lineage_missed_runs()) == (0, 0)
+        assert (probe.lineage_table.full(), probe.lineage_table.missed_runs()) == (0, 0)
         # The kernel side removes them. If two CPUs work on one entry, it may leave it to the sweep.
         assert len(named_storm(probe)) < made / 1000
         lineage.sweep()
@@ -292,21 +297,23 @@ def test_removed_entries_make_room() -> None:
     now = sum(name.isdecimal() for name in os.listdir("/proc"))
     with followed(now + 30) as (probe, _):
         children = [subprocess.Popen(["sleep", "60"]) for _ in range(60)]
-        found = {key.tgid for key, _ in probe.ancestors()}
+        found = {key.tgid for key, _ in probe.lineage_table.ancestors()}
         # Other programs of this host fork too.
-        assert 0 < len({child.pid for child in children} - found) <= probe.lineage_full()
+        assert 0 < len({child.pid for child in children} - found) <= probe.lineage_table.full()
         for child in children:
             child.terminate()
             child.wait()
         with subprocess.Popen(["sleep", "60"]) as child:
-            found = {key.tgid for key, _ in probe.ancestors()}
+            found = {key.tgid for key, _ in probe.lineage_table.ancestors()}
             child.terminate()
         assert child.pid in found
 
 
 def test_many_generations_leave_no_entry(family: Family) -> None:
     def named_generations(probe: Probe) -> list[bytes]:
-        return [ancestor.comm for _, ancestor in probe.ancestors() if ancestor.comm.startswith(b"generation")]
+        return [
+            ancestor.comm for _, ancestor in probe.lineage_table.ancestors() if ancestor.comm.startswith(b"generation")
+        ]
 
     with followed(4096) as (probe, lineage):
         family("generations", 30)
@@ -358,16 +365,16 @@ def test_the_sweep_finds_missed_exits() -> None:
         nobody = abi.AncestorKey(start_ticks=1, tgid=2**22 - 1)
         somebody = abi.AncestorKey(start_ticks=1, tgid=os.getpid())
         missed = abi.Ancestor(0, abi.AncestorKey(0, 0), 3, False, False, False, False, b"missed")
-        probe.add_ancestors((key, missed) for key in (nobody, somebody))
+        probe.lineage_table.add_ancestors((key, missed) for key in (nobody, somebody))
         for left in (2, 0):
             lineage.sweep()
-            found = [ancestor for _, ancestor in probe.ancestors() if ancestor.comm == b"missed"]
+            found = [ancestor for _, ancestor in probe.lineage_table.ancestors() if ancestor.comm == b"missed"]
             assert [ancestor.exited for ancestor in found] == [True] * left
 
 
 def test_processes_are_seeded_from_procfs() -> None:
     with subprocess.Popen(["sleep", "60"]) as sleeper, followed(4096) as (probe, _):
-        found = {key.tgid: (key, ancestor) for key, ancestor in probe.ancestors()}
+        found = {key.tgid: (key, ancestor) for key, ancestor in probe.lineage_table.ancestors()}
         _, ancestor = found[sleeper.pid]
         key, own = found[ancestor.parent.tgid]
         sleeper.terminate()

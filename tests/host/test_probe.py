@@ -20,7 +20,8 @@ from dnsprobe.config.main import Config
 from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort
 from dnsprobe.kernel.hooks import Hook, kprobes_available
-from dnsprobe.kernel.probe import Probe, Sizes, Where
+from dnsprobe.kernel.maps import Sizes
+from dnsprobe.kernel.probe import Probe, Where
 from dnsprobe.kernel.prover import Prover
 from dnsprobe.model import DECIDE, Process, Rule
 from dnsprobe.names import wire
@@ -53,7 +54,7 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
         send()
         prove(prover, canaries, hooks)
         assert not probe.proved
-        proofs.append((probe.statistics()[abi.Statistic.UNPARSED_MALFORMED], len(list(probe.counts()))))
+        proofs.append((probe.statistics()[abi.Statistic.UNPARSED_MALFORMED], len(list(probe.maps.counters.items()))))
 
     monkeypatch.setattr(Prover, "_prove", proving)
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16)
@@ -64,10 +65,10 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
         probe.start()
         assert probe.proved
         assert (1, 1) in proofs, "the hooks were there"
-        assert list(probe.counts()) == []
+        assert list(probe.maps.counters.items()) == []
         assert set(probe.statistics().values()) == {0}
         send()
-        assert [count for _, count in probe.counts()] == [1, 1]
+        assert [count for _, count in probe.maps.counters.items()] == [1, 1]
         assert probe.statistics()[abi.Statistic.UNPARSED_MALFORMED] == 1
     finally:
         probe.close()
@@ -88,14 +89,14 @@ def test_two_programs_where_one_can_be_interrupted(
     try:
         probe.set_rules([])
         probe.start()
-        (hook,) = [hook for hook in probe.hooks if "tcp4" in hook.paths]
+        (hook,) = [hook for hook in probe.prover.hooks if "tcp4" in hook.paths]
         assert (hook.rung, len(hook.programs)) == ("tcp_tracepoint", 1 + preemptible)
         missed = dict(zip(hook.programs, (5, 3), strict=False))
         runs = libbpf.ProgramRuns
         monkeypatch.setattr(libbpf, "program_runs", lambda program: runs(0, 0, missed.get(program, 10), 0))
         # What one missed, the other may have seen; at net_dev_queue each sees something else.
-        (other,) = [other for other in probe.hooks if other is not hook]
-        assert probe.missed_runs() == (3 if preemptible else 5) + 10 * len(other.programs)
+        (other,) = [other for other in probe.prover.hooks if other is not hook]
+        assert probe.prover.missed_runs() == (3 if preemptible else 5) + 10 * len(other.programs)
     finally:
         probe.close()
         probe.release()
@@ -240,7 +241,7 @@ def test_queries_are_used_at_ordinary_priority(unattached: Session, monkeypatch:
         return match(self, name)
 
     monkeypatch.setattr(RuleSet, "match", matching)
-    monkeypatch.setattr(unattached.probe, "events", lambda: [asked(number) for number in range(100)])
+    monkeypatch.setattr(unattached.probe.maps.events, "read", lambda: [asked(number) for number in range(100)])
     used = [(policy(), query.qname) for query, _ in unattached.queries()]
     assert used == [(os.SCHED_OTHER, wire.from_text(f"ads{number}.test")) for number in range(100)]
     assert set(matched) == {os.SCHED_OTHER}
@@ -268,23 +269,23 @@ def test_counters_and_lineages_are_used_at_ordinary_priority(unattached: Session
     }
     probe.maps.counters.set_many((key, 3) for key in counters)
     probe.maps.pending.set_many((key, 4) for key in pending)
-    probe.add_ancestors(given(ancestors.items()))
-    probe.set_ancestors(given(ancestors.items()))
-    assert dict(used(probe.ancestors())) == ancestors
-    probe.forget_ancestors(given(ancestors))
-    assert used(probe.ancestors()) == []
-    assert used(probe.chains(given(processes))) == [(process, None) for process in processes]
-    assert used(probe.facts_of(given(programs))) == [(program, None) for program in programs]
+    probe.lineage_table.add_ancestors(given(ancestors.items()))
+    probe.lineage_table.set_ancestors(given(ancestors.items()))
+    assert dict(used(probe.lineage_table.ancestors())) == ancestors
+    probe.lineage_table.forget_ancestors(given(ancestors))
+    assert used(probe.lineage_table.ancestors()) == []
+    assert used(probe.maps.ancestries.get_many(given(processes))) == [(process, None) for process in processes]
+    assert used(probe.maps.facts.get_many(given(programs))) == [(program, None) for program in programs]
     assert probe.decide(given((number, b"\0", 1) for number in range(100))) == []
-    assert used(probe.overflow(given(range(100)))) == [(rule, 0) for rule in range(100)]
-    assert probe.take_overflow(given(range(100))) == {}
-    probe.forget_processes(given(processes))
-    probe.forget_facts(given(programs))
-    probe.forget_names(given(range(100)))
-    assert used(probe.forget_counts(given(counters))) == [(key, 3) for key in counters]
-    assert used(probe.forget_pending(given(pending))) == [(key, 4) for key in pending]
-    assert used(probe.counts()) == []
-    assert used(probe.pending()) == []
+    assert used(probe.maps.overflow.read(given(range(100)))) == [(rule, 0) for rule in range(100)]
+    assert probe.maps.take_overflow(given(range(100))) == {}
+    probe.maps.ancestries.delete_many(given(processes))
+    probe.maps.facts.delete_many(given(programs))
+    probe.maps.names.delete_many(given(range(100)))
+    assert used(probe.maps.counters.take_many(given(counters))) == [(key, 3) for key in counters]
+    assert used(probe.maps.pending.take_many(given(pending))) == [(key, 4) for key in pending]
+    assert used(probe.maps.counters.items()) == []
+    assert used(probe.maps.pending.items()) == []
     assert policies == {os.SCHED_OTHER}
 
 

@@ -211,7 +211,7 @@ def test_only_the_kernel_writes_ancestries_and_facts(maps: Maps, made: list[MapI
 def test_a_statistic_is_summed_over_the_cpus(maps: Maps, made: list[MapInMemory]) -> None:
     raw = created(made, "STATISTICS").data
     raw[(1).to_bytes(4, sys.byteorder)] = b"".join(abi.COUNTER.pack(value) for value in (1, 0, 41))
-    assert list(maps.statistics.get_many([1])) == [(1, 42)]
+    assert list(maps.statistics.read([1])) == [(1, 42)]
     maps.statistics.set_many([(1, 7)])
     assert list(raw.values()) == [abi.COUNTER.pack(7) + bytes(16)]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 from dnsprobe.kernel.abi import Chain, Event, Facts, Kind, PathNames
-from dnsprobe.kernel.probe import Probe, ProgramKey
+from dnsprobe.kernel.maps import ProgramKey
+from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import Container, Process
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.known_processes import KnownProcesses
@@ -22,21 +24,26 @@ ID = "3f4e" * 16
 SCOPE = PathNames((b"system.slice", f"docker-{ID}.scope".encode()), whole=True)
 
 
+class FactsMap:
+    """The facts of one process, in a container of Docker's."""
+
+    def get_many(self, keys: Iterable[ProgramKey]) -> Iterator[tuple[ProgramKey, Facts]]:
+        facts = Facts(None, 0, 0, SCOPE, PathNames((b"bin", b"curl"), whole=True), b"curl\0")
+        return ((key, facts) for key in keys)
+
+
 class Kernel:
-    """A kernel side with one process, in a container of Docker's."""
+    """A probe with one process and without lineage tracking."""
 
     generation = 1
-    lineage = None
+    maps = SimpleNamespace(facts=FactsMap())
+    lineage_table = SimpleNamespace(hook=None)
 
     def set_rules(self, trie: Mapping[bytes, int]) -> None:
         """Take what nothing here is matched by."""
 
     def decide(self, decisions: Iterable[tuple[int, bytes, int]]) -> list[int]:
         return [name_hash for name_hash, _, _ in decisions]
-
-    def facts_of(self, keys: Iterable[ProgramKey]) -> Iterator[tuple[ProgramKey, Facts]]:
-        facts = Facts(None, 0, 0, SCOPE, PathNames((b"bin", b"curl"), whole=True), b"curl\0")
-        return ((key, facts) for key in keys)
 
 
 def event(rule: int) -> Event:

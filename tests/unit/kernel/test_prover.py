@@ -1,0 +1,147 @@
+"""The climb up the ladders and the later rounds, with a loader and canaries that need no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from dnsprobe.errors import UserError
+from dnsprobe.kernel import prover as prover_module
+from dnsprobe.kernel.canary import CanaryPort
+from dnsprobe.kernel.hooks import Hook, Rung
+from dnsprobe.kernel.loader_client import Attached, LoaderClient
+from dnsprobe.kernel.maps import EventRing
+from dnsprobe.kernel.prover import Prover
+
+NO_KPROBES = "this kernel has no kprobes"
+
+
+class FakeHook(Hook):
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeLoader:
+    """Attaches the rungs in ``attempts``, each in as many ways; it refuses all others."""
+
+    def __init__(self, attempts: Mapping[str, int], messages: str = "") -> None:
+        self.attempts, self.messages = attempts, messages
+        self.hooks: list[FakeHook] = []
+
+    def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> Attached:
+        if attempt >= self.attempts.get(rung.name, 0):
+            return Attached([], dict.fromkeys(paths, NO_KPROBES), self.messages)
+        hook = FakeHook(rung.name, tuple(paths), f"symbol{attempt}", [], [])
+        self.hooks.append(hook)
+        return Attached([hook], {}, "")
+
+
+class FakeCanaries:
+    """A round whose verdicts come from ``problems``, the first of them in the first round."""
+
+    problems: list[dict[str, str]]
+
+    def __init__(self, paths: Collection[str], _port: int, _suffix: bytes) -> None:
+        self.paths = list(paths)
+        self.dismissed = False
+
+    def release(self, paths: Collection[str] | None = None) -> None:
+        self.paths = list(self.paths if paths is None else paths)
+
+    def wait(self) -> None:
+        pass
+
+    def dismiss(self) -> None:
+        self.dismissed = True
+
+    def judge(self, _events: object) -> dict[str, str]:
+        found = self.problems.pop(0) if self.problems else {}
+        return {path: found.get(path, "") for path in self.paths}
+
+
+@pytest.fixture
+def problems(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """Return the list that has the problems of each round: empty rounds prove everything."""
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(FakeCanaries, "problems", found, raising=False)
+    monkeypatch.setattr(prover_module, "Canaries", FakeCanaries)
+    return found
+
+
+def prover(*paths: str) -> Prover:
+    port = SimpleNamespace(port=1, paths=list(paths), close_connections=lambda: None, close=lambda: None)
+    return Prover(cast(CanaryPort, port), b"\0", cast(EventRing, SimpleNamespace(read=list)))
+
+
+def climb(made: Prover, loader: FakeLoader, hook: str = "auto", tcp_hook: str = "auto") -> list[str]:
+    """Climb, and return the rungs that were tried."""
+    tried: list[str] = []
+    made.climb(cast(LoaderClient, loader), hook, tcp_hook, lambda _: None, tried.append)
+    return tried
+
+
+@pytest.mark.usefixtures("problems")
+def test_the_best_rung_serves_if_it_is_proved() -> None:
+    made = prover("udp4", "udp6", "tcp4")
+    assert climb(made, FakeLoader({"ip_send_skb": 1, "tcp_sendmsg_locked": 1})) == ["ip_send_skb", "tcp_sendmsg_locked"]
+    assert made.active_paths == ("udp4", "udp6", "tcp4")
+    assert made.served_paths == ["udp4", "udp6", "tcp4"]
+    assert (made.unserved, len(made.hooks)) == ({}, 2)
+    assert (made.paths["tcp4"].place, made.paths["tcp4"].verified) == ("kprobe symbol0", True)
+    assert made.paths["tcp6"].place == ""
+
+
+@pytest.mark.usefixtures("problems")
+def test_a_refused_rung_gives_way_to_the_next() -> None:
+    made = prover("udp4", "udp6")
+    log = "first line\nR1 is wrong\nprocessed 7 insns"
+    assert climb(made, FakeLoader({"net_dev_queue": 1}, log)) == ["ip_send_skb", "udp_send_skb", "net_dev_queue"]
+    assert made.paths["udp6"].place == "tracepoint symbol0"
+    assert made.paths["udp6"].tried == [
+        f"kprobe ip6_send_skb: {NO_KPROBES} (R1 is wrong)",
+        f"kprobe udp_v6_send_skb: {NO_KPROBES} (R1 is wrong)",
+    ]
+
+
+def test_a_hook_that_is_not_proved_is_closed_and_tried_in_another_way(problems: list[dict[str, str]]) -> None:
+    problems += [{"udp4": "port is 1, not 2"}, {}]
+    loader = FakeLoader({"udp_send_skb": 2})
+    made = prover("udp4", "udp6")
+    climb(made, loader, hook="udp_send_skb")
+    assert [hook.closed for hook in loader.hooks] == [True, False]
+    assert made.paths["udp4"].tried == ["kprobe symbol0: port is 1, not 2"]
+    assert made.paths["udp6"].tried == ["kprobe symbol0: shared with a path that it does not serve"]
+    assert made.paths["udp4"].place == "kprobe symbol1"
+
+
+@pytest.mark.usefixtures("problems")
+def test_without_a_hook_for_udp_the_start_fails() -> None:
+    made = prover("udp4", "tcp4")
+    with pytest.raises(UserError, match=rf"^no hook could be verified\. udp4: kprobe ip_send_skb: {NO_KPROBES}$"):
+        climb(made, FakeLoader({"tcp_sendmsg": 1}), hook="ip_send_skb")
+    assert made.served_paths == ["tcp4"]
+
+
+@pytest.mark.usefixtures("problems")
+def test_without_a_hook_for_tcp_udp_is_served() -> None:
+    made = prover("udp4", "tcp4")
+    climb(made, FakeLoader({"ip_send_skb": 1}), tcp_hook="tcp_sendmsg")
+    assert made.served_paths == ["udp4"]
+    assert made.unserved == {"tcp4": f"kprobe tcp_sendmsg: {NO_KPROBES}"}
+
+
+def test_later_rounds_change_whether_a_path_is_verified(problems: list[dict[str, str]]) -> None:
+    made = prover("udp4", "udp6")
+    climb(made, FakeLoader({"ip_send_skb": 1}))
+    problems.append({"udp6": "the hook did not report the canary"})
+    assert made.finish_round(made.start_round()) == {"udp6": "the hook did not report the canary"}
+    assert [made.paths[path].verified for path in made.served_paths] == [True, False]
+    assert made.finish_round(made.start_round()) == {}
+    assert [made.paths[path].verified for path in made.served_paths] == [True, True]
+    assert made.fail_round("no process") == {"udp4": "no process", "udp6": "no process"}
+    assert [made.paths[path].verified for path in made.served_paths] == [False, False]
