@@ -10,10 +10,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pytest
 from conftest import HERE, PATIENCE
 from orphan import above
@@ -128,24 +128,25 @@ def play(stage: Stage, process: subprocess.Popen[str], *, journal: bool) -> str:
     assert process.stdout is not None
     assert process.stderr is not None
     if journal:
-        program = wait_for_process(process, "journalctl")
+        program = wait_for_program(process, "journalctl")
         wait_for(lambda: follows(program), "journalctl does not wait")
         stage.play("miner", IN_CONTAINER)
         stage.keep_entries(1)
         printed = process.stdout.readline()
     else:
-        program = wait_for_process(process, "dnsprobe")
+        program = wait_for_program(process, "dnsprobe")
         assert process.stderr.readline().startswith("watching ")
         stage.play("nightly", BACKUP)
         printed = ""
-    program.send_signal(signal.SIGINT)
+    os.kill(program, signal.SIGINT)
     return printed + process.communicate()[0]
 
 
-def follows(program: psutil.Process) -> bool:
-    """Tell whether journalctl waits for entries: it says nothing of that."""
-    links = [os.readlink(path) for path in Path(f"/proc/{program.pid}/fd").iterdir()]
-    return "anon_inode:inotify" in links and program.status() == psutil.STATUS_SLEEPING
+def follows(pid: int) -> bool:
+    """Tell whether journalctl waits for entries: it prints nothing before the first one."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "anon_inode:inotify" in links and state == "S"
 
 
 def wait_for(condition: Callable[[], bool], problem: str) -> None:
@@ -155,26 +156,35 @@ def wait_for(condition: Callable[[], bool], problem: str) -> None:
         time.sleep(0.05)
 
 
-def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return a process that runs, which may be a shell, and all below it."""
-    if process.poll() is not None:
-        return []
-    top = psutil.Process(process.pid)
-    return [top, *top.children(recursive=True)]
+def below(pid: int) -> list[int]:
+    """Return the pid of a process and of all below it: a shell becomes the program if it runs nothing else."""
+    found = [pid]
+    for each in found:
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            with suppress(OSError):  # the thread is gone
+                found += map(int, children.read_text().split())
+    return found
 
 
-def wait_for_process(process: subprocess.Popen[str], name: str) -> psutil.Process:
-    def found() -> list[psutil.Process]:
-        # bash becomes the program if it is the only one.
-        return [each for each in descendants(process) if each.name() == name]
+def named_pids(pid: int, comm: str) -> list[int]:
+    found = []
+    for each in below(pid):
+        with suppress(OSError):  # the process is gone
+            if Path(f"/proc/{each}/comm").read_text() == f"{comm}\n":
+                found.append(each)
+    return found
 
-    wait_for(lambda: bool(found()), f"no {name} runs")
-    return found()[0]
+
+def wait_for_program(process: subprocess.Popen[str], comm: str) -> int:
+    """Wait until a script runs a program, and return its pid."""
+    wait_for(lambda: bool(named_pids(process.pid, comm)), f"no {comm} runs")
+    return named_pids(process.pid, comm)[0]
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    for each in descendants(process):
-        each.kill()
+    if process.poll() is None:
+        for pid in below(process.pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("command", LASTING, ids=named)
