@@ -57,3 +57,12 @@ def test_configuration_keys_exist(page: Path) -> None:
     }
     named = set(re.findall(r"`((?:probe|journal|metrics)\.[a-z_]+)[`:\[]", page.read_text("utf-8")))
     assert named - {"metrics.md", "journal.md"} <= known
+
+
+def test_quoted_messages_exist() -> None:
+    """In troubleshooting, curly quotes have texts of the log and the status line, for which an operator may search."""
+    page = (REPOSITORY / "docs/troubleshooting.md").read_text("utf-8")
+    source = "".join(path.read_text("utf-8") for path in (REPOSITORY / "dnsprobe").rglob("*.py"))
+    quoted = {" ".join(text.split()) for text in re.findall("“([^”]+)”", page)}
+    assert quoted
+    assert {text for text in quoted if text not in source} == set()
