@@ -58,8 +58,9 @@ _SHORT = {
 _HEAD = """\
 # Kernels
 
-Which kernels dnsprobe was tested on, what it sees on each, and with which hook. For whoever chooses a hook, or wants
-to know whether a kernel is good enough. [How it works](how-it-works.md#the-hook) explains the hooks.
+This page shows on which kernels dnsprobe was tested, and what it sees on each with which hook. It is for those who
+choose a hook, or want to know whether a kernel is good enough. [How it works](how-it-works.md#the-hook) explains the
+hooks.
 
 `scripts/vm --write-docs` makes this page from a run of its virtual machines: on each of these kernels, it installs the
 Debian package with apt and tests it with systemd and journald. All machines are x86-64.
