@@ -1,14 +1,13 @@
-"""Many series as Prometheus reads them, without rendering again what is as it was.
+"""Many series in the formats of Prometheus, rendered anew only where something has changed.
 
-prometheus_client renders each series anew at each scrape: a quarter of a second for 10,000 of them, in which the daemon
-does nothing else. Most belong to processes that are gone and never change. So what it made of a series is kept, and of
-one that has changed, the value alone is exchanged.
+prometheus_client renders each series anew at each scrape: 80 to 300 ms for 10,000 of them, in which the event loop does
+nothing else. Most series belong to processes that have exited, and never change. So this module keeps the line of each
+series and replaces only values that have changed, which takes a fifth of the time (benchmarks/scrape_cost.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
 
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import CollectorRegistry
@@ -16,20 +15,18 @@ from prometheus_client.utils import floatToGoString
 
 from dnsprobe.model import Series
 
-#: What :func:`prometheus_client.exposition.choose_encoder` chooses.
+#: An encoder, as :func:`prometheus_client.exposition.choose_encoder` returns it.
 Encoder = Callable[[CollectorRegistry], bytes]
 
-#: Without type information in some versions of prometheus_client.
-_go_string = cast(Callable[[int], str], floatToGoString)
-
-#: The end of OpenMetrics, once and last.
+#: OpenMetrics ends with this line, once.
 _EOF = b"# EOF\n"
 
 
-class _Families:
-    """What an encoder takes for a registry."""
+class _FixedRegistry(CollectorRegistry):
+    """A registry of metrics that were collected before."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
+        super().__init__()
         self._families = families
 
     def collect(self) -> Iterable[Metric]:
@@ -37,45 +34,50 @@ class _Families:
 
 
 def encode(encoder: Encoder, families: Iterable[Metric]) -> bytes:
-    """Return what ``encoder`` makes of ``families``, without an end."""
-    return encoder(cast(CollectorRegistry, _Families(families))).removesuffix(_EOF)
+    """Return ``families`` in the encoder's format, without the end of the document."""
+    return encoder(_FixedRegistry(families)).removesuffix(_EOF)
 
 
-def end(encoder: Encoder) -> bytes:
-    """Return what ``encoder`` has after all families."""
-    return encoder(cast(CollectorRegistry, _Families(())))
+def end_of_document(encoder: Encoder) -> bytes:
+    """Return what the encoder's format has after all metrics."""
+    return encoder(_FixedRegistry(()))
 
 
-class Lines:
-    """The lines of a counter with many series, as one encoder renders them.
+class SeriesLines:
+    """The lines of a counter with many series in the format of one encoder.
 
-    ``family`` makes it of given series. Holds a line for each series of the last :meth:`render`.
+    ``family`` returns the counter with the given series. The object keeps one line for each series of the last
+    :meth:`render`.
     """
 
     def __init__(self, encoder: Encoder, family: Callable[[Mapping[Series, int]], CounterMetricFamily]) -> None:
         self._encoder, self._family = encoder, family
         self._lines: dict[Series, bytes] = {}  # in the order of the series
-        self._shown: Mapping[Series, int] = {}
+        self._counts: Mapping[Series, int] = {}
 
     def render(self, counts: Mapping[Series, int]) -> bytes:
         """Return what the encoder would return for the family of ``counts``, which must not be changed later."""
-        was, lines = self._shown, self._lines
-        changed = {series: number for series, number in counts.items() if was.get(series) != number}
+        before, lines = self._counts, self._lines
+        changed = {series: number for series, number in counts.items() if before.get(series) != number}
         new = {series: number for series, number in changed.items() if series not in lines}
         if new:
-            lines = lines | self._rendered(new)
+            lines = lines | self._render_all(new)
             lines = {series: lines[series] for series in sorted(lines)}
         if len(lines) > len(counts):
             lines = {series: line for series, line in lines.items() if series in counts}
         for series in changed.keys() - new.keys():
-            line = lines[series]
-            # A value has no space, and nothing follows it: no timestamp, no exemplar.
-            lines[series] = b"%b%b\n" % (line[: line.rindex(b" ") + 1], _go_string(changed[series]).encode())
-        self._lines, self._shown = lines, counts
+            lines[series] = _with_value(lines[series], changed[series])
+        self._lines, self._counts = lines, counts
         return b"".join((encode(self._encoder, [self._family({})]), *lines.values()))
 
-    def _rendered(self, counts: Mapping[Series, int]) -> dict[Series, bytes]:
+    def _render_all(self, counts: Mapping[Series, int]) -> dict[Series, bytes]:
         text = encode(self._encoder, [self._family(counts)])
         # A line break in a label is escaped, so each sample has one line.
         lines = [line + b"\n" for line in text.split(b"\n") if line and not line.startswith(b"#")]
         return dict(zip(sorted(counts), lines, strict=True))
+
+
+def _with_value(line: bytes, number: int) -> bytes:
+    """Return a line with another value. The value is what follows the last space: there is no timestamp or exemplar."""
+    value: str = floatToGoString(number)
+    return b"%b%b\n" % (line[: line.rindex(b" ") + 1], value.encode())

@@ -13,22 +13,22 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from dnsprobe import __version__
 from dnsprobe.kernel.losses import METRICS, NO_LOSSES, Loss
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
-from dnsprobe.sinks.exposition import Encoder, Lines, encode, end
+from dnsprobe.sinks.exposition import Encoder, SeriesLines, encode, end_of_document
 from dnsprobe.text import shown
 
-#: Formats whose lines are kept for the next scrape: text and OpenMetrics.
+#: Formats whose lines are kept for the next scrape: two, the text format and OpenMetrics.
 _FORMATS_KEPT = 2
 
-#: Labels that only a query has whose name can be read.
+#: Labels of queries that connections of DNS over TLS do not have.
 _OF_QUERIES = ("domain", "qtype")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a scrape shows, at one moment.
+    """The numbers that a scrape shows, at one moment.
 
-    ``hooks`` has a (path, hook, symbol) for each path that is served, ``verified`` whether canary queries came back
-    through it. ``losses`` has every loss from the start, at zero. ``reload_time`` is in seconds since the epoch.
+    ``hooks`` has a (path, hook, symbol) for each path with a hook. ``verified`` is True for a path whose last canary
+    queries came back. ``losses`` has every loss from the start, at zero. ``reload_time`` is in seconds since the epoch.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Snapshot:
 
 
 class DaemonCollector(Collector):
-    """Asks ``snapshot`` at each scrape and shows what it says; of the optional labels those in ``labels``."""
+    """Turns a snapshot into metrics at each scrape. Of the optional labels, series have those in ``labels``."""
 
     def __init__(self, snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> None:
         self._snapshot = snapshot
@@ -52,36 +52,38 @@ class DaemonCollector(Collector):
         self._labels = [(at, label) for at, label in enumerate(Series._fields) if label not in left_out]
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric; those without labels, and those by reason, are there from the start."""
+        """Yield every metric. Those without labels and those by reason exist from the start, at zero."""
         now = self._snapshot()
-        yield from self._few(now)
-        queries, encrypted = _apart(now.counts)
+        yield from self._small_metrics(now)
+        queries, encrypted = _split_encrypted(now.counts)
         yield self._queries(queries)
         yield self._encrypted(encrypted)
 
     def lines(self, encoder: Encoder) -> Callable[[], Iterator[bytes]]:
-        """Return a function that gives what ``encoder`` makes of :meth:`collect`, and keeps the lines of all series."""
-        queries, encrypted = Lines(encoder, self._queries), Lines(encoder, self._encrypted)
+        """Return a function that renders :meth:`collect` with ``encoder``, and keeps the lines of all series."""
+        queries, encrypted = SeriesLines(encoder, self._queries), SeriesLines(encoder, self._encrypted)
 
         def rendered() -> Iterator[bytes]:
             now = self._snapshot()
-            yield encode(encoder, self._few(now))
-            counts = _apart(now.counts)
-            yield queries.render(counts[0])
-            yield encrypted.render(counts[1])
+            yield encode(encoder, self._small_metrics(now))
+            of_queries, of_encrypted = _split_encrypted(now.counts)
+            yield queries.render(of_queries)
+            yield encrypted.render(of_encrypted)
 
         return rendered
 
-    def _few(self, now: Snapshot) -> Iterator[Metric]:
-        """Yield what has no more series than the program has words for."""
-        yield from self._about(now)
+    def _small_metrics(self, now: Snapshot) -> Iterator[Metric]:
+        """Yield the metrics whose number of series does not depend on processes."""
+        yield from self._state(now)
         yield from self._losses(now)
 
     @staticmethod
-    def _about(now: Snapshot) -> Iterator[Metric]:
+    def _state(now: Snapshot) -> Iterator[Metric]:
         yield InfoMetricFamily("dnsprobe_build", "The version of dnsprobe that runs.", {"version": __version__})
         hooks = InfoMetricFamily(
-            "dnsprobe_hook", "Where in the kernel the queries of a path are seen.", labels=["path", "hook", "symbol"]
+            "dnsprobe_hook",
+            "The hook that sees the queries of a path, and its symbol in the kernel.",
+            labels=["path", "hook", "symbol"],
         )
         for path, hook, symbol in now.hooks:
             hooks.add_metric([shown(path), shown(hook), shown(symbol)], {})
@@ -144,16 +146,16 @@ class DaemonCollector(Collector):
         return family
 
 
-def _apart(counts: Mapping[Series, int]) -> tuple[dict[Series, int], dict[Series, int]]:
-    """Return the queries, and the connections whose queries cannot be read."""
+def _split_encrypted(counts: Mapping[Series, int]) -> tuple[dict[Series, int], dict[Series, int]]:
+    """Return the series of queries, and those of connections whose queries cannot be read."""
     encrypted = {series: number for series, number in counts.items() if series.transport == DOT}
     return {series: number for series, number in counts.items() if series.transport != DOT}, encrypted
 
 
 class Registry(CollectorRegistry):
-    """dnsprobe's own metrics and the usual ``process_*``; of the optional labels those in ``labels``.
+    """dnsprobe's own metrics and the usual ``process_*``. Of the optional labels, series have those in ``labels``.
 
-    For an encoder of prometheus_client it is like any other. :meth:`encode` gives the same, faster.
+    An encoder of prometheus_client can use it like any other registry. :meth:`encode` returns the same faster.
     """
 
     def __init__(self, snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> None:
@@ -166,12 +168,12 @@ class Registry(CollectorRegistry):
     def encode(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the format that an Accept header asks for, and its content type."""
         encoder, content_type = choose_encoder(accept)
-        # The one asked for last comes last: lines of few formats are kept, not of all that a stranger can ask for.
+        # Keep the lines of the formats that were asked for last only: a stranger can ask for many.
         rendered = self._rendered.pop(content_type, None) or self._daemon.lines(encoder)
         self._rendered[content_type] = rendered
         if len(self._rendered) > _FORMATS_KEPT:
             del self._rendered[next(iter(self._rendered))]
-        return b"".join((*rendered(), encode(encoder, self._process.collect()), end(encoder))), content_type
+        return b"".join((*rendered(), encode(encoder, self._process.collect()), end_of_document(encoder))), content_type
 
 
 def build_registry(snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> Registry:

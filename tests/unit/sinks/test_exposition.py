@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily
 from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
 from dnsprobe.sinks import metrics
-from dnsprobe.sinks.exposition import Lines
+from dnsprobe.sinks.exposition import SeriesLines
 from dnsprobe.sinks.metrics import Snapshot, build_registry
 
 TEXT = "text/plain;version=0.0.4"
@@ -83,7 +83,7 @@ def test_only_what_is_new_is_rendered() -> None:
             made.add_metric([one.tree], number)
         return made
 
-    lines = Lines(exposition.generate_latest, family)
+    lines = SeriesLines(exposition.generate_latest, family)
     head = b"# HELP a_total A.\n# TYPE a_total counter\n"
     first, second, third = (b'a_total{tree="bash;job%d"} ' % number for number in range(3))
     assert lines.render({series(2): 1, series(1): 7}) == head + second + b"7.0\n" + third + b"1.0\n"
@@ -103,7 +103,7 @@ def test_a_family_that_cannot_be_rendered_leaves_what_was_there() -> None:
             made.add_metric([one.tree], number)
         return made
 
-    lines = Lines(exposition.generate_latest, family)
+    lines = SeriesLines(exposition.generate_latest, family)
     first = lines.render({series(1): 7})
     broken = True
     with pytest.raises(RuntimeError):
