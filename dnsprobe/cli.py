@@ -1,4 +1,4 @@
-"""The command line: arguments to calls, errors to message, hint and exit status."""
+"""The command line: turns arguments into calls, and errors into a message, a hint and an exit status."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE, UserError
 if TYPE_CHECKING:
     from dnsprobe.config.main import Config
 
-#: Read where no --config says otherwise, if it is there.
+#: Read if it exists and there is no --config.
 DEFAULT_CONFIG = "/etc/dnsprobe/dnsprobe.yaml"
 
 _EXAMPLES = """\
 examples:
   dnsprobe watch                          print every DNS query of this host with its process tree
   dnsprobe watch example.com '*.test'     only these names
-  dnsprobe check --config my.yaml         say what is wrong with a configuration
+  dnsprobe check --config my.yaml         report the errors in a configuration
   dnsprobe run --config my.yaml           the service, in the foreground
-  dnsprobe tree --watch                   what it has counted, as a tree
-  curl http://127.0.0.1:10059/metrics     its counters
-  journalctl -t dnsprobe -f               its journal entries
+  dnsprobe tree --watch                   the service's counts as a tree
+  curl http://127.0.0.1:10059/metrics     the service's metrics
+  journalctl -t dnsprobe -f               the service's journal entries
 """
 
 
 _TREE_EXAMPLES = """\
 examples:
-  dnsprobe tree                                  what the dnsprobe of this host has counted
-  dnsprobe tree --watch 5                        again every 5 seconds, with rates
+  dnsprobe tree                                  what the service on this host has counted
+  dnsprobe tree --watch 5                        repeat every 5 seconds, with rates
   dnsprobe tree --domain example.com --unit cron only queries for this domain of cron.service
   dnsprobe tree --by domain                      a tree for each domain
   dnsprobe tree --url https://host.example:10059 --cacert ca.pem --user ada
   dnsprobe tree --folded | flamegraph.pl --countname queries > queries.svg
   dnsprobe tree --json | jq '.queries.children[] | [.name, .total]'
 
-The numbers are those since the daemon was started. Neither root nor any capability is needed.
+The numbers count from the start of the daemon. This command needs neither root nor a capability.
 """
 
 
@@ -56,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dnsprobe",
-        description="Tells which process, with which ancestors, asks for which DNS name.",
+        description="Shows which process, with which ancestors, sends a query for which DNS name.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,80 +65,90 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, call: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        added.add_argument("--config", metavar="FILE", help=f"configuration (default: {DEFAULT_CONFIG} if it is there)")
+        added.add_argument("--config", metavar="FILE", help=f"configuration (default: {DEFAULT_CONFIG} if it exists)")
         added.set_defaults(call=call)
         return added
 
-    def add_web_config(to: argparse.ArgumentParser) -> None:
-        text = "TLS, headers and users of the HTTP side, instead of metrics.web_config"
-        to.add_argument("--web.config.file", dest="web_config", metavar="FILE", help=text)
-
-    run = command("run", "run the service in the foreground", _run)
-    run.add_argument(
-        "--listen", metavar="ADDR:PORT", help="where to serve /metrics and the page, instead of metrics.listen"
-    )
-    add_web_config(run)
-    run.add_argument(
-        "--log-target",
-        choices=("auto", "journal", "console"),
-        default="auto",
-        help="where queries are logged; auto: the journal where there is one, else standard error",
-    )
-    watch = command("watch", "print queries with their process trees as they are sent", _watch)
-    watch.add_argument(
-        "domains", nargs="*", metavar="DOMAIN", help="patterns to watch (default: those of --config, or all names)"
-    )
-    watch.add_argument("--json", action="store_true", help="one JSON object a line")
-    _add_tree(command("tree", "show the counts of a running dnsprobe as a tree", _tree))
-    check = command("check", "check a configuration and say all that is wrong with it", _check)
-    add_web_config(check)
-    doctor = command("doctor", "show what this kernel offers and prove each path", _doctor)
-    doctor.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_run_options(command("run", "run the service in the foreground", _run))
+    _add_watch_options(command("watch", "print queries with their process trees as they are sent", _watch))
+    _add_tree_options(command("tree", "show the counts of a running dnsprobe as a tree", _tree))
+    _add_web_config(command("check", "check a configuration and report every error in it", _check))
+    _add_json(command("doctor", "show what this kernel offers and prove each path", _doctor))
     return parser
 
 
-def _add_tree(tree: argparse.ArgumentParser) -> None:
-    tree.epilog, tree.formatter_class = _TREE_EXAMPLES, argparse.RawDescriptionHelpFormatter
-    tree.add_argument(
-        "--url", metavar="URL", help="the daemon's address (default: metrics.listen of the configuration, over http)"
+def _add_web_config(parser: argparse.ArgumentParser) -> None:
+    text = "TLS, headers and users of the HTTP server, instead of metrics.web_config"
+    parser.add_argument("--web.config.file", dest="web_config", metavar="FILE", help=text)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--listen", metavar="ADDR:PORT", help="address of /metrics and the page, instead of metrics.listen"
     )
-    # The labels are those of dnsprobe.treeview.aggregate, which --help has no need to load.
-    tree.add_argument(
+    _add_web_config(parser)
+    parser.add_argument(
+        "--log-target",
+        choices=("auto", "journal", "console"),
+        default="auto",
+        help="where queries are logged; auto is the journal if there is one, else standard error",
+    )
+
+
+def _add_watch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "domains", nargs="*", metavar="DOMAIN", help="patterns to watch (default: those of --config, or all names)"
+    )
+    _add_json(parser)
+
+
+def _add_tree_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog, parser.formatter_class = _TREE_EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--url", metavar="URL", help="URL of the daemon (default: http:// and metrics.listen of the configuration)"
+    )
+    parser.add_argument(
         "--domain",
         action="append",
         default=[],
         metavar="NAME",
-        help="only queries that the rule of this name counts, as the label domain has it; * and ? stand for any "
-        "characters; may be given several times",
+        help="only queries that are counted under this name of a rule (label domain); * and ? are wildcards; can be "
+        "repeated",
     )
-    tree.add_argument(
+    parser.add_argument(
         "--unit",
         action="append",
         default=[],
         metavar="NAME",
-        help="only queries of this unit; the same holds, and without a type it is a .service; '' is no unit",
+        help="only queries of this unit; a name without a type means a .service; '' means no unit; * and ? are "
+        "wildcards; can be repeated",
     )
-    tree.add_argument(
+    # The labels are those of dnsprobe.treeview.aggregate, which --help need not load.
+    parser.add_argument(
         "--by",
         choices=("domain", "qtype", "transport", "unit", "container"),
-        help="a tree for each value of this label",
+        help="print one tree for each value of this label",
     )
-    tree.add_argument(
+    parser.add_argument(
         "--watch",
         nargs="?",
         type=_seconds,
         const=2.0,
         metavar="SECONDS",
-        help="show it again every so many seconds (2), with queries a second since the last time, until Ctrl-C",
+        help="repeat every SECONDS (default: 2) until Ctrl-C, with queries per second since the last time",
     )
-    form = tree.add_mutually_exclusive_group()
-    form.add_argument("--folded", action="store_true", help="folded stacks, which flame graph tools read: a;b;c 12")
-    form.add_argument("--json", action="store_true", help="one JSON document")
-    tree.add_argument("--cacert", metavar="FILE", help="certificates to trust, instead of the system's")
-    tree.add_argument("--cert", metavar="FILE", help="certificate to show to the daemon")
-    tree.add_argument("--key", metavar="FILE", help="its key, if it is not in the same file")
-    tree.add_argument(
-        "--user", metavar="NAME", help="who asks; the password is in DNSPROBE_PASSWORD, or asked for on the terminal"
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--folded", action="store_true", help="print folded stacks for flame graph tools: a;b;c 12")
+    form.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--cacert", metavar="FILE", help="trust these certificates instead of the system's")
+    parser.add_argument("--cert", metavar="FILE", help="client certificate")
+    parser.add_argument("--key", metavar="FILE", help="key of the client certificate, if it is in another file")
+    parser.add_argument(
+        "--user", metavar="NAME", help="user name; the password is DNSPROBE_PASSWORD, or is read from the terminal"
     )
 
 
@@ -150,7 +160,7 @@ def _seconds(text: str) -> float:
 
 
 def _load(arguments: argparse.Namespace) -> Config:
-    from dnsprobe.config.main import default, load  # noqa: PLC0415 - --help and --version need no YAML
+    from dnsprobe.config.main import default, load  # noqa: PLC0415 - start-up: --help and --version need no YAML
 
     if arguments.config is not None:
         return load(arguments.config)
@@ -159,8 +169,8 @@ def _load(arguments: argparse.Namespace) -> Config:
     except (FileNotFoundError, NotADirectoryError):
         return default()
     except OSError:
-        pass  # it may be there: load() says why it cannot be read
-    # A reload reads it again: that it is away for a moment does not mean all names from then on.
+        pass  # it may exist: load() reports why it cannot be read
+    # Later reloads must read this file, too. If it is missing for a moment, they must not fall back to all names.
     arguments.config = DEFAULT_CONFIG
     return load(DEFAULT_CONFIG)
 
@@ -181,7 +191,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config = configuration()
     privileges.need()
-    # A watchdog that fires leaves behind where the loop was: systemd ends a service that hangs with SIGABRT.
+    # systemd ends a service that hangs with SIGABRT. The traceback then shows where it hung.
     if sys.stderr is not None:
         faulthandler.enable()
     Daemon(config, arguments.log_target, configuration).run()
@@ -201,7 +211,7 @@ def _tree(arguments: argparse.Namespace) -> int:
     from dnsprobe.treeview.client import Target, complete_url, url_of  # noqa: PLC0415
 
     if arguments.key is not None and arguments.cert is None:
-        raise UserError("--key without --cert", "give the certificate, too", EXIT_USAGE)
+        raise UserError("--key without --cert", "add --cert with the certificate of that key", EXIT_USAGE)
     url = url_of(_load(arguments).metrics.listen) if arguments.url is None else complete_url(arguments.url)
     password = None if arguments.user is None else _password(arguments.user)
     target = Target(url, arguments.cacert, arguments.cert, arguments.key, arguments.user, password)
@@ -211,21 +221,19 @@ def _tree(arguments: argparse.Namespace) -> int:
 
 
 def _password(user: str) -> str:
-    """Return the password: never an option, which all users of the host could read in /proc."""
+    """Return the password. It is never an option, because all users of the host could read that in /proc."""
     given = os.environ.get("DNSPROBE_PASSWORD")
     if given is not None:
         return given
     from getpass import getpass  # noqa: PLC0415
 
     try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
-    except OSError:
-        raise UserError(f"no password for {user}", "put it into DNSPROBE_PASSWORD", EXIT_USAGE) from None
-    os.close(terminal)
-    try:
+        # Without a terminal, getpass would read standard input and show what is typed.
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
         return getpass(f"password of {user}: ")
-    except EOFError:
-        raise UserError(f"no password for {user}", "put it into DNSPROBE_PASSWORD", EXIT_USAGE) from None
+    except (OSError, EOFError):
+        hint = "set DNSPROBE_PASSWORD, or run this in a terminal"
+        raise UserError(f"no password for {user}", hint, EXIT_USAGE) from None
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -241,7 +249,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _to_journal() -> bool:
-    """True where standard error goes to the journal: the variable alone is inherited by shells (systemd.exec(5))."""
+    """Return True if standard error is the journal (systemd.exec(5)). Shells inherit the variable, so compare both."""
     with contextlib.suppress(OSError):
         stderr = os.fstat(2)
         return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
@@ -251,7 +259,7 @@ def _to_journal() -> bool:
 def _set_up_logging() -> None:
     handler: logging.Handler
     if _to_journal():
-        from dnsprobe.sinks.journal import LogHandler  # noqa: PLC0415 - only a service needs it
+        from dnsprobe.sinks.journal import LogHandler  # noqa: PLC0415 - memory: only a service needs it
 
         handler = LogHandler()
     else:
@@ -263,7 +271,7 @@ def _set_up_logging() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0 good, 1 failed at run time, 2 bad usage or configuration."""
+    """Run the command line. Return the exit status: 0 success, 1 failure, 2 wrong usage or configuration."""
     try:
         parsed = _parser().parse_args(arguments)
         _set_up_logging()
@@ -276,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_FAILED
     except BrokenPipeError:
-        # The reader of our output is gone: head(1), a closed pager. Python must not complain again at exit.
+        # The reader is gone (head(1), a closed pager). Without this, Python would report it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAILED
     except OSError as error:
@@ -288,10 +296,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _flushed(status: int) -> int:
     if sys.stdout is not None:
-        sys.stdout.flush()  # not at exit, where its failure is a traceback
+        sys.stdout.flush()  # at exit, a failure would print a traceback
     return status
 
 
 def entry() -> NoReturn:
-    """Be the program ``dnsprobe``."""
+    """Run the program ``dnsprobe``."""
     sys.exit(main())
