@@ -1,4 +1,4 @@
-"""The example of docs/web.md, each command as it is written there: a real Prometheus scrapes a real dnsprobe."""
+"""The examples of docs/web.md, run as they are written there: a real Prometheus scrapes a real dnsprobe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from scraper import Prometheus
 
 PAGE = (HERE.parents[1] / "docs" / "web.md").read_text("utf-8")
 SERVER = "dnsprobe.example"
-#: A group that nobody else has.
+#: The number of shell commands for TLS and a password, and of those with client certificates in addition.
+PASSWORD, CERTIFICATE = 3, 5
+#: The number of a group that does not exist.
 GROUP = 61184
 
 
@@ -28,13 +30,13 @@ def blocks(kind: str) -> list[str]:
 
 
 def renew(folder: Path) -> None:
-    """Make another certificate and key for the server, as the page does, and put them in place of the old ones."""
+    """Replace the certificate and the key of the server, made by the command of the page."""
     new = folder / "renewed"
     new.mkdir()
     for name in ("ca.pem", "ca.key"):
         shutil.copy(folder / name, new)
-    made = blocks("sh")[0].split("\n\n")[1]
-    subprocess.run(["sh", "-ec", made], cwd=new, check=True, capture_output=True)
+    command = blocks("sh")[0].split("\n\n")[1]
+    subprocess.run(["sh", "-ec", command], cwd=new, check=True, capture_output=True)
     for name in ("server.key", "server.pem"):
         os.chown(new / name, -1, (folder / name).stat().st_gid)
         (new / name).chmod(0o640)
@@ -42,14 +44,16 @@ def renew(folder: Path) -> None:
 
 
 @pytest.fixture
-def example(tmp_path: Path) -> Path:
-    """Return a folder in which all commands of the page were run."""
+def example(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return a folder in which the commands of the page were run; the parameter is their number (default: all)."""
     folder = tmp_path / "example"
     folder.mkdir()
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for block in blocks("sh"):
+    commands = blocks("sh")
+    assert len(commands) == CERTIFICATE
+    for command in commands[: getattr(request, "param", None)]:
         done = subprocess.run(
-            ["sh", "-ec", block], cwd=folder, env=environment, capture_output=True, text=True, check=False
+            ["sh", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
     assert done.stdout == "good: 0 rules, so all names are watched\n"
@@ -58,7 +62,7 @@ def example(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start_with(example: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[Program, str]]]:
-    """Give a function that starts ``dnsprobe run`` with the example and returns it with its address."""
+    """Return a function that starts ``dnsprobe run`` with the example, and returns it with its address."""
     with ExitStack() as stack:
 
         def run(prefix: Sequence[str] = ()) -> tuple[Program, str]:
@@ -83,19 +87,20 @@ def credentials(folder: Path) -> list[str]:
     return ["--cert", "client.pem", "--key", "client.key", "-u", f"prometheus:{password}"]
 
 
-def test_prometheus_scrapes_with_the_example_of_the_page(
-    example: Path, start_with: Callable[..., tuple[Program, str]], tmp_path: Path
+@pytest.mark.parametrize(("example", "number"), [(PASSWORD, 0), (CERTIFICATE, 1)], indirect=["example"])
+def test_prometheus_scrapes_with_the_examples_of_the_page(
+    example: Path, number: int, start_with: Callable[..., tuple[Program, str]], tmp_path: Path
 ) -> None:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: run scripts/test, which unpacks Debian's")
     service, address = start_with()
-    (config,) = map(yaml.safe_load, blocks("yaml"))
+    config = yaml.safe_load(blocks("yaml")[number])
     (job,) = config["scrape_configs"]
     job["static_configs"] = [{"targets": [address]}]
     job["scrape_interval"] = "1s"
     place = tmp_path / "prometheus"
     place.mkdir()
-    for name in ("ca.pem", "client.pem", "client.key", "password"):
+    for name in ("ca.pem", "client.pem", "client.key", "password")[:: 1 if number else 3]:
         shutil.copy(example / name, place)
     prometheus = Prometheus(place, config, "--storage.tsdb.path=data")
     try:
@@ -115,7 +120,17 @@ def test_prometheus_scrapes_with_the_example_of_the_page(
     assert "Traceback" not in service.err.read_text("utf-8")
 
 
-def test_without_certificate_or_password_nobody_gets_in(
+@pytest.mark.parametrize("example", [PASSWORD], indirect=True)
+def test_requests_without_the_password_are_refused(
+    example: Path, start_with: Callable[..., tuple[Program, str]]
+) -> None:
+    _, address = start_with()
+    user = credentials(example)[4:]
+    assert curl(example, address, *user).stdout == "healthy\n"
+    assert curl(example, address).stdout == "unauthorized\n"
+
+
+def test_requests_without_certificate_or_password_are_refused(
     example: Path, start_with: Callable[..., tuple[Program, str]]
 ) -> None:
     service, address = start_with()
@@ -129,10 +144,10 @@ def test_without_certificate_or_password_nobody_gets_in(
     assert curl(example, address, *everything).stdout == "healthy\n"
 
 
-def test_a_group_of_the_service_may_read_the_files_and_those_that_replace_them(
+def test_the_service_reads_files_of_its_group_and_their_replacements(
     example: Path, start_with: Callable[..., tuple[Program, str]], tmp_path: Path
 ) -> None:
-    """As the page has it: without any right to read all files, before the start and after."""
+    """The service has no capability to read the files, at its start and later; only its group allows it."""
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
             folder.chmod(0o755)

@@ -373,7 +373,7 @@ def test_run_tells_of_it_before_anything_is_attached(
 
 
 def test_the_page_has_every_key() -> None:
-    table = PAGE.split("## What is in it\n")[1]
+    table = PAGE.split("## Keys of the file\n")[1]
     for key in (*webconfig.TLS_KEYS, *webconfig._HEADERS, "http2", "rate_limit", *webconfig._UNVERIFIED):
         assert f"{key}`" in table
     for value in (*webconfig.VERSIONS, *webconfig.CLIENT_AUTH, *webconfig.CURVES):

@@ -26,11 +26,14 @@ ExecReload=/bin/kill -HUP $MAINPID
 """
 
 
+#: The commands of docs/web.md: certificates of the server, password, file without and with client certificates.
+SERVER, PASSWORD, BASIC, CLIENT, MUTUAL = range(5)
+
 CONFIGURED = f"domains: [{{}}]\nmetrics: {{{{web_config: {FILES}/web.yml}}}}"
 
 
 def follow(*blocks: int) -> None:
-    """Run blocks of commands of the installed web.md: 0 for certificates, 1 for a password, 2 for the file."""
+    """Run blocks of commands of the installed web.md."""
     page = Path("/usr/share/doc/dnsprobe/web.md").read_text("utf-8")
     commands = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     for block in blocks:
@@ -68,7 +71,7 @@ def protected(service: Service) -> Iterator[str]:
     FILES.mkdir()
     DROP_IN.parent.mkdir()
     run("groupadd", "--system", GROUP)
-    follow(0, 1, 2)
+    follow(SERVER, PASSWORD, BASIC, CLIENT, MUTUAL)
     hand_over_configuration()
     hand_over("server.pem", 0o640, GROUP)
     hand_over("ca.pem", 0o644, "root")
@@ -95,7 +98,7 @@ def test_a_client_needs_certificate_and_password(service: Service, protected: st
     run("systemctl", "reload", service.name)
     until(lambda: "\ndnsprobe_rules 2.0\n" in metrics(protected), "the rules in force")
     # A new password needs no restart.
-    follow(1, 2)
+    follow(PASSWORD, MUTUAL)
     renewed = f"prometheus:{(WORK / 'password').read_text().strip()}"
     hand_over_configuration()
     assert ask("/metrics", "-u", renewed) == "200"
