@@ -256,7 +256,7 @@ TLS_KEYS = (*_PEM_KEYS, *_TLS_READERS)
 
 
 def _pem(entries: Mapping[str, Place], inline: str, folder: str) -> Pem | None:
-    """Return the value of the key ``inline`` or ``inline_file``; a blank value counts as absent."""
+    """Return the value of ``cert`` or ``cert_file`` for ``inline`` = ``cert``; a blank value counts as absent."""
     by_file, by_text = entries.get(f"{inline}_file"), entries.get(inline)
     path = _text(by_file) if by_file and not by_file.empty else ""
     text = _text(by_text) if by_text and not by_text.empty else ""
@@ -299,9 +299,7 @@ def _check_tls(config: TlsConfig, place: Place, entries: Mapping[str, Place]) ->
         )
     if config.client_ca is None and config.client_auth != ssl.CERT_NONE:
         # exporter-toolkit would use the system's authorities: any client with a public certificate would be accepted.
-        entries["client_auth_type"].report(
-            "client_ca is missing, which verifies the certificates", "add client_ca_file: PATH"
-        )
+        entries["client_auth_type"].report("no client_ca, which verifies the certificates", "add client_ca_file: PATH")
     if config.allowed_sans is not None and config.client_auth != ssl.CERT_REQUIRED:
         entries["client_allowed_sans"].report(
             "client_auth_type does not require certificates", "add client_auth_type: RequireAndVerifyClientCert"
@@ -362,9 +360,8 @@ def _web_config(root: Place, folder: str) -> WebConfig:
     if "http_server_config" in sections:
         http = sections["http_server_config"].entries(("http2", "headers"))
         if "http2" in http and not http["http2"].empty:
-            _boolean(
-                http["http2"]
-            )  # Both values are fine: clients of HTTP/2 also speak HTTP/1.1, and dnsprobe does only that.
+            # dnsprobe speaks HTTP/1.1, which clients of HTTP/2 speak too: both values are accepted.
+            _boolean(http["http2"])
         if "headers" in http and not http["headers"].empty:
             headers = _headers(http["headers"])
     tls = _tls(sections["tls_server_config"], folder) if "tls_server_config" in sections else None

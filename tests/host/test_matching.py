@@ -1,4 +1,4 @@
-"""Which rule counts a name, and how often: the kernel side and user space together against what was sent."""
+"""Matching of names by the kernel side and user space together: compare the counts of each rule with what was sent."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.procfs import ProcFS
 from dnsprobe.process.users import UserNames
 
-#: More than any step takes on a slow machine.
+#: Seconds that are enough for any step on a slow machine.
 PATIENCE = 120.0
 
-#: Seconds after which what user space decided counts as settled, and more.
-SETTLE = 3.0
+#: Seconds that are enough for running BPF programs to end: then a sweep may remove entries of the past.
+GRACE = 3.0
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Clock:
 
 @dataclass
 class Host:
-    """A probe on a port of ours, and what works with it, by a clock that we set."""
+    """A probe that watches a port of the test, the pipeline behind it, and a clock that the test sets."""
 
     probe: Probe
     names: int
@@ -60,7 +60,7 @@ class Host:
     clock: Clock = field(default_factory=Clock)
 
     def watch(self, *patterns: str) -> None:
-        """Begin anew: with these rules, each named by its pattern, and nothing counted."""
+        """Start again without counts, with these rules; each has its pattern as name."""
         while self.probe.maps.events.read():
             pass
         counted = list(self.probe.maps.counters.take_many([key for key, _ in self.probe.maps.counters.items()]))
@@ -80,7 +80,7 @@ class Host:
         )
 
     def build(self, specs: Sequence[tuple[str, str]]) -> RuleSet:
-        """Return rules for names and patterns, those that stay with the ids that they have."""
+        """Return rules for names and patterns; unchanged rules keep their ids."""
         return RuleSet.build([(*spec, 6) for spec in specs], self.rules.current, self.rules.by_id)
 
     def replace(self, *patterns: str) -> None:
@@ -97,14 +97,14 @@ class Host:
             self.sender.sendto(payload, self.address)
 
     def take(self) -> list[tuple[Event, Query | None]]:
-        """Take all events, which has user space decide the names that are left to it."""
+        """Take all events. User space thereby decides the names that the kernel leaves to it."""
         taken = []
         while some := self.take_some():
             taken += some
         return taken
 
     def take_some(self) -> list[tuple[Event, Query | None]]:
-        """Take a bounded number of events: more may come all the time."""
+        """Take a bounded number of events, since more events may arrive all the time."""
         taken = []
         for event in self.probe.maps.events.read():
             queries = [query for query, _ in self.resolver.queries([event])]
@@ -112,7 +112,7 @@ class Host:
         return taken
 
     def counts(self) -> dict[str, int]:
-        """Return what each rule counted, by its name."""
+        """Return the number of queries by the name of the rule."""
         totals: Counter[str] = Counter()
         for series, queries in self.counters.collect().items():
             totals[series.domain] += queries
@@ -121,9 +121,9 @@ class Host:
     def statistic(self, statistic: Statistic) -> int:
         return self.probe.statistics()[statistic] - self.before[statistic]
 
-    def settle(self) -> None:
-        """Let time pass and carry over what does not change any more."""
-        self.clock.now += SETTLE
+    def sweep_later(self) -> None:
+        """Advance the clock past the grace period and sweep: final counts move from the kernel to the totals."""
+        self.clock.now += GRACE
         self.counters.sweep()
 
 
@@ -132,7 +132,7 @@ def hosts(names: int) -> Iterator[Host]:
     sizes = Sizes(ring=1 << 20, processes=256, counters=65536, names=names, recent=1024)
     probe = Probe(Where([port.port], tcp_hook="none"), sizes, repeat_ns=0)
     try:
-        # Nothing is watched until a test says what.
+        # Without rules, nothing is counted until a test calls watch().
         probe.set_rules([])
         probe.start()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -154,12 +154,12 @@ NARROW = 64
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[Host]:
-    """A host whose names map is soon full."""
+    """A host whose names map holds only NARROW names."""
     yield from hosts(NARROW)
 
 
 def fork(run: Callable[[], None]) -> int:
-    """Run a function in a child that ends with it, and return its pid."""
+    """Run a function in a child process that exits afterwards; return the pid."""
     child = os.fork()
     if child == 0:
         try:
@@ -170,7 +170,7 @@ def fork(run: Callable[[], None]) -> int:
 
 
 def upper(name: bytes) -> bytes:
-    """Return a name in upper case; length octets are below the letters."""
+    """Return a name in upper case. Length octets do not change: they are below the letters."""
     return name.upper()
 
 
@@ -202,7 +202,7 @@ LONG = [b"x" * 63, b"y" * 63, b"z" * 63, b"w" * 48]
         (["."], [b"test"], "."),
         (["=."], [], "=."),
         (["=."], [b"test"], None),
-        # Octets in a label that look like the length of another one.
+        # Octets in a label that look like the length of a label.
         (["example.test"], [LOOKS_LIKE_TWO_LABELS], None),
         (["example.test"], [b"www", LOOKS_LIKE_TWO_LABELS], None),
         (["example.test"], [b"\7example", b"test"], None),
@@ -217,7 +217,7 @@ LONG = [b"x" * 63, b"y" * 63, b"z" * 63, b"w" * 48]
         ([r"\007example\004test", "example.test"], [b"www", LOOKS_LIKE_TWO_LABELS], r"\007example\004test"),
         ([r"\007example.test", "example.test"], [b"\7example", b"test"], r"\007example.test"),
         ([r"\007example.test", "example.test"], [b"example", b"test"], "example.test"),
-        # More labels in the suffix than in the name that ends like it.
+        # The suffix has more labels than the name, whose octets end in the same way.
         ([".".join("a" * 60)], [b"\1a" * 30, b"\1a" * 29 + b"\1"], None),
         ([".".join("a" * 31)], [b"\1a" * 31], None),
         ([".".join("a" * 31)], [b"x" + b"\1a" * 31], None),
@@ -234,7 +234,7 @@ LONG = [b"x" * 63, b"y" * 63, b"z" * 63, b"w" * 48]
         ([to_text(wire([*LONG[1:], b"example", b"test"]))], [*LONG, b"example", b"test"], "all of it"),
         (["a*.example.test"], [b"a" + b"x" * 62, *LONG[1:], b"example", b"test"], None),
         (["w*.example.test"], [*LONG, b"example", b"test"], "w*.example.test"),
-        # Only A to Z have a case.
+        # Only A to Z have an upper and a lower case.
         (["example.test"], [b"EXAMPLE", b"tESt"], "example.test"),
         (["EXAMPLE.test"], [b"example", b"test"], "EXAMPLE.test"),
         ([r"a\091.test"], [b"a{", b"test"], None),
@@ -242,7 +242,7 @@ LONG = [b"x" * 63, b"y" * 63, b"z" * 63, b"w" * 48]
         ([r"a\065.test"], [b"aa", b"test"], r"a\065.test"),
         ([r"\196.test"], [b"\xe4", b"test"], None),
         ([r"\228.test"], [b"\xc4", b"test"], None),
-        # What only user space can decide.
+        # Only user space can decide these.
         (["ads*.example.test", "example.test"], [b"ads1", b"example", b"test"], "ads*.example.test"),
         (["ads*.example.test", "example.test"], [b"www", b"example", b"test"], "example.test"),
         (["ads*.example.test", "example.test"], [b"www", b"ads1", b"example", b"test"], "ads*.example.test"),
@@ -258,22 +258,22 @@ LONG = [b"x" * 63, b"y" * 63, b"z" * 63, b"w" * 48]
         ([r"/^\.$/"], [], r"/^\.$/"),
     ],
 )
-def test_one_name(host: Host, patterns: list[str], labels: list[bytes], expected: str | None) -> None:
+def test_rule_that_counts_a_name(host: Host, patterns: list[str], labels: list[bytes], expected: str | None) -> None:
     name = wire(labels)
     if expected == "all of it":
         (expected,) = patterns
     host.watch(*[pattern for pattern in patterns if pattern != "="])
     rule = host.rules.current.match(name.lower())
     assert (rule.name if rule else None) == expected
-    # Before user space has decided, where it has to, and after.
+    # If user space has to decide the name, the first queries come before the decision, the others after it.
     host.send(name, times=2)
     host.send(upper(name), times=3)
     first = host.take()
     host.send(name, times=5)
     host.send(upper(name), times=7)
-    told = [query for _, query in first + host.take() if query]
-    assert [query.rule.name for query in told] == ([expected] * 17 if expected else [])
-    assert {query.qname for query in told} <= {name.lower()}
+    reported = [query for _, query in first + host.take() if query]
+    assert [query.rule.name for query in reported] == ([expected] * 17 if expected else [])
+    assert {query.qname for query in reported} <= {name.lower()}
     assert host.counts() == ({expected: 17} if expected else {})
 
 
@@ -340,7 +340,7 @@ def random_case(rng: random.Random, name: bytes) -> bytes:
 
 
 def test_random_rules_and_names(host: Host) -> None:
-    """Rules are replaced again and again; what they count meanwhile is exact, decided before or after."""
+    """Rules are replaced again and again; counts stay exact, whether a name is decided before or after."""
     rng = random.Random(11)
     pool = sorted({random_name(rng) for _ in range(100)} | {wire([b"a"] * 127), wire([*LONG, b"example", b"test"])})
     host.watch("unused.invalid")
@@ -351,7 +351,7 @@ def test_random_rules_and_names(host: Host) -> None:
         rules = host.build(random_specs(rng, str(turn)))
         host.put_in_force(rules)
         generations[host.probe.generation] = rules
-        # Names that are there already are decided as the rules change; new ones are open at first.
+        # The replacement decides names that the map already has; new names are undecided at first.
         names = rng.choices(pool, k=10) + [random_name(rng) for _ in range(30)]
         rng.shuffle(names)
         sent: Counter[bytes] = Counter()
@@ -359,7 +359,7 @@ def test_random_rules_and_names(host: Host) -> None:
             for name in batch:
                 sent[name] += 1
                 host.send(random_case(rng, name), rng.choice([1, 28]))
-            # Sometimes user space is late, so that names are decided by a scrape or by other rules.
+            # Sometimes user space takes no events, so that a scrape or the next replacement decides the names.
             if rng.random() < 0.7:
                 check_events(host, generations, kinds)
             if rng.random() < 0.1:
@@ -370,31 +370,31 @@ def test_random_rules_and_names(host: Host) -> None:
                 expected[rule.name] += times
         if rng.random() < 0.2:
             check_events(host, generations, kinds)
-            host.settle()
+            host.sweep_later()
         if turn % 10 == 0:
             assert host.counts() == expected, turn
     check_events(host, generations, kinds)
     assert host.counts() == expected
-    host.settle()
-    host.settle()
+    host.sweep_later()
+    host.sweep_later()
     assert host.counts() == expected
     assert host.statistic(Statistic.LOST_RING_FULL) == 0
-    # The kernel side decided some by itself; of what it left to user space some was wanted, some not.
+    # There were names that the kernel decided, and names that user space decided in both ways.
     assert min(kinds[0, True], kinds[1, True], kinds[1, False]) > 300, kinds
     assert kinds[0, False] == 0
     assert expected.total() > 1000
 
 
 def check_events(host: Host, generations: dict[int, RuleSet], kinds: Counter[tuple[int, bool]]) -> None:
-    """Take the events; each has the rule that the rules in force at its time have for its name."""
+    """Take the events and check the rule of each: the one that counts its name in the generation of the event."""
     for event, query in host.take():
         rule = generations[event.generation].match(event.name)
         assert (query.rule if query else None) == rule, event.name
         kinds[event.kind, rule is not None] += 1
 
 
-def test_what_causes_no_event_is_not_wanted(host: Host) -> None:
-    """Each name alone: an event for each that a rule matches, and at most an undecided one for the others."""
+def test_every_name_that_a_rule_matches_has_an_event(host: Host) -> None:
+    """One name at a time: exactly one query for each name that a rule matches, and none for the others."""
     rng = random.Random(12)
     pool = sorted({random_name(rng) for _ in range(300)})
     for turn in range(25):
@@ -403,9 +403,9 @@ def test_what_causes_no_event_is_not_wanted(host: Host) -> None:
         host.put_in_force(rules)
         for name in rng.sample(pool, 40):
             host.send(name)
-            told = [query.rule for _, query in host.take() if query]
+            reported = [query.rule for _, query in host.take() if query]
             rule = rules.match(name)
-            assert told == ([rule] if rule else []), name
+            assert reported == ([rule] if rule else []), name
 
 
 # Many
@@ -427,7 +427,7 @@ def test_ten_thousand_rules() -> None:
     try:
         session.start()
         expected: Counter[str] = Counter()
-        told: Counter[str] = Counter()
+        reported: Counter[str] = Counter()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             for _ in range(400):
                 index = rng.choice([0, 1, 2499, 2500, rng.randrange(2500)])
@@ -441,14 +441,14 @@ def test_ten_thousand_rules() -> None:
                     if rule:
                         expected[rule.name] += times
                 if rng.random() < 0.2:
-                    told.update(query.rule.name for query, _ in session.queries())
+                    reported.update(query.rule.name for query, _ in session.queries())
         while events := list(session.queries()):
-            told.update(query.rule.name for query, _ in events)
+            reported.update(query.rule.name for query, _ in events)
         counted: Counter[str] = Counter()
         for series, queries in session.collect().items():
             counted[series.domain] += queries
         assert counted == expected
-        assert told == expected
+        assert reported == expected
         assert {pattern.split(".")[-2] for pattern in expected} == {"example", "exact", "below", "glob"}
     finally:
         session.close()
@@ -461,14 +461,14 @@ def test_thousands_of_names_under_a_wildcard(host: Host) -> None:
     for name in names:
         host.send(name)
         host.send(f"x{name}")
-    # More than the ring holds: most names are decided by the scrape.
+    # These are more events than the ring holds, so the scrape decides most names.
     assert host.counts() == {"ads*.example.test": 3000, "example.test": 3000}
     assert host.statistic(Statistic.LOST_RING_FULL) > 0
     host.take()
     for name in names:
         host.send(name, 28)
     assert host.counts() == {"ads*.example.test": 6000, "example.test": 3000}
-    host.settle()
+    host.sweep_later()
     assert not list(host.probe.maps.pending.items())
     for name in names:
         host.send(name, 28)
@@ -477,13 +477,13 @@ def test_thousands_of_names_under_a_wildcard(host: Host) -> None:
     assert host.statistic(Statistic.UNDECIDED_NAMES_FULL) == 0
 
 
-def test_several_processes_ask_for_new_names_at_once(host: Host) -> None:
+def test_several_processes_query_new_names_at_once(host: Host) -> None:
     host.watch("ads*.example.test", "example.test")
     reader, writer = os.pipe()
 
     def run() -> None:
         os.close(writer)
-        os.read(reader, 1)  # returns for all at once, when the other end is closed
+        os.read(reader, 1)  # Returns in all children at once, when the parent closes the other end.
         for index in range(500):
             host.send(f"ads{index}.example.test")
             host.send(f"x{index}.example.test", times=2)
@@ -491,7 +491,7 @@ def test_several_processes_ask_for_new_names_at_once(host: Host) -> None:
     children = [fork(run) for _ in range(4)]
     os.close(writer)
     os.close(reader)
-    # User space decides names while they are asked for.
+    # User space decides names while the children send queries for them.
     host.take_some()
     assert host.counts().keys() <= {"ads*.example.test", "example.test"}
     for child in children:
@@ -500,8 +500,8 @@ def test_several_processes_ask_for_new_names_at_once(host: Host) -> None:
     expected = {"ads*.example.test": 4 * 500, "example.test": 4 * 1000}
     assert host.counts() == expected
     host.take()
-    host.settle()
-    host.settle()
+    host.sweep_later()
+    host.sweep_later()
     assert not list(host.probe.maps.pending.items())
     assert host.counts() == expected
 
@@ -509,7 +509,7 @@ def test_several_processes_ask_for_new_names_at_once(host: Host) -> None:
 # Rules that change
 
 
-def test_new_rules_count_from_then_on(host: Host) -> None:
+def test_new_rules_count_from_the_replacement_on(host: Host) -> None:
     host.watch("example.test", "b*.example.test")
     names = ["example.test", "a.example.test", "b.example.test", "c.test"]
     for name in names:
@@ -525,9 +525,9 @@ def test_new_rules_count_from_then_on(host: Host) -> None:
     }
     assert host.counts() == expected
     host.take()
-    host.settle()
+    host.sweep_later()
     assert host.counts() == expected
-    # A rule that comes back goes on where it was.
+    # A rule that comes back continues its count.
     host.replace("b*.example.test")
     for name in names:
         host.send(name, times=11)
@@ -535,53 +535,53 @@ def test_new_rules_count_from_then_on(host: Host) -> None:
     assert host.counts() == expected
     for _ in range(3):
         host.take()
-        host.settle()
+        host.sweep_later()
         assert host.counts() == expected
 
 
-def test_what_may_still_change_stays_in_the_kernel(host: Host) -> None:
-    """A run of the program that began before a rule went, or a name was decided, may count a moment later."""
+def test_entries_stay_in_the_kernel_for_the_grace_period(host: Host) -> None:
+    """A BPF program that started before a rule was removed, or before a name was decided, may still count."""
     host.watch("old.test", "ads*.example.test")
     host.send("old.test", times=3)
     host.send("ads.example.test", times=5)
     host.take()
     host.replace("ads*.example.test")
-    for later in (0, SETTLE / 3):
+    for later in (0, GRACE / 3):
         host.clock.now += later
         host.counters.sweep()
         assert [queries for _, queries in host.probe.maps.counters.items()] == [3]
         assert [queries for _, queries in host.probe.maps.pending.items()] == [5]
-    host.settle()
+    host.sweep_later()
     assert not list(host.probe.maps.counters.items())
     assert not list(host.probe.maps.pending.items())
     assert host.counts() == {"old.test": 3, "ads*.example.test": 5}
 
 
-def test_decision_is_good_for_the_rules_that_it_was_made_for(host: Host) -> None:
-    """Other rules are in force a moment before the names are decided for them."""
+def test_a_decision_is_valid_for_one_generation_of_rules(host: Host) -> None:
+    """New rules are in force for a moment before user space decides the names for them."""
     host.watch("ads*.example.test")
     entries = host.rules.current.trie()
     rule = host.rules.current.rules[0].id
     for generation in range(host.probe.generation, host.probe.generation + 3):
         host.send("ads.example.test")
-        ((open_, _),) = host.take()
+        ((undecided, _),) = host.take()
         host.send("ads.example.test")
         ((decided, _),) = host.take()
-        assert (open_.kind, open_.rule, open_.generation) == (Kind.UNDECIDED, DECIDE, generation)
+        assert (undecided.kind, undecided.rule, undecided.generation) == (Kind.UNDECIDED, DECIDE, generation)
         assert (decided.kind, decided.rule, decided.generation) == (Kind.QUERY, rule, generation)
         host.probe.set_rules(entries)
 
 
 @dataclass
 class Sender:
-    """A process that sends queries for names in turn until it is told to stop."""
+    """A process that sends queries for names in turn until ``finish``."""
 
     pid: int
     stop: int
     result: int
 
     def finish(self) -> list[int]:
-        """Return how often each name was sent."""
+        """Stop the process; return how many queries it sent for each name."""
         os.close(self.stop)
         os.waitpid(self.pid, 0)
         with os.fdopen(self.result, "rb") as result:
@@ -595,7 +595,7 @@ def start_sender(host: Host, names: Sequence[str]) -> Sender:
     payloads = [message(from_text(name)) for name in names]
 
     def run() -> None:
-        # With the last writer the reader's end is seen: also when the test ends early.
+        # The reader sees the end of the pipe only after the last writer is closed, also if the test ends early.
         os.close(stop)
         sent = [0] * len(payloads)
         index = 0
@@ -612,8 +612,8 @@ def start_sender(host: Host, names: Sequence[str]) -> Sender:
     return Sender(pid, stop, result)
 
 
-def test_unchanged_rules_lose_and_double_nothing(host: Host) -> None:
-    """While a process sends, rules around two that stay are replaced, so that names change who decides them."""
+def test_unchanged_rules_neither_lose_nor_double_a_count(host: Host) -> None:
+    """While a process sends, other rules come and go, so that now the kernel and now user space decides."""
     stay = ["keep.test", "=ads*.glob.test"]
     others = [
         [],
@@ -633,9 +633,9 @@ def test_unchanged_rules_lose_and_double_nothing(host: Host) -> None:
             if turn % 3:
                 host.take_some()
             if turn % 4 == 1:
-                host.clock.now += SETTLE / 2
+                host.clock.now += GRACE / 2
                 host.counters.sweep()
-            # No replacement before the sender has met the one before.
+            # Wait until the sender has sent all names under these rules.
             until = time.monotonic() + PATIENCE
             while (now := sum(host.counts().values())) < counted + len(names) and time.monotonic() < until:
                 time.sleep(0.001)
@@ -650,18 +650,18 @@ def test_unchanged_rules_lose_and_double_nothing(host: Host) -> None:
     for _ in range(4):
         counts = host.counts()
         assert {rule: counts[rule] for rule in stay} == expected
-        # Rules that came and went counted some of the rest, none of it twice.
+        # The other rules counted some of the remaining queries, and none of them twice.
         assert sum(counts.values()) <= sum(sent.values())
         host.take()
-        host.settle()
+        host.sweep_later()
     assert not list(host.probe.maps.pending.items())
     assert host.statistic(Statistic.UNDECIDED_NAMES_FULL) == 0
 
 
-# Processes that are gone
+# Processes that have exited
 
 
-def test_counts_of_processes_that_are_gone_are_carried_over(host: Host) -> None:
+def test_counts_of_exited_processes_move_to_the_totals(host: Host) -> None:
     host.watch("example.test", "ads*.glob.test")
     zombies = []
     for round_ in range(1, 4):
@@ -675,7 +675,7 @@ def test_counts_of_processes_that_are_gone_are_carried_over(host: Host) -> None:
                 host.send(f"x{round_}{index}.glob.test")
 
         child = fork(run)
-        # One that nobody waits for sends nothing more either.
+        # A zombie sends nothing either.
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         if round_ == 2:
             zombies.append(child)
@@ -687,8 +687,8 @@ def test_counts_of_processes_that_are_gone_are_carried_over(host: Host) -> None:
         series = {key: queries for key, queries in host.counters.collect().items() if queries}
         assert dict(host.probe.maps.ancestries.get_many([(start_ns, child)]))[start_ns, child]
         host.take()
-        host.settle()
-        host.settle()
+        host.sweep_later()
+        host.sweep_later()
         assert not list(host.probe.maps.counters.items())
         assert not list(host.probe.maps.pending.items())
         assert dict(host.probe.maps.ancestries.get_many([(start_ns, child)]))[start_ns, child] is None
@@ -698,13 +698,13 @@ def test_counts_of_processes_that_are_gone_are_carried_over(host: Host) -> None:
         os.waitpid(child, 0)
 
 
-def test_counts_of_processes_that_live_stay_where_they_are(host: Host) -> None:
+def test_counts_of_running_processes_stay_in_the_kernel(host: Host) -> None:
     host.watch("example.test", "ads*.glob.test")
     host.send("example.test", times=3)
     host.send("ads.glob.test", times=2)
     for _ in range(3):
         host.take()
-        host.settle()
+        host.sweep_later()
         assert [(key[1], queries) for key, queries in host.probe.maps.counters.items()] == [(os.getpid(), 3)]
         assert host.counts() == {"example.test": 3, "ads*.glob.test": 2}
     host.send("example.test")
@@ -712,25 +712,25 @@ def test_counts_of_processes_that_live_stay_where_they_are(host: Host) -> None:
     assert host.counts() == {"example.test": 4, "ads*.glob.test": 3}
 
 
-# A map of names that is full
+# A full map of names
 
 
-def test_full_names_are_counted(narrow: Host) -> None:
+def test_queries_without_room_for_their_names_are_counted(narrow: Host) -> None:
     narrow.watch("ads*.example.test", "other.test")
     for index in range(NARROW + 13):
         narrow.send(f"ads{index}.example.test")
     assert narrow.counts() == {"ads*.example.test": NARROW}
     assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == 13
-    # Names that are known, and rules that the kernel side decides, need no more room.
+    # Known names, and names that the kernel decides, need no further room.
     for index in range(NARROW):
         narrow.send(f"ads{index}.example.test", times=2)
     narrow.send("other.test", times=5)
     narrow.take()
     assert narrow.counts() == {"ads*.example.test": 3 * NARROW, "other.test": 5}
     assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == 13
-    # Names that user space has decided since a while make room.
-    narrow.settle()
-    narrow.settle()
+    # After the grace period, decided names make room.
+    narrow.sweep_later()
+    narrow.sweep_later()
     for index in range(100, 100 + NARROW):
         narrow.send(f"ads{index}.example.test")
     assert narrow.counts() == {"ads*.example.test": 4 * NARROW, "other.test": 5}
@@ -738,14 +738,14 @@ def test_full_names_are_counted(narrow: Host) -> None:
 
 
 def test_names_come_and_go(narrow: Host) -> None:
-    """Many more names than the map holds, over time: those decided a while ago make room, and come back."""
+    """Over time there are many more names than the map holds: decided names make room, and some come back."""
     rng = random.Random(14)
     narrow.watch("ads*.example.test", "=b?.example.test")
     expected: Counter[str] = Counter()
     evicted = False
     for turn in range(60):
         before = {stored.name for _, stored in narrow.probe.maps.names.items()}
-        # Twelve new ones at most, and some that were there before.
+        # At most twelve new names, and some earlier ones.
         indices = [*range(turn * 8, turn * 8 + 8), *(rng.randrange(turn * 8 + 8) for _ in range(4))]
         for index in indices:
             name = f"{rng.choice(['ads', 'x'])}{index}.example.test"
@@ -765,8 +765,8 @@ def test_names_come_and_go(narrow: Host) -> None:
     assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == 0
 
 
-def test_names_that_found_no_room_for_a_count_do_not_stay(narrow: Host) -> None:
-    """Names and their counts have as much room: one name with many types leaves other names without a count."""
+def test_names_without_room_for_their_counts_are_removed(narrow: Host) -> None:
+    """The maps of names and of their counts have the same size: many types of one name use up all counts."""
     narrow.watch("ads*.example.test")
     for qtype in range(NARROW):
         narrow.send("ads.example.test", qtype)
@@ -776,31 +776,31 @@ def test_names_that_found_no_room_for_a_count_do_not_stay(narrow: Host) -> None:
     assert narrow.statistic(Statistic.UNDECIDED_NAMES_FULL) == NARROW - 1
     for _ in range(3):
         narrow.take()
-        narrow.settle()
+        narrow.sweep_later()
     narrow.send("adsnew.example.test")
     assert narrow.counts() == {"ads*.example.test": NARROW + 1}
 
 
-def test_event_of_a_name_that_made_room_for_others(narrow: Host) -> None:
-    """An event that was taken late finds the map full of other names."""
+def test_late_event_of_a_name_that_made_room_for_others(narrow: Host) -> None:
+    """When user space takes the event, the map is full of other names."""
     narrow.watch("ads*.example.test")
     for index in range(NARROW):
         narrow.send(f"ads{index}.example.test")
-    # Scrapes and sweeps alone have seen these names until they made room.
+    # User space takes no events, but a scrape decides these names and sweeps remove them.
     assert narrow.counts() == {"ads*.example.test": NARROW}
-    narrow.settle()
-    narrow.settle()
+    narrow.sweep_later()
+    narrow.sweep_later()
     for index in range(100, 100 + NARROW):
         narrow.send(f"ads{index}.example.test")
-    told = [query for _, query in narrow.take() if query]
-    assert len(told) == 2 * NARROW
+    reported = [query for _, query in narrow.take() if query]
+    assert len(reported) == 2 * NARROW
     assert narrow.counts() == {"ads*.example.test": 2 * NARROW}
 
 
-# What happens at one moment with something else
+# Races
 
 
-def test_rule_that_is_gone_for_exactly_as_long_as_it_takes_to_settle(host: Host) -> None:
+def test_counts_of_a_removed_rule_during_the_grace_period(host: Host) -> None:
     host.watch("old.test", "stays.test")
     host.send("old.test", times=5)
     host.replace("stays.test")
@@ -810,8 +810,8 @@ def test_rule_that_is_gone_for_exactly_as_long_as_it_takes_to_settle(host: Host)
         assert host.counts() == {"old.test": 5}
 
 
-def test_process_that_asks_while_it_is_carried_over(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a process there are only counts of names that were open; it asks again as these are carried over, and ends."""
+def test_process_that_sends_during_the_sweep(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with only undecided names sends once more while a sweep moves their counts, and exits."""
     host.watch("ads*.example.test")
     reader, writer = os.pipe()
 
@@ -829,16 +829,16 @@ def test_process_that_asks_while_it_is_carried_over(host: Host, monkeypatch: pyt
     before = set(host.counters.collect())
     take_many = host.probe.maps.pending.take_many
 
-    def ask_and_take(keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
+    def send_and_take(keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
         os.write(writer, b"x")
         os.close(writer)
         os.waitpid(child, 0)
         return take_many(keys)
 
-    monkeypatch.setattr(host.probe.maps.pending, "take_many", ask_and_take)
-    host.settle()
+    monkeypatch.setattr(host.probe.maps.pending, "take_many", send_and_take)
+    host.sweep_later()
     monkeypatch.undo()
-    # A scrape before the event is taken, as after an event that was lost.
+    # Scrape without taking the event, as if it was lost.
     assert host.counts() == {"ads*.example.test": 5}
     assert UNKNOWN not in {series.process for series in host.counters.collect()}
     assert set(host.counters.collect()) == before

@@ -1,4 +1,4 @@
-"""The configuration file: what it means, and what is said about a wrong one."""
+"""The configuration file: its meaning, the errors in a wrong file, and the documents about it."""
 
 from __future__ import annotations
 
@@ -206,12 +206,12 @@ metrics:
     )
 
 
-def test_domains_are_what_a_rule_set_is_built_from(file: Path) -> None:
+def test_a_rule_set_can_be_built_from_domains(file: Path) -> None:
     ruleset = RuleSet.build(loaded(file, "domains: [a.example, {pattern: b.example, priority: err}]").domains)
     assert [(rule.name, rule.priority) for rule in ruleset.rules] == [("a.example", 6), ("b.example", 3)]
 
 
-def test_a_configuration_does_not_change() -> None:
+def test_a_configuration_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         config.default().probe = ProbeConfig()  # type: ignore[misc]
 
@@ -231,7 +231,7 @@ def test_a_configuration_does_not_change() -> None:
         "\ufeffprobe: {ports: [53]}\r\n",
     ],
 )
-def test_nothing_means_the_defaults(file: Path, text: str) -> None:
+def test_an_empty_file_means_the_defaults(file: Path, text: str) -> None:
     assert loaded(file, text) == config.default()
 
 
@@ -514,7 +514,7 @@ def test_a_file_that_may_not_be_opened(file: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
-def test_a_name_of_a_file_is_safe_to_show(tmp_path: Path) -> None:
+def test_the_name_of_a_file_is_escaped_in_errors(tmp_path: Path) -> None:
     assert unreadable(tmp_path / "a\x1b\nb").startswith(f"{tmp_path}/a\\x1b\\x0ab: cannot be read")
 
 

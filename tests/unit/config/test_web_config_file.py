@@ -1,4 +1,4 @@
-"""The web configuration file: what it means, and what is said about a wrong one."""
+"""The web configuration file: its meaning, and the errors in a wrong file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def error(folder: Path, text: str) -> str:
-    """Return what is said of a file, without its folder."""
+    """Return the error message about a file, without the folder."""
     with pytest.raises(ConfigError) as caught:
         read(written(folder, text))
     assert caught.value.status == EXIT_USAGE
@@ -63,7 +63,7 @@ def error(folder: Path, text: str) -> str:
     return caught.value.message.replace(f"{folder}/", "")
 
 
-def test_a_key_in_the_wrong_place_is_not_shown(made: Path) -> None:
+def test_errors_do_not_show_a_private_key(made: Path) -> None:
     key = (made / "server.key").read_text()
     for form in (json.dumps(key), json.dumps(key.replace("\n", " "))):
         said = error(made, f"tls_server_config: {{cert_file: server.pem, key_file: {form}}}")
@@ -89,7 +89,7 @@ def test_the_defaults(made: Path) -> None:
     assert config.files == (str(made / "server.pem"), str(made / "server.key"))
 
 
-def test_paths_are_from_the_folder_of_the_file_on(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_folder_of_the_file(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(made, f"tls_server_config: {{cert_file: ./server.pem, key_file: {made}/server.key}}")
     monkeypatch.chdir(made)
     now = read("web.yml")
@@ -116,13 +116,13 @@ def test_certificates_and_key_in_the_file_itself(made: Path) -> None:
     assert "tls_server_config.key: not a private key in PEM form" in said
 
 
-def test_what_is_around_certificates_does_not_matter(made: Path) -> None:
+def test_text_around_certificates_is_ignored(made: Path) -> None:
     chain = "# naïve\n" + (made / "server.pem").read_text() + "text\n" + (made / "ca.pem").read_text()
     (made / "chain.pem").write_text(chain)
     assert read(written(made, "tls_server_config: {cert_file: chain.pem, key_file: server.key}")).context is not None
 
 
-def test_every_suite_of_go_is_known_to_openssl(made: Path) -> None:
+def test_openssl_knows_every_suite_of_go(made: Path) -> None:
     names = ", ".join(CIPHER_SUITES)
     now = read(
         written(made, f"tls_server_config: {{cert_file: server.pem, key_file: server.key, cipher_suites: [{names}]}}")
@@ -192,7 +192,7 @@ SERVER = f"tls_server_config: {{{GOOD}"
         ),
         (
             SERVER + ", client_auth_type: VerifyClientCertIfGiven}",
-            "client_auth_type: client_ca is missing",
+            "client_auth_type: no client_ca, which verifies the certificates",
         ),
         (SERVER + ", client_ca_file: ca.pem}", "client_ca_file: client_auth_type does not request certificates"),
         (
@@ -275,7 +275,7 @@ def test_errors(made: Path, text: str, said: str) -> None:
 @pytest.mark.parametrize(
     "secret", ["sesame", "$2y$10$tooshort", "$1$abcdefgh$0123456789", HASH + "x", "$2x" + HASH[3:], "$2b$03" + HASH[6:]]
 )
-def test_what_is_secret_is_not_shown(made: Path, secret: str) -> None:
+def test_errors_do_not_show_secrets(made: Path, secret: str) -> None:
     said = error(made, f"basic_auth_users: {{ada: '{secret}'}}")
     assert "web.yml:1: basic_auth_users.ada: " in said
     assert secret not in said
@@ -297,7 +297,7 @@ def test_all_errors_at_once(made: Path) -> None:
     assert [line.split(": ")[0] for line in said.split("\n")] == ["web.yml:2"] * 3 + ["web.yml:4", "web.yml:5"]
 
 
-def test_names_are_kept_as_they_are(made: Path) -> None:
+def test_user_names_are_taken_as_they_are_written(made: Path) -> None:
     users = load(written(made, f"basic_auth_users: {{zoë: '{HASH}', 7: '{HASH}', no: '{HASH}', null: '{HASH}'}}")).users
     assert set(users) == {"zoë".encode(), b"7", b"no", b"null"}
 
@@ -322,7 +322,7 @@ def test_without_bcrypt(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(written(made, SERVER + "}")).context is not None  # only a configuration with users needs it
 
 
-def test_no_descriptor_is_left(made: Path) -> None:
+def test_all_descriptors_are_closed(made: Path) -> None:
     read(written(made, SERVER + "}"))
     before = os.listdir("/proc/self/fd")
     for text in (
@@ -338,7 +338,7 @@ def test_no_descriptor_is_left(made: Path) -> None:
 
 @given(st.text(st.sampled_from("abn:{}[],'\"\n -$2x/_|&*!"), max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_any_text_is_good_or_an_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_text_is_a_configuration_or_an_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.getbasetemp()
     for before in ("", "tls_server_config:\n  ", "basic_auth_users: "):
         said = ""
@@ -349,7 +349,7 @@ def test_any_text_is_good_or_an_error(tmp_path_factory: pytest.TempPathFactory, 
         assert all(line.isprintable() for line in said.split("\n"))
 
 
-def test_check_tells_of_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_errors(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(made, tmp_path / "made", ignore=shutil.ignore_patterns("pipe"))
     web = written(tmp_path / "made", SERVER + "}")
     config = tmp_path / "dnsprobe.yaml"
@@ -362,11 +362,11 @@ def test_check_tells_of_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert f"{web}:1: tls_server_config.key_file: does not belong to the certificate; " in capsys.readouterr().err
 
 
-def test_run_tells_of_it_before_anything_is_attached(
+def test_run_reports_errors_before_it_attaches_anything(
     made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dnsprobe.privileges.need", lambda: None)
-    monkeypatch.setattr("faulthandler.enable", lambda: None)  # which wants a real standard error
+    monkeypatch.setattr("faulthandler.enable", lambda: None)  # It needs a real standard error.
     web = written(made, "basic_auth_users: {ada: x}")
     assert cli.main(["run", "--config", os.devnull, "--web.config.file", web]) == EXIT_USAGE
     assert f"{web}:1: basic_auth_users.ada: not a bcrypt hash" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_parse_pattern_takes_a_pattern_or_raises_rule_error(text: str) -> None:
         (r"/\._tcp\.a-b\.x1$/", "_tcp.a-b.x1"),
         (r"/example\.com$/", "com"),
         (r"/com$/", "."),
-        # The start of the name instead of the dot, or either of both.
+        # The start of the name, or either the start or a dot.
         (r"/^example\.com$/", "example.com"),
         (r"/^com$/", "com"),
         (r"/(^|\.)example\.com$/", "example.com"),
@@ -117,7 +117,7 @@ def test_parse_pattern_takes_a_pattern_or_raises_rule_error(text: str) -> None:
         (r"/([a-z]+\.)+example\.com$/", "com"),
         (r"/(a|b)example\.com$/", "com"),
         (r"/(\(^|\.)example\.com$/", "com"),
-        # An escape that is not the dot's.
+        # Backslashes that do not escape a dot.
         (r"/\\.example\.com$/", "com"),
         (r"/\\\.example\.com$/", "example.com"),
         (r"/\\\\.example\.com$/", "com"),
@@ -135,7 +135,7 @@ def test_parse_pattern_takes_a_pattern_or_raises_rule_error(text: str) -> None:
         (r"/\.example\.(?:com)?$/", "."),
         (r"/\.*com$/", "."),
         (r"/(^|\.)?com$/", "."),
-        # No end.
+        # No end of the name behind the literal.
         (r"/\.com/", "."),
         (r"/\.com$x?/", "."),
         (r"/\.com$$/", "."),
@@ -168,7 +168,7 @@ def test_parse_pattern_takes_a_pattern_or_raises_rule_error(text: str) -> None:
         (r"/(?#[)a|b]\.example\.com$/", "."),
         (r"/(a)?(?(1)b|c)\.example\.com$/", "."),
         (r"/(?-i:\.example)\.com$/", "."),
-        # What is not in a name that the expression can match.
+        # Names that are impossible.
         ("/\\.\u017fhop\\.com$/", "com"),
         ("/\\.example\\.\u017f$/", "."),
         (r"/\.a b\.com$/", "com"),
@@ -214,7 +214,7 @@ pieces = st.sampled_from(
     ]
 )
 bounded = st.sampled_from(["?", "{2}", "{0,1}", "{1,2}?", "?+"])
-# Unbounded repeats of what is itself repeated would take exponential time to search for.
+# An unbounded repeat inside another repeat could take exponential time.
 simple = st.lists(st.sampled_from(["a", "b", ".", r"\.", "[^.]", "^", r"\\"]), min_size=1, max_size=2).map("".join)
 unbounded = st.tuples(simple, st.sampled_from(["*", "+", "*?", "++"])).map(lambda two: f"(?:{two[0]}){two[1]}")
 expressions = st.recursive(
@@ -232,7 +232,7 @@ expressions = st.recursive(
 tokens = [r"\.", "\\", "(", ")", "[", "]", "|", "^", "$", "?", "*", "{2}", "(?x)", "(?m)", "(?:", "(?x:", "(?#", "(?="]
 raw = st.lists(st.sampled_from([*tokens, "#", "\n", "-", "(^|\\.)", "^(.*\\.)?", "a", "b", ".", "x"]), max_size=9)
 endings = st.sampled_from(["", "$", r"a\.b$", r"\.a$", r"\.a\.b$", r"\.x1\.ab$", r"\\\.a$", r"\\a$", r"\.\\$", r"b\Z"])
-#: Names that match an expression of few characters, if any name does.
+#: If any name matches a short expression, probably one of these does.
 SHORT_NAMES = [
     list(labels)
     for depth in range(4)
@@ -268,7 +268,7 @@ def test_every_name_that_an_expression_matches_ends_in_the_literal_suffix(body: 
 
 
 @given(st.lists(label_bytes, max_size=4))
-def test_each_dot_that_an_expression_sees_is_between_labels(labels: list[bytes]) -> None:
+def test_each_dot_for_an_expression_is_between_labels(labels: list[bytes]) -> None:
     text = Name(labels).text
     assert text == "." if not labels else text.count(".") == len(labels) - 1
     assert from_text(text) == from_labels(labels)
@@ -285,5 +285,5 @@ def test_wildcards_match_as_in_file_names(glob: str, label: str) -> None:
 def test_wildcards_take_no_exponential_time() -> None:
     label = parse_pattern("=" + 31 * "*a" + "b").front[0]
     assert isinstance(label, Wildcard)
-    # An exponential way would not end.
+    # An algorithm with exponential time would not end.
     assert not label.matches(63 * b"a")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from dnsprobe.names.qtype import QTYPES, qtype_name
@@ -38,3 +41,8 @@ def test_the_same_types_have_names_with_each_version_of_dnspython() -> None:
 
 def test_no_two_types_have_the_same_name() -> None:
     assert len(set(QTYPES.values())) == len(QTYPES)
+
+
+def test_the_tree_command_does_not_import_dnspython() -> None:
+    code = "import sys, dnsprobe.cli, dnsprobe.commands.tree; assert 'dns' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -98,20 +98,20 @@ def test_what_a_pattern_matches(pattern: str, matching: str, others: str) -> Non
         assert walk(trie, from_text(name)) in (NO_RULE, DECIDE), name
 
 
-def test_a_length_byte_is_no_character_of_a_name() -> None:
+def test_a_length_byte_does_not_match_a_character() -> None:
     ruleset = rules("example.com")
-    # 45 is the length of the first label, and a hyphen.
+    # The length of the first label is 45, which is also the code of a hyphen.
     assert ruleset.match(b"\x2d" + 33 * b"x" + b"\x07example\x03com" + b"\0") is None
 
 
 @pytest.mark.parametrize("wire", [b"", b"\3com", b"\xc0\x0c", b"\0\0"])
-def test_match_refuses_what_is_no_name(wire: bytes) -> None:
+def test_match_refuses_malformed_names(wire: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         rules(".").match(wire)
 
 
 def calls(work: Callable[[], object]) -> int:
-    """Return how many functions a piece of work calls, those in C included."""
+    """Return how many functions ``work`` calls, including functions in C."""
     count = 0
 
     def profile(_frame: object, event: str, _argument: object) -> None:
@@ -162,9 +162,9 @@ def test_precedence(patterns: list[str], name: str, winner: str) -> None:
         (["=a.b", "b"], {"a.b": (1, 2), "b": (2, 2)}),
         (["a*.b"], {"b": (NO_RULE, DECIDE)}),
         (["a*.b", "b"], {"b": (2, DECIDE)}),
-        # x.b and what is below it cannot be a*.b.
+        # a*.b matches neither x.b nor names below it.
         (["a*.b", "=x.b"], {"b": (NO_RULE, DECIDE), "x.b": (2, NO_RULE)}),
-        # All below ab.b is below a*.b, and ab.b itself is a*.b.
+        # a*.b matches ab.b and all names below it.
         (["a*.b", "=ab.b"], {"b": (NO_RULE, DECIDE), "ab.b": (2, 1)}),
         (["a*.b", "*.ab.b"], {"b": (NO_RULE, DECIDE), "ab.b": (1, 2)}),
         (["=a*.b", "*.ab.b"], {"b": (NO_RULE, DECIDE), "ab.b": (1, 2)}),
@@ -176,7 +176,7 @@ def test_precedence(patterns: list[str], name: str, winner: str) -> None:
         (["/x/", "=b"], {".": (NO_RULE, DECIDE), "b": (2, DECIDE)}),
         (["/x/", "*.x.b", "*.b"], {".": (NO_RULE, DECIDE), "x.b": (3, 2), "b": (NO_RULE, 3)}),
         ([r"/\.b$/", "b"], {"b": (2, DECIDE)}),
-        # What the name itself is counted by is known, even of an expression.
+        # For the suffix itself, the rule is known even with an expression.
         ([r"/^b$/", "b"], {"b": (1, DECIDE)}),
         (["/^x/", "/c/", "*.b"], {".": (NO_RULE, DECIDE), "b": (NO_RULE, 3)}),
         (["/^x/", "/b/", "*.b"], {".": (NO_RULE, DECIDE), "b": (2, 3)}),
@@ -220,7 +220,7 @@ def spelled(spec: Spec) -> str:
 
 
 def usable(spec: Spec) -> bool:
-    """Leave out what is spelled like another form: a leading ``*`` that means below, ``*.`` with nothing behind it."""
+    """Return False for a spec that is spelled like another one: a leading ``*`` means below; ``*.`` needs a name."""
     if isinstance(spec, str):
         return True
     scope, body = spec
@@ -228,7 +228,7 @@ def usable(spec: Spec) -> bool:
 
 
 def reference(spec: Spec, name: list[str]) -> tuple[bool, int, int]:
-    """Return whether a spec matches, the length of its literal suffix, and its rank, as the documentation has them."""
+    """Return whether a spec matches, the length of its literal suffix and its rank, according to the documentation."""
     if isinstance(spec, str):
         return re.search(spec[1:-1], ".".join(name) or ".") is not None, len(EXPRESSIONS[spec]), 1
     scope, body = spec
@@ -259,13 +259,13 @@ def test_match_and_trie_agree_with_the_documentation(drawn: list[Spec], names: l
         assert walk(entries, wire) in (rule.id if rule else NO_RULE, DECIDE)
 
 
-def test_without_wildcards_and_expressions_the_kernel_decides_all() -> None:
+def test_the_kernel_decides_all_rules_without_wildcards_and_expressions() -> None:
     ruleset = rules("a.b", "=b", "*.c.b", "*.a.c", ".")
     outcomes = {outcome for entry in ruleset.trie() for outcome in (entry.at, entry.below)}
     assert DECIDE not in outcomes
 
 
-def test_the_work_for_many_rules_grows_no_faster_than_they_do() -> None:
+def test_the_work_grows_linearly_with_the_number_of_rules() -> None:
     forms = ["a{0}.x.example", "=b{0}.example", "*.c{0}.org", "ads{0}*.x{0}.com", "*tr{0}*.example", "*tr{0}*"]
 
     def build(number: int) -> int:
@@ -284,7 +284,7 @@ def test_no_specs_mean_all_names() -> None:
     assert RuleSet.build([], ruleset).rules == ruleset.rules
 
 
-def test_rules_carry_what_was_configured() -> None:
+def test_rules_keep_the_configured_values() -> None:
     ruleset = RuleSet.build([("one", "Example.COM.", 3), ("two", "/x/", 7)])
     assert ruleset.rules == (Rule(1, "one", "Example.COM.", 3), Rule(2, "two", "/x/", 7))
     assert ruleset.by_id == {1: ruleset.rules[0], 2: ruleset.rules[1]}
@@ -302,7 +302,7 @@ def test_unchanged_rules_keep_their_ids() -> None:
     assert third.rules[0].id == 6
 
 
-def test_reserved_ids_are_passed_over() -> None:
+def test_reserved_ids_are_not_used() -> None:
     ruleset = RuleSet.build([("a", "a", 6), ("b", "b", 6)], reserved={1, 3})
     assert [rule.id for rule in ruleset.rules] == [2, 4]
     kept = RuleSet.build([("a", "a", 6), ("c", "c", 6)], ruleset, reserved={2, 5})

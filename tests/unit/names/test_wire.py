@@ -1,4 +1,4 @@
-"""DNS names between their forms."""
+"""Names in wire format and in presentation form."""
 
 from __future__ import annotations
 
@@ -162,11 +162,11 @@ def test_from_text_takes_a_name_or_raises_value_error(text: str) -> None:
 
 
 @given(st.binary())
-def test_fold_changes_ascii_letters_alone(raw: bytes) -> None:
+def test_fold_changes_only_ascii_letters(raw: bytes) -> None:
     assert fold(raw) == bytes(byte + 32 if 0x41 <= byte <= 0x5A else byte for byte in raw)
 
 
-def test_idna_is_imported_for_international_names_alone() -> None:
+def test_idna_is_imported_only_for_international_names() -> None:
     code = """if True:
         import sys
         from dnsprobe.names.wire import from_text
