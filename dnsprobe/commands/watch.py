@@ -15,7 +15,7 @@ from dnsprobe.commands.signals import readable_on_stop
 from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_GOOD, UserError
 from dnsprobe.kernel.abi import Statistic
-from dnsprobe.kernel.losses import describe_losses
+from dnsprobe.kernel.losses import Source, describe_losses
 from dnsprobe.model import Identity, Query
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.series import total_queries
@@ -106,7 +106,9 @@ def _summary(session: Session) -> str:
     counts = session.collect()
     statistics = session.probe.statistics()
     trees = {series.tree for series in counts if not series.encrypted}
+    # Every query was shown, whether or not it has a series of its own.
+    losses = {loss: times for loss, times in session.losses().items() if loss.source is not Source.SERIES_FOLDED}
     return (
         f"{number(total_queries(counts), 'query', 'queries')} from {number(len(trees), 'process tree')}, "
-        f"{statistics[Statistic.EVENTS]} shown, {describe_losses(session.losses())}"
+        f"{statistics[Statistic.EVENTS]} shown, {describe_losses(losses)}"
     )
