@@ -1,6 +1,7 @@
-"""BPF maps and ring buffers through libbpf, which libbpfcc depends on: no LLVM in this process.
+"""The binding of libbpf: maps as octets, ring buffers, and programs.
 
-Every function raises OSError with the kernel's errno.
+libbpfcc depends on libbpf, so it is installed wherever BCC is; it does not load LLVM. All functions raise OSError with
+the kernel's errno. Map calls run at real-time priority (:mod:`dnsprobe.kernel.real_time`).
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
 
 from dnsprobe.errors import UserError
+from dnsprobe.kernel.real_time import call_in_slices, real_time
 
 # enum bpf_map_type, include/uapi/linux/bpf.h
 HASH = 1
@@ -25,18 +25,19 @@ LPM_TRIE = 11
 ARRAY_OF_MAPS = 12
 RINGBUF = 27
 
-# enum bpf_prog_type, there too
+# enum bpf_prog_type, in the same file
 KPROBE = 2
 RAW_TRACEPOINT = 17
 
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 ANY, NOEXIST, EXIST = 0, 1, 2
 
+#: Entries that one call reads from a hash map.
 _BATCH = 4096
 
 
 class _CreateOptions(ctypes.Structure):
-    """``struct bpf_map_create_opts`` of libbpf 1.0, up to what is used."""
+    """``struct bpf_map_create_opts`` of libbpf 1.0, up to the last member in use."""
 
     _fields_ = (
         ("sz", ctypes.c_size_t),
@@ -53,7 +54,7 @@ class _CreateOptions(ctypes.Structure):
 
 
 class _LoadOptions(ctypes.Structure):
-    """``struct bpf_prog_load_opts`` of libbpf 1.0, up to what is used."""
+    """``struct bpf_prog_load_opts`` of libbpf 1.0, up to the last member in use."""
 
     _fields_ = (
         ("sz", ctypes.c_size_t),
@@ -80,7 +81,6 @@ class _LoadOptions(ctypes.Structure):
 
 
 _SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
 def _load() -> ctypes.CDLL:
@@ -110,7 +110,7 @@ def _load() -> ctypes.CDLL:
     library.ring_buffer__epoll_fd.argtypes = [pointer]
     library.ring_buffer__free.argtypes = [pointer]
     library.ring_buffer__free.restype = None
-    # What goes wrong is raised here with errno; libbpf's own lines on standard error would be a second message.
+    # Errors are raised with errno. libbpf's own lines on standard error would be a second message.
     library.libbpf_set_print(None)
     return library
 
@@ -119,7 +119,7 @@ _lib: ctypes.CDLL | None = None
 
 
 def _libbpf() -> ctypes.CDLL:
-    global _lib  # noqa: PLW0603 - loaded once, and only where a map is touched
+    global _lib  # noqa: PLW0603 - loaded once, and only by commands that use BPF
     if _lib is None:
         _lib = _load()
     return _lib
@@ -132,59 +132,11 @@ def _check(result: int) -> int:
     return result
 
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-#: Map calls in a row at real-time priority: tens of microseconds. To change the scheduler costs more than most calls.
-_SLICE = 32
-
-
-class _RealTime:
-    """Prevents that another process takes the CPU while this thread is inside the kernel's map functions.
-
-    While user space reads or changes a map, the kernel skips the kprobe programs on that CPU (bpf_prog_active,
-    kernel/bpf/syscall.c). A call takes less than a microsecond, unless the thread is preempted in the middle, as full
-    and lazy preemption allow. Then the queries of whoever runs instead are missed, for as long as its time slice lasts.
-    Ordinary processes do not preempt a real-time process.
-
-    Only map calls belong inside: a thread at real-time priority keeps its CPU from all ordinary processes.
-    """
-
-    def __init__(self) -> None:
-        self._allowed = True
-        self._before = (os.SCHED_OTHER, os.sched_param(0))
-
-    def __enter__(self) -> None:
-        if not self._allowed:
-            return
-        self._before = (os.sched_getscheduler(0), os.sched_getparam(0))
-        try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        except OSError:  # without CAP_SYS_NICE; newer kernels count the runs that are missed then: ProgramRuns.missed
-            self._allowed = False
-
-    def __exit__(self, *_: object) -> None:
-        if self._allowed:
-            os.sched_setscheduler(0, *self._before)
-
-
-#: For the one thread that works with the maps.
-_real_time = _RealTime()
-
-
-def _call_in_slices(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Yield the results of ``call``, which runs at real-time priority for :data:`_SLICE` items at a time.
-
-    Both the source of the items and the consumer of the results run at ordinary priority.
-    """
-    left = iter(items)
-    while some := list(islice(left, _SLICE)):
-        with _real_time:
-            results = [call(item) for item in some]
-        yield from results
-
-
 class Map:
-    """A BPF map: keys and values are bytes of fixed sizes. Closed with its descriptor."""
+    """A BPF map with keys and values of fixed sizes, in octets. Of a per-CPU map, a value has a slot for each CPU.
+
+    ``kind`` is one of the types above, ``inner`` the pattern for the maps in an ARRAY_OF_MAPS.
+    """
 
     def __init__(
         self,
@@ -200,7 +152,7 @@ class Map:
         if inner is not None:
             options.inner_map_fd = inner.fd
         self.name, self.key_size, self.value_size, self.entries = name, key_size, value_size, entries
-        # A slot a CPU, each rounded up to eight octets: kernel/bpf/syscall.c, bpf_map_value_size().
+        # The slot of a CPU is rounded up to eight octets: kernel/bpf/syscall.c, bpf_map_value_size().
         self._cpus = possible_cpus() if kind == PERCPU_ARRAY else 1
         self._value = ctypes.create_string_buffer(
             max(value_size, 8) * self._cpus if kind == PERCPU_ARRAY else value_size
@@ -211,25 +163,20 @@ class Map:
             )
         )
 
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value, None if there is none; of a per-CPU map the values of all CPUs, one after the other."""
-        with _real_time:
-            return self._get(key)
-
     def get_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
         """Yield each key with its value, None if there is none."""
-        return _call_in_slices(lambda key: (key, self._get(key)), keys)
+        return call_in_slices(lambda key: (key, self._get(key)), keys)
 
     def take_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
         """Yield each key with its last value, None if there was none; the entries are deleted.
 
         The caller consumes all results: deletion runs ahead of them.
         """
-        return _call_in_slices(lambda key: (key, self._take(key)), keys)
+        return call_in_slices(lambda key: (key, self._take(key)), keys)
 
     def set(self, key: bytes, value: bytes, flags: int = ANY) -> None:
         """Store a value."""
-        with _real_time:
+        with real_time:
             _check(self._set(key, value, flags))
 
     def set_many(self, items: Iterable[tuple[bytes, bytes]], flags: int = ANY) -> dict[bytes, int]:
@@ -239,16 +186,11 @@ class Map:
             refused = self._set(*item, flags) < 0
             return item[0], ctypes.get_errno() if refused else 0
 
-        return {key: code for key, code in _call_in_slices(store, items) if code}
-
-    def delete(self, key: bytes) -> bool:
-        """Delete an entry; False if there was none."""
-        with _real_time:
-            return self._delete(key)
+        return {key: code for key, code in call_in_slices(store, items) if code}
 
     def delete_many(self, keys: Iterable[bytes]) -> None:
         """Delete entries; those that do not exist are ignored."""
-        for _ in _call_in_slices(self._delete, keys):
+        for _ in call_in_slices(self._delete, keys):
             pass
 
     def _get(self, key: bytes) -> bytes | None:
@@ -275,7 +217,10 @@ class Map:
         return value
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries of a hash map. Those that come or go meanwhile may be in it or not, no other is missed."""
+        """Yield all entries of a hash map.
+
+        Entries that are added or deleted meanwhile may be among them or not; no other is missed.
+        """
         size = min(_BATCH, self.entries)
         cursor = ctypes.create_string_buffer(max(self.key_size, 8))
         started = False
@@ -283,12 +228,12 @@ class Map:
             keys = ctypes.create_string_buffer(self.key_size * size)
             values = ctypes.create_string_buffer(self.value_size * size)
             count = ctypes.c_uint32(size)
-            with _real_time:
+            with real_time:
                 result = _libbpf().bpf_map_lookup_batch(
                     self.fd, cursor if started else None, cursor, keys, values, ctypes.byref(count), None
                 )
             code = ctypes.get_errno() if result < 0 else 0
-            if code == errno.ENOSPC:  # one bucket alone has more entries: kernel/bpf/hashtab.c
+            if code == errno.ENOSPC:  # a single bucket has more entries: kernel/bpf/hashtab.c
                 size *= 2
                 continue
             if code not in (0, errno.ENOENT):
@@ -302,23 +247,23 @@ class Map:
             started = True
 
     def close(self) -> None:
-        """Give up the map; the kernel frees it when the last program that uses it is gone."""
+        """Close the descriptor. The kernel frees the map when no program uses it any more."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def possible_cpus() -> int:
-    """Return how many CPUs a per-CPU map has slots for."""
+    """Return how many slots a value of a per-CPU map has."""
     return _check(_libbpf().libbpf_num_possible_cpus())
 
 
 class Ring:
-    """Reads a ring buffer, at most ``batch`` records at a time, so that a flood starves nobody."""
+    """Reads the records of a ring buffer, at most ``at_once`` in one call."""
 
-    def __init__(self, ring: Map, batch: int = 512) -> None:
+    def __init__(self, ring: Map, at_once: int) -> None:
         self._records: list[bytes] = []
-        self._batch = batch
+        self._at_once = at_once
         self._sample = _SAMPLE(self._keep)
         self._ring = _libbpf().ring_buffer__new(ring.fd, self._sample, None, None)
         if not self._ring:
@@ -326,8 +271,8 @@ class Ring:
 
     def _keep(self, _context: object, data: int, size: int) -> int:
         self._records.append(ctypes.string_at(data, size))
-        # A negative answer ends this round; the record itself is consumed.
-        return -errno.EAGAIN if len(self._records) >= self._batch else 0
+        # A negative result ends the call; the record is consumed all the same.
+        return -errno.EAGAIN if len(self._records) >= self._at_once else 0
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while there are records."""
@@ -348,12 +293,12 @@ class Ring:
             self._ring = None
 
 
-#: More than the verifier writes of a program that it accepts; of one that it does not, the end is what tells.
+#: Octets: more than the verifier writes about a program that it accepts. If it refuses one, the end has the reason.
 _LOG_SIZE = 16 << 20
 
 
 class RefusedError(OSError):
-    """The kernel does not take a program. ``log`` is what the verifier says of it, where it came as far as that."""
+    """The kernel refuses a program. ``log`` is the verifier's log, empty if it was refused before."""
 
     def __init__(self, code: int, log: str) -> None:
         super().__init__(code, os.strerror(code))
@@ -361,19 +306,19 @@ class RefusedError(OSError):
 
 
 def load_program(kind: int, name: str, instructions: bytes) -> int:
-    """Load a program and return its descriptor; RefusedError where the kernel does not take it."""
+    """Load a program and return its descriptor; RefusedError if the kernel refuses it."""
     library, count = _libbpf(), len(instructions) // 8
     arguments = kind, name[:15].encode(), b"Dual MIT/GPL", instructions, count
     found: int = library.bpf_prog_load(*arguments, None)
     if found >= 0:
         return found
-    # What the verifier has to say takes it long: it is asked only now.
+    # Writing the log takes the verifier long, so it is asked for only now.
     log = ctypes.create_string_buffer(_LOG_SIZE)
     options = _LoadOptions(
         sz=ctypes.sizeof(_LoadOptions), log_level=1, log_size=_LOG_SIZE, log_buf=ctypes.addressof(log)
     )
     again: int = library.bpf_prog_load(*arguments, ctypes.byref(options))
-    if again >= 0:  # it was out of memory, say
+    if again >= 0:  # the first failure was temporary, such as a lack of memory
         return again
     raise RefusedError(-found, log.value.decode("utf-8", "replace"))
 
@@ -384,7 +329,7 @@ def open_raw_tracepoint(name: str, program: int) -> int:
 
 
 class _ProgramInfo(ctypes.Structure):
-    """``struct bpf_prog_info``, include/uapi/linux/bpf.h; older kernels fill in the first part only."""
+    """``struct bpf_prog_info`` of include/uapi/linux/bpf.h. Older kernels fill in only its first part."""
 
     _fields_ = (
         ("before_run_time", ctypes.c_uint8 * 192),
@@ -398,11 +343,13 @@ class _ProgramInfo(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class ProgramRuns:
-    """What the kernel measured of a program. Time and runs are 0 unless ``kernel.bpf_stats_enabled`` is 1.
+    """The kernel's measurements of a program.
 
-    ``missed`` are runs that were left out because another BPF program was running on that CPU. The kernel counts them
-    for kprobes since 6.7 (kernel commit dd8657894c11), for raw tracepoints since 6.1 (05b24ff9b2cf); 0 before.
-    ``verified`` is how many instructions the verifier went through (since 5.16); its limit is a million.
+    ``time_ns`` and ``runs`` are 0 unless ``kernel.bpf_stats_enabled`` is 1. ``missed`` are runs that the kernel skipped
+    because another BPF program was running on that CPU. The kernel counts them for kprobes since 6.7 (kernel commit
+    dd8657894c11, "bpf: Count missed stats in trace_call_bpf") and for raw tracepoints since 6.1 (05b24ff9b2cf, "bpf:
+    Prevent bpf program recursion for raw tracepoint probes"); before, it is 0. ``verified`` is how many instructions
+    the verifier went through (since 5.16); its limit is a million.
     """
 
     time_ns: int
@@ -412,7 +359,7 @@ class ProgramRuns:
 
 
 def program_runs(fd: int) -> ProgramRuns:
-    """Return how long and how often a loaded program ran."""
+    """Return the kernel's measurements of a loaded program."""
     info = _ProgramInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
     _check(_libbpf().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))

@@ -3,7 +3,7 @@
 Each map is declared once, in :class:`Maps`: the name that the BPF sources know as ``MAP_<name>``, its kind, the codecs
 of its keys and values, and its size. No other module packs or unpacks keys and values.
 
-Map calls run at real-time priority (:mod:`dnsprobe.kernel.libbpf`). The code that uses the results does not.
+Map calls run at real-time priority (:mod:`dnsprobe.kernel.real_time`). The code that uses the results does not.
 """
 
 from __future__ import annotations
