@@ -1,9 +1,9 @@
-"""Makes the pictures of the page in this folder, from the real program, in Chromium.
+"""Takes the pictures of the page in this folder: the real program, opened in Chromium.
 
     scripts/setup test && .venv/bin/python docs/pictures/browser.py
 
-Run as root. Only made-up names are watched, and only processes of this script ask for them, so the pictures show
-nothing of the host.
+Run it as root. It watches only made-up names, for which only its own processes send queries, so the pictures show
+nothing of this host.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from playwright.sync_api import Browser, ViewportSize, sync_playwright
 FOLDER = Path(__file__).parent
 PROGRAM = str(Path(sys.executable).with_name("dnsprobe"))
 PATIENCE = 60.0
-#: How long children of a process that has ended may take to get another parent, and wait before they ask.
+#: Seconds that a process waits before its first query. By then, pid 1 is its parent.
 ADOPTION = 0.5
-#: For so long each of them asks, all at once: the last queries are of many.
+#: Seconds during which all processes send their queries at the same time, so the last queries come from many processes.
 SPREAD = 3.0
 
 CONFIGURATION = """\
@@ -40,7 +40,7 @@ domains:
 journal: {repeat: 1ms}
 """
 
-#: Chains of comms, what the last one asks for, and how often.
+#: A chain of process names, the domains that the last process asks for, and its number of queries.
 ASKERS: list[tuple[str, Sequence[str], int]] = [
     ("nightly;check-updates;curl", ["updates.test", "mirror.updates.test"], 38),
     ("nightly;check-updates;apt", ["security.updates.test"], 64),
@@ -60,13 +60,13 @@ ASKERS: list[tuple[str, Sequence[str], int]] = [
 
 
 def message(name: str, qtype: int) -> bytes:
-    """Return a query (RFC 1035, section 4.1)."""
+    """Return a DNS query (RFC 1035, section 4.1)."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     return bytes.fromhex("1234 0100 0001 0000 0000 0000") + labels + b"\0" + struct.pack("!HH", qtype, 1)
 
 
 def become(chain: Sequence[str], names: Sequence[str], count: int) -> None:
-    """Be the first of a chain of processes, and have the last one ask; return when all of them have ended."""
+    """Become the first of a chain of processes, whose last one sends the queries; return when all have ended."""
     ctypes.CDLL(None).prctl(15, chain[0].encode(), 0, 0, 0)  # PR_SET_NAME
     if chain[1:]:
         child = os.fork()
@@ -83,7 +83,7 @@ def become(chain: Sequence[str], names: Sequence[str], count: int) -> None:
 
 
 def ask() -> None:
-    """Run all askers, each below pid 1: their tree begins with themselves."""
+    """Start all chains as children of pid 1, so that each tree begins with its own chain."""
     random.seed(1)
     askers = random.sample(ASKERS, len(ASKERS))
     for chain, names, count in askers:
@@ -113,7 +113,7 @@ def take(browser: Browser, url: str) -> None:
 
 
 def main() -> None:
-    """Start dnsprobe, have the askers ask, and take the pictures."""
+    """Start dnsprobe, send the queries, and take the pictures."""
     expected = sum(count for _, _, count in ASKERS)
     with tempfile.TemporaryDirectory() as folder:
         configuration, log = Path(folder, "dnsprobe.yaml"), Path(folder, "log")
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def wait_for(log: Path, service: subprocess.Popen[bytes], text: str, times: int) -> str:
-    """Wait until a log has a text so many times, and return it."""
+    """Wait until a log contains a text this many times, and return the log."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and service.poll() is None:
         said = log.read_text("utf-8")

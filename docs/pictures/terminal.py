@@ -1,8 +1,10 @@
-"""Makes the pictures of ``watch``, ``tree`` and ``doctor`` beside this file, by hand: ``.venv/bin/python`` and this.
+"""Takes the pictures of ``watch``, ``tree`` and ``doctor`` in this folder.
 
-As root. Each is what the real program wrote to a terminal of 80 columns, about real queries that made-up processes
-sent in a network namespace of their own. Of this host, two things are in what it writes, and are replaced: the name of
-pid 1, which is ``init`` in the pictures, and the release of the kernel, of which the first two numbers stay.
+    scripts/setup test && .venv/bin/python docs/pictures/terminal.py
+
+Run it as root. Each picture shows the output of the real program on a terminal of 80 columns. Made-up processes send
+real queries in a network namespace of their own. Two facts about this host are replaced: the name of pid 1 becomes
+``init``, and only the first two numbers of the kernel release stay.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("dnsprobe")
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "host"))
 
-from scenes import Server, send, set_comm, set_title  # noqa: E402 - it is found by the line above
+from scenes import Server, send, set_comm, set_title  # noqa: E402 - the line above makes it importable
 
 COLUMNS = 80
-#: A user that every Debian has.
+#: A user that exists on every Debian system.
 WWW_DATA = 33
 
-#: Who asks: the names of the processes, the command line of the last one, and what it asks for, how often.
+#: The names of a chain of processes, the command line of the last one, and the number of its queries for each name.
 ASKERS: list[tuple[str, str, dict[str, int]]] = [
     ("nightly make sh dig", "dig +short db.example.test", {"db.example.test": 12}),
     ("nightly make curl", "curl -s https://updates.example.test/", {"updates.example.test": 84}),
@@ -49,7 +51,7 @@ ASKERS: list[tuple[str, str, dict[str, int]]] = [
 
 
 def ask(names: Sequence[str], title: str, queries: dict[str, int]) -> None:
-    """Send from a process of its own, whose oldest ancestor was left to pid 1 by who started it."""
+    """Send queries from the last of a chain of processes. The first one becomes a child of pid 1."""
 
     def descend(left: Sequence[str]) -> None:
         if len(left) < len(names):
@@ -72,24 +74,24 @@ def ask(names: Sequence[str], title: str, queries: dict[str, int]) -> None:
     if middle == 0:
         if os.fork() == 0:
             os.close(reader)
-            while os.getppid() != 1:  # not before who started it is gone
+            while os.getppid() != 1:  # until its parent has ended
                 time.sleep(0.001)
             descend(names)
         os._exit(0)
     os.waitpid(middle, 0)
     os.close(writer)
-    os.read(reader, 1)  # its end is the end of all that have it
+    os.read(reader, 1)  # the pipe ends when the last process that inherited it has ended
     os.close(reader)
 
 
 def ask_all() -> None:
-    """Have all ask."""
+    """Send the queries of all chains."""
     for names, title, queries in ASKERS:
         ask(names.split(), title, queries)
 
 
 class Terminal:
-    """A program on a terminal of its own."""
+    """A program on a new terminal."""
 
     def __init__(self, *arguments: str) -> None:
         self.pid, self.fd = pty.fork()
@@ -100,18 +102,18 @@ class Terminal:
         self.octets = b""
 
     def read_until(self, what: bytes | None) -> None:
-        """Read until it has written this, or all that it writes."""
+        """Read until the output contains this; None: until the program ends."""
         while what is None or what not in self.octets:
             try:
                 more = os.read(self.fd, 65536)
-            except OSError:  # EIO: it has ended
+            except OSError:  # EIO: the program has ended
                 more = b""
             if not more:
                 break
             self.octets += more
 
     def end(self) -> str:
-        """Return all that it has written, when it has ended."""
+        """Wait for the end of the program, and return all of its output."""
         self.read_until(None)
         os.close(self.fd)
         os.waitpid(self.pid, 0)
@@ -119,7 +121,7 @@ class Terminal:
 
 
 def watch(configuration: str) -> str:
-    """Return what ``watch`` shows of three processes."""
+    """Return the output of ``watch`` for three processes."""
     terminal = Terminal("watch", "--config", configuration, "example.test")
     terminal.read_until(b"Ctrl-C")
     for names, title, queries in ASKERS[:3]:
@@ -130,7 +132,7 @@ def watch(configuration: str) -> str:
 
 
 def draw(name: str, command: str, text: str) -> None:
-    """Write a picture of a command and what it printed."""
+    """Write a picture of a command and its output."""
     own = {
         rf"\b{re.escape(Path('/proc/1/comm').read_text().strip())}\[1\]": "init[1]",
         re.escape(os.uname().release): ".".join(os.uname().release.split(".")[:2]),
@@ -141,9 +143,9 @@ def draw(name: str, command: str, text: str) -> None:
     assert os.uname().nodename not in text.split()
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="standard")
     console.print(Text.assemble(("# ", "dim"), (command, "bold")))
-    # Lines end where the program ended them.
+    # The program has already broken the lines.
     console.print(Text.from_ansi(text.strip("\n")), no_wrap=False, soft_wrap=False)
-    # The fonts of rich's own form are on servers of others.
+    # The template of rich loads fonts from servers on the internet.
     form = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     form = re.sub(r"<!--.*?-->\s*", "", form.replace("font-family: Fira Code,", "font-family:"), flags=re.DOTALL)
     drawn = console.export_svg(title="dnsprobe", code_format=form, unique_id=name)
@@ -152,7 +154,7 @@ def draw(name: str, command: str, text: str) -> None:
 
 
 def main() -> None:
-    """Make all pictures."""
+    """Take all pictures."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     Server().start()
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -162,7 +164,7 @@ def main() -> None:
 
 
 def draw_all(configuration: str) -> None:
-    """Draw each command, where lineages are not followed: they lead to who runs this."""
+    """Draw each command. Lineage tracking is off, because it would show the processes that started this script."""
     draw("watch", "dnsprobe watch example.test", watch(configuration))
     arguments = [str(PROGRAM), "run", "--config", configuration, "--log-target", "console"]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as daemon:
@@ -170,7 +172,7 @@ def draw_all(configuration: str) -> None:
             assert daemon.stderr is not None
             while "ready after" not in daemon.stderr.readline():
                 assert daemon.poll() is None
-            # Nobody has to read what it logs from now on: it is less than a pipe holds.
+            # The rest of the log fits into the pipe, so nothing has to read it.
             ask_all()
             draw("tree", "dnsprobe tree", Terminal("tree", "--url", "127.0.0.1:10059").end())
         finally:

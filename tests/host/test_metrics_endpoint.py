@@ -1,4 +1,4 @@
-"""Who scrapes a real dnsprobe: in which format, and how many at once."""
+"""/metrics of a real dnsprobe: its formats, and many clients at once."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ACCEPTED = {
 }
 SCRAPERS, IDLE = 100, 300
 
-#: Without type information in some versions of prometheus_client.
+#: Some versions of prometheus_client have no type hints.
 parse_text: Any = parser.text_string_to_metric_families
 parse_openmetrics: Any = openmetrics_parser.text_string_to_metric_families
 
 
 @pytest.fixture
 def service(start: Callable[..., Service], scene: Callable[..., Any]) -> Service:
-    """Return a dnsprobe that has something in every metric, hostile names of processes among it."""
+    """Return a dnsprobe with values in every metric, among them hostile names of processes."""
     service = start("domains: [watched.test, ipv6.test]")
     scene("many", 13, 3, 7, "www.watched.test")
     scene("streams", "www.watched.test")
@@ -81,8 +81,8 @@ async def scrape(host: str, port: int) -> bytes:
     return gzip.decompress(body)
 
 
-def test_a_hundred_at_once_while_others_hang(service: Service) -> None:
-    """With the number of connections that is the default, which is less than there are."""
+def test_a_hundred_scrapes_at_once_while_idle_clients_wait(service: Service) -> None:
+    """There are more clients than the default limit of connections."""
     host, port = service.url.split(":")
 
     async def all_at_once() -> list[bytes]:

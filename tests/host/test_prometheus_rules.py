@@ -1,7 +1,7 @@
 """The shipped rules and dashboard in a real Prometheus, which scrapes a real dnsprobe.
 
-It finds dnsprobe in a file, as two hosts of one job: what is added up over hosts has to be twice what one has. To
-another one, an agent writes.
+Prometheus finds dnsprobe twice, as two hosts of one job, so each sum over hosts is twice the number of one host.
+Another Prometheus receives data from an agent.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from scraper import SHIPPED, Prometheus, documented, with_rules
 
 HOSTS = ("one:10059", "two:10059")
 UNIT = "nightly.service"
-#: Far fewer series than there will be trees.
+#: The limit is far below the number of trees.
 CONFIGURATION = "domains: [watched.test, forbidden.test, oneshot.test, contained.test]\nmetrics: {max_series: 40}"
 
-#: What the dashboard asks with: all that it lets one choose, chosen by name, and windows that have scrapes in them.
+#: The variables of the dashboard: every choice is selected by name, and the windows contain scrapes.
 CHOSEN = {
     "instance": "|".join(HOSTS),
     "domain": r"watched\\.test|forbidden\\.test|oneshot\\.test|contained\\.test",
@@ -43,7 +43,7 @@ def play(scene: str, *arguments: object) -> None:
 
 
 def scraping(address: str, folder: Path) -> Prometheus:
-    """Start a Prometheus that finds ``address`` in a file, as each of the hosts."""
+    """Start a Prometheus that finds ``address`` in a file as each of the hosts."""
     targets = [{"targets": [address], "labels": {"instance": host}} for host in HOSTS]
     (folder / "targets.yaml").write_text(yaml.safe_dump(targets))
     job = {"job_name": "dnsprobe", "file_sd_configs": [{"files": ["targets.yaml"]}]}
@@ -61,7 +61,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Return a Prometheus that has seen something of everything, and three things that are wrong."""
+    """Return a Prometheus that has data of every kind, and for which three alerts fire."""
     with ExitStack() as stack:
         play("many", 2, 13, 3, "www.watched.test")
         play("streams", "www.watched.test")
@@ -71,7 +71,7 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
         server.wait_for(f"count(instance_domain:dnsprobe_queries:rate5m) >= {len(HOSTS)}")
         play("many", 2, 101, 3, "www.watched.test")
         play("send", "www.forbidden.test", 1)
-        # A series of its own is given at a scrape: to this one before the others take all that there is.
+        # A scrape creates the series, so this one gets a place before the others reach the limit.
         service.get("/metrics")
         play("oneshots", 60, 8)
         service.configuration.write_text("domains: [a..b]")
@@ -80,7 +80,7 @@ def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> It
         for alert in ("DnsprobeDomainSeen", "DnsprobeSeriesFolded", "DnsprobeReloadFailed"):
             server.wait_for(f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) >= {len(HOSTS)}')
         server.wait_for("domain:dnsprobe_queries:rate5m > 0")
-        # Nothing is sent any more: what the rules have counted becomes what there is.
+        # No more queries are sent, so the numbers of the rules reach those of the metrics.
         server.wait_for("job:dnsprobe_queries_total:count == on () count(dnsprobe_queries_total)")
         yield server
 
@@ -100,7 +100,7 @@ def test_all_rules_are_loaded_and_evaluated(prometheus: Prometheus) -> None:
     assert [(rule["name"], rule["lastError"]) for rule in rules if rule["health"] != "ok"] == []
 
 
-def test_alerts_fire_for_what_is_wrong(prometheus: Prometheus) -> None:
+def test_exactly_the_expected_alerts_fire(prometheus: Prometheus) -> None:
     alerts = prometheus.ask("alerts")["alerts"]
     said = {(alert["labels"]["alertname"], alert["labels"].get("instance")): alert["annotations"] for alert in alerts}
     for host in HOSTS:
@@ -125,7 +125,7 @@ def test_recording_rules_have_data(prometheus: Prometheus, record: str) -> None:
         assert not any("instance" in labels for labels, _ in series)
 
 
-def test_hosts_are_added_up(prometheus: Prometheus) -> None:
+def test_sums_over_hosts(prometheus: Prometheus) -> None:
     ((_, of_all),) = prometheus.query("job:dnsprobe_queries_total:count")
     of_each = {labels["instance"]: value for labels, value in prometheus.query("instance:dnsprobe_queries_total:count")}
     assert of_each.keys() == set(HOSTS)
@@ -134,7 +134,7 @@ def test_hosts_are_added_up(prometheus: Prometheus) -> None:
         assert without < of_each[labels["instance"]]
 
 
-def test_reasons_in_the_rules_are_those_of_dnsprobe(prometheus: Prometheus) -> None:
+def test_reasons_in_the_rules_exist_in_the_metrics(prometheus: Prometheus) -> None:
     reasons = {reason for rule in shipped() for reason in re.findall(r'reason!?="(\w+)"', rule["expr"])}
     assert reasons == {"ring_full", "malformed", "more_questions"}
     found = prometheus.query('{__name__=~"dnsprobe_.+_total",reason!=""}')
@@ -157,7 +157,7 @@ def test_each_query_of_the_dashboard_has_data(prometheus: Prometheus, query: str
     assert prometheus.query(filled(query))
 
 
-def test_the_dashboard_offers_what_there_is(prometheus: Prometheus) -> None:
+def test_the_choices_of_the_dashboard(prometheus: Prometheus) -> None:
     offered = {}
     for variable in dashboard.variables():
         found = re.fullmatch(r"label_values\((.+), (\w+)\)", filled(variable.get("definition", "")))
@@ -168,8 +168,8 @@ def test_the_dashboard_offers_what_there_is(prometheus: Prometheus) -> None:
     assert UNIT in offered["unit"]
 
 
-def test_an_agent_writes_what_the_rules_need(service: Service, tmp_path: Path) -> None:
-    """With the agent's configuration of docs/fleet.md."""
+def test_an_agent_sends_the_data_that_the_rules_need(service: Service, tmp_path: Path) -> None:
+    """The agent has the configuration of docs/fleet.md."""
     play("send", "www.watched.test", 7)
     config = documented(0)
     (target,), (receiver,) = config["scrape_configs"][0]["static_configs"], config["remote_write"]
@@ -188,7 +188,7 @@ def test_an_agent_writes_what_the_rules_need(service: Service, tmp_path: Path) -
         server.wait_for('instance_domain:dnsprobe_queries:rate5m{domain="watched.test",instance="web1.example"}')
         server.wait_for('domain:dnsprobe_queries:rate5m{domain="watched.test",job="dnsprobe"}')
         assert [value for _, value in server.query("up")] == [1]
-        # "About 40", as the page has it.
+        # docs/fleet.md says "about 40".
         exported = '{__name__=~"up|(dnsprobe|process)_.+",__name__!="dnsprobe_queries_total"}'
         ((_, own),) = server.query(f"count({exported})")
         assert 35 <= own <= 45

@@ -1,4 +1,4 @@
-"""``dnsprobe tree`` asks a real daemon: it shows exactly what was sent, in every form, on a terminal and in a pipe."""
+"""``dnsprobe tree`` and a real daemon: exact numbers in every format, on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from dnsprobe.text import printable
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
 
-#: Prime numbers of queries, and names as processes may have them.
+#: Names of processes, and the number of queries of each: prime numbers.
 LOAD = {b"crawler": 31, b"mailer": 7, b"\x1b[31mred": 3, b"a;b": 5, "漢字".encode(): 11, b"\xff\xfe": 2}
 
 
 def run(*arguments: str, prefix: list[str] | None = None, status: int = 0, **environment: str) -> str:
-    """Run ``dnsprobe tree`` to its end and return what it printed."""
+    """Run ``dnsprobe tree`` and return its output."""
     command = [*(prefix or []), str(PROGRAM), "tree", *arguments]
     done = subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -43,7 +43,7 @@ def run(*arguments: str, prefix: list[str] | None = None, status: int = 0, **env
 
 
 def failure(*arguments: str, status: int = 1, **environment: str) -> str:
-    """Run ``dnsprobe tree`` that fails, and return what it says."""
+    """Run ``dnsprobe tree``, which has to fail, and return its error."""
     command = [str(PROGRAM), "tree", *arguments]
     done = subprocess.run(
         command,
@@ -60,7 +60,7 @@ def failure(*arguments: str, status: int = 1, **environment: str) -> str:
 
 @pytest.fixture
 def loaded(start: Start, in_namespace: list[str]) -> tuple[Service, dict[str, int]]:
-    """Return a daemon that has counted, and how many queries were sent by each tree."""
+    """Return a daemon that has counted queries, and their number for each tree."""
     service = start("domains: [one.test, two.test]")
     sent: dict[str, int] = {}
     load = json.dumps([[comm.decode("utf-8", "surrogateescape"), count] for comm, count in LOAD.items()])
@@ -85,9 +85,9 @@ def stacks(nodes: list[dict[str, Any]], above: tuple[str, ...] = ()) -> Iterator
         yield from stacks(node["children"], path)
 
 
-def test_every_form_adds_up_to_what_was_sent(loaded: tuple[Service, dict[str, int]]) -> None:
+def test_every_format_adds_up_to_the_queries_that_were_sent(loaded: tuple[Service, dict[str, int]]) -> None:
     service, sent = loaded
-    # Each tree sent its queries for the one, and one for the other.
+    # Each tree sent its queries for one.test, and one query for two.test.
     both = {tree: count + 1 for tree, count in sent.items()}
     folded = run("--url", service.url, "--folded")
     assert dict(line.rsplit(" ", 1) for line in folded.splitlines()) == {
@@ -113,7 +113,9 @@ def test_every_form_adds_up_to_what_was_sent(loaded: tuple[Service, dict[str, in
     }
 
 
-def test_the_address_is_that_of_the_configuration(loaded: tuple[Service, dict[str, int]], tmp_path: Path) -> None:
+def test_the_default_address_is_that_of_the_configuration(
+    loaded: tuple[Service, dict[str, int]], tmp_path: Path
+) -> None:
     service, _ = loaded
     configuration = tmp_path / "tree.yaml"
     port = service.url.rpartition(":")[2]
@@ -124,14 +126,14 @@ def test_the_address_is_that_of_the_configuration(loaded: tuple[Service, dict[st
 def test_without_any_privilege(loaded: tuple[Service, dict[str, int]]) -> None:
     service, sent = loaded
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]
-    # What it runs has to be readable for that user, which a clone in root's home is not.
+    # This user cannot read a clone in the home of root.
     if subprocess.run([*nobody, str(PROGRAM), "--version"], capture_output=True, check=False).returncode:
         pytest.skip("another user cannot read this clone: put it below a folder that others may enter")
     text = run("--url", service.url, "--folded", prefix=nobody)
     assert len(text.splitlines()) == len(sent)
 
 
-def test_neither_bcc_nor_the_kernel_side_is_loaded(loaded: tuple[Service, dict[str, int]]) -> None:
+def test_no_kernel_module_is_imported(loaded: tuple[Service, dict[str, int]]) -> None:
     service, _ = loaded
     code = "import sys; from dnsprobe.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     command = [sys.executable, "-c", code, "tree", "--url", service.url]
@@ -141,7 +143,7 @@ def test_neither_bcc_nor_the_kernel_side_is_loaded(loaded: tuple[Service, dict[s
     assert {name for name in loaded_modules if re.match(r"bcc|tornado|dnsprobe\.kernel", name)} == set()
 
 
-def test_a_pipe_and_a_dumb_terminal_get_text_alone(loaded: tuple[Service, dict[str, int]]) -> None:
+def test_a_pipe_and_a_dumb_terminal_get_plain_text(loaded: tuple[Service, dict[str, int]]) -> None:
     service, _ = loaded
     text = run("--url", service.url, COLUMNS="20")
     assert "\x1b" not in text
@@ -167,12 +169,12 @@ def test_a_pipe_that_is_closed_early(loaded: tuple[Service, dict[str, int]]) -> 
 
 
 class Terminal:
-    """A program on a terminal of its own, and all that it writes there."""
+    """A program on a new terminal, and all of its output."""
 
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, program: Path = PROGRAM) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            # No terminal size in the environment: the terminal has one.
+            # The size of the terminal has to come from the terminal, not from the environment.
             kept = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
             os.execve(program, [str(program), *arguments], kept | {"TERM": "xterm-256color"} | dict(environment or {}))
@@ -182,17 +184,17 @@ class Terminal:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read(self) -> bool:
-        """Read some more; False at the end."""
+        """Read more output; return False at its end."""
         assert select.select([self.fd], [], [], PATIENCE)[0], self.text
         try:
             octets = os.read(self.fd, 65536)
-        except OSError:  # EIO: the other side is gone
+        except OSError:  # EIO: the program has ended
             return False
         self.text += self._decoder.decode(octets)
         return bool(octets)
 
     def wait_for(self, text: str) -> None:
-        """Read until there is ``text`` after what was waited for before."""
+        """Read until ``text`` appears after the previous text."""
         until = time.monotonic() + PATIENCE
         while (at := self.text.find(text, self.read_from)) < 0:
             assert time.monotonic() < until, self.text[-4000:]
@@ -231,14 +233,14 @@ def test_watch_redraws_in_place(loaded: tuple[Service, dict[str, int]], scene: S
     os.kill(terminal.pid, signal.SIGINT)
     assert terminal.end() == 0
     assert terminal.text.count("\x1b[?1049l") == 1
-    # What was seen last stays, and nothing else.
+    # Only the last tree stays on the screen.
     last = terminal.text.rpartition("\x1b[?1049l")[2]
     assert last.startswith("1,074 queries")
     assert "Traceback" not in terminal.text
     assert sum(sent.values()) + len(sent) + 1009 == 1074
 
 
-def test_a_shell_has_its_screen_while_watch_is_stopped(loaded: tuple[Service, dict[str, int]]) -> None:
+def test_ctrl_z_returns_the_screen_to_the_shell(loaded: tuple[Service, dict[str, int]]) -> None:
     service, _ = loaded
     script = f"{PROGRAM} tree --url {service.url} --watch 0.2; echo a shell again; fg"
     terminal = Terminal("-mc", script, program=Path("/bin/bash"))
@@ -256,15 +258,13 @@ def test_a_shell_has_its_screen_while_watch_is_stopped(loaded: tuple[Service, di
     assert "Traceback" not in terminal.text
 
 
-def test_watch_in_a_pipe_prints_one_after_the_other(
-    loaded: tuple[Service, dict[str, int]], scene: Scene, tmp_path: Path
-) -> None:
+def test_watch_in_a_pipe_prints_each_tree(loaded: tuple[Service, dict[str, int]], scene: Scene, tmp_path: Path) -> None:
     service, _ = loaded
     program = Program(["tree", "--url", service.url, "--watch", "0.2", "--json"], tmp_path)
     program.wait_for("per_second", program.out)
     scene("send", "www.one.test", 1009)
     program.wait_for('"total": 1074', program.out)
-    # A daemon that goes away is waited for.
+    # The program waits for a daemon that has stopped.
     assert service.stop() == 0
     program.wait_for("connection refused, still trying")
     assert program.process.poll() is None
@@ -276,7 +276,7 @@ def test_watch_in_a_pipe_prints_one_after_the_other(
     assert "Traceback" not in program.err.read_text("utf-8")
 
 
-def test_a_daemon_that_is_not_there() -> None:
+def test_no_daemon_is_an_error() -> None:
     (port,) = free_ports(1)
     said = failure("--url", f"127.0.0.1:{port}")
     assert said == (
@@ -285,7 +285,7 @@ def test_a_daemon_that_is_not_there() -> None:
     )
 
 
-def test_encrypted_connections_are_shown_apart(start: Start, scene: Scene) -> None:
+def test_encrypted_connections_have_a_tree_of_their_own(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]")
     scene("streams", "www.watched.test")
     told = json.loads(run("--url", service.url, "--json"))
@@ -294,7 +294,7 @@ def test_encrypted_connections_are_shown_apart(start: Start, scene: Scene) -> No
     assert "connections of DNS over TLS" not in run("--url", service.url, "--domain", "watched.test")
 
 
-def test_what_is_above_the_limit_comes_last(start: Start, scene: Scene) -> None:
+def test_queries_above_the_limit_come_last(start: Start, scene: Scene) -> None:
     service = start("domains: [oneshot.test]\nmetrics: {max_series: 16}")
     scene("oneshots", 101, 8)
     told = json.loads(run("--url", service.url, "--json"))["queries"]

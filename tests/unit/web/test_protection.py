@@ -1,4 +1,4 @@
-"""The HTTP side behind TLS and passwords, with real certificates, real clients, and clients as bad as they come."""
+"""TLS, passwords and their reload, with real certificates, real clients, and hostile clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MUTUAL = TLS + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with an authority, a stranger one, and certificates of both."""
+    """Return a folder with two authorities and certificates of both; the server trusts only the first."""
     folder = tmp_path_factory.mktemp("certificates")
     ca, stranger = authority(folder, "ca"), authority(folder, "stranger")
     certificate(folder, "server", ca, "DNS:localhost,IP:127.0.0.1", "serverAuth")
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
-    """Return a folder of the test's own with all of it."""
+    """Return a copy of this folder, which the test may change."""
     for path in made.iterdir():
         shutil.copy(path, tmp_path)
     return tmp_path
@@ -58,7 +58,7 @@ def users(**of: str) -> str:
 
 
 def written(folder: Path, text: str) -> Path:
-    """Put a web configuration in place as a careful administrator does."""
+    """Write a web configuration beside the old one, and rename it."""
     new = folder / "web.yml.new"
     new.write_text(text, encoding="utf-8")
     return new.rename(folder / "web.yml")
@@ -103,7 +103,7 @@ async def ask(
 
 
 async def refused(server: Server, tls: ssl.SSLContext) -> bool:
-    """Tell whether the server ends a connection without an answer: TLS 1.3 tells a client only after its handshake."""
+    """Return whether the server closes a connection without an answer. With TLS 1.3, that is after the handshake."""
     try:
         answer = await ask(server, tls)
     except (ssl.SSLError, ConnectionError, asyncio.IncompleteReadError):
@@ -125,7 +125,7 @@ def test_https(folder: Path) -> None:
     run(test)
 
 
-def test_plain_http_is_told_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_plain_http_gets_an_answer(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
             reader, writer = await asyncio.open_connection(*server.address)
@@ -160,7 +160,7 @@ def test_garbage_is_closed_and_not_logged(folder: Path, garbage: bytes, caplog: 
 
 
 def hello() -> bytes:
-    """Return what a client says first."""
+    """Return the ClientHello of a TLS client."""
     out = ssl.MemoryBIO()
     client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
     with pytest.raises(ssl.SSLWantReadError):
@@ -168,7 +168,7 @@ def hello() -> bytes:
     return out.read()
 
 
-def test_handshakes_that_hang_hold_up_nobody(folder: Path) -> None:
+def test_unfinished_handshakes_delay_nobody(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server, AsyncExitStack() as stack:
             half = hello()
@@ -183,7 +183,7 @@ def test_handshakes_that_hang_hold_up_nobody(folder: Path) -> None:
     run(test)
 
 
-def test_handshake_that_hangs_ends_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_handshake_is_closed_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnsprobe.web.server._REQUEST_TIMEOUT", 0.05)
 
     async def test() -> None:
@@ -201,7 +201,7 @@ def test_a_client_that_leaves_at_once(folder: Path) -> None:
         async with serving(folder, TLS + "}") as server:
             for _ in range(20):
                 with closing(socket.create_connection(server.address)) as left:
-                    left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # its close is a reset
+                    left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close() sends a reset
                     left.send(hello())
             assert (await ask(server, context(folder))).status == 200
             await until(lambda: not server._clients.connected)
@@ -306,7 +306,7 @@ def test_no_renegotiation(folder: Path) -> None:
             shown = await asyncio.to_thread(s_client, server, folder, "-tls1_2", say=b"R\n")
             assert "RENEGOTIATING" in shown
             assert "no renegotiation" in shown
-            # OpenSSL's default is the same today.
+            # This is also the default of OpenSSL today.
             assert server.protection._loaded.context is not None
             assert server.protection._loaded.context.options & ssl.OP_NO_RENEGOTIATION
             assert (await ask(server, context(folder))).status == 200
@@ -314,8 +314,8 @@ def test_no_renegotiation(folder: Path) -> None:
     run(test)
 
 
-def test_sessions_are_resumed_and_the_names_of_clients_still_count(folder: Path) -> None:
-    """Of a session that is taken up again, the certificate is not sent a second time."""
+def test_names_of_clients_are_checked_in_resumed_sessions(folder: Path) -> None:
+    """A client does not send its certificate again when it resumes a session."""
 
     def connect(server: Server, tls: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[bytes, ssl.SSLSocket]:
         wrapped = tls.wrap_socket(
@@ -341,7 +341,7 @@ def test_sessions_are_resumed_and_the_names_of_clients_still_count(folder: Path)
     run(test)
 
 
-def test_curl_with_all_of_it(folder: Path) -> None:
+def test_curl_with_certificate_and_password(folder: Path) -> None:
     async def test() -> None:
         text = MUTUAL + "}" + users(ada=hashed("secret"))
         async with serving(folder, text) as server:
@@ -369,7 +369,7 @@ def test_headers(folder: Path) -> None:
             assert answer.headers["strict-transport-security"] == "max-age=60"
             assert answer.headers["content-security-policy"] == "default-src *"
             page = await ask(server, None, "/")
-            assert "default-src 'none'" in page.headers["content-security-policy"]  # the page's own is stricter
+            assert "default-src 'none'" in page.headers["content-security-policy"]  # the policy of the page is stricter
 
     run(test)
 
@@ -378,7 +378,7 @@ def test_headers(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/-/ready", "/nothing"])
-def test_every_path_takes_a_password(folder: Path, path: str) -> None:
+def test_every_path_requires_the_password(folder: Path, path: str) -> None:
     async def test() -> None:
         async with serving(folder, users(ada=hashed("secret"))) as server:
             answer = await ask(server, None, path)
@@ -420,14 +420,14 @@ def test_names_and_passwords(folder: Path, header: str, status: int) -> None:
 
     async def test() -> None:
         async with serving(folder, text) as server:
-            for _ in range(2):  # the second time from memory
+            for _ in range(2):  # the second result is remembered
                 assert (await ask(server, None, more=header)).status == status
 
     run(test)
 
 
 @pytest.mark.parametrize("prefix", ["$2a$", "$2b$", "$2y$"])
-def test_forms_of_hashes(folder: Path, prefix: str) -> None:
+def test_prefixes_of_hashes(folder: Path, prefix: str) -> None:
     async def test() -> None:
         async with serving(folder, users(ada=prefix + hashed("secret")[4:])) as server:
             assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
@@ -443,8 +443,8 @@ def test_parse_basic() -> None:
     assert parse_basic("Basic YQ==") is None
 
 
-def test_a_flood_of_wrong_passwords_holds_up_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While bcrypt does not come to an end at all, who was verified before is served, and the loop goes on."""
+def test_a_flood_of_wrong_passwords_delays_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While bcrypt returns nothing at all, the loop runs, and clients that were verified before are served."""
     bcrypt = WatchedBcrypt(monkeypatch)
 
     async def test() -> None:
@@ -462,7 +462,7 @@ def test_a_flood_of_wrong_passwords_holds_up_nobody(folder: Path, monkeypatch: p
             for _ in range(20):
                 assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
                 assert (await ask(server, None)).status == 401
-            # Of another network, somebody who is new has not to wait for all of the flood.
+            # A new client of another network does not wait for the whole flood.
             new = asyncio.create_task(ask(server, None, more=basic("bob", "other"), source="127.0.0.2"))
             await until(lambda: server.protection._verifier._queue.clients == 2)
             bcrypt.go_on.set()
@@ -475,7 +475,7 @@ def test_a_flood_of_wrong_passwords_holds_up_nobody(folder: Path, monkeypatch: p
     run(test)
 
 
-def test_who_has_left_is_not_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passwords_of_clients_that_left_are_not_compared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bcrypt = WatchedBcrypt(monkeypatch)
 
     async def test() -> None:
@@ -502,7 +502,7 @@ def serial(pem: Path) -> bytes:
 
 
 async def shown(server: Server, tls: ssl.SSLContext) -> bytes:
-    """Return the certificate that the server shows."""
+    """Return the certificate that the server sends."""
     _, writer = await asyncio.open_connection(*server.address, ssl=tls, server_hostname="localhost")
     certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     writer.transport.abort()
@@ -515,7 +515,7 @@ def put(folder: Path, source: str, target: str) -> None:
     (folder / "new").rename(folder / target)
 
 
-def test_a_new_certificate_is_taken_up(folder: Path) -> None:
+def test_a_new_certificate_is_loaded(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
             tls = context(folder)
@@ -523,19 +523,19 @@ def test_a_new_certificate_is_taken_up(folder: Path) -> None:
             assert await shown(server, tls) == old
             reader, writer = await asyncio.open_connection(*server.address, ssl=tls, server_hostname="localhost")
             put(folder, "renewed.key", "server.key")
-            assert await shown(server, tls) == old  # as long as they do not fit
+            assert await shown(server, tls) == old  # until certificate and key belong together
             assert not server.protection.good
             put(folder, "renewed.pem", "server.pem")
             assert await shown(server, tls) == new
             assert server.protection.good
-            writer.write(b"GET /-/healthy HTTP/1.1\r\n\r\n")  # what was there goes on
+            writer.write(b"GET /-/healthy HTTP/1.1\r\n\r\n")  # the old connection stays open
             assert (await read_answer(reader)).status == 200
             writer.transport.abort()
 
     run(test)
 
 
-def test_a_new_authority_of_clients_is_taken_up(folder: Path) -> None:
+def test_a_new_client_authority_is_loaded(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, MUTUAL + "}") as server:
             assert not await refused(server, context(folder, "client"))
@@ -549,7 +549,7 @@ def test_a_new_authority_of_clients_is_taken_up(folder: Path) -> None:
     run(test)
 
 
-def test_new_users_are_taken_up(folder: Path) -> None:
+def test_new_users_are_loaded(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, users(ada=hashed("secret"))) as server:
             reader, writer = await asyncio.open_connection(*server.address)
@@ -581,7 +581,7 @@ def test_new_users_are_taken_up(folder: Path) -> None:
         (TLS + "}" + users(ada=hashed("secret")), "TLS cannot be turned on while running"),
     ],
 )
-def test_a_bad_file_leaves_the_good_one_in_force(
+def test_an_invalid_file_leaves_the_previous_one_in_force(
     folder: Path, bad: str | None, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -610,7 +610,7 @@ def test_a_bad_file_leaves_the_good_one_in_force(
     run(test)
 
 
-def test_what_passes_is_tried_again(
+def test_a_temporary_error_is_followed_by_another_attempt(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def none_left(_name: str) -> int:
@@ -635,7 +635,7 @@ def test_what_passes_is_tried_again(
     run(test)
 
 
-def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+def test_a_pipe_in_place_of_the_file_does_not_block(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, users(ada=hashed("secret"))) as server:
             (folder / "web.yml").unlink()
@@ -667,7 +667,9 @@ def test_tls_is_not_turned_off_while_running(folder: Path) -> None:
         (MUTUAL, "client_allowed_sans is missing now"),
     ],
 )
-def test_half_a_file_does_not_let_in_more(folder: Path, less: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_half_a_file_does_not_admit_more_clients(
+    folder: Path, less: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test() -> None:
         async with serving(folder, MUTUAL + ", client_allowed_sans: [prometheus.test]}") as server:
             written(folder, less + "}")
@@ -680,7 +682,7 @@ def test_half_a_file_does_not_let_in_more(folder: Path, less: str, said: str, ca
     run(test)
 
 
-def test_nothing_is_read_that_has_not_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
             before = server.protection._loaded
@@ -693,7 +695,7 @@ def test_nothing_is_read_that_has_not_changed(folder: Path, monkeypatch: pytest.
     run(test)
 
 
-def test_a_change_of_the_same_size_and_time_is_seen(folder: Path) -> None:
+def test_a_change_with_the_same_size_and_time_is_noticed(folder: Path) -> None:
     path = written(folder, users(ada=hashed("secret")))
     protection = Protection(str(path))
     then = path.stat()
