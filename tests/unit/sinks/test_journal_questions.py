@@ -106,13 +106,13 @@ ANSWERS: dict[str, list[list[str]]] = {
             for name in ("updates.example.test", "pool.miners.test", "www.orphan.test")
         ],
     ],
-    "What does a watched domain have to say, now?": [said(WATCHED), said(WATCHED)],
+    "What happens at a watched domain now?": [said(WATCHED), said(WATCHED)],
     "Which process trees ask most?": [
         ["5\tnightly;make;sh;curl", "1\tnightly;make;sh;dig", "1\tbash;curl", "1\tminer", "1\tcurl", "1\tnobody"]
     ],
     "What did a user ask for?": [said(BY_ADA), said(BY_ADA), ["      4 root", "      1 eve", "      1 ada"]],
     "What did a container ask for?": [said(WATCHED), said(WATCHED)],
-    "What did a process start that asked?": [
+    "Which queries come from below a process?": [
         said(OLD, BY_UNIT),
         said(OLD, BY_UNIT, LEFT),
         ["www.orphan.test\tnightly;sh;curl"],

@@ -15,7 +15,7 @@ from questions import follows, questions
 
 #: The package installs it.
 PAGE = Path("/usr/share/doc/dnsprobe/journal.md")
-FOLLOWED = "What does a watched domain have to say, now?"
+FOLLOWED = "What happens at a watched domain now?"
 ACTING = "Acting on an entry"
 SENDER = SENDERS / "send"
 WEB = "7a1c" * 16
@@ -60,7 +60,7 @@ SHOWS: dict[str, list[list[str] | None]] = {
     "Which process trees ask most?": [["2\tnightly;make;send\n"]],
     "What did a user ask for?": [["ada.example.test"], ["ada.example.test"] if AUDITED else [], [" 1 ada\n"]],
     "What did a container ask for?": [["pool.miners.test"], ["pool.miners.test"]],
-    "What did a process start that asked?": [
+    "Which queries come from below a process?": [
         ["www.example.test", "updates.example.test"],
         ["www.example.test", "updates.example.test", "www.orphan.test"],
         ["www.orphan.test\tnightly;"],
