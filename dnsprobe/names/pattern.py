@@ -36,8 +36,8 @@ from dnsprobe.text import printable, shorten
 _ANY_RUN = -1
 _ANY_ONE = -2
 
-#: A literal name at the end of an expression: labels of letters, digits, ``_`` and ``-``, then ``$``. What stands
-#: before it makes sure that a label begins there: the start of the name, a dot, or one of both.
+#: A literal name at the end of an expression: labels of letters, digits, ``_`` and ``-``, then ``$``. The part
+#: before it ensures that a label begins there: it matches the start of the name, a dot, or either of the two.
 _LITERAL_TAIL = re.compile(
     r"""
     (?: ^\^                                     # ^
@@ -276,9 +276,9 @@ def _parse_expression(text: str) -> Pattern:
 def _literal_suffix(body: str) -> bytes:
     r"""Return a name in which every name ends that a valid expression matches: its literal tail, or the root.
 
-    The tail needs an end of its own (``$``), whole labels, and no alternative to it. The doubtful cases get the root,
-    which is always right. Nothing can reach over the tail from before it: a class, a group or a comment that is open
-    there would need its ``]`` or ``)`` behind the tail, where only the end of the expression is.
+    Every match must contain the tail, so an expression with an alternative to it gets the root, which is always right.
+    So does one with flags, a comment or a condition before the tail. The tail itself is never inside a class, a group
+    or a comment: that would need a ``]`` or ``)`` behind the tail, but there the expression ends.
     """
     tail = _LITERAL_TAIL.search(body)
     if tail is None:
