@@ -140,7 +140,7 @@ def _summary(page: Page, queries: int) -> str:
     ]
     if encrypted:
         facts.append(f"{encrypted:,} encrypted {'connection' if encrypted == 1 else 'connections'}")
-    ready = markup.good("ready") if page.ready else markup.bad("not ready: not every hook is proved")
+    ready = markup.good("ready") if page.ready else markup.bad("not ready: not every path is proved")
     zone = moment(page.time_ns).astimezone().strftime("%z")
     facts.append(f"as of {markup.time(page.time_ns, day=True)} {zone}")
     return f"<p>{ready} · {' · '.join(facts)}</p>"

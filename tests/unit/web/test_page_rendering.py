@@ -285,7 +285,7 @@ def test_problems_are_shown() -> None:
         lineage_problem="no tracepoint",
     )
     bad = [text for text in Document(render(wrong)).text["span"] if text.startswith(("not ", "the "))]
-    assert bad == ["not ready: not every hook is proved", "not proved", "not seen", "the last reload failed"]
+    assert bad == ["not ready: not every path is proved", "not proved", "not seen", "the last reload failed"]
     text = render(wrong).decode()
     assert "tcp_sendmsg: no such symbol" in text
     assert "no tracepoint" in text
