@@ -190,7 +190,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return config
 
     config = configuration()
-    privileges.need()
+    privileges.require()
     # systemd ends a service that hangs with SIGABRT. The traceback then shows where it hung.
     if sys.stderr is not None:
         faulthandler.enable()
@@ -202,7 +202,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from dnsprobe.commands.watch import watch  # noqa: PLC0415
 
     config = _load(arguments)
-    return watch(config, arguments.domains, as_json=arguments.json, check_privileges=privileges.need)
+    return watch(config, arguments.domains, as_json=arguments.json, check_privileges=privileges.require)
 
 
 def _tree(arguments: argparse.Namespace) -> int:

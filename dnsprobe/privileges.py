@@ -49,13 +49,13 @@ def can_load(capabilities: frozenset[Capability]) -> bool:
     return Capability.CAP_SYS_ADMIN in capabilities or {Capability.CAP_BPF, Capability.CAP_PERFMON} <= capabilities
 
 
-def need() -> None:
+def require() -> None:
     """Raise UserError for an ordinary user. If root lacks a capability, the step that needs it reports that."""
     if os.geteuid() != 0 and not can_load(held()):
         raise UserError("dnsprobe needs to load BPF programs, which an ordinary user may not", HINT)
 
 
-def give_up(capabilities: tuple[Capability, ...] = ONLY_AT_START) -> None:
+def drop(capabilities: tuple[Capability, ...] = ONLY_AT_START) -> None:
     """Drop capabilities for good, in this thread and in those that it starts; OSError if the kernel refuses.
 
     A child of a process that is not root's does not get them either: a capability that is not permitted and inheritable

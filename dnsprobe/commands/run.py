@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from dnsprobe import privileges
 from dnsprobe.commands.hooks import all_proved, describe_hooks
 from dnsprobe.commands.reload import RuleReloader
 from dnsprobe.commands.systemd import notify, notify_attempt, passed_sockets
@@ -25,7 +26,6 @@ from dnsprobe.model import Query
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
-from dnsprobe.privileges import give_up
 from dnsprobe.sinks.console import ConsoleSink
 from dnsprobe.sinks.journal import PATH_LOST_ID, JournalSink, RateLimit, journald_available
 from dnsprobe.sinks.metrics import Snapshot, build_registry
@@ -80,7 +80,7 @@ class Daemon:
         self._session = Session(config, RuleSet.build(config.domains))
         self._reloader = RuleReloader(config, read_config, self._session)
         # The loader child has its own capabilities. Drop ours before any thread inherits them.
-        give_up()
+        privileges.drop()
         self._sink = make_sink(log_target, config.journal)
 
     def _listen(self, sockets: list[int]) -> None:
