@@ -1,4 +1,4 @@
-"""Both sides of ``bpf/abi.h``: what a compiler lays out is what the Python side packs and unpacks."""
+"""Both sides of ``bpf/abi.h``: Python packs and unpacks the structs as a C compiler lays them out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dnsprobe.kernel.maps import SCRATCH_SIZE
 from dnsprobe.model import DECIDE, NO_RULE, Process
 from dnsprobe.names import ruleset
 
-#: Each struct of abi.h and its mirror. Those without one are decoded in pieces, tested further down.
+#: Each struct of abi.h and its mirror. Structs without one are decoded in pieces; other tests check those.
 MIRRORS: dict[str, struct.Struct | None] = {
     "settings": abi.SETTINGS,
     "outcome": abi.OUTCOME,
@@ -75,7 +75,7 @@ extern void *stdout;
 void *memset(void *, int, size_t);
 """
 
-# Each octet of each field has a value of its own, so that none can be taken for another.
+# Each octet of each field has another value, so that a mix-up of fields is found.
 EVENT = """
 static void number(void *field, size_t size, int *next)
 {
@@ -185,13 +185,13 @@ def test_every_struct_has_a_mirror() -> None:
 
 
 @pytest.mark.parametrize("name", STRUCTS)
-def test_struct(name: str, tmp_path: Path) -> None:
+def test_a_struct_has_the_layout_of_the_compiler(name: str, tmp_path: Path) -> None:
     layout = MIRRORS[name]
     if layout is None:
         layout = {"chain": abi.CHAIN_HEAD, "event": abi.EVENT_HEAD}[name]
     expressions = [f"sizeof(struct {name})"]
     for field in header_structs()[name]:
-        # A format counts the octets of a text as one value, and the numbers of an array as so many.
+        # A format has one value for the octets of a text, and one for each number of an array.
         one_by_one = field.is_array and field.type != "u8"
         members = [f"{field.name}[{index}]" for index in range(field.elements)] if one_by_one else [field.name]
         if field.type in {"struct process", "struct chain"} or field.name == "pad":
@@ -207,7 +207,7 @@ def test_struct(name: str, tmp_path: Path) -> None:
         assert size == layout.size
 
 
-def test_sizes_that_are_put_together(tmp_path: Path) -> None:
+def test_composed_sizes_are_those_of_the_compiler(tmp_path: Path) -> None:
     expected = {
         "sizeof(struct chain)": abi.CHAIN_BYTES,
         "__builtin_offsetof(struct chain, process)": abi.CHAIN_HEAD.size,
@@ -227,14 +227,14 @@ def test_scratch_space_is_large_enough(tmp_path: Path) -> None:
     assert SCRATCH_SIZE % alignment == 0
 
 
-def test_constants(tmp_path: Path) -> None:
+def test_constants_are_equal(tmp_path: Path) -> None:
     defined = re.findall(r"^#define (\w+) +\S", header(), re.MULTILINE)
     assert defined == list(CONSTANTS)
     assert facts(tmp_path, list(CONSTANTS)) == list(CONSTANTS.values())
     assert ruleset.MAX_RULE_ID < abi.RULE_IDS <= min(abi.CANARY, DECIDE)
 
 
-def test_enums(tmp_path: Path) -> None:
+def test_enumerators_are_equal(tmp_path: Path) -> None:
     expected = {
         **{f"KIND_{kind.name}": kind.value for kind in abi.Kind},
         **{f"STAT_{statistic.name}": statistic.value for statistic in abi.Statistic},
@@ -285,21 +285,21 @@ def test_event_is_decoded_field_by_field(
         chain.append(Process(tgid, start_ns, comm[: index % abi.COMM_SIZE], index >= depth))
     parents, starters = tuple(chain[:depth]), tuple(chain[:shared] + chain[depth:])
     assert event.chain == abi.Chain(parents, not cut, 4711, starters, not lineage_cut)
-    # No field is left out above.
+    # The assertions above cover all fields.
     assert len(fields(event)) == 3 + 5 + 2 + 2 + 2 + 1
 
 
-def test_ancestor_comes_back() -> None:
+def test_an_ancestor_is_encoded_and_decoded() -> None:
     parent = abi.AncestorKey(start_ticks=1, tgid=2)
     ancestor = abi.Ancestor(3, parent, 4, True, False, True, False, b"fifteen octets.")
     assert abi.decode_ancestor(abi.encode_ancestor(ancestor)) == ancestor
 
 
-def test_room_for_both_chains() -> None:
+def test_an_event_has_room_for_both_chains() -> None:
     assert abi.CHAIN_SIZE + abi.LINEAGE_SIZE < abi.CHAIN_ROOM
 
 
-def test_identity_is_decoded() -> None:
+def test_an_identity_is_decoded() -> None:
     def path(names: bytes, whole: int) -> bytes:
         return abi.PATH.pack(len(names), whole, names + b"rubbish")
 
@@ -319,7 +319,7 @@ def test_identity_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("wire", [b"\0", b"\4test\0", b"\1a" * 127 + b"\0"])
-def test_names_backwards(wire: bytes) -> None:
+def test_names_are_stored_backwards(wire: bytes) -> None:
     key = abi.lpm_key(wire)
     assert len(key) == abi.LPM_KEY_SIZE
     assert struct.unpack_from("=I", key) == (len(wire) * 8,)

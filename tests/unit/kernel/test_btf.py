@@ -1,4 +1,4 @@
-"""Where members lie, from BTF made by hand and from the running kernel's."""
+"""Offsets of members and values of enumerators, from BTF made by hand and from that of the running kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS |= {"proto": 13, "var": 14, "datasec": 15, "float": 16, "decl_tag": 17, "t
 
 
 class Maker:
-    """Builds BTF as the compiler would: Documentation/bpf/btf.rst."""
+    """Makes BTF in the form of Documentation/bpf/btf.rst."""
 
     def __init__(self) -> None:
         self.text = b"\0"
@@ -47,7 +47,7 @@ class Maker:
 def btf() -> Btf:
     make = Maker()
     u32 = make.add("int", "unsigned int", 4, extra=struct.pack("=I", 32))
-    # One of each kind, so that a wrong length of one puts all behind it out of step.
+    # One type of each kind: if the length of one is wrong, all types behind it are read wrongly.
     make.add("ptr", size=u32)
     make.add("array", extra=struct.pack("=III", u32, u32, 3))
     make.add("enum", "kinds", 4, 2, struct.pack("=IiIi", 1, 0, 1, 1))
@@ -72,7 +72,7 @@ def btf() -> Btf:
     return Btf(make.data(), frozenset({"outer", "inner", "bits", "missing", "named"}))
 
 
-def test_names(btf: Btf) -> None:
+def test_names_are_found_as_a_whole(btf: Btf) -> None:
     assert btf.has_name("inner_t")
     assert btf.has_name("call")
     assert not btf.has_name("inner_")
@@ -99,20 +99,20 @@ def test_enumerators(btf: Btf) -> None:
         (("bits", "flag"), 0),
     ],
 )
-def test_offsets(btf: Btf, path: tuple[str, ...], offset: int) -> None:
+def test_offsets_are_followed_through_embedded_structs(btf: Btf, path: tuple[str, ...], offset: int) -> None:
     assert btf.offset(*path) == offset
 
 
 @pytest.mark.parametrize(
     "path", [("outer", "second"), ("outer", "head", "x"), ("missing", "a"), ("outer", "body", "third")]
 )
-def test_what_is_not_there(btf: Btf, path: tuple[str, ...]) -> None:
+def test_a_missing_member_is_a_key_error(btf: Btf, path: tuple[str, ...]) -> None:
     with pytest.raises(KeyError):
         btf.offset(*path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x9f", b"not BTF at all, but long enough", Maker().data()[:-1]])
-def test_damaged(tmp_path: Path, content: bytes) -> None:
+def test_damaged_btf_is_a_user_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "btf"
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -120,10 +120,10 @@ def test_damaged(tmp_path: Path, content: bytes) -> None:
     assert str(path) in error.value.message
 
 
-def test_the_running_kernel() -> None:
+def test_the_btf_of_the_running_kernel() -> None:
     path = "/sys/kernel/btf/vmlinux"
     if not Path(path).exists():
-        pytest.skip("this kernel has no BTF; one with CONFIG_DEBUG_INFO_BTF runs it")
+        pytest.skip("this kernel has no BTF: run it on one with CONFIG_DEBUG_INFO_BTF")
     btf = read_btf(path, frozenset({"task_struct", "sk_buff", "list_head"}))
     assert (btf.offset("list_head", "next"), btf.offset("list_head", "prev")) == (0, 8)
     assert btf.offset("sk_buff", "data") == btf.offset("sk_buff", "head") + 8

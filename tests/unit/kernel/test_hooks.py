@@ -1,4 +1,4 @@
-"""The ways to attach a rung to what this kernel has, in their order."""
+"""The ladders, and the ways to attach a rung to the symbols of a kernel, in their order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_global_function_has_one_way() -> None:
     assert ways("ip_send_skb", "udp_send_skb") == [(["udp_send_skb"], ())]
 
 
-def test_a_function_under_its_own_name_has_its_own_arguments() -> None:
+def test_a_function_under_its_own_name_has_the_arguments_of_the_source() -> None:
     assert ways("udp_send_skb", "udp_send_skb") == [(["udp_send_skb"], FLOW)]
 
 
@@ -44,12 +44,12 @@ def test_a_clone_may_have_other_arguments() -> None:
     assert len(found) == len({(tuple(names), defines) for names, defines in found})
 
 
-def test_clones_are_attached_together_and_parts_only_instead() -> None:
+def test_clones_are_attached_together_and_parts_in_their_place() -> None:
     found = ways("udp_send_skb", "udp_send_skb.constprop.0", "udp_send_skb.isra.1", "udp_send_skb.part.2")
     whole, parts = ["udp_send_skb.constprop.0", "udp_send_skb.isra.1"], ["udp_send_skb.part.2"]
     assert [names for names, _ in found] == [whole] * (len(found) // 2) + [parts] * (len(found) // 2)
 
 
-def test_no_symbol_no_way() -> None:
+def test_without_a_symbol_there_is_no_way() -> None:
     with pytest.raises(UserError, match="has no udp_send_skb"):
         ways("udp_send_skb")

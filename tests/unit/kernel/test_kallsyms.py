@@ -1,4 +1,4 @@
-"""Kernel functions under the names that compilers give them."""
+"""Kernel functions, under the names that compilers give them."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def kallsyms(*names: str) -> bytes:
         "udp_send_skb.isra.51\t[udp]",
     ],
 )
-def test_entries(name: str) -> None:
+def test_an_entry_is_found(name: str) -> None:
     (found,) = find_functions(kallsyms("ip_send_skb", name, "udp_sendmsg"), "udp_send_skb")
     assert found == Symbol(name.split("\t", maxsplit=1)[0], 0xFFFFFFFF81000001)
 
@@ -49,7 +49,7 @@ def test_entries(name: str) -> None:
         "udp_v6_send_skb",
     ],
 )
-def test_what_is_no_entry(name: str) -> None:
+def test_other_symbols_are_no_entry(name: str) -> None:
     assert find_functions(kallsyms(name), "udp_send_skb") == []
 
 
@@ -58,18 +58,18 @@ def test_data_is_no_entry(kind: str) -> None:
     assert find_functions(f"ffffffff81000000 {kind} udp_send_skb\n".encode(), "udp_send_skb") == []
 
 
-def test_several_at_once() -> None:
+def test_all_entries_are_found_in_order() -> None:
     names = ("udp_send_skb.isra.0", "udp_send_skb.cold", "udp_send_skb.constprop.4", "udp_send_skb.part.1")
     found = find_functions(kallsyms(*names), "udp_send_skb")
     assert [symbol.name for symbol in found] == [names[0], names[2], names[3]]
     assert [symbol.is_part for symbol in found] == [False, False, True]
 
 
-def test_hidden_addresses() -> None:
+def test_a_hidden_address_is_zero() -> None:
     (found,) = find_functions(b"0000000000000000 T ip_send_skb\n", "ip_send_skb")
     assert found.address == 0
 
 
-def test_no_table() -> None:
+def test_a_missing_table_is_empty() -> None:
     assert read_kallsyms("/nonexistent") == b""
     assert find_functions(b"", "ip_send_skb") == []
