@@ -25,7 +25,7 @@ from dnsprobe.kernel.attach import attach_tracepoint
 from dnsprobe.kernel.hooks import LINEAGE_TRACEPOINTS
 from dnsprobe.kernel.libbpf import program_runs
 from dnsprobe.kernel.maps import Sizes
-from dnsprobe.kernel.probe import Probe, Where
+from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS
 
@@ -93,7 +93,7 @@ def main() -> None:
     """Print the cost of a process, and of a run of each program."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     families = int(sys.argv[2]) if len(sys.argv) > 2 else 500
-    probe = Probe(Where([5], tcp_hook="none"), Sizes(4096, 16, 16, 16, 16, _ENTRIES), 0)
+    probe = Probe(ProbeOptions([5], tcp_hook="none"), Sizes(4096, 16, 16, 16, 16, _ENTRIES), 0)
     try:
         probe.set_rules([])
         probe.start(print, seed=Lineage(probe.lineage_table, _ENTRIES, ProcFS()).seed)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dnsprobe.kernel.libbpf import ProgramRuns, program_runs
 from dnsprobe.kernel.maps import Sizes
-from dnsprobe.kernel.probe import Probe, Where
+from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.model import NO_RULE
 from dnsprobe.names.ruleset import TrieEntry
 from dnsprobe.names.wire import from_text
@@ -82,7 +82,7 @@ def main() -> None:
         port = free.getsockname()[1]
     before = _SWITCH.read_text()
     _SWITCH.write_text("1")
-    probe = Probe(Where([port]), Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9)
+    probe = Probe(ProbeOptions([port]), Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9)
     try:
         probe.set_rules(_entries(10))
         probe.start(print)

@@ -20,7 +20,7 @@ from statistics import median
 from perf import EVENTS, count
 
 from dnsprobe.kernel.maps import Sizes
-from dnsprobe.kernel.probe import Probe, Where
+from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.names.ruleset import TrieEntry
 
 _KINDS = [(protocol, watched) for protocol in ("udp", "tcp") for watched in (False, True)]
@@ -46,7 +46,7 @@ def _send_all(program: str, port: int, sends: int) -> dict[tuple[str, bool], lis
 
 
 def _send_attached(program: str, port: int, sends: int) -> dict[tuple[str, bool], list[float]]:
-    probe = Probe(Where([port]), Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9)
+    probe = Probe(ProbeOptions([port]), Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9)
     try:
         probe.set_rules([TrieEntry(b"\0", 0, 1, 1)])
         probe.start(print)

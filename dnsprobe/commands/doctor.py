@@ -21,7 +21,7 @@ from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
 from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.kernel.prover import PathState
-from dnsprobe.pipeline.session import where_of
+from dnsprobe.pipeline.session import probe_options
 from dnsprobe.terminal import DIM, GREEN, RED, look_of
 from dnsprobe.text import shown
 
@@ -139,7 +139,7 @@ def _examine_paths(config: Config, *, as_json: bool) -> int:
     """Attach and prove the hooks with small maps, print what came of it, and detach. Return the exit status."""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=min(config.probe.lineage, 16))
     try:
-        probe = Probe(where_of(config.probe), sizes, repeat_ns=0)
+        probe = Probe(probe_options(config.probe), sizes, repeat_ns=0)
     except UserError as error:
         _print_problem(error, as_json=as_json)
         return EXIT_FAILED

@@ -77,16 +77,15 @@ class Loader:
 
     def attach_lineage(self) -> tuple[list[Hook], dict[str, str]]:
         """Attach the programs of lineage tracking, which each compilation has. Returns the same as :meth:`attach`."""
+        if self._layout.lineage_problem:
+            return [], {loader_protocol.LINEAGE: self._layout.lineage_problem}
         hook = Hook(loader_protocol.LINEAGE, (), LINEAGE_TRACEPOINTS[-1], [], [])
-        problem = self._layout.lineage_problem
         try:
-            for tracepoint in LINEAGE_TRACEPOINTS if not problem else ():
+            for tracepoint in LINEAGE_TRACEPOINTS:
                 self._add_tracepoint(hook, self._compiler.latest, f"{tracepoint}_entry", tracepoint)
         except UserError as error:
-            problem = error.message
-        if problem:
             hook.close()
-            return [], {loader_protocol.LINEAGE: problem}
+            return [], {loader_protocol.LINEAGE: error.message}
         return [hook], {}
 
     def _attach_tracepoints(self, hook: Hook, rung: Rung, name: str, attempt: int) -> None:
@@ -153,11 +152,11 @@ class Loader:
 
         The kernel empties such a map when its last descriptor is closed, so the hook keeps one.
         """
-        again = self._self_call_map(compilation)
+        self_calls = self._self_call_map(compilation)
         try:
             for index, program in enumerate(hook.programs):
-                again.set(struct.pack("=I", index), struct.pack("=I", program))
-            hook.links.append(os.dup(again.fd))
+                self_calls.set(struct.pack("=I", index), struct.pack("=I", program))
+            hook.links.append(os.dup(self_calls.fd))
         except OSError as error:
             raise UserError(f"cannot fill the BPF map self_calls: {error.strerror}") from error
 

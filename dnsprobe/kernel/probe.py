@@ -26,7 +26,7 @@ _LINEAGE_STATISTICS = {statistic for statistic in abi.Statistic if statistic.nam
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class ProbeOptions:
     """What to watch: UDP and TCP ports that carry DNS, TCP ports that carry DNS over TLS, and by which hooks.
 
     ``hook`` and ``tcp_hook`` are the name of a rung or ``auto``; ``tcp_hook`` may be ``none``. ``btf`` is the path of
@@ -52,8 +52,8 @@ class Probe:
     attached before :meth:`start`. Raises UserError if the maps cannot be created.
     """
 
-    def __init__(self, where: Where, sizes: Sizes, repeat_ns: int) -> None:
-        self._where, self._repeat_ns = where, repeat_ns
+    def __init__(self, options: ProbeOptions, sizes: Sizes, repeat_ns: int) -> None:
+        self._options, self._repeat_ns = options, repeat_ns
         self._tracks_lineage = sizes.lineage > 0
         self._name_key = (secrets.randbits(64), secrets.randbits(64))
         self._suffix = canary_suffix()
@@ -65,7 +65,7 @@ class Probe:
         self._loader = LoaderClient()
         try:
             self.maps = _create_maps(sizes)
-            self._canary_port = _bind_canary_port(where)
+            self._canary_port = _bind_canary_port(options)
         except UserError:
             self._loader.close()
             raise
@@ -124,13 +124,13 @@ class Probe:
         """
         try:
             self._loader.configure(
-                ports=self._where.ports,
-                encrypted_ports=self._where.dot_ports,
+                ports=self._options.ports,
+                encrypted_ports=self._options.dot_ports,
                 canary_port=self._canary_port.port,
-                btf=self._where.btf,
+                btf=self._options.btf,
                 maps=self.maps.descriptors,
             )
-            self.prover.climb(self._loader, self._where.hook, self._where.tcp_hook, log, trying)
+            self.prover.climb(self._loader, self._options.hook, self._options.tcp_hook, log, trying)
             if self._tracks_lineage:
                 self._start_lineage_tracking(seed)
         except UserError:
@@ -177,9 +177,9 @@ def _create_maps(sizes: Sizes) -> Maps:
         raise UserError(f"cannot make BPF maps: {error.strerror or error}", hint) from error
 
 
-def _bind_canary_port(where: Where) -> CanaryPort:
+def _bind_canary_port(options: ProbeOptions) -> CanaryPort:
     try:
-        return CanaryPort([*where.ports, *where.dot_ports], where.protocols)
+        return CanaryPort([*options.ports, *options.dot_ports], options.protocols)
     except OSError as error:
         raise UserError(
             f"cannot bind a port of loopback for the canaries: {error.strerror or error}",

@@ -10,7 +10,7 @@ from dnsprobe.config.main import Config, ProbeConfig
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Loss, Source, read_losses
 from dnsprobe.kernel.maps import Sizes
-from dnsprobe.kernel.probe import Probe, Where
+from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.model import Identity, Query, Series
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.counters import Counters
@@ -30,9 +30,9 @@ _SWEEP_SECONDS = 10.0
 _SWEEP_FILL = 1 / 8
 
 
-def where_of(config: ProbeConfig) -> Where:
+def probe_options(config: ProbeConfig) -> ProbeOptions:
     """Return the ports and hooks of a configuration."""
-    return Where(config.ports, config.dot_ports, config.hook, config.tcp_hook, config.btf)
+    return ProbeOptions(config.ports, config.dot_ports, config.hook, config.tcp_hook, config.btf)
 
 
 class Session:
@@ -44,7 +44,7 @@ class Session:
     def __init__(self, config: Config, rules: RuleSet, *, repeat_ns: int | None = None) -> None:
         probe = config.probe
         self.probe = Probe(
-            where_of(probe),
+            probe_options(probe),
             Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage),
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
         )

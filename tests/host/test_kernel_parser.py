@@ -18,7 +18,7 @@ from reference import HEADER, Question, message, parse, wire
 from dnsprobe.kernel.abi import Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.maps import Sizes
-from dnsprobe.kernel.probe import Probe, Where
+from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.names.ruleset import TrieEntry
 
 RULE = 7
@@ -71,7 +71,7 @@ class Kernel:
 def kernel() -> Iterator[Kernel]:
     port = CanaryPort()
     probe = Probe(
-        Where([port.port], tcp_hook="none"),
+        ProbeOptions([port.port], tcp_hook="none"),
         Sizes(ring=1 << 20, processes=64, counters=65536, names=1, recent=1),
         repeat_ns=0,
     )

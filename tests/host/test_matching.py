@@ -19,7 +19,7 @@ from dnsprobe.config.main import Config, DomainSpec, JournalConfig, MetricsConfi
 from dnsprobe.kernel.abi import Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.maps import PendingKey, Sizes
-from dnsprobe.kernel.probe import Probe, Where
+from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.model import DECIDE, UNKNOWN, Query
 from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.ruleset import RuleSet
@@ -130,7 +130,7 @@ class Host:
 def hosts(names: int) -> Iterator[Host]:
     port = CanaryPort()
     sizes = Sizes(ring=1 << 20, processes=256, counters=65536, names=names, recent=1024)
-    probe = Probe(Where([port.port], tcp_hook="none"), sizes, repeat_ns=0)
+    probe = Probe(ProbeOptions([port.port], tcp_hook="none"), sizes, repeat_ns=0)
     try:
         # Without rules, nothing is counted until a test calls watch().
         probe.set_rules([])

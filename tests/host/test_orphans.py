@@ -19,7 +19,7 @@ from test_overload import usage
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.maps import Sizes
-from dnsprobe.kernel.probe import Probe, Where
+from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS
 from dnsprobe.text import printable
@@ -255,7 +255,7 @@ def test_a_kernel_without_what_lineage_tracking_needs(start: Start, family: Fami
 def followed(entries: int) -> Iterator[tuple[Probe, Lineage]]:
     """Provide a probe with a map of so many lineages, and what sweeps them."""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=entries)
-    probe = Probe(Where([5], tcp_hook="none"), sizes, repeat_ns=0)
+    probe = Probe(ProbeOptions([5], tcp_hook="none"), sizes, repeat_ns=0)
     lineage = Lineage(probe.lineage_table, entries, ProcFS())
     try:
         probe.set_rules([])

@@ -14,7 +14,7 @@ from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.canary import Canaries, CanaryPort
 from dnsprobe.kernel.hooks import Hook, kprobes_available
 from dnsprobe.kernel.maps import Sizes
-from dnsprobe.kernel.probe import Probe, Where
+from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.kernel.prover import Prover
 from dnsprobe.names.ruleset import TrieEntry
 
@@ -46,7 +46,7 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Prover, "_prove", proving)
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16)
-    probe = Probe(Where([port.port], [listener.getsockname()[1]]), sizes, repeat_ns=0)
+    probe = Probe(ProbeOptions([port.port], [listener.getsockname()[1]]), sizes, repeat_ns=0)
     try:
         probe.set_rules([ALL_NAMES])
         assert not probe.proved
@@ -72,8 +72,8 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_programs_where_one_can_be_interrupted(
     preemptible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = Where([53], btf=str(preemptible_btf(tmp_path))) if preemptible else Where([53])
-    probe = Probe(where, Sizes(ring=4096, processes=16, counters=16, names=16, recent=16), repeat_ns=0)
+    options = ProbeOptions([53], btf=str(preemptible_btf(tmp_path))) if preemptible else ProbeOptions([53])
+    probe = Probe(options, Sizes(ring=4096, processes=16, counters=16, names=16, recent=16), repeat_ns=0)
     try:
         probe.set_rules([])
         probe.start()

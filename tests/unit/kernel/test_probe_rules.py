@@ -11,7 +11,7 @@ from dnsprobe.errors import UserError
 from dnsprobe.kernel import abi
 from dnsprobe.kernel import probe as probe_module
 from dnsprobe.kernel.maps import Settings, Sizes
-from dnsprobe.kernel.probe import Probe, Where
+from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.names.ruleset import TrieEntry
 
 RULE = TrieEntry(b"\4test\0", 1, 5, 6)
@@ -72,7 +72,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Probe]:
     for name, fake in (("Maps", FakeMaps), ("LoaderClient", FakeLoader), ("Prover", FakeProver)):
         monkeypatch.setattr(probe_module, name, fake)
     monkeypatch.setattr(FakeProver, "during", lambda: None, raising=False)
-    made = Probe(Where([53]), Sizes(4096, 1, 1, 1, 1), repeat_ns=60)
+    made = Probe(ProbeOptions([53]), Sizes(4096, 1, 1, 1, 1), repeat_ns=60)
     yield made
     made._canary_port.close()
 
