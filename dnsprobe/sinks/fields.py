@@ -363,18 +363,25 @@ FACTS: tuple[Fact[Any], ...] = (
 )
 
 
+# Made once, because both functions run for each query.
+_IN_JOURNAL = [(fact.field, fact.get, fact.form.journal) for fact in FACTS if fact.field]
+_IN_JSON = [(fact.key, fact.get, fact.form.json) for fact in FACTS if fact.key]
+
+
 def journal_values(query: Query, identity: Identity) -> Iterator[tuple[str, str]]:
     """Yield the name and value of each field of a query's journal entry, in order; a name may come several times.
 
     A fact that is not known, or is empty, has no field. Every value is printable.
     """
-    for fact in FACTS:
-        raw = fact.get(query, identity) if fact.field else None
+    for field, get, write in _IN_JOURNAL:
+        raw = get(query, identity)
         if raw is not None:
-            yield from ((fact.field, value) for value in fact.form.journal(raw) if value)
+            for value in write(raw):
+                if value:
+                    yield field, value
 
 
 def json_values(query: Query, identity: Identity) -> dict[str, object]:
     """Return the JSON value of each fact by its key, in order; None if it is not known."""
-    values = {fact.key: (fact.get(query, identity), fact.form) for fact in FACTS if fact.key}
-    return {key: None if raw is None else form.json(raw) for key, (raw, form) in values.items()}
+    raw_values = ((key, get(query, identity), write) for key, get, write in _IN_JSON)
+    return {key: None if raw is None else write(raw) for key, raw, write in raw_values}
