@@ -1,4 +1,4 @@
-"""The completions for shells know what the parser knows."""
+"""The completions for shells have the commands and options of the parser."""
 
 from __future__ import annotations
 

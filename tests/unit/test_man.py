@@ -1,4 +1,4 @@
-"""The manual pages: what the tools say of them, and that every key and every field is in them."""
+"""The manual pages: accepted by the tools, and complete in keys and fields."""
 
 from __future__ import annotations
 

@@ -1,25 +1,11 @@
-"""What a terminal can show, and how much room a text takes there."""
+"""What a terminal can show, and how many columns a text takes there."""
 
 from __future__ import annotations
 
-import io
-import sys
-
 import pytest
+from made_up_stream import Stream
 
-from dnsprobe.commands import doctor
 from dnsprobe.terminal import Look, cells, cut, look_of
-
-
-class Stream(io.TextIOWrapper):
-    """A stream that is a terminal, or is not."""
-
-    def __init__(self, encoding: str = "utf-8", *, terminal: bool = True) -> None:
-        super().__init__(io.BytesIO(), encoding)
-        self._terminal = terminal
-
-    def isatty(self) -> bool:
-        return self._terminal
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +25,7 @@ def test_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("term", ["dumb", "", None])
-def test_a_terminal_that_can_nothing(term: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dumb_terminal(term: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TERM")
     if term is not None:
         monkeypatch.setenv("TERM", term)
@@ -78,23 +64,3 @@ def test_cells(text: str, columns: int) -> None:
 def test_cut() -> None:
     assert [cut("ab漢字", width, "…") for width in range(7)] == ["", "…", "a…", "ab…", "ab…", "ab漢…", "ab漢字"]
     assert [cut("abcdef", width, "...") for width in range(7)] == ["", ".", "..", "...", "a...", "ab...", "abcdef"]
-
-
-def test_doctor_goes_on_below_the_detail(monkeypatch: pytest.MonkeyPatch) -> None:
-    def printed(*, terminal: bool) -> str:
-        stream = Stream(terminal=terminal)
-        monkeypatch.setattr(sys, "stdout", stream)
-        doctor._print_line(False, "check", "word " * 20 + "\x1b[2J")
-        stream.flush()
-        text = stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
-        assert "\x1b[2J" not in text
-        assert text.endswith("\\x1b[2J\n")
-        return str(text)
-
-    monkeypatch.setenv("NO_COLOR", "1")
-    first, second = printed(terminal=True).splitlines()
-    assert first == "NO  check          " + "word " * 11 + "word"
-    assert second.startswith(" " * 19 + "word")
-    assert len(printed(terminal=False).splitlines()) == 1
-    monkeypatch.delenv("NO_COLOR")
-    assert printed(terminal=True).startswith("\x1b[31mNO\x1b[0m  check")

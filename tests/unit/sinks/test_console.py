@@ -1,4 +1,4 @@
-"""What a terminal, a log and a program get to see."""
+"""Queries as text: the line of a log, the tree on a terminal, JSON."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_tree_in_ascii() -> None:
     ]
 
 
-def test_tree_of_all_names_does_not_name_the_rule() -> None:
+def test_the_rule_for_all_names_is_not_shown() -> None:
     text = tree(query(rule=Rule(1, ".", ".")), IDENTITY, OFFSET)
     assert text.split("\n")[0] == "03:04:05.678 www.example.test A udp 127.0.0.53#53"
 
@@ -80,7 +80,7 @@ def test_tree_of_an_orphan() -> None:
     )
 
 
-def test_tree_of_who_started_it() -> None:
+def test_tree_of_a_lineage() -> None:
     orphan = query(ancestry=replace(ORPHANED, by_lineage=True))
     assert tree(orphan, Identity(), OFFSET).split("\n")[1:] == [
         "systemd[1]",
@@ -92,7 +92,7 @@ def test_tree_of_who_started_it() -> None:
     ]
 
 
-def test_tree_of_who_started_it_where_that_is_not_known() -> None:
+def test_tree_of_an_incomplete_lineage() -> None:
     unknown = replace(ORPHANED, lineage=ORPHANED.lineage[:2], lineage_complete=False)
     assert tree(query(ancestry=unknown), Identity(), OFFSET).split("\n")[3:] == ["started by make[4210] (exited), …"]
     nothing = query(ancestry=replace(unknown, lineage=unknown.chain[:1], by_lineage=True))
@@ -138,7 +138,7 @@ def test_wide_characters_are_cut_where_the_terminal_ends(argument: str, unicode:
     assert 57 <= cells(last) <= 60
 
 
-def test_tree_in_colour_says_the_same() -> None:
+def test_colour_does_not_change_the_text() -> None:
     coloured = tree(QUERY, IDENTITY, OFFSET, Look(colour=True, width=49))
     assert ESC in coloured
     plain = coloured
@@ -295,7 +295,7 @@ def test_sink_in_another_encoding() -> None:
         assert lines.read() == b"\\xe9\\u2514\n"
 
 
-def test_reader_that_is_stuck_holds_up_nobody() -> None:
+def test_a_reader_that_does_not_read_blocks_nobody() -> None:
     reader, writer = os.pipe()
     sink = ConsoleSink(2, writer, render=lambda _query, _identity: "x" * 100_000)
     dropped = 0

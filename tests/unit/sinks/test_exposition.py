@@ -1,4 +1,4 @@
-"""What is kept from one scrape to the next, against what prometheus_client makes of the same."""
+"""Rendering with lines kept from earlier scrapes gives the same as prometheus_client."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ COUNTS = st.dictionaries(SERIES, NUMBERS, max_size=8)
 
 
 def without_process(text: bytes) -> list[bytes]:
-    """Return the lines of a scrape that are the same in the next one."""
+    """Return the lines of a scrape that do not change from one scrape to the next."""
     return [line for line in text.split(b"\n") if b"process_" not in line]
 
 
 @given(scrapes=st.lists(st.tuples(COUNTS, st.sampled_from(ACCEPTED)), min_size=1, max_size=6), data=st.data())
 @example(scrapes=[({}, TEXT), ({}, OPENMETRICS)], data=None)
 @settings(deadline=None)
-def test_each_scrape_is_what_the_library_makes_of_it(
+def test_each_scrape_is_the_same_as_with_prometheus_client(
     scrapes: list[tuple[dict[Series, int], str]], data: st.DataObject | None
 ) -> None:
     now: dict[Series, int] = {}
@@ -92,7 +92,7 @@ def test_only_what_is_new_is_rendered() -> None:
     assert [made for made in rendered if made] == [{series(1), series(2)}, {series(0)}]
 
 
-def test_a_family_that_cannot_be_rendered_leaves_what_was_there() -> None:
+def test_an_error_in_rendering_changes_no_kept_line() -> None:
     broken = False
 
     def family(counts: Mapping[Series, int]) -> CounterMetricFamily:
@@ -112,7 +112,7 @@ def test_a_family_that_cannot_be_rendered_leaves_what_was_there() -> None:
     assert lines.render({series(1): 7}) == first
 
 
-def test_formats_that_a_stranger_asks_for_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_few_formats_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newer versions of prometheus_client have more formats than two."""
     counts = {series(number): 1 for number in range(1000)}
     registry = build_registry(lambda: Snapshot(counts=counts))

@@ -1,4 +1,4 @@
-"""The commands of docs/journal.md, run as they stand there against a real journal of made-up queries."""
+"""The commands of docs/journal.md, run as they are written there on a real journal of made-up queries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def below(pid: int, comm: bytes, *parents: Process) -> Ancestry:
 
 
 def entry(name: str, ancestry: Ancestry, identity: Identity, rule: str = "example.test", **changes: object) -> Fields:
-    """Return the fields as dnsprobe writes them, and what journald adds."""
+    """Return the fields that dnsprobe writes and those that journald adds."""
     priority = 5 if rule == "miners.test" else 6
     qname = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
     made = query(qname=qname, ancestry=ancestry, rule=Rule(1, rule, rule, priority), **changes)
@@ -163,8 +163,8 @@ def test_answers(command: str, answer: list[str], journal: Journal) -> None:
     assert [told(line) for line in journal.run("bash", "-euc", command).splitlines()] == answer
 
 
-def test_what_comes_is_followed(tmp_path: Path) -> None:
-    """What is there is shown, then what comes; nothing of lower priority."""
+def test_follow(tmp_path: Path) -> None:
+    """Existing entries are shown, then new ones, but none of a lower priority."""
     journal = Journal(tmp_path)
     journal.write([(SOON, told) for told in RECENT])
     (command,) = [command for commands in ASKED.values() for command in commands if follows(command)]

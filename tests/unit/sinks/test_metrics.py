@@ -1,4 +1,4 @@
-"""A scrape, byte for byte, and what promtool says of it."""
+"""A scrape, byte for byte, and checked by promtool."""
 
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def test_each_scrape_asks_anew() -> None:
 @pytest.mark.parametrize("raw", HOSTILE)
 @pytest.mark.parametrize("form", ["text", "openmetrics"])
 def test_hostile_labels(raw: bytes, form: str) -> None:
-    # Even a label that no one has made safe must not break the scrape of all others.
+    # A label that was not escaped must not break the whole scrape.
     label = raw.decode("utf-8", "surrogateescape") * 20
     snapshot = Snapshot(
         counts={Series(label, label, label, label, label, label, label): 3},

@@ -1,0 +1,171 @@
+"""The facts of a query as fields of a journal entry."""
+
+from dataclasses import replace
+from ipaddress import IPv6Address
+
+import pytest
+from made_up import ANCESTRY, HOSTILE, IDENTITY, ORPHANED, QUERY, RULE, hostile, query
+
+from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
+from dnsprobe.sinks.journal import MESSAGE_ID, fields
+
+
+def test_all_fields() -> None:
+    assert fields(QUERY, IDENTITY) == [
+        ("MESSAGE", "dig[4242] asked for www.example.test (A, udp) by bash;make;dig"),
+        ("MESSAGE_ID", MESSAGE_ID),
+        ("PRIORITY", "6"),
+        ("SYSLOG_IDENTIFIER", "dnsprobe"),
+        ("DNSPROBE_DOMAIN", "example.test"),
+        ("DNSPROBE_QNAME", "www.example.test"),
+        ("DNSPROBE_QTYPE", "A"),
+        ("DNSPROBE_TRANSPORT", "udp"),
+        ("DNSPROBE_SERVER", "127.0.0.53"),
+        ("DNSPROBE_PORT", "53"),
+        ("DNSPROBE_PID", "4242"),
+        ("DNSPROBE_COMM", "dig"),
+        ("DNSPROBE_EXE", "/usr/bin/dig"),
+        ("DNSPROBE_CMDLINE", "dig +short www.example.test"),
+        ("DNSPROBE_UID", "1000"),
+        ("DNSPROBE_GID", "1001"),
+        ("DNSPROBE_LOGINUID", "1000"),
+        ("DNSPROBE_USER", "ada"),
+        ("DNSPROBE_UNIT", "session-3.scope"),
+        ("DNSPROBE_SLICE", "user-1000.slice"),
+        ("DNSPROBE_CGROUP", "/user.slice/user-1000.slice/session-3.scope"),
+        ("DNSPROBE_NET_NS", "4026531840"),
+        ("DNSPROBE_PID_NS", "4026531836"),
+        ("DNSPROBE_MNT_NS", "4026531841"),
+        ("DNSPROBE_TREE", "bash;make;dig"),
+        ("DNSPROBE_TREE_PIDS", "4200;4210;4242"),
+        ("DNSPROBE_REPEATS", "0"),
+        ("DNSPROBE_ANCESTOR", "4210 make"),
+        ("DNSPROBE_ANCESTOR", "4200 bash"),
+        ("DNSPROBE_ANCESTOR", "1 systemd"),
+    ]
+
+
+def lineage_fields(ancestry: Ancestry) -> list[tuple[str, str]]:
+    return [field for field in fields(query(ancestry=ancestry), IDENTITY) if field[0].startswith("DNSPROBE_LINEAGE")]
+
+
+def test_starters() -> None:
+    expected = [
+        ("DNSPROBE_LINEAGE_TREE", "sshd;bash;make;dig"),
+        ("DNSPROBE_LINEAGE_TREE_PIDS", "4100;4200;4210;4242"),
+        ("DNSPROBE_LINEAGE", "exited 4210 make"),
+        ("DNSPROBE_LINEAGE", "exited 4200 bash"),
+        ("DNSPROBE_LINEAGE", "4100 sshd"),
+        ("DNSPROBE_LINEAGE", "1 systemd"),
+    ]
+    assert lineage_fields(ORPHANED) == expected
+    found = fields(query(ancestry=ORPHANED), IDENTITY)
+    assert [value for name, value in found if name == "DNSPROBE_ANCESTOR"] == ["1 systemd"]
+    assert dict(found)["DNSPROBE_TREE"] == "dig"
+    by_lineage = replace(ORPHANED, by_lineage=True)
+    assert lineage_fields(by_lineage) == expected
+    assert dict(fields(query(ancestry=by_lineage), IDENTITY))["DNSPROBE_TREE"] == "sshd;bash;make;dig"
+
+
+def test_starters_that_are_not_known() -> None:
+    unknown = replace(ORPHANED, lineage=ORPHANED.chain[:1], lineage_complete=False)
+    assert lineage_fields(unknown) == [
+        ("DNSPROBE_LINEAGE_TREE", "...;dig"),
+        ("DNSPROBE_LINEAGE_TREE_PIDS", "...;4242"),
+        ("DNSPROBE_LINEAGE_CUT", "yes"),
+    ]
+
+
+def test_facts_from_procfs_are_named() -> None:
+    read = Identity(exe="/usr/bin/dig", cmdline=b"dig", from_procfs=frozenset({"exe", "cmdline"}))
+    assert dict(fields(QUERY, read))["DNSPROBE_FROM_PROCFS"] == "cmdline exe"
+    assert "DNSPROBE_NET_NS" not in dict(fields(query(net_ns=0), read))
+
+
+def test_containers() -> None:
+    found = dict(fields(QUERY, Identity(container=Container("3f4e" * 16, "cri-o", "a-pod"))))
+    expected = {"CONTAINER": "3f4e" * 16, "CONTAINER_RUNTIME": "cri-o", "POD": "a-pod"}
+    assert {name: found[f"DNSPROBE_{name}"] for name in expected} == expected
+    found = dict(fields(QUERY, Identity(container=Container("a\nb", ""))))
+    assert found["DNSPROBE_CONTAINER"] == r"a\x0ab"
+    assert not found.keys() & {
+        *("DNSPROBE_CONTAINER_RUNTIME", "DNSPROBE_CONTAINER_NAME"),
+        *("DNSPROBE_POD", "DNSPROBE_POD_NAME", "DNSPROBE_POD_NAMESPACE"),
+    }
+
+
+def test_names_of_containers() -> None:
+    found = dict(
+        fields(QUERY, Identity(container=Container("3f4e" * 16, "", "uid", "a\nb", "web-\x1b", "de\u202efault")))
+    )
+    assert found["DNSPROBE_CONTAINER_NAME"] == r"a\x0ab"
+    assert found["DNSPROBE_POD_NAME"] == r"web-\x1b"
+    assert found["DNSPROBE_POD_NAMESPACE"] == r"de\u202efault"
+
+
+def test_unknown_facts_have_no_field() -> None:
+    known = dict(fields(QUERY, Identity()))
+    unknown = ("EXE", "CMDLINE", "USER", "UNIT", "CGROUP", "LOGINUID", "PID_NS", "MNT_NS", "FROM_PROCFS")
+    assert not known.keys() & {f"DNSPROBE_{name}" for name in unknown}
+    assert known["DNSPROBE_UID"] == "1000"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "value"),
+    [
+        ({"rule": Rule(2, "example.test", "example.test", priority=3)}, "PRIORITY", "3"),
+        ({"rule": Rule(2, "example.test", "example.test", priority=0)}, "PRIORITY", "0"),
+        ({"rule": Rule(2, ".", ".")}, "DNSPROBE_DOMAIN", "."),
+        ({"qname": b"\0"}, "DNSPROBE_QNAME", "."),
+        ({"qname": b"\3a.b\1 \0"}, "DNSPROBE_QNAME", r"a\.b.\032"),
+        ({"qtype": 65280}, "DNSPROBE_QTYPE", "TYPE65280"),
+        ({"transport": "tcp"}, "DNSPROBE_TRANSPORT", "tcp"),
+        ({"server": IPv6Address("2001:db8::53"), "port": 5353}, "DNSPROBE_SERVER", "2001:db8::53"),
+        ({"server": IPv6Address("2001:db8::53"), "port": 5353}, "DNSPROBE_PORT", "5353"),
+        ({"repeats": 12}, "DNSPROBE_REPEATS", "12"),
+        ({"uid": 0}, "DNSPROBE_UID", "0"),
+        (
+            {"repeats": 12},
+            "MESSAGE",
+            "dig[4242] asked for www.example.test (A, udp) by bash;make;dig, and 12 more like it",
+        ),
+        ({"ancestry": Ancestry(ANCESTRY.chain, complete=False)}, "DNSPROBE_ANCESTRY_CUT", "yes"),
+        ({"ancestry": Ancestry(ANCESTRY.chain, complete=False)}, "DNSPROBE_TREE", "...;bash;make;dig"),
+        ({"ancestry": Ancestry((Process(1, 0, b"systemd"),))}, "DNSPROBE_TREE", "systemd"),
+    ],
+)
+def test_values(changes: dict[str, object], name: str, value: str) -> None:
+    assert dict(fields(query(**changes), IDENTITY))[name] == value
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "shown"),
+    [
+        (b"dig", "dig"),
+        (b"sh\0-c\0dig a; dig b\0", "sh -c 'dig a; dig b'"),
+        (b"a\0\0b\0", "a '' b"),
+        (b"nginx: worker process\0\0\0\0", "'nginx: worker process'"),
+        (b"a\0it's\0", """a 'it'"'"'s'"""),
+        (b"a\0\x1b[31m\n\0", r"a '\x1b[31m\x0a'"),
+        (b"a\0\xff\0", r"a '\xff'"),
+    ],
+)
+def test_cmdline(cmdline: bytes, shown: str) -> None:
+    assert dict(fields(QUERY, Identity(cmdline=cmdline)))["DNSPROBE_CMDLINE"] == shown
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+def test_hostile(raw: bytes) -> None:
+    known = fields(*hostile(raw * 40))
+    assert [name for name, _ in known if name in {"MESSAGE", "PRIORITY"}] == ["MESSAGE", "PRIORITY"]
+    for name, value in known:
+        assert name.replace("_", "").isalpha()
+        assert value
+        assert value.isprintable()
+        value.encode()  # no lone surrogates
+
+
+def test_rule_name_keeps_its_escapes() -> None:
+    assert dict(fields(query(rule=Rule(2, r"a\.b", r"a\.b")), IDENTITY))["DNSPROBE_DOMAIN"] == r"a\.b"
+    assert dict(fields(query(rule=Rule(2, "a\nb", "x")), IDENTITY))["DNSPROBE_DOMAIN"] == r"a\x0ab"
+    assert RULE.priority == 6
