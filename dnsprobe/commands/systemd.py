@@ -1,4 +1,4 @@
-"""What a service and systemd tell each other: states, and sockets that systemd has opened."""
+"""The protocol between a service and systemd: states, and sockets that systemd has opened."""
 
 from __future__ import annotations
 

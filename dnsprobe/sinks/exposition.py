@@ -1,6 +1,6 @@
-"""Many series in the formats of Prometheus, rendered anew only where something has changed.
+"""Many series in the formats of Prometheus; only what has changed is rendered again.
 
-prometheus_client renders each series anew at each scrape: 80 to 300 ms for 10,000 of them, in which the event loop does
+prometheus_client renders all series at each scrape: 80 to 300 ms for 10,000 of them, in which the event loop does
 nothing else. Most series belong to processes that have exited, and never change. So this module keeps the line of each
 series and replaces only values that have changed, which takes a fifth of the time (benchmarks/scrape_cost.py).
 """

@@ -67,7 +67,7 @@ def wait_for_room(path: str, given_up: Callable[[], bool]) -> None:
     """
     while True:
         # A connected socket is writable only while its peer's queue has room (unix_dgram_poll(), net/unix/af_unix.c).
-        # Connect anew each time: journald may have been restarted, and the old peer is not its socket any more.
+        # Connect each time: journald may have been restarted, and the old peer is not its socket any more.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as guard:
             try:
                 guard.connect(path)

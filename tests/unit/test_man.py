@@ -57,35 +57,35 @@ def test_tools_have_no_complaint(page: Path) -> None:
         if shutil.which(command[0]) is None:
             pytest.skip(f"takes: apt-get install {package}")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        said = done.stderr + (done.stdout if package == "mandoc" else "")
+        output = done.stderr + (done.stdout if package == "mandoc" else "")
         # Of manual pages that are not installed, or were since its database was made.
         others = re.compile("referenced manual not found|outdated mandoc.db")
-        assert [line for line in said.splitlines() if not others.search(line)] == []
+        assert [line for line in output.splitlines() if not others.search(line)] == []
 
 
 def test_every_key_with_values_and_default() -> None:
-    told = items(CONFIGURATION, "Ic")
+    described = items(CONFIGURATION, "Ic")
     domain = [f"domains[].{key}" for key in ("pattern", "name", "priority")]
-    assert list(told) == ["domains", *domain, *KEYS]
+    assert list(described) == ["domains", *domain, *KEYS]
     shipped: dict[str, Any] = yaml.load((REPOSITORY / "config/dnsprobe.yaml").read_text("utf-8"), yaml.BaseLoader)
     for key in KEYS:
         section, _, name = key.partition(".")
         default = shipped[section][name]
         shown = f"[{', '.join(default)}]" if isinstance(default, list) else default
-        assert told[key].endswith(f"Default: {shown}."), key
-        assert "Values: " in told[key], key
-    assert all(priority in told["domains[].priority"] for priority in config.PRIORITIES)
+        assert described[key].endswith(f"Default: {shown}."), key
+        assert "Values: " in described[key], key
+    assert all(priority in described["domains[].priority"] for priority in config.PRIORITIES)
     for key, choices in {"probe.hook": config.HOOKS, "probe.tcp_hook": config.TCP_HOOKS}.items():
-        assert f"Values: {', '.join(choices)}." in told[key]
+        assert f"Values: {', '.join(choices)}." in described[key]
 
 
 @pytest.mark.parametrize("section", config.SECTIONS)
 def test_the_document_on_configuration_has_the_same(section: str) -> None:
-    told = items(CONFIGURATION, "Ic")
+    described = items(CONFIGURATION, "Ic")
     rows = table("configuration.md", f"### `{section}`")
     assert [f"{section}.{key}" for key in rows] == [key for key in KEYS if key.startswith(f"{section}.")]
     for key, (_, values, default) in rows.items():
-        assert told[f"{section}.{key}"].endswith(f"Values: {values}. Default: {default}.".replace("`", "")), key
+        assert described[f"{section}.{key}"].endswith(f"Values: {values}. Default: {default}.".replace("`", "")), key
 
 
 def test_every_field() -> None:

@@ -206,28 +206,28 @@ def test_json() -> None:
 
 
 def test_json_of_an_orphan() -> None:
-    told = json.loads(json_line(query(ancestry=ORPHANED), IDENTITY, OFFSET))
-    assert [starter["pid"] for starter in told["lineage"]] == [4210, 4200, 4100, 1]
-    assert told["lineage"][0] == {"pid": 4210, "comm": "make", "start_ns": 8_000_000_000, "exited": True}
-    assert told["lineage"][2]["exited"] is False
-    assert [parent["pid"] for parent in told["ancestors"]] == [1]
-    assert (told["tree"], told["lineage_complete"]) == ("dig", True)
+    found = json.loads(json_line(query(ancestry=ORPHANED), IDENTITY, OFFSET))
+    assert [starter["pid"] for starter in found["lineage"]] == [4210, 4200, 4100, 1]
+    assert found["lineage"][0] == {"pid": 4210, "comm": "make", "start_ns": 8_000_000_000, "exited": True}
+    assert found["lineage"][2]["exited"] is False
+    assert [parent["pid"] for parent in found["ancestors"]] == [1]
+    assert (found["tree"], found["lineage_complete"]) == ("dig", True)
     unknown = replace(ORPHANED, lineage=ORPHANED.chain[:1], lineage_complete=False)
-    told = json.loads(json_line(query(ancestry=unknown), IDENTITY, OFFSET))
-    assert (told["lineage"], told["lineage_complete"]) == ([], False)
+    found = json.loads(json_line(query(ancestry=unknown), IDENTITY, OFFSET))
+    assert (found["lineage"], found["lineage_complete"]) == ([], False)
 
 
 def test_containers() -> None:
     inside = replace(IDENTITY, container=Container("3f4e" * 16, "docker", ""))
-    told = json.loads(json_line(QUERY, inside, OFFSET))
-    assert (told["container"], told["container_runtime"], told["pod"]) == ("3f4e" * 16, "docker", None)
+    found = json.loads(json_line(QUERY, inside, OFFSET))
+    assert (found["container"], found["container_runtime"], found["pod"]) == ("3f4e" * 16, "docker", None)
     assert "unit session-3.scope, container 3f4e3f4e3f4e," in line(QUERY, inside)
 
 
 def test_names_of_containers() -> None:
     inside = replace(IDENTITY, container=Container("3f4e" * 16, "", "uid", "a\nb", "web-\x1b", "\u202edefault"))
-    told = json.loads(json_line(QUERY, inside, OFFSET))
-    assert (told["container_name"], told["pod_name"], told["pod_namespace"]) == (
+    found = json.loads(json_line(QUERY, inside, OFFSET))
+    assert (found["container_name"], found["pod_name"], found["pod_namespace"]) == (
         r"a\x0ab",
         r"web-\x1b",
         r"\u202edefault",
@@ -237,14 +237,14 @@ def test_names_of_containers() -> None:
 
 
 def test_json_time_on_a_whole_second() -> None:
-    told = json.loads(json_line(query(time_ns=0), IDENTITY, 1_767_323_045_000_000_000))
-    assert told["time"] == "2026-01-02T03:04:05.000000+00:00"
+    found = json.loads(json_line(query(time_ns=0), IDENTITY, 1_767_323_045_000_000_000))
+    assert found["time"] == "2026-01-02T03:04:05.000000+00:00"
 
 
 def test_json_of_the_unknown() -> None:
-    told = json.loads(json_line(query(ancestry=Ancestry(ANCESTRY.chain, complete=False)), Identity(), OFFSET))
-    assert [told[key] for key in ("exe", "cmdline", "user", "unit", "cgroup")] == [None] * 5
-    assert told["complete"] is False
+    found = json.loads(json_line(query(ancestry=Ancestry(ANCESTRY.chain, complete=False)), Identity(), OFFSET))
+    assert [found[key] for key in ("exe", "cmdline", "user", "unit", "cgroup")] == [None] * 5
+    assert found["complete"] is False
 
 
 @pytest.mark.parametrize("raw", HOSTILE)

@@ -53,8 +53,8 @@ def test_each_scrape_is_the_same_as_with_prometheus_client(
         gone = data.draw(st.sets(st.sampled_from(sorted(now)))) if data and now else set()
         now = {series: number for series, number in now.items() if series not in gone} | counts
         encoder, content_type = choose_encoder(accept)
-        body, told = registry.encode(accept)
-        assert told == content_type
+        body, found = registry.encode(accept)
+        assert found == content_type
         assert without_process(body) == without_process(encoder(registry))
 
 

@@ -38,8 +38,8 @@ def entry(name: str, ancestry: Ancestry, identity: Identity, rule: str = "exampl
     return of_dnsprobe(fields(made, identity))
 
 
-def of_dnsprobe(told: Fields, unit: str = "dnsprobe.service") -> Fields:
-    return [*told, ("_PID", "11802"), ("_UID", "64997"), ("_SYSTEMD_UNIT", unit)]
+def of_dnsprobe(entry: Fields, unit: str = "dnsprobe.service") -> Fields:
+    return [*entry, ("_PID", "11802"), ("_UID", "64997"), ("_SYSTEMD_UNIT", unit)]
 
 
 def log(message: str, *more: tuple[str, str]) -> Fields:
@@ -83,46 +83,46 @@ RECENT = [BY_ADA, BY_UNIT, WATCHED, LEFT, LIMIT, LOST, SUPPRESSED, FORGED]
 ALL = [OLD, BY_ADA, BY_UNIT, WATCHED, LEFT, FORGED]
 
 
-def said(*entries: Fields) -> list[str]:
-    return [dict(told)["MESSAGE"] for told in entries]
+def messages(*entries: Fields) -> list[str]:
+    return [dict(entry)["MESSAGE"] for entry in entries]
 
 
 #: What each command prints, without the date, host and process that journalctl puts in front.
 ANSWERS: dict[str, list[list[str]]] = {
     "Who asked for a name since yesterday?": [
-        said(BY_ADA, FORGED),
+        messages(BY_ADA, FORGED),
         [
             "www.example.test\tbash;curl",
             "updates.example.test\tnightly;make;sh;curl",
             "www.example.test\tnobody",
         ],
-        said(OLD, BY_ADA, BY_UNIT, FORGED),
+        messages(OLD, BY_ADA, BY_UNIT, FORGED),
     ],
     "Which names did a unit ask for?": [["updates.example.test", "www.example.test"]],
     "When was a name asked for first?": [
-        said(OLD),
+        messages(OLD),
         [
             f"{time.strftime('%FT%TZ', time.gmtime(SOON))}\t{name}"
             for name in ("updates.example.test", "pool.miners.test", "www.orphan.test")
         ],
     ],
-    "What happens at a watched domain now?": [said(WATCHED), said(WATCHED)],
+    "What happens at a watched domain now?": [messages(WATCHED), messages(WATCHED)],
     "Which process trees ask most?": [
         ["5\tnightly;make;sh;curl", "1\tnightly;make;sh;dig", "1\tbash;curl", "1\tminer", "1\tcurl", "1\tnobody"]
     ],
-    "What did a user ask for?": [said(BY_ADA), said(BY_ADA), ["      4 root", "      1 eve", "      1 ada"]],
-    "What did a container ask for?": [said(WATCHED), said(WATCHED)],
+    "What did a user ask for?": [messages(BY_ADA), messages(BY_ADA), ["      4 root", "      1 eve", "      1 ada"]],
+    "What did a container ask for?": [messages(WATCHED), messages(WATCHED)],
     "Which queries come from below a process?": [
-        said(OLD, BY_UNIT),
-        said(OLD, BY_UNIT, LEFT),
+        messages(OLD, BY_UNIT),
+        messages(OLD, BY_UNIT, LEFT),
         ["www.orphan.test\tnightly;sh;curl"],
     ],
-    "What is not in the journal?": [said(LIMIT), said(LOST), said(SUPPRESSED)],
-    "Whom to believe": [said(OLD, BY_ADA, BY_UNIT, WATCHED, LEFT)],
+    "What is not in the journal?": [messages(LIMIT), messages(LOST), messages(SUPPRESSED)],
+    "Whom to believe": [messages(OLD, BY_ADA, BY_UNIT, WATCHED, LEFT)],
     "JSON": [
         [
-            "\t".join(dict(told).get(f"DNSPROBE_{name}", "-") for name in ("QNAME", "QTYPE", "TREE", "EXE"))
-            for told in ALL
+            "\t".join(dict(entry).get(f"DNSPROBE_{name}", "-") for name in ("QNAME", "QTYPE", "TREE", "EXE"))
+            for entry in ALL
         ],
         [
             # journald gives the values of an entry back in the order in which it saw them first.
@@ -146,11 +146,11 @@ CASES = [
 @pytest.fixture(scope="module")
 def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
     made = Journal(tmp_path_factory.mktemp("journal"))
-    made.write([(time.time() - 3 * DAY, OLD), *((SOON, told) for told in RECENT)])
+    made.write([(time.time() - 3 * DAY, OLD), *((SOON, entry) for entry in RECENT)])
     return made
 
 
-def told(line: str) -> str:
+def shown_message(line: str) -> str:
     return re.sub(r"^[A-Z][a-z]{2} [ 0-9]{2} [0-9:]{8} host [a-z-]+(\[[0-9]+\])?: ", "", line)
 
 
@@ -160,13 +160,13 @@ def test_each_question_has_an_answer_here() -> None:
 
 @pytest.mark.parametrize(("command", "answer"), [case for case in CASES if not follows(str(case.values[0]))])
 def test_answers(command: str, answer: list[str], journal: Journal) -> None:
-    assert [told(line) for line in journal.run("bash", "-euc", command).splitlines()] == answer
+    assert [shown_message(line) for line in journal.run("bash", "-euc", command).splitlines()] == answer
 
 
 def test_follow(tmp_path: Path) -> None:
     """Existing entries are shown, then new ones, but none of a lower priority."""
     journal = Journal(tmp_path)
-    journal.write([(SOON, told) for told in RECENT])
+    journal.write([(SOON, entry) for entry in RECENT])
     (command,) = [command for commands in ASKED.values() for command in commands if follows(command)]
     with subprocess.Popen(
         journal.command("timeout", "60", "bash", "-euc", command),
@@ -176,10 +176,10 @@ def test_follow(tmp_path: Path) -> None:
     ) as process:
         try:
             assert process.stdout is not None
-            assert told(process.stdout.readline().rstrip("\n")) == said(WATCHED)[0]
+            assert shown_message(process.stdout.readline().rstrip("\n")) == messages(WATCHED)[0]
             again = entry("again.miners.test", below(12009, b"miner"), IN_WEB, rule="miners.test")
             journal.write([(SOON, BY_ADA), (SOON, again)])
-            assert told(process.stdout.readline().rstrip("\n")) == said(again)[0]
+            assert shown_message(process.stdout.readline().rstrip("\n")) == messages(again)[0]
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 
