@@ -28,7 +28,7 @@ from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
 from dnsprobe.sinks.console import ConsoleSink
 from dnsprobe.sinks.journal import PATH_LOST_ID, JournalSink, RateLimit, journald_available
-from dnsprobe.sinks.metrics import Snapshot, build_registry
+from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.text import number
@@ -70,7 +70,7 @@ class Daemon:
         self._last_queries: deque[Query] = deque(maxlen=LAST_QUERIES)
         # Listen first: if the port is taken, nothing has been attached yet.
         self._server = Server(
-            build_registry(self._snapshot, config.metrics.labels),
+            Registry(self._snapshot, config.metrics.labels),
             self._sees_queries,
             config.metrics.connections,
             self._page if config.metrics.page else None,

@@ -174,8 +174,3 @@ class Registry(CollectorRegistry):
         if len(self._rendered) > _FORMATS_KEPT:
             del self._rendered[next(iter(self._rendered))]
         return b"".join((*rendered(), encode(encoder, self._process.collect()), end_of_document(encoder))), content_type
-
-
-def build_registry(snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> Registry:
-    """Return a registry with dnsprobe's own metrics and the usual ``process_*``."""
-    return Registry(snapshot, labels)

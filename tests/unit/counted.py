@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prometheus_client.exposition import generate_latest
 
 from dnsprobe.model import Series
-from dnsprobe.sinks.metrics import Snapshot, build_registry
+from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.treeview.aggregate import Choice, TreeCounts, aggregate
 from dnsprobe.treeview.client import Scrape, parse
 
@@ -27,7 +27,7 @@ COUNTS = {
 
 def scrape(counts: dict[Series, int] = COUNTS, labels: Sequence[str] = ("unit", "container")) -> Scrape:
     """Return the parsed answer of a daemon with these counts."""
-    return parse(generate_latest(build_registry(lambda: Snapshot(counts=counts), labels)).decode(), URL)
+    return parse(generate_latest(Registry(lambda: Snapshot(counts=counts), labels)).decode(), URL)
 
 
 def chosen(choice: Choice = Choice(), counts: dict[Series, int] = COUNTS) -> TreeCounts:  # noqa: B008 - it is frozen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dnsprobe.model import Series
-from dnsprobe.sinks.metrics import Snapshot, build_registry
+from dnsprobe.sinks.metrics import Registry, Snapshot
 
 #: A snapshot that gives each metric at least one sample.
 _FULL = Snapshot(
@@ -23,7 +23,7 @@ OF_TARGETS = {"job", "instance"}
 def exported() -> dict[str, set[str]]:
     """Return the labels of each metric by its name, as a scrape shows them."""
     found: dict[str, set[str]] = {}
-    for family in build_registry(lambda: _FULL).collect():
+    for family in Registry(lambda: _FULL).collect():
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found

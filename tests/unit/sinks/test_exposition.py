@@ -17,7 +17,7 @@ from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
 from dnsprobe.sinks import metrics
 from dnsprobe.sinks.exposition import SeriesLines
-from dnsprobe.sinks.metrics import Snapshot, build_registry
+from dnsprobe.sinks.metrics import Registry, Snapshot
 
 TEXT = "text/plain;version=0.0.4"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
@@ -47,7 +47,7 @@ def test_each_scrape_is_the_same_as_with_prometheus_client(
 ) -> None:
     now: dict[Series, int] = {}
     labels = data.draw(st.sets(st.sampled_from(OPTIONAL_LABELS))) if data else OPTIONAL_LABELS
-    registry = build_registry(lambda: Snapshot(counts=now, losses=NO_LOSSES | {LOSSES[0]: len(now)}), labels)
+    registry = Registry(lambda: Snapshot(counts=now, losses=NO_LOSSES | {LOSSES[0]: len(now)}), labels)
     for counts, accept in scrapes:
         # Some stay as they are, some change, some are new; and some go, which no series should.
         gone = data.draw(st.sets(st.sampled_from(sorted(now)))) if data and now else set()
@@ -60,7 +60,7 @@ def test_each_scrape_is_the_same_as_with_prometheus_client(
 
 @pytest.mark.parametrize("accept", ACCEPTED)
 def test_what_comes_after_the_series(accept: str) -> None:
-    registry = build_registry(lambda: Snapshot(counts={Series("a", "A", "udp", "b", "b", "", ""): 3}))
+    registry = Registry(lambda: Snapshot(counts={Series("a", "A", "udp", "b", "b", "", ""): 3}))
     encoder, _ = choose_encoder(accept)
     body, _ = registry.encode(accept)
     names = [line.split(b" ")[0] for line in body.split(b"\n") if not line.startswith(b"#")]
@@ -115,7 +115,7 @@ def test_an_error_in_rendering_changes_no_kept_line() -> None:
 def test_lines_of_few_formats_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newer versions of prometheus_client have more formats than two."""
     counts = {series(number): 1 for number in range(1000)}
-    registry = build_registry(lambda: Snapshot(counts=counts))
+    registry = Registry(lambda: Snapshot(counts=counts))
     monkeypatch.setattr(metrics, "choose_encoder", lambda accept: (exposition.generate_latest, accept))
     tracemalloc.start()
     registry.encode("0")

@@ -13,7 +13,7 @@ from promtool import promtool
 from dnsprobe import __version__
 from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.model import Series
-from dnsprobe.sinks.metrics import DaemonCollector, Snapshot, build_registry
+from dnsprobe.sinks.metrics import DaemonCollector, Registry, Snapshot
 
 GOLDEN = Path(__file__).parents[1] / "scrape.txt"
 
@@ -60,15 +60,15 @@ def test_golden_scrape() -> None:
 
 
 def test_promtool_on_a_full_scrape() -> None:
-    check(generate_latest(build_registry(lambda: FULL)))
+    check(generate_latest(Registry(lambda: FULL)))
 
 
 def test_promtool_on_an_empty_scrape() -> None:
-    check(generate_latest(build_registry(Snapshot)))
+    check(generate_latest(Registry(Snapshot)))
 
 
 def test_everything_is_there_from_the_start() -> None:
-    text = generate_latest(build_registry(Snapshot)).decode()
+    text = generate_latest(Registry(Snapshot)).decode()
     for name in (
         "dnsprobe_queries_total",
         "dnsprobe_build_info",
@@ -108,7 +108,7 @@ def test_everything_is_there_from_the_start() -> None:
 def test_labels_are_left_out(labels: tuple[str, ...]) -> None:
     given = [label if label in labels else "" for label in ("unit", "container")]
     counts = {Series("example.test", "A", "udp", "dig", "bash;dig", *given): 3}
-    text = generate_latest(build_registry(lambda: Snapshot(counts=counts), labels)).decode()
+    text = generate_latest(Registry(lambda: Snapshot(counts=counts), labels)).decode()
     shown = {"domain": "example.test", "process": "dig", "qtype": "A", "transport": "udp", "tree": "bash;dig"}
     shown |= {label: label for label in labels}
     expected = ",".join(f'{name}="{value}"' for name, value in sorted(shown.items()))
@@ -133,7 +133,7 @@ def test_hostile_labels(raw: bytes, form: str) -> None:
         hooks=[(label, label, label)],
         verified={label: True},
     )
-    registry = build_registry(lambda: snapshot)
+    registry = Registry(lambda: snapshot)
     if form == "openmetrics":
         generate_openmetrics, _ = choose_encoder("application/openmetrics-text")
         text = generate_openmetrics(registry).decode()

@@ -20,7 +20,7 @@ from async_http import PATIENCE, Answer, read_answer, run, until
 from certificates import authority, certificate
 from watched_bcrypt import WatchedBcrypt, hashed
 
-from dnsprobe.sinks.metrics import Snapshot, build_registry
+from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.web import passwords
 from dnsprobe.web.page import Page
 from dnsprobe.web.protection import Protection, parse_basic
@@ -67,7 +67,7 @@ def written(folder: Path, text: str) -> Path:
 @asynccontextmanager
 async def serving(folder: Path, text: str, connections: int = 128) -> AsyncIterator[Server]:
     protection = Protection(str(written(folder, text)))
-    registry = build_registry(lambda: Snapshot(events=7, web_config_good=protection.good))
+    registry = Registry(lambda: Snapshot(events=7, web_config_good=protection.good))
     server = Server(registry, lambda: True, connections, Page, protection)
     server.bind("127.0.0.1", 0)
     server.start()
@@ -710,4 +710,4 @@ def test_without_a_web_configuration() -> None:
     protection = Protection()
     protection.refresh(force=True)
     assert (protection.scheme, protection.good, dict(protection.headers)) == ("http", True, {})
-    Server(build_registry(Snapshot), lambda: True, 1, protection=protection)
+    Server(Registry(Snapshot), lambda: True, 1, protection=protection)

@@ -14,7 +14,7 @@ from async_http import PATIENCE, Answer, read_answer, run, until
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Series
-from dnsprobe.sinks.metrics import Registry, Snapshot, build_registry
+from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.web import clients, listener, responses
 from dnsprobe.web import server as web
 from dnsprobe.web.page import Page
@@ -27,7 +27,7 @@ def big_registry(megabytes: int = 8) -> Registry:
     """Return a registry whose metrics are larger than the kernel's buffers for a connection."""
     tree = "x" * 1_000_000
     counts = {Series(".", f"TYPE{number}", "udp", "x", tree, "", ""): 1 for number in range(megabytes)}
-    return build_registry(lambda: Snapshot(counts=counts))
+    return Registry(lambda: Snapshot(counts=counts))
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def serving(
     connections: int = 128,
     page: Callable[[], Page] | None = lambda: Page(SNAPSHOT),
 ) -> AsyncIterator[Server]:
-    server = Server(registry or build_registry(lambda: SNAPSHOT), ready, connections, page)
+    server = Server(registry or Registry(lambda: SNAPSHOT), ready, connections, page)
     server.bind("127.0.0.1", 0)
     server.start()
     try:
@@ -295,7 +295,7 @@ def test_an_error_in_the_metrics_closes_no_connection(caplog: pytest.LogCaptureF
         raise RuntimeError("broken")
 
     async def test() -> None:
-        async with serving(build_registry(broken)) as server, Client(server) as client:
+        async with serving(Registry(broken)) as server, Client(server) as client:
             answer = await client.ask()
             assert answer.status == 500
             assert b"broken" not in answer.body
@@ -544,7 +544,7 @@ def test_stop_closes_everything() -> None:
 
 def test_stop_before_start() -> None:
     async def test() -> None:
-        server = Server(build_registry(Snapshot), lambda: True, 1)
+        server = Server(Registry(Snapshot), lambda: True, 1)
         await server.stop()
         server.bind("127.0.0.1", 0)
         await server.stop()
@@ -553,7 +553,7 @@ def test_stop_before_start() -> None:
 
 
 def new_server() -> Server:
-    return Server(build_registry(Snapshot), lambda: True, 1)
+    return Server(Registry(Snapshot), lambda: True, 1)
 
 
 def test_port_in_use_by_a_server_that_is_not_started() -> None:
