@@ -1,8 +1,8 @@
-"""Who started whom: who is there when dnsprobe starts, and who need not be remembered any more.
+"""The lineage of processes: who started whom, also after the one who started has ended.
 
-Between the two the kernel side follows forks, changes of name and exits by itself (``bpf/process/lineage.h``), and
-forgets most processes as they end. What it cannot settle is left to a sweep: a process that had children before
-dnsprobe started, and one whose end was missed.
+User space adds the processes that run when dnsprobe starts. Then the kernel side follows forks, changes of name and
+exits by itself (``bpf/process/lineage.h``), and removes most processes when they end. A sweep removes the others: those
+that had children before dnsprobe started, and those whose exit was missed.
 """
 
 from __future__ import annotations

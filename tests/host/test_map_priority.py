@@ -7,9 +7,11 @@ import gc
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
+from fake_kernel import EVENT, chain_of
 
 from dnsprobe.config.main import Config
 from dnsprobe.kernel import abi, libbpf
@@ -130,24 +132,14 @@ def unattached() -> Iterator[Session]:
 
 
 def asked(number: int) -> abi.Event:
-    """Return an event of a query whose name is for user space to decide; each is of another process."""
-    asker = Process(tgid=(1 << 22) + number, start_ns=1, comm=b"asker")
-    return abi.Event(
-        time_ns=1,
+    """Return an event of a query whose name is for user space to decide. Each is of another process."""
+    return replace(
+        EVENT,
         name_hash=number,
-        repeats=0,
         rule=DECIDE,
-        generation=1,
-        uid=0,
-        gid=0,
-        net_ns=0,
-        qtype=1,
-        port=53,
         kind=abi.Kind.UNDECIDED,
-        transport=0,
-        server=bytes(4),
         name=wire.from_text(f"ads{number}.test"),
-        chain=abi.Chain((asker,), complete=True, execs=0, lineage=(asker,), lineage_complete=True),
+        chain=chain_of(Process(tgid=(1 << 22) + number, start_ns=1, comm=b"asker")),
     )
 
 

@@ -1,89 +1,134 @@
-"""From events to queries, where the kernel is not needed for it."""
+"""Events: which query each is, and the identity of its process."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
-from dnsprobe.kernel.abi import Chain, Event, Facts, Kind, PathNames
-from dnsprobe.kernel.maps import ProgramKey
+import pytest
+from fake_kernel import DIG, EVENT, FakeKernel, chain_of
+
+from dnsprobe.kernel.abi import Event, Facts, Kind, PathNames
+from dnsprobe.kernel.maps import NameVerdict
 from dnsprobe.kernel.probe import Probe
-from dnsprobe.model import Container, Process
+from dnsprobe.model import DECIDE, NO_RULE, Container, Identity, Query
 from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.names.wire import from_text
 from dnsprobe.pipeline.known_processes import KnownProcesses
 from dnsprobe.pipeline.resolver import Resolver
 from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.procfs import ProcFS
-from dnsprobe.process.users import UserNames
 
 ID = "3f4e" * 16
 SCOPE = PathNames((b"system.slice", f"docker-{ID}.scope".encode()), whole=True)
 
 
-class FactsMap:
-    """The facts of one process, in a container of Docker's."""
-
-    def get_many(self, keys: Iterable[ProgramKey]) -> Iterator[tuple[ProgramKey, Facts]]:
-        facts = Facts(None, 0, 0, SCOPE, PathNames((b"bin", b"curl"), whole=True), b"curl\0")
-        return ((key, facts) for key in keys)
+def facts(program: str) -> Facts:
+    """Return the facts of a process in a Docker container while it runs a program."""
+    return Facts(None, 0, 0, SCOPE, PathNames((b"bin", program.encode()), whole=True), program.encode() + b"\0")
 
 
-class Kernel:
-    """A probe with one process and without lineage tracking."""
+@dataclass
+class Pipeline:
+    """A resolver on a fake kernel, with a made-up file system."""
 
-    generation = 1
-    maps = SimpleNamespace(facts=FactsMap())
-    lineage_table = SimpleNamespace(hook=None)
+    root: Path
+    kernel: FakeKernel = field(default_factory=FakeKernel)
+    now: float = 0.0
 
-    def set_rules(self, trie: Mapping[bytes, int]) -> None:
-        """Take what nothing here is matched by."""
+    def __post_init__(self) -> None:
+        probe = cast(Probe, self.kernel)
+        self.rules = RulesInForce(probe, RuleSet.build([("test", "test", 6), ("ads*.test", "ads*.test", 6)]))
+        decisions = NameDecisions(probe, self.rules, 16)
+        processes = KnownProcesses(probe, ProcFS(str(self.root)))
+        names = ContainerNames(str(self.root), clock=lambda: self.now)
+        self.resolver = Resolver(self.rules, decisions, processes, names, {0: "root", 7: "ada"}.get)
 
-    def decide(self, decisions: Iterable[tuple[int, bytes, int]]) -> list[int]:
-        return [name_hash for name_hash, _, _ in decisions]
+    def resolve(self, *events: Event) -> list[tuple[Query, Identity]]:
+        return list(self.resolver.queries(events))
 
-
-def event(rule: int) -> Event:
-    curl = Process(4242, 9_000_000_000, b"curl")
-    return Event(
-        time_ns=1,
-        name_hash=0,
-        repeats=0,
-        rule=rule,
-        generation=1,
-        uid=0,
-        gid=0,
-        net_ns=0,
-        qtype=1,
-        port=53,
-        kind=Kind.QUERY,
-        transport=0,
-        server=bytes([127, 0, 0, 1]),
-        name=b"\4test\0",
-        chain=Chain((curl,), complete=True, execs=0, lineage=(curl,), lineage_complete=True),
-    )
+    def add_facts(self, *programs: str) -> None:
+        """Keep facts for the programs that dig runs one after the other."""
+        for execs, program in enumerate(programs):
+            self.kernel.facts.entries[DIG.start_ns, DIG.tgid, execs] = facts(program)
 
 
-def test_a_container_gets_its_name_though_its_process_was_known_before_it(tmp_path: Path) -> None:
-    now = 0.0
-    rules = RuleSet.build([("test", "test", 6)])
-    (rule,) = rules.by_id
-    names = ContainerNames(str(tmp_path), clock=lambda: now)
-    probe = cast(Probe, Kernel())
-    in_force = RulesInForce(probe, rules)
-    decisions = NameDecisions(probe, in_force, 16)
-    resolver = Resolver(in_force, decisions, KnownProcesses(probe, ProcFS(str(tmp_path))), names, UserNames().name)
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    return Pipeline(tmp_path)
+
+
+def test_a_query(pipeline: Pipeline) -> None:
+    pipeline.add_facts("dig")
+    ((query, identity),) = pipeline.resolve(EVENT)
+    assert (query.rule, query.qname, query.transport) == (pipeline.rules.by_id[1], b"\4test\0", "udp")
+    assert query.server == IPv4Address("127.0.0.1")
+    assert query.ancestry.chain == (DIG,)
+    assert (identity.exe, identity.user, identity.unit) == ("/bin/dig", "root", f"docker-{ID}.scope")
+
+
+def test_an_event_that_no_rule_wants(pipeline: Pipeline) -> None:
+    undecided = replace(EVENT, kind=Kind.UNDECIDED, rule=DECIDE, name=from_text("www.invalid"))
+    assert pipeline.resolve(replace(EVENT, rule=77), undecided) == []
+
+
+def names_of(kernel: FakeKernel) -> dict[int, int]:
+    return {name_hash: stored.verdict for name_hash, stored in kernel.names.items()}
+
+
+def test_undecided_names_get_a_verdict(pipeline: Pipeline) -> None:
+    names = [from_text("ads1.test"), from_text("www.invalid")]
+    for name_hash, name in enumerate(names):
+        pipeline.kernel.names.entries[name_hash] = NameVerdict(DECIDE, 1, name)
+    events = [
+        replace(EVENT, kind=Kind.UNDECIDED, rule=DECIDE, name_hash=name_hash, name=name)
+        for name_hash, name in enumerate(names)
+    ]
+    assert [query.rule.name for query, _ in pipeline.resolve(*events)] == ["ads*.test"]
+    (wanted,) = [rule.id for rule in pipeline.rules.current.rules if rule.name == "ads*.test"]
+    assert names_of(pipeline.kernel) == {0: wanted, 1: NO_RULE}
+
+
+@pytest.mark.parametrize(
+    ("execs", "programs"),
+    [
+        ([0, 0, 1, 1], ["sh", "sh", "dig", "dig"]),
+        ([0, 1, 0, 1], ["sh", "dig", "sh", "dig"]),
+        ([1, 2], ["dig", None]),
+    ],
+)
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_each_program_of_a_process_has_its_facts(
+    pipeline: Pipeline, execs: Sequence[int], programs: Sequence[str | None], at_once: int
+) -> None:
+    pipeline.add_facts("sh", "dig")
+    events = [replace(EVENT, chain=chain_of(DIG, number)) for number in execs]
+    found = []
+    for first in range(0, len(events), at_once):
+        found += [identity.exe for _, identity in pipeline.resolve(*events[first : first + at_once])]
+    assert found == [program and f"/bin/{program}" for program in programs]
+
+
+def test_each_query_has_the_user_of_its_moment(pipeline: Pipeline) -> None:
+    found = pipeline.resolve(EVENT, replace(EVENT, uid=7), replace(EVENT, uid=8))
+    assert [identity.user for _, identity in found] == ["root", "ada", None]
+
+
+def test_a_container_gets_its_name_after_its_first_query(pipeline: Pipeline) -> None:
+    pipeline.add_facts("dig")
 
     def container() -> Container | None:
-        ((_, identity),) = resolver.queries([event(rule)])
+        ((_, identity),) = pipeline.resolve(EVENT)
         return identity.container
 
     assert container() == Container(ID, "docker")
-    file = tmp_path / f"var/lib/docker/containers/{ID}/config.v2.json"
+    file = pipeline.root / f"var/lib/docker/containers/{ID}/config.v2.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"Name": "/web"}))
-    now = 61.0
+    pipeline.now = 61.0
     assert container() == Container(ID, "docker", name="web")
