@@ -154,6 +154,14 @@ def clients() -> Any:
     return {"received": received, "pids": pids, "comms": comms, "lineage": lineage()}
 
 
+def reap(running: set[int]) -> None:
+    """Wait for any child, and remove it from ``running``. A sender that failed would look like a lost query."""
+    pid, status = os.wait()
+    if status:
+        raise ChildProcessError(f"the sender {pid} failed: exit code {os.waitstatus_to_exitcode(status)}")
+    running.discard(pid)
+
+
 def oneshots(count: str, at_once: str) -> Any:
     """Fork processes that send one query each and exit at once; return the pid of each."""
     pids: dict[str, int] = {}
@@ -169,9 +177,9 @@ def oneshots(count: str, at_once: str) -> Any:
         pids[name] = pid
         running.add(pid)
         if len(running) >= int(at_once):
-            running.discard(os.wait()[0])
+            reap(running)
     while running:
-        running.discard(os.wait()[0])
+        reap(running)
     return {"pids": pids, "lineage": lineage()}
 
 
@@ -196,9 +204,9 @@ def executions(sender: str, count: str, at_once: str) -> Any:
         pids[f"e{index}"] = pid
         running.add(pid)
         if len(running) >= int(at_once):
-            running.discard(os.wait()[0])
+            reap(running)
     while running:
-        running.discard(os.wait()[0])
+        reap(running)
     namespaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("net", "pid", "mnt")}
     return {"pids": pids, "lineage": lineage(), "namespaces": namespaces, "cgroup": own_cgroup()}
 
