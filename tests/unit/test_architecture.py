@@ -1,14 +1,24 @@
-"""The direction of imports: data flows from left to right, and a module imports only from its left."""
+"""The structure of the source, which docs/architecture.md describes.
+
+Data flows from left to right, and a module imports only from its left. Only ``kernel/`` knows BPF. Classes and
+functions stay short. The map in docs/architecture.md is complete, and developer documents name only files that exist.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "dnsprobe"
+from dnsprobe.kernel import abi
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = REPOSITORY / "dnsprobe"
+PAGE = REPOSITORY / "docs/architecture.md"
 
 #: The rooms of the package in the direction of the data. A room is a module at the top level or a folder.
 ROOMS = (
@@ -78,7 +88,7 @@ def test_a_module_imports_only_from_its_left(module: str) -> None:
     assert backward(module, MODULES[module].read_text("utf-8")) == []
 
 
-def test_imports_within_a_room_make_no_circle() -> None:
+def test_imports_make_no_cycle() -> None:
     arrows = {module: set(imported(path.read_text("utf-8"))) - {module} for module, path in MODULES.items()}
     while free := {module for module, others in arrows.items() if not others & arrows.keys()}:
         for module in free:
@@ -101,3 +111,148 @@ def test_imports_within_a_room_make_no_circle() -> None:
 )
 def test_an_arrow_that_points_to_the_right_is_found(source: str, found: list[str]) -> None:
     assert backward("model", source) == found
+
+
+# Only kernel/ knows BPF.
+
+#: What other rooms may import from ``kernel/``, beside the exceptions below.
+KERNEL_SURFACE = {
+    "process": {"kernel.abi"},
+    "pipeline": {"kernel.abi", "kernel.losses", "kernel.maps", "kernel.probe"},
+    "sinks": {"kernel.losses"},
+    "commands": {"kernel.abi", "kernel.losses", "kernel.maps", "kernel.probe", "kernel.prover"},
+}
+#: Modules that import more from ``kernel/``, with the reason.
+KERNEL_EXCEPTIONS = {
+    "commands.doctor": ({"kernel.hooks", "kernel.kallsyms", "kernel.libbpf"}, "shows what the kernel offers"),
+}
+
+#: What other rooms may import from ``kernel.maps``: sizes, and types of keys. The maps themselves belong to the probe.
+MAP_TYPES = {"CountKey", "PendingKey", "ProcessKey", "ProgramKey", "Sizes"}
+#: Names of structs in the ABI. Only ``kernel/`` packs and unpacks them.
+STRUCTS = {name for name, value in vars(abi).items() if isinstance(value, struct.Struct)}
+
+OUTSIDE_KERNEL = [module for module in MODULES if room(module) != "kernel"]
+
+
+@pytest.mark.parametrize("module", OUTSIDE_KERNEL)
+def test_other_rooms_import_only_the_surface_of_kernel(module: str) -> None:
+    from_kernel = {name for name in imported(MODULES[module].read_text("utf-8")) if room(name) == "kernel"}
+    more, _reason = KERNEL_EXCEPTIONS.get(module, (set(), ""))
+    assert from_kernel <= KERNEL_SURFACE.get(room(module), set()) | more
+
+
+@pytest.mark.parametrize("module", OUTSIDE_KERNEL)
+def test_other_rooms_make_no_maps(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text("utf-8"))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    assert {name.name for node in found if node.module == "dnsprobe.kernel.maps" for name in node.names} <= MAP_TYPES
+    assert "dnsprobe.kernel" not in [node.module for node in found if "maps" in {name.name for name in node.names}]
+
+
+@pytest.mark.parametrize("module", OUTSIDE_KERNEL)
+def test_other_rooms_pack_no_structs_of_the_kernel_side(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text("utf-8"))
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert (attributes | names) & STRUCTS == set()
+
+
+# Size
+
+CLASS_LINES = 250
+FUNCTION_LINES = 60
+#: Longer classes and functions, as ``module.name``, with the reason.
+LONG: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_classes_and_functions_stay_short(module: str) -> None:
+    long = {}
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > (CLASS_LINES if isinstance(node, ast.ClassDef) else FUNCTION_LINES):
+                long[f"{module}.{node.name}"] = lines
+    assert {name: size for name, size in long.items() if name not in LONG} == {}
+
+
+def test_a_late_import_carries_its_reason() -> None:
+    """In cli.py, all late imports have the same reason: --help must not load a command. CONTRIBUTING.md explains it."""
+    missing = [
+        f"{path.relative_to(REPOSITORY)}:{number}"
+        for module, path in MODULES.items()
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if module != "cli" and re.search(r"# noqa:.*PLC0415(?! - \S)", line)
+    ]
+    assert missing == []
+
+
+# The documents
+
+
+def map_lines() -> dict[str, str]:
+    """Return the files of the map in docs/architecture.md, in order, each with its description."""
+    block = re.search(r"^```text\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert block
+    folders: list[str] = []
+    found = {}
+    for line in block[1].splitlines():
+        name, _, description = line.strip().partition(" ")
+        del folders[(len(line) - len(line.lstrip())) // 2 :]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            found["".join([*folders, name])] = description.strip()
+    return found
+
+
+def source_files() -> set[str]:
+    """Return the modules of the package and the BPF sources, without copies of kernel headers."""
+    files = [path for pattern in ("*.py", "*.js", "*.css") for path in PACKAGE.rglob(pattern)]
+    bpf = REPOSITORY / "bpf"
+    files += [path for path in bpf.rglob("*.[ch]") if bpf / "include" not in path.parents]
+    return {str(path.relative_to(REPOSITORY)) for path in files if path.name != "__init__.py"}
+
+
+def test_the_map_has_every_module_and_no_other() -> None:
+    assert map_lines().keys() == source_files()
+
+
+def test_the_map_describes_every_module() -> None:
+    assert [file for file, description in map_lines().items() if not description] == []
+
+
+def test_the_map_has_the_rooms_in_their_order() -> None:
+    rooms = [file.split("/")[1].partition(".")[0] for file in map_lines() if file.startswith("dnsprobe/")]
+    assert tuple(dict.fromkeys(rooms)) == ROOMS
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings of a Markdown page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+DOCUMENTS = ["CONTRIBUTING.md", "docs/architecture.md", "tests/vm/README.md"]
+FOLDERS = ("benchmarks", "bpf", "config", "dnsprobe", "docs", "packaging", "scripts", "tests")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_document_for_developers_names_only_files_that_exist(document: str) -> None:
+    """A path in backticks may leave out folders at its beginning; capitals in it stand for any name."""
+    files = {f"/{path.name}" for path in REPOSITORY.iterdir()}
+    files |= {f"/{path.relative_to(REPOSITORY)}" for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*")}
+    named = re.findall(r"`([\w./-]+\.(?:py|h|c|sh|md|yaml|toml))`", (REPOSITORY / document).read_text("utf-8"))
+    assert named
+    unknown = {name for name in named if not any(file.endswith(f"/{name}") for file in files)}
+    assert {name for name in unknown if not re.search("[A-Z]{3}", name)} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_of_a_document_for_developers_lead_somewhere(document: str) -> None:
+    page = REPOSITORY / document
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text("utf-8")):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
