@@ -87,7 +87,8 @@ class Codec(Generic[_T]):
 
 def _integer(layout: str) -> Codec[int]:
     number = struct.Struct(layout)
-    return Codec(number.size, number.pack, lambda data: int(number.unpack(data)[0]))
+    unpack = number.unpack
+    return Codec(number.size, number.pack, lambda data: unpack(data)[0])
 
 
 def _fields(layout: struct.Struct) -> Codec[Any]:
