@@ -118,7 +118,7 @@ async def _serve(daemon: Daemon) -> None:
 
 
 def _daemon(encoder: str, series: int) -> None:
-    """Serve made-up series until told to end; print the port."""
+    """Serve made-up series until SIGTERM; print the port."""
     if encoder == "prometheus_client":
         Registry.encode = _encode  # type: ignore[method-assign, assignment] # the same call, without keeping lines
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:

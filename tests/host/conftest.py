@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _leave_the_root(config: pytest.Config) -> None:
     """Move to a control group of our own if we are in the root group, as on a host without systemd.
 
-    The root has no name. The kernel side cannot tell it from a host with cgroup version 1.
+    The root has no name. The kernel side cannot distinguish it from a host with cgroup version 1.
     """
     groups = dict(line.split(":", 2)[::2] for line in Path("/proc/self/cgroup").read_text().splitlines())
     roots = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"]

@@ -62,10 +62,10 @@ def test_each_form_is_counted_exactly(start_either: Start, in_namespace: Sequenc
     names = [f"{row}.forms.test" for row in rows]
     service = start_either(f"domains: [{', '.join(names)}]\njournal: {{repeat: 0}}")
     command = [*in_namespace, sys.executable, str(SENDER), "forms.test", *rows]
-    said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE * 3).stdout)
-    assert said["written_again"] > 0
-    assert set(said["received"]) == set(names)
-    assert service.by("dnsprobe_queries_total", "domain") == said["received"]
+    result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE * 3).stdout)
+    assert result["written_again"] > 0
+    assert set(result["received"]) == set(names)
+    assert service.by("dnsprobe_queries_total", "domain") == result["received"]
     series = service.samples("dnsprobe_queries_total")
     assert {labels["transport"] for labels, _ in series} == {"tcp"}
     for labels, _ in series:
@@ -77,20 +77,20 @@ def test_each_form_is_counted_exactly(start_either: Start, in_namespace: Sequenc
 def test_a_query_over_tcp_has_its_server_and_process(
     start_watch: Callable[..., Program], python: Callable[[str], str]
 ) -> None:
-    watch = start_watch("--json", "told.test")
+    watch = start_watch("--json", "server.test")
     pid = python("""
 server = Server()
 server.start()
 for family in FAMILIES:
-    whole(family, f"www{family}.told.test")
+    whole(family, f"www{family}.server.test")
 print(os.getpid())
 """)
     watch.stop()
     queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
     assert [(query["qname"], query["server"], query["port"], query["transport"]) for query in queries] == [
-        ("www4.told.test", "127.0.0.1", 53, "tcp"),
-        ("www6.told.test", "::1", 53, "tcp"),
-        ("wwwmapped.told.test", "127.0.0.1", 53, "tcp"),
+        ("www4.server.test", "127.0.0.1", 53, "tcp"),
+        ("www6.server.test", "::1", 53, "tcp"),
+        ("wwwmapped.server.test", "127.0.0.1", 53, "tcp"),
     ]
     assert {query["pid"] for query in queries} == {int(pid)}
     assert all(query["net_ns"] and query["cmdline"] and not query["from_procfs"] for query in queries)

@@ -64,9 +64,9 @@ def run_all(tree: DebianTree, commands: list[str]) -> str:
     return tree.run("env", "--chdir", CLONE, *variables, "bash", "-euxc", NOT_NOW + "".join(commands))
 
 
-def proved(said: str) -> bool:
+def proved(output: str) -> bool:
     """Return whether the output of the doctor says that all paths are proved."""
-    return len(re.findall(r"^ok  (?:udp|tcp)[46] .*, proved$", said, re.MULTILINE)) == 4
+    return len(re.findall(r"^ok  (?:udp|tcp)[46] .*, proved$", output, re.MULTILINE)) == 4
 
 
 def test_every_section_of_the_document_is_tested() -> None:
@@ -74,9 +74,9 @@ def test_every_section_of_the_document_is_tested() -> None:
 
 
 def test_the_package_is_installed_upgraded_and_removed(tree: DebianTree) -> None:
-    said = follow(tree, "The Debian package")
-    assert proved(said), said
-    assert "good: 0 rules" in said
+    output = follow(tree, "The Debian package")
+    assert proved(output), output
+    assert "good: 0 rules" in output
     assert tree.run("systemctl", "is-enabled", "dnsprobe.service") == "enabled\n"
     tree.write("/etc/dnsprobe/dnsprobe.yaml", "domains: [changed.test]\n")
     follow(tree, "To upgrade it")
@@ -88,9 +88,9 @@ def test_the_package_is_installed_upgraded_and_removed(tree: DebianTree) -> None
 
 def test_pipx_installs_and_removes_it(tree: DebianTree) -> None:
     commands = COMMANDS["pipx"]
-    said = run_all(tree, commands[:5])
-    assert proved(said), said
-    assert "good: 0 rules" in said
+    output = run_all(tree, commands[:5])
+    assert proved(output), output
+    assert "good: 0 rules" in output
     venv = tree.root / "opt/pipx/venvs/dnsprobe"
     kept = {str(path.relative_to(venv / "share/dnsprobe")) for path in (venv / "share/dnsprobe").rglob("*.[ch]")}
     assert kept == {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "bpf").rglob("*.[ch]")}
@@ -107,8 +107,8 @@ def test_pipx_installs_and_removes_it(tree: DebianTree) -> None:
 def test_ansible_installs_it_and_checks_its_configuration(tree: DebianTree) -> None:
     """systemd does not run here, so Ansible enables the service, but does not start it."""
     tree.write(f"{CLONE}/hosts.ini", "localhost ansible_connection=local ansible_python_interpreter=/usr/bin/python3\n")
-    said = follow(tree, "Ansible")
-    assert re.search(r"localhost +: ok=[0-9]+ +changed=[1-9].* unreachable=0 +failed=0", said), said
+    output = follow(tree, "Ansible")
+    assert re.search(r"localhost +: ok=[0-9]+ +changed=[1-9].* unreachable=0 +failed=0", output), output
     assert tree.run("systemctl", "is-enabled", "dnsprobe.service") == "enabled\n"
     assert "domains: []" in (tree.root / "etc/dnsprobe/dnsprobe.yaml").read_text()
     again = follow(tree, "Ansible")

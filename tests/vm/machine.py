@@ -107,19 +107,19 @@ class Machine:
         for name in ("console.log", "journal.log"):
             with (out / name).open("a") as file:
                 file.write(f"---- boot {boot} ----\n")
-        said_before = (out / "console.log").stat().st_size
+        console_before = (out / "console.log").stat().st_size
         arguments = " ".join((*_KERNEL_ARGUMENTS, f"vm.boot={boot} vm.script={script}", *self._arguments))
         in_time = self._run_qemu(
             [*self._qemu_command(work, out), "-append", arguments], work, out, deadline, print_line
         )
         if (work / "out").stat().st_size:
             self._unpack(work / "out", out / "out", print_line)
-        said = (out / "console.log").read_bytes()[said_before:].decode(errors="replace")
+        console = (out / "console.log").read_bytes()[console_before:].decode(errors="replace")
         status = (work / "status").read_text().strip()
         # A guest can still crash or hang after its script, while services and the kernel stop.
-        if in_time and status.isdigit() and _PROPER_END.search(said):
+        if in_time and status.isdigit() and _PROPER_END.search(console):
             return int(status), ""
-        for line in said.splitlines()[-_SHOWN:]:
+        for line in console.splitlines()[-_SHOWN:]:
             print_line(f"console: {line}")
         return None, "died" if in_time else "deadline"
 

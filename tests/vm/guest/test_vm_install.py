@@ -32,13 +32,13 @@ def test_the_status_line_has_hooks_rules_and_queries(service: Service) -> None:
 
 
 def test_doctor_and_metrics_agree_on_the_hook_of_each_path(service: Service) -> None:
-    said = run("dnsprobe", "doctor")
-    (OUT / "doctor.txt").write_text(said)
+    output = run("dnsprobe", "doctor")
+    (OUT / "doctor.txt").write_text(output)
     used = {labels["path"]: labels for labels, _ in service.samples("dnsprobe_hook_info")}
     assert set(used) == {"udp4", "udp6", "tcp4", "tcp6"}
     for path, labels in used.items():
         shown = rf"{labels['hook']} \(\w+ {labels['symbol']}\)"
-        assert re.search(f"^ok +{path} +{shown}, proved$", said, re.MULTILINE), said
+        assert re.search(f"^ok +{path} +{shown}, proved$", output, re.MULTILINE), output
     keep("hooks", {"kernel": kernel(), "hooks": {path: labels["symbol"] for path, labels in used.items()}})
 
 
@@ -65,8 +65,8 @@ def test_the_exposure_level_of_systemd_is_low(service: Service) -> None:
 
 def test_systemd_has_no_complaint_about_the_unit(service: Service) -> None:
     assert status("systemd-analyze", "verify", "--man=no", service.name, "dnsprobe.socket") == 0
-    said = run("journalctl", "-b", "_PID=1", "-o", "cat")
-    assert not [line for line in said.splitlines() if "dnsprobe" in line and re.search("[Uu]nknown|[Ii]gnor", line)]
+    log = run("journalctl", "-b", "_PID=1", "-o", "cat")
+    assert not [line for line in log.splitlines() if "dnsprobe" in line and re.search("[Uu]nknown|[Ii]gnor", line)]
 
 
 def test_memory_stays_below_its_limit(service: Service) -> None:

@@ -22,7 +22,7 @@ WEB = "7a1c" * 16
 METADATA = Path(f"/var/lib/docker/containers/{WEB}")
 #: As Docker names it without systemd. A scope of systemd could not be made twice in a row.
 CGROUP = Path(f"/sys/fs/cgroup/docker/{WEB}")
-SCRIPTS = Path("/root/desk")
+SCRIPTS = Path("/root/scripts")
 #: The kernel keeps login uids only with CONFIG_AUDIT.
 AUDITED = Path("/proc/self/loginuid").exists()
 

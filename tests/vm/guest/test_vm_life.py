@@ -98,9 +98,9 @@ def test_it_comes_back_after_a_hang(service: Service) -> None:
     service.configure(GOOD)
     until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
     assert len(service.programs()) == held
-    said = [str(entry["MESSAGE"]) for entry in entries(f"_PID={pid}")]
-    assert any("Fatal Python error: Aborted" in line for line in said)
-    assert any("in _reload" in line for line in said), "where it hung"
+    messages = [str(entry["MESSAGE"]) for entry in entries(f"_PID={pid}")]
+    assert any("Fatal Python error: Aborted" in line for line in messages)
+    assert any("in _reload" in line for line in messages), "where it hung"
     manager = run("journalctl", "-b", "-o", "cat", "_PID=1", f"UNIT={service.name}")
     assert "Watchdog timeout" in manager
     assert "Failed with result 'watchdog'" in manager

@@ -94,30 +94,30 @@ def verdicts(service: Service) -> dict[str, str]:
     for row in ROWS:
         ask(row)
     found = counted(service)
-    said = {row: verdict(row, found[row]) for row in ROWS}
+    results = {row: verdict(row, found[row]) for row in ROWS}
     for row in ROWS:
-        if said[row].startswith("no"):
+        if results[row].startswith("no"):
             # Once more alone: its queries should at least be counted as not readable.
             before = unparsed(service)
             ask(row)
             added = unparsed(service) - before
-            said[row] += f", {added} counted as not readable" if added else ""
-    return said
+            results[row] += f", {added} counted as not readable" if added else ""
+    return results
 
 
 def ask_over_tcp() -> tuple[dict[str, int], int]:
     """Send in all forms of TCP; return what a server received of each, and the number of encrypted connections."""
     sender = HERE / "stream_sender.py"
-    said = json.loads(run("ip", "netns", "exec", NAMESPACE, "/usr/bin/python3", sender, "streams.test", *STREAM_ROWS))
-    received: dict[str, int] = said["received"]
-    return {name.removesuffix(".streams.test"): count for name, count in received.items()}, said["encrypted"]
+    result = json.loads(run("ip", "netns", "exec", NAMESPACE, "/usr/bin/python3", sender, "streams.test", *STREAM_ROWS))
+    received: dict[str, int] = result["received"]
+    return {name.removesuffix(".streams.test"): count for name, count in received.items()}, result["encrypted"]
 
 
 def over_tcp(service: Service, rung: str) -> tuple[dict[str, str], bool]:
     """Send in all forms of TCP; return the result of each, and whether encrypted connections were counted exactly."""
     received, encrypted = ask_over_tcp()
     exact = service.by("process", "dnsprobe_encrypted_connections_total") == {"python3": encrypted}
-    said = {}
+    results = {}
     for row in STREAM_ROWS:
         found = {
             labels["process"]: int(value)
@@ -127,14 +127,14 @@ def over_tcp(service: Service, rung: str) -> tuple[dict[str, str], bool]:
         right = {"dig" if row.startswith("dig") else "python3": received.get(row, 0)}
         seen, sent = sum(found.values()), sum(right.values())
         if found == right:
-            said[row] = "yes"
+            results[row] = "yes"
         elif not found.keys() <= right.keys():
-            said[row] = f"counted for {', '.join(found)}"
+            results[row] = f"counted for {', '.join(found)}"
         elif rung == "tcp_tracepoint" and row.partition("-")[0] in OPENING and seen < sent:
-            said[row] = FOLLOWS
+            results[row] = FOLLOWS
         else:
-            said[row] = f"no: {seen} of {sent}"
-    return said, exact
+            results[row] = f"no: {seen} of {sent}"
+    return results, exact
 
 
 def unparsed(service: Service) -> int:
@@ -154,12 +154,12 @@ def test_kallsyms_has_the_expected_name_of_udp_send_skb() -> None:
 def refused(service: Service) -> None:
     """Check how a hook that was chosen by name was refused."""
     until(lambda: any("no hook could be verified" in str(entry["MESSAGE"]) for entry in entries()), "the reason")
-    said = [str(entry["MESSAGE"]) for entry in entries() if "no hook could be verified" in str(entry["MESSAGE"])][-1]
-    assert "kprobe udp_send_skb.isra.51: " in said
+    reason = [str(entry["MESSAGE"]) for entry in entries() if "no hook could be verified" in str(entry["MESSAGE"])][-1]
+    assert "kprobe udp_send_skb.isra.51: " in reason
     # systemd would restart it again and again, as after any failure.
     run("systemctl", "stop", service.name)
     assert service.programs() == []
-    keep("paths-udp_send_skb", {"kernel": kernel(), "rows": {}, "refused": said})
+    keep("paths-udp_send_skb", {"kernel": kernel(), "rows": {}, "refused": reason})
 
 
 def exact(service: Service, hook: str) -> None:
@@ -208,19 +208,19 @@ def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hoo
             refused(service)
             return
     exact(service, hook)
-    said = verdicts(service)
-    keep(f"paths-{hook}", {"kernel": kernel(), "rows": said})
-    print(json.dumps(said, indent=1))
-    assert {row: what for row, what in said.items() if what != "yes" and not row.startswith("corked")} == {}
+    results = verdicts(service)
+    keep(f"paths-{hook}", {"kernel": kernel(), "rows": results})
+    print(json.dumps(results, indent=1))
+    assert {row: what for row, what in results.items() if what != "yes" and not row.startswith("corked")} == {}
     # A query that is not counted is counted as not readable.
-    assert set(said.values()) <= {"yes", f"no: 0 of {QUERIES}, {QUERIES} counted as not readable"}
+    assert set(results.values()) <= {"yes", f"no: 0 of {QUERIES}, {QUERIES} counted as not readable"}
     if tcp_hook == "none":
         return
     (rung,) = {
         labels["hook"] for labels, _ in service.samples("dnsprobe_hook_info") if labels["path"].startswith("tcp")
     }
     assert rung == (tcp_hook if tcp_hook != "auto" else "tcp_sendmsg_locked")
-    said, encrypted_exact = over_tcp(service, rung)
-    keep(f"streams-{rung}", {"kernel": kernel(), "rows": said})
-    assert {row: what for row, what in said.items() if what not in {"yes", FOLLOWS}} == {}
+    results, encrypted_exact = over_tcp(service, rung)
+    keep(f"streams-{rung}", {"kernel": kernel(), "rows": results})
+    assert {row: what for row, what in results.items() if what not in {"yes", FOLLOWS}} == {}
     assert encrypted_exact or rung == "tcp_tracepoint"
