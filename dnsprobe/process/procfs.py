@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dnsprobe.kernel.abi import COMM_SIZE, TICK_NS
+from dnsprobe.kernel.abi import CHAIN_SIZE, COMM_SIZE, TICK_NS
 from dnsprobe.model import Ancestry, Identity, Process
 
 _CMDLINE_BYTES = 4096
@@ -150,18 +150,26 @@ class ProcFS:
         """Return a process and its ancestors as they are now, None if it is gone. Start times of ancestors are 0.
 
         The kernel side keeps the ancestry of the moment of the send, which is better. This is for a process that the
-        kernel side had no room for.
+        kernel side had no room for. Always reads the host's ``/proc``, whatever the root is.
         """
+        import psutil  # noqa: PLC0415 - half a megabyte, for a case that most hosts never meet
+
         chain: list[Process] = []
-        seen: set[int] = set()
-        pid = process.tgid
-        # A pid that comes twice was reused meanwhile.
-        while pid and pid not in seen and (stat := self._stat(pid)):
-            chain.append(Process(pid, 0 if chain else process.start_ns, stat.comm))
-            seen.add(pid)
-            pid = stat.parent
+        complete = False
+        try:
+            step: psutil.Process | None = psutil.Process(process.tgid)
+            while step is not None and len(chain) < CHAIN_SIZE:
+                with step.oneshot():
+                    # psutil completes a comm that the kernel cut off; a tree has the kernel's.
+                    comm = os.fsencode(step.name())[: COMM_SIZE - 1]
+                    chain.append(Process(step.pid, 0 if chain else process.start_ns, comm))
+                    complete = step.ppid() == 0
+                    # None if the pid was reused: psutil compares the start times.
+                    step = step.parent()
+        except psutil.Error:
+            complete = False
         # Checked last: who has the pid now has had it since before the first read.
-        return Ancestry(tuple(chain), complete=pid == 0) if chain and self.alive(process) else None
+        return Ancestry(tuple(chain), complete) if chain and self.alive(process) else None
 
     def identity(self, process: Process) -> Identity:
         """Return executable, command line and cgroup of a process as they are now; nothing of one that is gone."""

@@ -20,6 +20,7 @@ DEPENDS = (
     "python3-dnspython",
     "python3-idna",
     "python3-prometheus-client",
+    "python3-psutil",
     "python3-systemd",
     "python3-tornado",
     "python3-yaml",

@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from proc_files import START, make, process, stat_line
 
@@ -206,20 +207,28 @@ def test_own_ancestry() -> None:
     assert [(process.tgid, process.comm.decode()) for process in ancestry.chain] == chain
 
 
-def test_ancestry_is_cut_where_a_parent_is_not_readable(tmp_path: Path) -> None:
-    make(tmp_path, stat=stat_line(parent=17))
-    make(tmp_path, stat=stat_line(comm=b"bash", parent=16, pid=17), pid=17)
-    ancestry = procfs(tmp_path).ancestry(process())
+@pytest.fixture
+def made_up_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that psutil takes for /proc."""
+    (tmp_path / "stat").write_text("btime 1700000000\n")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    return tmp_path
+
+
+def test_ancestry_is_cut_where_a_parent_is_not_readable(made_up_proc: Path) -> None:
+    make(made_up_proc, stat=stat_line(parent=17))
+    make(made_up_proc, stat=stat_line(comm=b"bash", parent=16, pid=17), pid=17)
+    ancestry = procfs(made_up_proc).ancestry(process())
     assert ancestry is not None
     assert (ancestry.tree, [entry.start_ns for entry in ancestry.chain]) == ("...;bash;dig", [process().start_ns, 0])
 
 
-def test_ancestry_ends_where_a_reused_pid_makes_a_circle(tmp_path: Path) -> None:
-    make(tmp_path, stat=stat_line(parent=17))
-    make(tmp_path, stat=stat_line(comm=b"bash", parent=4242, pid=17), pid=17)
-    ancestry = procfs(tmp_path).ancestry(process())
+def test_ancestry_is_cut_where_the_pid_of_a_parent_was_reused(made_up_proc: Path) -> None:
+    make(made_up_proc, stat=stat_line(parent=17))
+    make(made_up_proc, stat=stat_line(comm=b"bash", parent=1, pid=17, start=START + 100), pid=17)
+    ancestry = procfs(made_up_proc).ancestry(process())
     assert ancestry is not None
-    assert ancestry.tree == "...;bash;dig"
+    assert ancestry.tree == "...;dig"
 
 
 def test_no_ancestry_if_the_process_is_gone_or_its_pid_reused() -> None:
