@@ -30,7 +30,7 @@ class Node:
 
     @property
     def is_placeholder(self) -> bool:
-        """Return whether the node stands for processes that were not told apart; no process can have this name."""
+        """Return whether the node stands for processes that are counted together. No process can have its name."""
         return self.name in {OTHER, UNKNOWN}
 
     @property

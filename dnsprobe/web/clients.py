@@ -23,7 +23,7 @@ class _Unread:
 
 
 class Clients:
-    """The state of each client: idle (without a request), busy (with one), or told to close.
+    """The state of each client: idle (without a request), busy (with one), or closing.
 
     At most ``limit`` are idle or busy. A new client takes the place of the one that has been idle for the longest. If
     all are busy, it takes the place of the one with the oldest request.
@@ -31,7 +31,7 @@ class Clients:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        #: All open connections, also those that were told to close.
+        #: All open connections, also those that are closing.
         self.connected: set[Client] = set()
         #: The time of the loop since when a client is in this state, the earliest first.
         self.idle: dict[Client, float] = {}

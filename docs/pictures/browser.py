@@ -140,9 +140,9 @@ def wait_for(log: Path, service: subprocess.Popen[bytes], text: str, times: int)
     """Wait until a log contains a text this many times, and return the log."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and service.poll() is None:
-        said = log.read_text("utf-8")
-        if said.count(text) >= times:
-            return said
+        content = log.read_text("utf-8")
+        if content.count(text) >= times:
+            return content
         time.sleep(0.05)
     raise SystemExit(f"no {text!r}, {times} times:\n{log.read_text('utf-8')}")
 

@@ -105,7 +105,7 @@ def in_tree(comm: bytes) -> str:
 
 WWW = name(b"www", b"watched")
 HOSTILE = [name(*labels, b"hostile") for labels in NAMES]
-#: With what is above them, nearly as deep as a tree gets.
+#: With their ancestors, nearly as deep as a tree can be.
 DEEP = [b"under%02d" % depth for depth in range(25)]
 TOTAL = 60 + 1 + len(COMMS) * len(HOSTILE)
 
@@ -148,7 +148,7 @@ class Tab:
         self.requests: list[str] = []
         context.set_default_timeout(PATIENCE * 1000)
         self.page = context.new_page()
-        self.page.on("console", lambda said: self.problems.append(f"console: {said.type}: {said.text}"))
+        self.page.on("console", lambda message: self.problems.append(f"console: {message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         self.page.on("dialog", self._dismiss)
         context.on("request", lambda request: self.requests.append(request.url))
@@ -273,7 +273,7 @@ def test_search_adds_up_what_it_finds(open_tab: Open) -> None:
         search.fill("CURL")
         expect(found).to_have_text(f"50 queries of {TOTAL} ({shown_share(50)}) in 2 places")
         assert tab.page.locator(".node.match").all_text_contents() == ["curl", "curl"]
-        search.fill("sell")  # seller, and what is below it is not counted twice
+        search.fill("sell")  # seller: the processes below it are not counted twice
         expect(found).to_have_text(f"30 queries of {TOTAL} ({shown_share(30)}) in 1 place")
         search.fill("<script>")
         expect(found).to_contain_text(f"5 queries of {TOTAL}")
@@ -331,7 +331,7 @@ def test_the_page_reports_that_the_daemon_does_not_answer(open_tab: Open, start:
         expect(state).to_contain_text("so the numbers are old", timeout=PATIENCE * 1000)
         expect(tab.page.locator("body")).to_have_class("stale")
         # The browser logs each failed request.
-        assert all("ERR_CONNECTION_REFUSED" in said for said in tab.problems)
+        assert all("ERR_CONNECTION_REFUSED" in problem for problem in tab.problems)
         tab.problems.clear()
 
 
@@ -468,7 +468,7 @@ def test_the_policy_is_in_force(open_tab: Open) -> None:
         tab.page.evaluate("window.violations = []")
         # The browser reports the request before it applies the policy.
         tab.requests.remove(f"{tab.url}metrics")
-        assert all("Content Security Policy" in said for said in tab.problems), tab.problems
+        assert all("Content Security Policy" in problem for problem in tab.problems), tab.problems
         tab.problems.clear()
 
 

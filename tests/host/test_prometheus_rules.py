@@ -102,17 +102,19 @@ def test_all_rules_are_loaded_and_evaluated(prometheus: Prometheus) -> None:
 
 def test_exactly_the_expected_alerts_fire(prometheus: Prometheus) -> None:
     alerts = prometheus.ask("alerts")["alerts"]
-    said = {(alert["labels"]["alertname"], alert["labels"].get("instance")): alert["annotations"] for alert in alerts}
+    annotations = {
+        (alert["labels"]["alertname"], alert["labels"].get("instance")): alert["annotations"] for alert in alerts
+    }
     for host in HOSTS:
-        assert {alert for alert, where in said if where == host} == {
+        assert {alert for alert, where in annotations if where == host} == {
             "DnsprobeDomainSeen",
             "DnsprobeSeriesFolded",
             "DnsprobeReloadFailed",
         }
-        seen = said["DnsprobeDomainSeen", host]
+        seen = annotations["DnsprobeDomainSeen", host]
         assert seen["summary"] == f"{host} asks for forbidden.test, which nobody should"
         assert re.match(rf"Asked by .*;{Path(sys.executable).name}( in \S+)?\. ", seen["description"])
-    assert {where for _, where in said} == set(HOSTS)
+    assert {where for _, where in annotations} == set(HOSTS)
 
 
 @pytest.mark.parametrize("record", sorted(names("record")))

@@ -170,5 +170,5 @@ def test_the_service_reads_files_of_its_group_and_their_replacements(
     service.wait_for("the web configuration was reloaded")
     (example / "server.key").chmod(0o600)
     assert curl(example, address, *everything).stdout == "healthy\n"
-    said = service.wait_for("the web configuration is invalid, the previous one stays in force")
-    assert "tls_server_config.key_file: cannot be read" in said
+    log = service.wait_for("the web configuration is invalid, the previous one stays in force")
+    assert "tls_server_config.key_file: cannot be read" in log

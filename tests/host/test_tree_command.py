@@ -93,12 +93,12 @@ def test_every_format_adds_up_to_the_queries_that_were_sent(loaded: tuple[Servic
     assert dict(line.rsplit(" ", 1) for line in folded.splitlines()) == {
         tree: str(count) for tree, count in both.items()
     }
-    told = json.loads(run("--url", f"http://{service.url}/", "--json"))
-    assert dict(stacks(told["queries"]["children"])) == both
-    assert told["queries"]["total"] == sum(both.values())
-    assert told["encrypted_connections"] == {"total": 0, "children": []}
-    told = json.loads(run("--url", service.url, "--json", "--domain", "one.test"))
-    assert dict(stacks(told["queries"]["children"])) == sent
+    counts = json.loads(run("--url", f"http://{service.url}/", "--json"))
+    assert dict(stacks(counts["queries"]["children"])) == both
+    assert counts["queries"]["total"] == sum(both.values())
+    assert counts["encrypted_connections"] == {"total": 0, "children": []}
+    counts = json.loads(run("--url", service.url, "--json", "--domain", "one.test"))
+    assert dict(stacks(counts["queries"]["children"])) == sent
     tree = run("--url", service.url)
     assert tree.startswith(f"{sum(both.values())} queries by {len(both)} process trees, dnsprobe ")
     own = {
@@ -269,17 +269,17 @@ def test_watch_in_a_pipe_prints_each_tree(loaded: tuple[Service, dict[str, int]]
     program.wait_for("connection refused, still trying")
     assert program.process.poll() is None
     assert program.stop(signal.SIGINT) == 0
-    told = [json.loads(line) for line in program.out.read_text("utf-8").splitlines()]
-    grown: Counter[int] = Counter(document["queries"]["total"] for document in told)
+    counts = [json.loads(line) for line in program.out.read_text("utf-8").splitlines()]
+    grown: Counter[int] = Counter(document["queries"]["total"] for document in counts)
     assert set(grown) <= set(range(65, 1075))
-    assert max(document["queries"].get("per_second", 0) for document in told) > 0
+    assert max(document["queries"].get("per_second", 0) for document in counts) > 0
     assert "Traceback" not in program.err.read_text("utf-8")
 
 
 def test_no_daemon_is_an_error() -> None:
     (port,) = free_ports(1)
-    said = failure("--url", f"127.0.0.1:{port}")
-    assert said == (
+    error = failure("--url", f"127.0.0.1:{port}")
+    assert error == (
         f"dnsprobe: no dnsprobe at 127.0.0.1:{port}: connection refused\n"
         "  hint: check that it runs: systemctl status dnsprobe; if it listens elsewhere, use --url\n"
     )
@@ -288,8 +288,8 @@ def test_no_daemon_is_an_error() -> None:
 def test_encrypted_connections_have_a_tree_of_their_own(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]")
     scene("streams", "www.watched.test")
-    told = json.loads(run("--url", service.url, "--json"))
-    assert (told["queries"]["total"], told["encrypted_connections"]["total"]) == (1, 1)
+    counts = json.loads(run("--url", service.url, "--json"))
+    assert (counts["queries"]["total"], counts["encrypted_connections"]["total"]) == (1, 1)
     assert "connections of DNS over TLS" in run("--url", service.url)
     assert "connections of DNS over TLS" not in run("--url", service.url, "--domain", "watched.test")
 
@@ -297,8 +297,8 @@ def test_encrypted_connections_have_a_tree_of_their_own(start: Start, scene: Sce
 def test_queries_above_the_limit_come_last(start: Start, scene: Scene) -> None:
     service = start("domains: [oneshot.test]\nmetrics: {max_series: 16}")
     scene("oneshots", 101, 8)
-    told = json.loads(run("--url", service.url, "--json"))["queries"]
-    assert told["total"] == 101
-    assert (told["children"][-1]["name"], told["children"][-1]["own"]) == ("(other)", 101 - 14)
+    counts = json.loads(run("--url", service.url, "--json"))["queries"]
+    assert counts["total"] == 101
+    assert (counts["children"][-1]["name"], counts["children"][-1]["own"]) == ("(other)", 101 - 14)
     text = run("--url", service.url)
     assert "(other): trees counted together, above the limit on series (metrics.max_series)" in text

@@ -1,4 +1,4 @@
-"""bcrypt that records what it compares, and that waits for the test."""
+"""A bcrypt that records its comparisons, and waits for the test."""
 
 from __future__ import annotations
 

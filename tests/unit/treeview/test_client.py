@@ -82,15 +82,15 @@ def test_user_and_password(daemon: Daemon) -> None:
     daemon.status = 401
     assert error_of(Target(daemon.url)).message == f"{daemon.url} requires a user name and a password"
     assert "DNSPROBE_PASSWORD" in error_of(Target(daemon.url)).hint
-    said = error_of(Target(daemon.url, user="ada", password="x")).message
-    assert said == f"{daemon.url} refused the user ada with this password"
+    message = error_of(Target(daemon.url, user="ada", password="x")).message
+    assert message == f"{daemon.url} refused the user ada with this password"
 
 
 def test_a_redirect_is_not_followed(daemon: Daemon) -> None:
     other = Daemon()
     daemon.status, daemon.headers = 302, {"Location": other.url}
-    said = error_of(Target(daemon.url, user="ada", password="x")).message
-    assert said == f"{daemon.url} is not a dnsprobe: the answer is 302 Found"
+    message = error_of(Target(daemon.url, user="ada", password="x")).message
+    assert message == f"{daemon.url} is not a dnsprobe: the answer is 302 Found"
     assert other.asked == []
     other.stop()
 

@@ -66,8 +66,8 @@ def test_folded_stacks() -> None:
 
 
 def test_json() -> None:
-    told = json_object(chosen(Choice(units=("nightly", "user@*"))))
-    assert json.loads(json.dumps(told)) == {
+    result = json_object(chosen(Choice(units=("nightly", "user@*"))))
+    assert json.loads(json.dumps(result)) == {
         "queries": {
             "total": 50,
             "children": [
@@ -122,8 +122,8 @@ def test_a_process_without_a_name() -> None:
         Series("test", "A", "udp", "", tree(b""), "", ""): 4,
         Series("test", "A", "udp", "", tree(b"", b"sh"), "", ""): 3,
     }
-    told = json_object(chosen(counts=counts))["queries"]["children"]
-    assert [(node["name"], node["own"], node["total"]) for node in told] == [(r"\x00", 4, 4), ("sh", 0, 3)]
+    result = json_object(chosen(counts=counts))["queries"]["children"]
+    assert [(node["name"], node["own"], node["total"]) for node in result] == [(r"\x00", 4, 4), ("sh", 0, 3)]
     assert folded_stacks(chosen(counts=counts)) == [r"\x00 4", r"sh;\x00 3"]
 
 

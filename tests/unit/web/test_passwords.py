@@ -125,24 +125,24 @@ def test_in_a_full_queue_a_network_with_fewer_passwords_gets_a_place(monkeypatch
     verifier._queue = FairQueue(limit=6)
 
     async def test() -> None:
-        told: dict[bytes, Verdict] = {}
+        results: dict[bytes, Verdict] = {}
 
         def put(password: bytes, address: str) -> None:
-            verifier.verify(of, b"ada", password, address, lambda verdict: told.update({password: verdict}))
+            verifier.verify(of, b"ada", password, address, lambda verdict: results.update({password: verdict}))
 
         put(b"at work", "192.0.2.9")
         for at in range(6):
             put(b"a%d" % at, "192.0.2.1")
-        assert told == {}
+        assert results == {}
         put(b"b0", "192.0.2.2")
-        assert told == {b"a5": Verdict.BUSY}
+        assert results == {b"a5": Verdict.BUSY}
         put(b"b1", "192.0.2.2")
         put(b"secret", "192.0.2.3")
-        assert told == {b"a5": Verdict.BUSY, b"a4": Verdict.BUSY, b"a3": Verdict.BUSY}
+        assert results == {b"a5": Verdict.BUSY, b"a4": Verdict.BUSY, b"a3": Verdict.BUSY}
         put(b"b2", "192.0.2.2")
-        assert told[b"b2"] is Verdict.BUSY
+        assert results[b"b2"] is Verdict.BUSY
         bcrypt.go_on.set()
-        await until(lambda: len(told) == 11)
+        await until(lambda: len(results) == 11)
         assert [password for password, _ in bcrypt.compared] == [
             b"at work",
             b"a0",
@@ -152,7 +152,7 @@ def test_in_a_full_queue_a_network_with_fewer_passwords_gets_a_place(monkeypatch
             b"b1",
             b"a2",
         ]
-        assert told[b"secret"] is Verdict.GOOD
+        assert results[b"secret"] is Verdict.GOOD
         assert not verifier._checks
         assert verifier._queue.clients == 0
 
@@ -166,20 +166,20 @@ def test_many_networks_do_not_keep_out_another_one(monkeypatch: pytest.MonkeyPat
     verifier = Verifier()
 
     async def test() -> None:
-        told: list[tuple[bytes, Verdict]] = []
+        results: list[tuple[bytes, Verdict]] = []
 
         def put(password: bytes, address: str) -> None:
-            verifier.verify(of, b"ada", password, address, lambda verdict: told.append((password, verdict)))
+            verifier.verify(of, b"ada", password, address, lambda verdict: results.append((password, verdict)))
 
         for at in range(1 + passwords._MAX_WAITING):
             put(b"%d" % at, f"192.0.2.{at}")
-        assert told == []
+        assert results == []
         put(b"secret", "198.51.100.1")
-        ((gave_way, verdict),) = told
-        assert (gave_way != b"secret", verdict) == (True, Verdict.BUSY)
+        ((removed, verdict),) = results
+        assert (removed != b"secret", verdict) == (True, Verdict.BUSY)
         bcrypt.go_on.set()
-        await until(lambda: len(told) == passwords._MAX_WAITING + 2)
-        assert told[-1] == (b"secret", Verdict.GOOD)
+        await until(lambda: len(results) == passwords._MAX_WAITING + 2)
+        assert results[-1] == (b"secret", Verdict.GOOD)
 
     run(test)
     verifier.close()

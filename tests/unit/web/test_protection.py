@@ -130,8 +130,8 @@ def test_plain_http_gets_an_answer(folder: Path, caplog: pytest.LogCaptureFixtur
         async with serving(folder, TLS + "}") as server:
             reader, writer = await asyncio.open_connection(*server.address)
             writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 100 + b"\r\n")
-            told = await reader.read()
-            assert told == b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+            received = await reader.read()
+            assert received == b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
             writer.close()
             assert (await ask(server, context(folder))).status == 200
 
@@ -242,10 +242,10 @@ def test_client_certificates(folder: Path, more: str, client: str, lets_in: bool
     run(test)
 
 
-def s_client(server: Server, folder: Path, *more: str, say: bytes = b"") -> str:
+def s_client(server: Server, folder: Path, *more: str, stdin: bytes = b"") -> str:
     host, port = server.address
     command = ["openssl", "s_client", "-connect", f"{host}:{port}", "-CAfile", str(folder / "ca.pem"), *more]
-    done = subprocess.run(command, input=say, capture_output=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=PATIENCE, check=False)
     return (done.stdout + done.stderr).decode(errors="replace")
 
 
@@ -303,7 +303,7 @@ def test_versions_suites_and_curves(folder: Path, more: str, options: tuple[str,
 def test_no_renegotiation(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
-            shown = await asyncio.to_thread(s_client, server, folder, "-tls1_2", say=b"R\n")
+            shown = await asyncio.to_thread(s_client, server, folder, "-tls1_2", stdin=b"R\n")
             assert "RENEGOTIATING" in shown
             assert "no renegotiation" in shown
             # This is also the default of OpenSSL today.
@@ -571,7 +571,7 @@ def test_new_users_are_loaded(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         (": ", "web.yml:1: not valid YAML"),
         ("basic_auth_users: {ada: x}", "basic_auth_users.ada: not a bcrypt hash"),
@@ -582,7 +582,7 @@ def test_new_users_are_loaded(folder: Path) -> None:
     ],
 )
 def test_an_invalid_file_leaves_the_previous_one_in_force(
-    folder: Path, bad: str | None, said: str, caplog: pytest.LogCaptureFixture
+    folder: Path, bad: str | None, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
 
@@ -599,7 +599,7 @@ def test_an_invalid_file_leaves_the_previous_one_in_force(
                 assert b"\ndnsprobe_web_config_last_reload_successful 0.0\n" in answer.body
             (record,) = caplog.records
             assert record.levelname == "ERROR"
-            assert said in record.getMessage()
+            assert message in record.getMessage()
             assert "the previous one stays in force" in record.getMessage()
             written(folder, good + "http_server_config: {headers: {X-Frame-Options: deny}}")
             answer = await ask(server, None, more=basic("ada", "secret"))
@@ -657,7 +657,7 @@ def test_tls_is_not_turned_off_while_running(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("less", "said"),
+    ("less", "message"),
     [
         (TLS, "client_auth_type no longer requires a certificate"),
         (
@@ -668,14 +668,14 @@ def test_tls_is_not_turned_off_while_running(folder: Path) -> None:
     ],
 )
 def test_half_a_file_does_not_admit_more_clients(
-    folder: Path, less: str, said: str, caplog: pytest.LogCaptureFixture
+    folder: Path, less: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
         async with serving(folder, MUTUAL + ", client_allowed_sans: [prometheus.test]}") as server:
             written(folder, less + "}")
             assert await refused(server, context(folder, "nameless"))
             assert not await refused(server, context(folder, "client"))
-            assert said in caplog.text
+            assert message in caplog.text
             written(folder, MUTUAL + ", client_allowed_sans: [other.test]}")
             assert not await refused(server, context(folder, "nameless"))
 

@@ -256,11 +256,11 @@ def test_bad_requests_are_closed_and_not_logged(
             async with Client(server) as client:
                 client.writer.write(raw)
                 try:
-                    told = await client.reader.read()
+                    received = await client.reader.read()
                 except ConnectionResetError:
-                    told = b""
-                assert told.startswith(b"" if status is None else b"HTTP/1.1 %d " % status)
-                assert told.count(b"HTTP/1.1") <= 1
+                    received = b""
+                assert received.startswith(b"" if status is None else b"HTTP/1.1 %d " % status)
+                assert received.count(b"HTTP/1.1") <= 1
             assert (await ask(server)).status == 200
 
     run(test)
