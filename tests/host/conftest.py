@@ -16,13 +16,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from scraped import add_up, samples_of
 
 HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("dnsprobe")
@@ -160,20 +159,11 @@ class Service(Program):
 
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
         """Scrape now, and return labels and value of each sample of a metric."""
-        # Parsing the lines of all other metrics would take longer than the scrape.
-        lines = [line for line in self.get("/metrics").splitlines() if line.startswith((f"{name}{{", f"{name} "))]
-        return [
-            (sample.labels, sample.value)
-            for family in text_string_to_metric_families("\n".join([*lines, ""]))  # type: ignore[no-untyped-call,unused-ignore]
-            for sample in family.samples
-        ]
+        return samples_of(name, self.get("/metrics"))
 
-    def by(self, metric: str, label: str) -> dict[str, float]:
+    def by(self, metric: str, label: str) -> dict[str, int]:
         """Return the values of a metric, added up by one label."""
-        totals: Counter[str] = Counter()
-        for labels, value in self.samples(metric):
-            totals[labels[label]] += int(value)
-        return dict(totals)
+        return add_up(self.samples(metric), label)
 
     def value(self, metric: str) -> float:
         """Return the value of a metric without labels."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from scraped import add_up, samples_of
 
 HERE = Path(__file__).parent
 OUT = Path("/mnt/out")
@@ -99,13 +99,7 @@ class Service(Unit):
             return str(answer.read().decode())
 
     def samples(self, metric: str) -> list[tuple[dict[str, str], float]]:
-        # Parsing the lines of all other metrics takes an emulated processor too long.
-        lines = [line for line in self.get("/metrics").splitlines() if line.startswith((f"{metric}{{", f"{metric} "))]
-        return [
-            (sample.labels, sample.value)
-            for family in text_string_to_metric_families("\n".join([*lines, ""]))  # type: ignore[no-untyped-call,unused-ignore]
-            for sample in family.samples
-        ]
+        return samples_of(metric, self.get("/metrics"))
 
     def value(self, metric: str, **labels: str) -> float:
         """Return the only value of a metric with these labels."""
@@ -114,10 +108,7 @@ class Service(Unit):
 
     def by(self, label: str, metric: str = "dnsprobe_queries_total") -> dict[str, int]:
         """Return the values of a metric, added up by a label."""
-        totals: Counter[str] = Counter()
-        for labels, value in self.samples(metric):
-            totals[labels[label]] += int(value)
-        return dict(totals)
+        return add_up(self.samples(metric), label)
 
     def programs(self) -> list[str]:
         """Return the names of all BPF programs in the kernel that are hooks."""
