@@ -12,6 +12,7 @@ import document_facts
 import pytest
 import yaml
 from made_up import IDENTITY, QUERY
+from test_completion import commands, options
 
 from dnsprobe.config import main as config
 from dnsprobe.sinks import journal
@@ -20,6 +21,7 @@ from dnsprobe.sinks.fields import FACTS
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "docs/man"
 PAGES = sorted(FOLDER.iterdir())
+COMMANDS = (FOLDER / "dnsprobe.1").read_text("utf-8")
 CONFIGURATION = (FOLDER / "dnsprobe.yaml.5").read_text("utf-8")
 JOURNAL = (FOLDER / "dnsprobe-journal.7").read_text("utf-8")
 FIELDS = [name for name, _ in journal.fields(QUERY, IDENTITY) if not name.startswith("DNSPROBE_")]
@@ -61,6 +63,15 @@ def test_tools_have_no_complaint(page: Path) -> None:
         # Of manual pages that are not installed, or were since its database was made.
         others = re.compile("referenced manual not found|outdated mandoc.db")
         assert [line for line in output.splitlines() if not others.search(line)] == []
+
+
+def test_the_synopsis_has_every_command_with_its_options() -> None:
+    (synopsis,) = re.findall(r"^\.Sh SYNOPSIS\n(.*?)^\.Sh", COMMANDS, re.MULTILINE | re.DOTALL)
+    found = {}
+    for usage in re.split(r"^\.Nm\b", synopsis, flags=re.MULTILINE):
+        if command := re.search(r"Cm (\w+)", usage):
+            found[command[1]] = {f"-{option}" for option in re.findall(r"Fl (-[a-z.-]+)", usage)}
+    assert found == {name: options(parser) - {"--help"} for name, parser in commands().items()}
 
 
 def test_every_key_with_values_and_default() -> None:
