@@ -248,41 +248,11 @@ def decode_identity(data: bytes) -> Facts:
 
 def decode_event(data: bytes) -> Event:
     """Decode a record of the ring buffer: a ``struct event``, cut off behind its last process."""
-    (
-        time_ns,
-        name_hash,
-        repeats,
-        rule,
-        generation,
-        uid,
-        gid,
-        net_ns,
-        qtype,
-        port,
-        kind,
-        transport,
-        family,
-        length,
-        server,
-        reversed_name,
-    ) = EVENT_HEAD.unpack_from(data)
-    return Event(
-        time_ns,
-        name_hash,
-        repeats,
-        rule,
-        generation,
-        uid,
-        gid,
-        net_ns,
-        qtype,
-        port,
-        kind,
-        transport,
-        server[:4] if family == 4 else server,
-        unreverse(reversed_name, length),
-        decode_chain(data, CHAIN_AT),
-    )
+    # An Event begins with the numbers of the struct, in the same order.
+    *numbers, family, length, server, reversed_name = EVENT_HEAD.unpack_from(data)
+    server = server[:4] if family == 4 else server
+    fields = (*numbers, server, unreverse(reversed_name, length), decode_chain(data, CHAIN_AT))
+    return Event(*fields)
 
 
 def unreverse(reversed_name: bytes, length: int) -> bytes:
