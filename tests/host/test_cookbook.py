@@ -224,3 +224,7 @@ def test_a_process_that_adopts_orphans_is_left_out() -> None:
     assert without(["user"], tree) == (
         "asked by a;dig\nsystemd[1]\n└─ a[8]\n   └─ dig[9] root dig x\n\nsystemd[1]\n└─ b[10]\n"
     )
+
+
+def test_there_is_no_command_outside_of_the_blocks() -> None:
+    assert not re.search(r"^(    |\t)\S", _BLOCK.sub("", PAGE), re.MULTILINE)
