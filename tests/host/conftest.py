@@ -250,15 +250,15 @@ def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sender(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sender() -> Iterator[Path]:
     """Compile and return a static program that sends queries and exits. It lives for less than a millisecond."""
-    program = tmp_path_factory.mktemp("sender") / "send"
     source = HERE.parent / "vm/guest/senders/send.c"
-    subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", program, source], check=True)
-    for folder in program.parents:
-        if folder.stat().st_mode & 0o001 == 0:  # other users run it, too
-            folder.chmod(folder.stat().st_mode | 0o011)
-    return program
+    # Other users run it, too. Each run of pytest closes the folder of all its runs to them, so it cannot be there.
+    with tempfile.TemporaryDirectory(prefix="dnsprobe-sender-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", folder / "send", source], check=True)
+        yield folder / "send"
 
 
 @pytest.fixture(scope="session")
