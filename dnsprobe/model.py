@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -24,22 +23,6 @@ OTHER = "(other)"
 UNKNOWN = "(unknown)"
 #: The transport of connections whose queries cannot be read: DNS over TLS (RFC 7858).
 DOT = "dot"
-
-
-class UdpHook(StrEnum):
-    """The hooks for UDP, best first, as in ``probe.hook`` and ``dnsprobe_hook_info``."""
-
-    IP_SEND_SKB = "ip_send_skb"
-    UDP_SEND_SKB = "udp_send_skb"
-    NET_DEV_QUEUE = "net_dev_queue"
-
-
-class TcpHook(StrEnum):
-    """The hooks for TCP, best first, as in ``probe.tcp_hook`` and ``dnsprobe_hook_info``."""
-
-    TCP_SENDMSG_LOCKED = "tcp_sendmsg_locked"
-    TCP_SENDMSG = "tcp_sendmsg"
-    TCP_TRACEPOINT = "tcp_tracepoint"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from dnsprobe.hook_names import UdpHook
 from dnsprobe.kernel.compiler import Compiler
 from dnsprobe.kernel.hooks import (
     PORT_SOURCES,
@@ -28,7 +29,6 @@ from dnsprobe.kernel.loader import SELF_CALLS
 from dnsprobe.kernel.maps import Maps, Sizes
 from dnsprobe.kernel.program import INSTRUCTION
 from dnsprobe.kernel.program_cache import ProgramCache, digest
-from dnsprobe.model import UdpHook
 
 
 def _compilations() -> Iterator[tuple[str, ...]]:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dnsprobe import privileges
 from dnsprobe.commands.hooks import all_proved, describe_hooks
@@ -32,12 +33,16 @@ from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.text import number
-from dnsprobe.web.page import LAST_QUERIES, Page
 from dnsprobe.web.protection import Protection
 from dnsprobe.web.server import Server
 
+if TYPE_CHECKING:
+    from dnsprobe.web.page import Page
+
 _log = logging.getLogger(__name__)
 
+#: The number of last queries that the page shows.
+_LAST_QUERIES = 100
 #: How often the loop asks whether a sweep is due. The question is cheap.
 _TICK_SECONDS = 1.0
 #: The pause after a sweep: while thousands of short-lived processes ask, the kernel's maps fill up quickly.
@@ -67,7 +72,7 @@ class Daemon:
         self._failure: BaseException | None = None
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._last_queries: deque[Query] = deque(maxlen=LAST_QUERIES)
+        self._last_queries: deque[Query] = deque(maxlen=_LAST_QUERIES)
         # Listen first: if the port is taken, nothing has been attached yet.
         self._server = Server(
             Registry(self._snapshot, config.metrics.labels),
@@ -203,6 +208,8 @@ class Daemon:
         )
 
     def _page(self) -> Page:
+        from dnsprobe.web.page import Page  # noqa: PLC0415 - start-up time and memory: many never open the page
+
         probe = self._session.probe
         return Page(
             snapshot=self._snapshot(),

@@ -30,7 +30,8 @@ from dnsprobe.config.readers import (
     power_of_two,
     whole_number,
 )
-from dnsprobe.model import OPTIONAL_LABELS, TcpHook, UdpHook
+from dnsprobe.hook_names import TcpHook, UdpHook
+from dnsprobe.model import OPTIONAL_LABELS
 from dnsprobe.names.pattern import Pattern, RuleError, parse_pattern
 from dnsprobe.names.ruleset import MAX_RULE_ID
 from dnsprobe.text import shorten

@@ -5,7 +5,6 @@ Integers are in host byte order. A test compares sizes and offsets with those of
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -24,9 +23,6 @@ RULE_IDS = 65536
 ENCRYPTED = RULE_IDS
 STREAM_SIZE = 2 + 12 + 255 + 4
 STREAM_HEAD = 4
-
-#: Nanoseconds in a clock tick, the unit of ``ancestor_key.start_ticks`` and of the times in ``/proc/PID/stat``.
-TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class Kind(IntEnum):

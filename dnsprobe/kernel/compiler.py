@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel.abi import TICK_NS
+from dnsprobe.kernel.clock import TICK_NS
 from dnsprobe.kernel.hooks import STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE, Rung
 from dnsprobe.kernel.layout import Layout
 from dnsprobe.kernel.program import CANARY_MARK, Program

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dnsprobe.errors import UserError
+from dnsprobe.hook_names import TcpHook, UdpHook
 from dnsprobe.kernel import libbpf
 from dnsprobe.kernel.kallsyms import Symbol
-from dnsprobe.model import TcpHook, UdpHook
 
 #: The paths of queries out of the host. Each is proved by canaries of its own.
 PATHS = ("udp4", "udp6", "tcp4", "tcp6")

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from dnsprobe.kernel.abi import TICK_NS, Ancestor, AncestorKey, Statistic
+from dnsprobe.kernel.abi import Ancestor, AncestorKey, Statistic
+from dnsprobe.kernel.clock import TICK_NS
 from dnsprobe.model import Process
 from dnsprobe.process.procfs import ProcFS, Stat
 

@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dnsprobe.kernel.abi import CHAIN_SIZE, COMM_SIZE, TICK_NS
+from dnsprobe.kernel.abi import CHAIN_SIZE, COMM_SIZE
+from dnsprobe.kernel.clock import TICK_NS
 from dnsprobe.model import Ancestry, Identity, Process
 
 _CMDLINE_BYTES = 4096

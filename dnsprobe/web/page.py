@@ -25,9 +25,6 @@ from dnsprobe.text import number
 from dnsprobe.treeview.nodes import Node, add, largest
 from dnsprobe.web import markup
 
-#: The number of last queries that the daemon keeps and the page shows.
-LAST_QUERIES = 100
-
 #: The most nodes in the graph and in the list (the tree without JavaScript), and the most rules.
 _MAX_NODES = 2000
 _MAX_LISTED = 200

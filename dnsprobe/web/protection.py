@@ -10,14 +10,18 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tornado.iostream import IOStream
 
-from dnsprobe.config.web import WebConfig, load, need_bcrypt
 from dnsprobe.errors import UserError
 from dnsprobe.web.passwords import Verdict, Verifier
-from dnsprobe.web.tls import TlsStream, make_context
+
+if TYPE_CHECKING:
+    from dnsprobe.config.web import WebConfig
+
+# The web configuration and TLS are imported late, for start-up time and memory: most daemons have none of them.
 
 _log = logging.getLogger(__name__)
 
@@ -42,20 +46,28 @@ def _fingerprint(path: str) -> _Fingerprint:
 class Loaded:
     """A web configuration and its TLS context, None for plain HTTP."""
 
-    config: WebConfig = field(default_factory=WebConfig)
-    context: ssl.SSLContext | None = None
+    config: WebConfig
+    context: ssl.SSLContext | None
 
 
 def read(path: str) -> Loaded:
     """Read a web configuration and the files that it names; raise UserError if one is invalid."""
+    from dnsprobe.config.web import load  # noqa: PLC0415 - see the top of this file
+
     return _complete(load(path))
 
 
 def _complete(config: WebConfig) -> Loaded:
+    from dnsprobe.config.web import need_bcrypt  # noqa: PLC0415 - see the top of this file
+
     if config.users:
         need_bcrypt()
+    if config.tls is None:
+        return Loaded(config, None)
+    from dnsprobe.web.tls import make_context  # noqa: PLC0415 - see the top of this file
+
     try:
-        return Loaded(config, None if config.tls is None else make_context(config.tls))
+        return Loaded(config, make_context(config.tls))
     except OSError as error:  # no descriptor or memory left
         raise UserError(f"cannot load the certificates: {error.strerror}") from error
 
@@ -74,17 +86,17 @@ class Protection:
         #: Whether the files were valid when they were last read.
         self.good = True
         self._last_error = ""
-        self._loaded = Loaded() if path is None else self._read(path)
+        self._loaded: Loaded | None = None if path is None else self._read(path)
 
     @property
     def scheme(self) -> str:
         """``https`` or ``http``. A reload cannot change it."""
-        return "http" if self._loaded.context is None else "https"
+        return "https" if self._loaded is not None and self._loaded.context is not None else "http"
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers that the configuration adds to each response."""
-        return self._loaded.config.headers
+        return {} if self._loaded is None else self._loaded.config.headers
 
     def refresh(self, *, force: bool = False) -> None:
         """Reload the files if one of them has changed, or with ``force``. The same error is logged once."""
@@ -92,7 +104,8 @@ class Protection:
             return
         try:
             loaded = self._read(self._path)
-            self._refuse_weaker(loaded)
+            if self._loaded is not None:
+                _refuse_weaker(self._loaded, loaded)
         except UserError as error:
             self.good = False
             text = f"{error}; {error.hint}" if error.hint else str(error)
@@ -108,10 +121,13 @@ class Protection:
     def stream(self, connection: socket.socket, max_buffer_size: int, read_chunk_size: int) -> IOStream:
         """Return the stream of a new connection. Raises OSError if the client has left already."""
         self.refresh()
-        config, context = self._loaded.config, self._loaded.context
-        if context is None or config.tls is None:
+        loaded = self._loaded
+        if loaded is None or loaded.context is None or loaded.config.tls is None:
             return IOStream(connection, max_buffer_size=max_buffer_size, read_chunk_size=read_chunk_size)
-        return TlsStream(connection, context, config.tls.allowed_sans, max_buffer_size, read_chunk_size)
+        from dnsprobe.web.tls import TlsStream  # noqa: PLC0415 - see the top of this file
+
+        allowed_sans = loaded.config.tls.allowed_sans
+        return TlsStream(connection, loaded.context, allowed_sans, max_buffer_size, read_chunk_size)
 
     def authenticate(
         self, authorization: str, address: str, done: Callable[[Verdict], object], wanted: Callable[[], bool]
@@ -121,7 +137,7 @@ class Protection:
         ``address`` is that of the client. ``wanted`` returns whether the client still waits.
         """
         self.refresh()
-        users = self._loaded.config.users
+        users = None if self._loaded is None else self._loaded.config.users
         if not users:
             done(Verdict.GOOD)
             return
@@ -139,6 +155,8 @@ class Protection:
         return any(_fingerprint(path) != fingerprint for path, fingerprint in self._fingerprints.items())
 
     def _read(self, path: str) -> Loaded:
+        from dnsprobe.config.web import load  # noqa: PLC0415 - see the top of this file
+
         # The fingerprints are taken first, so a change during the reading leads to another reload.
         fingerprints = {path: _fingerprint(path)}
         try:
@@ -148,23 +166,24 @@ class Protection:
         finally:
             self._fingerprints = fingerprints
 
-    def _refuse_weaker(self, loaded: Loaded) -> None:
-        """Raise UserError for a change that would admit more clients, or that breaks all of them.
 
-        A file that is only half written can look like such a change.
-        """
-        hint = "if this is intended, restart dnsprobe"
-        if (loaded.context is None) != (self._loaded.context is None):
-            raise UserError(f"TLS cannot be turned {'off' if loaded.context is None else 'on'} while running", hint)
-        if self._loaded.config.users and not loaded.config.users:
-            raise UserError("basic_auth_users no longer has a user", hint)
-        before, after = self._loaded.config.tls, loaded.config.tls
-        if before is None or after is None:
-            return
-        if before.client_auth == ssl.CERT_REQUIRED != after.client_auth:
-            raise UserError("client_auth_type no longer requires a certificate", hint)
-        if before.allowed_sans is not None and after.allowed_sans is None:
-            raise UserError("client_allowed_sans is missing now", hint)
+def _refuse_weaker(current: Loaded, loaded: Loaded) -> None:
+    """Raise UserError for a change that would admit more clients, or that breaks all of them.
+
+    A file that is only half written can look like such a change.
+    """
+    hint = "if this is intended, restart dnsprobe"
+    if (loaded.context is None) != (current.context is None):
+        raise UserError(f"TLS cannot be turned {'off' if loaded.context is None else 'on'} while running", hint)
+    if current.config.users and not loaded.config.users:
+        raise UserError("basic_auth_users no longer has a user", hint)
+    before, after = current.config.tls, loaded.config.tls
+    if before is None or after is None:
+        return
+    if before.client_auth == ssl.CERT_REQUIRED != after.client_auth:
+        raise UserError("client_auth_type no longer requires a certificate", hint)
+    if before.allowed_sans is not None and after.allowed_sans is None:
+        raise UserError("client_allowed_sans is missing now", hint)
 
 
 def parse_basic(authorization: str) -> tuple[bytes, bytes] | None:

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
@@ -21,10 +21,12 @@ from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
 from dnsprobe.sinks.metrics import Registry
 from dnsprobe.web import listener
 from dnsprobe.web.clients import Client, Clients
-from dnsprobe.web.page import CONTENT_TYPE, HEADERS, Page, render
 from dnsprobe.web.passwords import Verdict
 from dnsprobe.web.protection import Protection
 from dnsprobe.web.responses import Exchange, Response, ResponseQueue, compressed, plain
+
+if TYPE_CHECKING:
+    from dnsprobe.web.page import Page
 
 _MAX_HEADER = 16 * 1024
 #: No request needs a body. A small one is read and ignored, so that its sender can read the answer.
@@ -172,7 +174,10 @@ class Server(httputil.HTTPServerConnectionDelegate):
 
     def _collect(self, exchange: Exchange) -> Response:
         if exchange.path == "/" and self._page is not None:
-            body, content_type, headers = render(self._page()), CONTENT_TYPE, {"Vary": "Accept-Encoding", **HEADERS}
+            from dnsprobe.web import page  # noqa: PLC0415 - start-up time and memory: many never open the page
+
+            body, content_type = page.render(self._page()), page.CONTENT_TYPE
+            headers = {"Vary": "Accept-Encoding", **page.HEADERS}
         else:
             body, content_type = self._registry.encode(exchange.headers.get("Accept", ""))
             headers = {"Vary": "Accept, Accept-Encoding"}

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dnsprobe.kernel.abi import TICK_NS
+from dnsprobe.kernel.clock import TICK_NS
 from dnsprobe.model import Process
 
 #: When made-up processes started, in clock ticks since boot.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from proc_files import stat_line
 
-from dnsprobe.kernel.abi import TICK_NS, Ancestor, AncestorKey, Statistic
+from dnsprobe.kernel.abi import Ancestor, AncestorKey, Statistic
+from dnsprobe.kernel.clock import TICK_NS
 from dnsprobe.model import Process
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS

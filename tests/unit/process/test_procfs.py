@@ -8,7 +8,7 @@ import psutil
 import pytest
 from proc_files import START, make, process, stat_line
 
-from dnsprobe.kernel.abi import TICK_NS
+from dnsprobe.kernel.clock import TICK_NS
 from dnsprobe.model import Identity, Process
 from dnsprobe.process.procfs import ProcFS, Stat, cgroup_path, parse_stat
 

@@ -229,7 +229,7 @@ def test_a_page_has_a_bound() -> None:
         ancestry=Ancestry(tuple(Process(n, n, b"&" * 15) for n in range(40, 0, -1))),
     )
     rules = [Rule(n, f"&{n}" + "&" * 5000, "&" * 5000) for n in range(1, 1001)]
-    raw = render(Page(snapshot(trees), rules=rules, last=[asked] * web.LAST_QUERIES))
+    raw = render(Page(snapshot(trees), rules=rules, last=[asked] * 100))
     assert len(raw) < 2_000_000
     document = Document(raw)
     assert len(document.nodes) == 2000

@@ -307,8 +307,10 @@ def test_no_renegotiation(folder: Path) -> None:
             assert "RENEGOTIATING" in shown
             assert "no renegotiation" in shown
             # This is also the default of OpenSSL today.
-            assert server.protection._loaded.context is not None
-            assert server.protection._loaded.context.options & ssl.OP_NO_RENEGOTIATION
+            loaded = server.protection._loaded
+            assert loaded is not None
+            assert loaded.context is not None
+            assert loaded.context.options & ssl.OP_NO_RENEGOTIATION
             assert (await ask(server, context(folder))).status == 200
 
     run(test)
@@ -699,11 +701,13 @@ def test_a_change_with_the_same_size_and_time_is_noticed(folder: Path) -> None:
     path = written(folder, users(ada=hashed("secret")))
     protection = Protection(str(path))
     then = path.stat()
-    before = protection._loaded.config.users
+    before = protection._loaded
     path.write_text(users(ada=hashed("other!")))
     os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
     protection.refresh()
-    assert protection._loaded.config.users != before
+    assert before is not None
+    assert protection._loaded is not None
+    assert protection._loaded.config.users != before.config.users
 
 
 def test_without_a_web_configuration() -> None:
