@@ -26,8 +26,8 @@
 #define DECIDE 0xffffffffU /* user space decides by the whole name */
 /* The ids of rules are below this. Each has a slot in the overflow array. */
 #define RULE_IDS 65536
-/* In place of a rule in a counter of connections whose queries cannot be read. Its overflow slot is behind those of the
- * rules. */
+/* The rule in a counter of connections whose queries cannot be read. Its slot of the overflow array follows those of
+ * the rules. */
 #define ENCRYPTED RULE_IDS
 
 /* The transport of a query. mDNS, LLMNR and DoT are recognized by their port. */
@@ -41,7 +41,7 @@ enum transport {
 
 enum kind {
 	KIND_QUERY = 0,
-	KIND_UNDECIDED = 1, /* user space decides by the whole name whether a rule asks for it */
+	KIND_UNDECIDED = 1, /* user space decides by the whole name whether a rule matches */
 	KIND_CANARY = 2,
 };
 
@@ -51,13 +51,13 @@ enum statistic {
 	STAT_LOST_RING_FULL,
 	STAT_UNATTRIBUTED_COUNTERS_FULL,
 	STAT_UNATTRIBUTED_PROCESSES_FULL,
-	STAT_UNDECIDED_NAMES_FULL, /* queries that a rule may ask for, not counted: no room for their name */
+	STAT_UNDECIDED_NAMES_FULL, /* queries that a rule may match, not counted: no room for their name */
 	STAT_UNPARSED_MALFORMED,
 	STAT_UNPARSED_NONLINEAR, /* the question is not in the linear part of the packet */
 	STAT_UNPARSED_SEGMENTED, /* one send has several datagrams (UDP_SEGMENT); only the first is read */
 	STAT_COUNTERS_ADDED,	 /* entries made in the counter maps */
 	STAT_NAMES_ADDED,
-	STAT_IDENTITIES_FULL,	  /* programs that a process ran, whose identity could not be kept: no room */
+	STAT_IDENTITIES_FULL,	  /* identities that could not be kept: no room */
 	STAT_UNPARSED_QUESTIONS,  /* a packet has more than one question (mDNS); only the first is read */
 	STAT_UNPARSED_UNREADABLE, /* a write to a stream cannot be read: not in memory, or in too many buffers */
 	STAT_UNPARSED_UNALIGNED,  /* it is not known where in the stream a message begins */
@@ -87,7 +87,7 @@ struct outcome {
 struct process_key {
 	u64 start_ns; /* since boot: task_struct.start_boottime of the group leader */
 	u32 tgid;
-	u32 exec; /* of an identity: task_struct.self_exec_id, which execve(2) changes; of a tree: 0 */
+	u32 exec; /* for identities: task_struct.self_exec_id, which execve(2) changes; for trees: 0 */
 };
 
 struct count_key {
@@ -144,7 +144,7 @@ struct stream {
 	u32 start;  /* sequence number of the message that has begun, or comes next */
 	u32 have;   /* octets of that message in `octets` */
 	u32 known;  /* 0: it is not known where the next message begins */
-	u32 lost;   /* sequence number of the write at which reading was given up last */
+	u32 lost;   /* sequence number of the last write at which the alignment was lost */
 	u32 opened; /* 1: a write has opened the connection; the next write corrects `first` */
 	u32 last;   /* sequence number of the last write that began with a message */
 	u32 head_size;
@@ -153,7 +153,7 @@ struct stream {
 	u8 pad[7];
 };
 
-/* A packet that was counted and will pass another hook: when its neighbour has answered, or at another device. */
+/* A packet that was counted and will pass a hook again: after its neighbour has answered, or at another device. */
 struct deferred {
 	u64 ports_id;
 	u64 since_ns; /* CLOCK_MONOTONIC */
@@ -178,7 +178,7 @@ struct ancestor {
 	u8 counted_by_parent;
 	u8 parent_lost; /* its fork was missed */
 	u8 pad[5];
-	u8 comm[COMM_SIZE]; /* the last name that it had */
+	u8 comm[COMM_SIZE]; /* its latest name */
 };
 
 struct process {

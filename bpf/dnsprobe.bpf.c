@@ -25,8 +25,8 @@ int ip6_send_skb_entry(struct pt_regs *ctx)
 #endif
 
 #ifdef HOOK_UDP_SEND_SKB
-/* Returns the port that a function or its clone gets: PORT_ARGUMENT is the register with the flow (struct flowi4 or
- * flowi6) or with the port itself. */
+/* Returns the destination port that a function or its clone gets as an argument. PORT_ARGUMENT is the register with the
+ * flow (struct flowi4 or flowi6) or with the port itself. */
 static __always_inline u16 port_from(u64 argument, u32 flow_offset)
 {
 	u16 port = argument;
@@ -106,8 +106,9 @@ int tcp_sendmsg_locked_entry(struct bpf_raw_tracepoint_args *ctx)
 #ifdef STREAM_TWICE
 /*
  * If programs at tracepoints can be preempted, another thread may take the CPU in the middle of a run. The kernel then
- * skips that thread's runs of the same program (kernel/trace/bpf_trace.c, __bpf_trace_run()). This is the same code as
- * a second program with its own scratch space. A write that both see is known already to the second one.
+ * skips that thread's runs of the same program (kernel/trace/bpf_trace.c, __bpf_trace_run()), but not those of this
+ * second program. It is the same code with another scratch space. If both programs see a write, the second one finds
+ * that the first has read it.
  */
 int tcp_sendmsg_locked_again_entry(struct bpf_raw_tracepoint_args *ctx)
 {

@@ -12,8 +12,9 @@
 #define EEXIST 17 /* include/uapi/asm-generic/errno-base.h */
 
 /*
- * Values that differ at each start. dnsprobe/kernel/program.py puts them in when it loads a compiled program: the
- * descriptor of a map, of which only the number MAP_* is known here, and the port of the canaries.
+ * The descriptors of the maps and the port of the canaries differ at each start. The compiled program has marks in
+ * their place: for a map its number MAP_*, for the port CANARY_MARK. dnsprobe/kernel/program.py replaces the marks when
+ * it loads the program.
  */
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_##name))
 #define CANARY_PORT bpf_pseudo_fd(CANARY_MARK, 0)

@@ -19,9 +19,9 @@
 #define PACKET_FRONT 16
 /* The length in front of each message over TCP: RFC 1035, section 4.2.2. */
 #define LENGTH_SIZE 2
-/* Where messages over TCP begin, so that their header is where that of a datagram is. */
+/* Where messages over TCP begin. So their DNS header is at PACKET_FRONT, as that of a datagram is. */
 #define STREAM_FRONT (PACKET_FRONT - LENGTH_SIZE)
-/* An offset and a size, each masked to 511, stay inside together. */
+/* The sum of an offset and a size, each masked to 511, is below this. */
 #define PACKET_SIZE 1024
 
 /* Where a query goes. */
@@ -51,8 +51,8 @@ struct question {
 };
 
 /*
- * Each field says which functions write it and which read it. A run finds here what the last run of the same kind of
- * hook on this CPU has left.
+ * The comment on a field names the functions that write it and those that read it. Nothing clears the fields between
+ * runs: a run finds the values of the last run of the same kind of hook on this CPU.
  */
 struct scratch {
 	/* The message, at PACKET_FRONT or STREAM_FRONT. Written by read_question, copy_from_write and

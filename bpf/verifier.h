@@ -8,7 +8,7 @@
  *
  * - A loop has a constant bound, and leaves early.
  * - A large part, such as the walk over the ancestors, has one caller only. Everything is inlined, so each further call
- *   would be a copy that the verifier follows as well. Whoever needs the part sets a flag in the scratch space.
+ *   would be a copy that the verifier follows as well. Code that needs the part sets a flag in the scratch space.
  * - An array has room for an offset and a size that are as large as their masks admit (PACKET_SIZE), so that the masks
  *   alone prove an access to be in bounds.
  */
@@ -25,8 +25,8 @@
 	})
 
 /*
- * Reads a value from a map again, although a register may hold it. The verifier knows what is in a register: the number
- * of labels after each exit of a loop, or the constant that one branch has set. It follows all code behind that once
+ * Reads a value from a map again, although a register may hold it. The verifier tracks the value of a register, such as
+ * the number of labels at each exit of a loop, or the constant that one branch sets. It follows the code behind once
  * for each such value ("BPF program is too large. Processed 1000001 insn"). It does not track the content of a map, so
  * after this read all those paths are one. Loops therefore keep their result in the scratch space.
  */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Which rule asks for a name.
+ * Which rule matches a name.
  */
 #ifndef DNSPROBE_DNS_MATCH_H
 #define DNSPROBE_DNS_MATCH_H
@@ -35,7 +35,8 @@ static __always_inline u32 match_name(const struct scratch *s)
 	return outcome->below;
 }
 
-/* True if a rule and a port go together: only the name of the canaries counts at their port, and only there. */
+/* True if a rule is valid for a port: the canary rule only for the port of the canaries, others only for other ports.
+ */
 static __always_inline bool rule_fits_port(u32 rule, u16 port)
 {
 	return (rule == CANARY) == (port == CANARY_PORT);

@@ -27,7 +27,7 @@ static __always_inline u64 lower_case(u64 octets)
  */
 static __always_inline void reverse_name(struct scratch *s)
 {
-	/* The register of walk_question() would bring another value on each way out of its loop. */
+	/* With the register of walk_question(), the verifier would follow this code for each way out of its loop. */
 	u32 length = FORGET(s->question.length);
 
 	if (length > 255)

@@ -35,7 +35,7 @@ static __always_inline u64 walk_question(struct scratch *s, u32 size)
 		if (at > DNS_HEADER + 254)
 			break;
 	}
-	/* A register would hold another value on each way out of the loop: one for each number of labels. */
+	/* With a register, the verifier would follow the code below once for each number of labels. */
 	u64 end = FORGET(s->question.length);
 
 	if (end == 0 || end > 255 || DNS_HEADER + end + 4 > size)

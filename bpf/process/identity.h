@@ -21,7 +21,7 @@
  */
 static __always_inline bool append_name(struct path *path, u64 name)
 {
-	/* A register would hold another sum of lengths after each step of the loop that calls this. */
+	/* With a register, the verifier would track another sum of lengths after each step of the calling loop. */
 	u64 at = FORGET(path->length);
 
 	if (at >= PATH_SIZE)

@@ -2,7 +2,7 @@
  *
  * Lineage: which process forked which. When a process ends, the kernel gives its children another parent and forgets
  * the first one; MAP(LINEAGE) keeps it. A process is removed when it has ended and has no children in the map. User
- * space removes those that this cannot find (dnsprobe/process/lineage.py).
+ * space removes those that these programs miss (dnsprobe/process/lineage.py).
  */
 #ifndef DNSPROBE_PROCESS_LINEAGE_H
 #define DNSPROBE_PROCESS_LINEAGE_H
@@ -40,8 +40,9 @@ static __always_inline bool add_ancestor(const struct ancestor_key *key, const s
 }
 
 /*
- * Adds a process that forks and is not in the map. While user space reads /proc at the start, its present parent is all
- * that can be known. After that, its own fork was missed, and its present parent may not be the one that forked it.
+ * Adds a process that forks and is not in the map. While user space still reads /proc at the start, the process may be
+ * older than the map, and its present parent is the best that is known. Later, it is not in the map because its own
+ * fork was missed, and its present parent may not be the one that forked it.
  */
 static __always_inline struct ancestor *add_unseen_parent(const struct ancestor_key *key, u64 leader, u64 start_ns)
 {
@@ -139,8 +140,8 @@ static __always_inline int follow_exit(u64 task)
 	u64 leader = read_u64(task + TASK_GROUP_LEADER);
 	u64 start_ns = read_u64(leader + TASK_START_BOOTTIME);
 
-	/* The kernel counts down before the tracepoint (kernel/exit.c, do_exit()): if it is not 0, other threads go on.
-	 */
+	/* The kernel decrements the number of live threads before the tracepoint (kernel/exit.c, do_exit()). If it is
+	 * not 0, other threads go on. */
 	if (read_u32(read_u64(task + TASK_SIGNAL) + SIGNAL_LIVE))
 		return 0;
 	set_ancestor_key(&key, read_u32(leader + TASK_TGID), start_ns);
@@ -149,9 +150,9 @@ static __always_inline int follow_exit(u64 task)
 
 	if (!ancestor)
 		return 0;
-	/* The addition is atomic for its memory barrier: either this CPU sees that the last child has ended, or the CPU
-	 * of that child sees that this process has ended. (On arm64 it is no barrier: user space removes a process that
-	 * neither saw.) */
+	/* An atomic addition, because it is a memory barrier: either this CPU sees that the last child has ended, or
+	 * the CPU of that child sees that this process has ended. (On arm64 it is no barrier. If neither CPU sees it,
+	 * user space removes the process.) */
 	__sync_fetch_and_add(&ancestor->exited, 1);
 	/* Read after the addition: other CPUs change it. */
 	if (READ_ONCE(ancestor->children) || ancestor->has_others) {
@@ -200,8 +201,8 @@ static __always_inline void append_lineage(struct chain *chain, struct ancestor_
 /* Notes how many processes the lineage and the chain of parents have in common, and appends the rest of the lineage. */
 static __always_inline void walk_lineage(struct chain *chain)
 {
-	/* The register of walk_ancestry() has another constant for each number of parents. With it, the verifier
-	 * processes 780,000 instructions of a program instead of 110,000 (Linux 6.18, LLVM 14). */
+	/* With the register of walk_ancestry(), the verifier would follow this code once for each number of parents:
+	 * 780,000 instructions of a program instead of 110,000 (Linux 6.18, LLVM 14). */
 	u32 depth = FORGET(chain->depth);
 	struct ancestor_key key;
 	bool differs = false;

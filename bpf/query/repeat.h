@@ -43,7 +43,7 @@ static __always_inline bool is_event_due(struct scratch *s, const struct seen_ke
 	return true;
 }
 
-/* Notes that an event was submitted. If it was not, the next of the repeated queries causes one. */
+/* Notes whether the event was submitted. If it was not, the next repeated query causes an event. */
 static __always_inline void update_seen(struct scratch *s, const struct settings *settings, bool submitted)
 {
 	struct seen_key key;

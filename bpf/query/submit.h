@@ -13,7 +13,8 @@
 #include "query/count.h"
 #include "query/repeat.h"
 
-/* Fills in the event, except for its chain, which is there already. Returns its size, or 0 if the chain is too long. */
+/* Fills in the event, except for its chain, which walk_ancestry() has written. Returns its size in octets, or 0 if the
+ * chain is too long. */
 static __always_inline u64 complete_event(struct scratch *s)
 {
 	const struct destination *to = &s->to;
@@ -37,7 +38,7 @@ static __always_inline u64 complete_event(struct scratch *s)
 
 	if (processes >= CHAIN_ROOM)
 		return 0;
-	/* Newer compilers compare one register and use a copy in another, of which the verifier knows no bound. */
+	/* Newer compilers compare one register and use a copy in another, whose bound the verifier does not know. */
 	KEEP_BELOW_64(processes);
 	return __builtin_offsetof(struct event, chain.process) + processes * sizeof(struct process);
 }
@@ -49,7 +50,8 @@ static __always_inline u64 complete_event(struct scratch *s)
  */
 static __always_inline void keep_and_submit(struct scratch *s, const struct settings *settings)
 {
-	/* FORGET, here and below: registers would bring other constants from each branch of handle_query(). */
+	/* FORGET, here and below: with registers, the verifier would follow this once for each branch of
+	 * handle_query(). */
 	if (!FORGET(s->keep_tree) && !FORGET(s->submit))
 		return;
 	walk_ancestry(&s->event.chain, s->leader);

@@ -18,7 +18,8 @@ static __always_inline u32 first_octet(u64 sock)
 	return read_u32(sock + TCP_SND_UNA) - read_u32(sock + TCP_BYTES_ACKED) + 1;
 }
 
-/* Adds an entry for a socket, which the caller resets; NULL if there is no room. */
+/* Adds an entry for a socket; NULL if there is no room. Its inode is not that of the socket, so the caller resets it.
+ */
 static __always_inline struct stream *add_stream(struct scratch *s, u64 *sock, u64 inode)
 {
 	s->stream.inode = ~inode;
@@ -27,8 +28,8 @@ static __always_inline struct stream *add_stream(struct scratch *s, u64 *sock, u
 }
 
 /*
- * Replaces the sequence numbers that were assumed when a write opened the connection, by the real ones. If a socket
- * that does not wait took only a part of that write, the program writes the rest again: these octets are known already.
+ * The sequence numbers of a write that opens its connection are assumed ones. Replaces them by the real ones. If a
+ * non-blocking socket took only a part of that write, the program writes the rest again. These octets were read before.
  */
 static __always_inline void correct_sequence(struct stream *stream, u32 first)
 {
@@ -67,7 +68,7 @@ static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u
 			return NULL;
 	}
 
-	/* Until the connection is open, each write would begin with its first octet. */
+	/* Before the connection is open, a write is assumed to begin with the first octet of the connection. */
 	u32 first = fastopen == FASTOPEN_NONE ? first_octet(sock) : sequence;
 	/* An earlier socket may have had the same address. */
 	bool is_other = stream->inode != inode || (fastopen == FASTOPEN_SENDMSG && !continued);

@@ -26,7 +26,7 @@
 enum fastopen {
 	FASTOPEN_NONE,
 	FASTOPEN_SENDMSG, /* sendmsg(2) with MSG_FASTOPEN connects: the message has the address */
-	FASTOPEN_CONNECT  /* connect(2) left it to the first write (TCP_FASTOPEN_CONNECT of tcp(7)) */
+	FASTOPEN_CONNECT  /* connect(2) left the SYN to the first write (TCP_FASTOPEN_CONNECT of tcp(7)) */
 };
 
 /* struct sockaddr_in6 of include/uapi/linux/in6.h, and struct sockaddr_in, which ends with `four`. */

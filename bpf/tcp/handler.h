@@ -19,12 +19,13 @@
 #include "tcp/iov.h"
 #include "tcp/reassembly.h"
 
-/* Reads the next message of a write. If it is a query that a rule asks for, counts it. */
+/* Reads the next message of a write. If it is a query that a rule matches, counts it. */
 static __always_inline void handle_message(struct scratch *s, const struct settings *settings, struct stream *stream,
 					   const struct write *write, bool continued)
 {
 	read_next_message(s, stream, write, continued);
-	/* FORGET, here and below: a register would bring another constant from each way out of read_next_message(). */
+	/* FORGET, here and below: with a register, the verifier would follow this code for each way out of
+	 * read_next_message(). */
 	if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
 		count_statistic(STAT_UNPARSED_MALFORMED);
 	if (FORGET(s->progress) != MESSAGE_READ)
@@ -80,8 +81,8 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 	s->more = 0;
 	if (!stream)
 		return 0;
-	/* An earlier run has counted that this write cannot be read: a run of the first of two programs at a
-	 * tracepoint, or of the first attempt to write, of which the socket took nothing. */
+	/* An earlier run has counted that this write cannot be read: that of the first of two programs at a tracepoint,
+	 * or that of an earlier attempt to write, if the socket took nothing then. */
 	if (!stream->known && stream->lost == write.sequence)
 		return 0;
 	s->to = to;
@@ -96,7 +97,7 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 		count_encrypted_connection(s, stream, write.sequence);
 	}
 	keep_and_submit(s, settings);
-	/* A register would bring another constant from each way out of read_next_message(). */
+	/* As in handle_message(): with a register, the verifier would follow each way out of read_next_message(). */
 	if (!FORGET(s->more))
 		return 0;
 	/* The next message. A loop around all of this would be too large for the verifier. */

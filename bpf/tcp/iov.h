@@ -62,7 +62,8 @@ static __always_inline bool copy_from_write(struct scratch *s, const struct writ
 
 	s->copied = 0;
 	for (u32 i = 0; i < MAX_IOVECS; i++) {
-		/* FORGET, here and below: a register would hold another sum of sizes after each round. */
+		/* FORGET, here and below: with a register, the verifier would track another sum of sizes after each
+		 * round. */
 		u64 done = FORGET(s->copied);
 		u64 size = FORGET(s->size);
 

@@ -22,7 +22,7 @@ enum progress {
 static __always_inline enum progress read_message(struct scratch *s, u16 port)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
-	/* A register would bring other bounds from each way in which the caller computes it. */
+	/* With a register, the verifier would track other bounds for each way in which the caller computes the size. */
 	u32 have = FORGET(s->size);
 	u32 length = s->packet[STREAM_FRONT] << 8 | s->packet[STREAM_FRONT + 1];
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * From the writes of a program to the messages in them: a message can be cut up into writes, and a write can have
- * several messages (RFC 7766, section 8).
+ * Finds the messages in the writes of a program. A write can have several messages, or only a part of one (RFC 7766,
+ * section 8).
  *
- * The socket's own sequence number says where a write belongs. If the socket takes only a part of a write, the program
- * writes the rest again, from there on: these octets are known already. If the socket takes nothing, the number is that
- * of the last write, and the first octets say whether it is the same write. Only a write that opens its connection
- * comes before there is a number.
+ * The sequence number of the socket shows where in the stream a write belongs. If the socket takes only a part of a
+ * write, the program writes the rest again. The rest was read before, so it is skipped. If the socket takes nothing,
+ * the next write has the same sequence number, and its first octets show whether it is the same write. Only a write
+ * that opens its connection has no sequence number yet.
  */
 #ifndef DNSPROBE_TCP_REASSEMBLY_H
 #define DNSPROBE_TCP_REASSEMBLY_H
@@ -33,12 +33,12 @@ static __always_inline bool has_same_head(const struct stream *stream, const u64
 }
 
 /*
- * Begins a message with a write, of which the first octets are in s->packet. False if the write is the last one again,
- * which only `same_place` makes possible: it has the same sequence number.
+ * Begins a message at the start of a write, whose first octets are in s->packet. False if it is the last write again,
+ * which is possible only with `same_place`: both have the same sequence number.
  */
 static __always_inline bool begin_message(struct scratch *s, struct stream *stream, u32 sequence, bool same_place)
 {
-	/* A register would bring other bounds from each way in which the caller computes it. */
+	/* With a register, the verifier would track other bounds for each way in which the caller computes the size. */
 	u32 copied = FORGET(s->size);
 	u64 head[STREAM_HEAD];
 
@@ -65,13 +65,13 @@ static __always_inline void check_alignment(struct stream *stream, u16 port, u32
 	}
 }
 
-/* Reads the message of which s->size octets are in s->packet, and moves on behind them. */
+/* Reads the message, of which s->size octets are in s->packet, and moves the start of the next message behind it. */
 static __always_inline void advance(struct scratch *s, struct stream *stream, const struct write *write, u16 port)
 {
 	u32 length;
 
 	s->progress = read_message(s, port);
-	/* FORGET, here and below: registers would bring other constants from each way out of read_message(). */
+	/* FORGET, here and below: with registers, the verifier would follow this for each way out of read_message(). */
 	length = LENGTH_SIZE + FORGET(s->length);
 	if (!FORGET(stream->known) && (FORGET(s->progress) != MESSAGE_READ || length > write->size)) {
 		s->progress = MESSAGE_INCOMPLETE;
@@ -102,10 +102,11 @@ static __always_inline void read_next_message(struct scratch *s, struct stream *
 	s->more = 0;
 	check_alignment(stream, port, write->sequence);
 
-	/* FORGET, here and below: registers would bring the constants that check_alignment() has set on some ways. */
+	/* FORGET, here and below: with registers, the verifier would follow this for each way out of check_alignment().
+	 */
 	u32 start = FORGET(stream->start);
 	u32 have = FORGET(stream->have);
-	/* The socket took nothing of the last write: this is the same write, or another in its place. */
+	/* If true, the socket took nothing of the last write: this is the same write, or another in its place. */
 	bool same_place = !continued && FORGET(stream->known) && stream->last == write->sequence;
 
 	if (same_place) {
@@ -115,7 +116,8 @@ static __always_inline void read_next_message(struct scratch *s, struct stream *
 
 	u32 skip = start + have - write->sequence;
 
-	/* All of it is known: the socket took a part of an earlier write, and the program writes the rest again. */
+	/* All of it was read before: the socket took a part of an earlier write, and the program writes the rest again.
+	 */
 	if (skip >= write->size || have >= STREAM_SIZE)
 		return;
 	s->size = write->size - skip < STREAM_SIZE - have ? write->size - skip : STREAM_SIZE - have;

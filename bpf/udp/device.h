@@ -26,7 +26,7 @@ static __always_inline bool is_local(u64 sock, u64 device)
 
 /*
  * False for the second pass of a packet, through the device below a VLAN, bond or bridge: the same buffer with the same
- * content at another device. (The address of the buffer alone says little: the next packet often gets the same.)
+ * content at another device. (The address of the buffer alone is not enough: the next packet often gets the same.)
  */
 static __always_inline bool is_first_device(struct scratch *s, const struct packet *packet, u64 sock, u64 device)
 {

@@ -44,7 +44,8 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u32 hook_kind)
 
 	u32 rule = match_name(s);
 
-	/* Questions that are not read may be wanted: then it counts that they were not. */
+	/* A rule may match a question that is not read. So such packets are counted below even if no rule matches the
+	 * first question. */
 	if (rule == NO_RULE && !s->question.segmented && !packet.many_questions)
 		return 0;
 	if (!rule_fits_port(rule, packet.to.port) || !is_counted_here(s, &packet, hook_kind))

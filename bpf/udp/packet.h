@@ -31,7 +31,8 @@ struct packet {
 	bool many_questions; /* more than one */
 };
 
-/* In place of a port: it is in the UDP header, which is complete only after udp_send_skb(). */
+/* In place of a known port: read_packet() reads the port from the UDP header, which is complete only after
+ * udp_send_skb(). */
 #define PORT_IN_HEADER 0
 
 struct ip4 {
@@ -98,7 +99,7 @@ static __always_inline bool read_udp_over_ip6(struct headers *headers, u64 skb, 
 {
 	u8 next = headers->six.ip.next_header;
 
-	/* Extension headers are rare: then the socket says what the packet is. */
+	/* Extension headers are rare. Behind them, the protocol is taken from the socket. */
 	if (next != PROTOCOL_UDP && (next == PROTOCOL_TCP || next == PROTOCOL_ICMPV6 || next == FRAGMENT_HEADER ||
 				     (u16)read_u32(read_u64(skb + SKB_SK) + SOCK_PROTOCOL) != PROTOCOL_UDP))
 		return false;
@@ -124,7 +125,7 @@ static __always_inline void set_payload(struct packet *packet, u64 head, u16 tra
 {
 	packet->buffer = head;
 	packet->payload = head + transport + UDP_HEADER;
-	/* Signed: a wrong guess of the layout must not turn into a large number. */
+	/* Signed: if the layout was guessed wrong, a negative difference must not become a large number. */
 	s64 linear = (s64)end - (s64)packet->payload;
 
 	packet->length = linear > 0 && linear < 65536 ? linear : 0;

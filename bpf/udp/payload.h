@@ -9,7 +9,7 @@
 #include "dns/question.h"
 #include "udp/packet.h"
 
-/* The question was read. All other results are the statistic that counts why not. */
+/* The result if the question was read. Any other result is the statistic that counts the reason why it was not. */
 #define PARSED STATISTICS
 
 /* Notes whether other datagrams follow in the same packet (UDP_SEGMENT of udp(7)). `end` is where the question ends. */
@@ -27,7 +27,7 @@ static __always_inline void read_segmentation(struct question *question, const s
 	}
 }
 
-/* Copies the message and reads its question. Returns PARSED, or the statistic of what is wrong with it. */
+/* Copies the message and reads its question. Returns PARSED or a statistic. */
 static __always_inline u32 read_question(struct scratch *s, const struct packet *packet)
 {
 	u32 size = packet->length;
