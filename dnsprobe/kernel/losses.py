@@ -1,8 +1,7 @@
 """The one table of losses: where each is counted, what its metric is called, and what it means.
 
 ``/metrics``, the page, the last line of the log and the summary of ``dnsprobe watch`` are made from :data:`LOSSES`.
-Tests compare docs/metrics.md and the alert rules with it. To add a loss, add a statistic to ``bpf/abi.h`` and
-:class:`dnsprobe.kernel.abi.Statistic`, and one entry here.
+Tests compare docs/metrics.md and the alert rules with it. "Add a loss" in docs/architecture.md has all steps.
 """
 
 from __future__ import annotations

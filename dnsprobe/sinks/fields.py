@@ -1,8 +1,7 @@
 """The one table of facts about a query and its process.
 
 The journal entry, the JSON line of ``dnsprobe watch`` and the tables in docs/journal.md and
-docs/man/dnsprobe-journal.7 are made from :data:`FACTS`. To add a fact, add one entry here (and the value to
-:class:`~dnsprobe.model.Query` or :class:`~dnsprobe.model.Identity`), then run ``scripts/document_facts.py``.
+docs/man/dnsprobe-journal.7 are made from :data:`FACTS`. "Add a fact" in docs/architecture.md has all steps.
 """
 
 from __future__ import annotations
