@@ -55,7 +55,8 @@ class Follower:
             yield
         finally:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(PATIENCE)
+            # pytest shows this if the test fails.
+            print(process.communicate(timeout=PATIENCE)[1].decode())
 
     def started(self) -> list[str]:
         """Return the instances for which systemctl was called."""
