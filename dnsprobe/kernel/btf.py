@@ -1,7 +1,7 @@
 """The kernel's own type information, BTF (Documentation/bpf/btf.rst), read without a library.
 
 Only two things are decoded: the offset of a member in a struct, and the value of an enumerator. Whether a kernel has a
-member is asked here, never derived from its version.
+member is looked up here, never derived from the version of the kernel.
 """
 
 from __future__ import annotations

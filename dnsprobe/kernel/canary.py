@@ -53,7 +53,7 @@ class CanaryPort:
                     for protocol in protocols:
                         self._bind(protocol, version)
             except OSError:
-                self.close()  # IPv4 has given a port that is taken for IPv6, or for TCP
+                self.close()  # the port that was free for IPv4 is taken for IPv6, or for TCP
                 continue
             if self.port not in watched and self.port != _MISLEADING_PORT:
                 return
@@ -73,7 +73,7 @@ class CanaryPort:
         except OSError:
             if version == "6" and not Path("/proc/net/if_inet6").exists():
                 return
-            # IPv6 is off in this network namespace, but may be on in others. The sender makes a namespace for itself.
+            # IPv6 is off in this network namespace, but may be on in others. The sender enters a new one to send.
             if version != "6" or not self.port or _has_address(family, address):
                 raise
             self.paths.append(path)
@@ -118,7 +118,7 @@ class Canary:
 
     @property
     def address(self) -> str:
-        """The address that it is sent to."""
+        """The destination address."""
         return _LOOPBACK[self.path[-1]][1]
 
 
@@ -129,7 +129,7 @@ class Canaries:
     """
 
     def __init__(self, paths: Iterable[str], port: int, suffix: bytes) -> None:
-        # The label of the round tells late canaries of an earlier round apart.
+        # The label of the round distinguishes its canaries from late ones of an earlier round.
         round_label = secrets.token_hex(8).encode()
         self._port = port
         self._canaries = [
@@ -148,7 +148,7 @@ class Canaries:
         )
 
     def release(self, paths: Collection[str] | None = None) -> None:
-        """Make the child send, for some paths or for all."""
+        """Make the child send the canaries of some paths, or of all."""
         if paths is not None:
             self._canaries = [canary for canary in self._canaries if canary.path in paths]
         lines = [
@@ -186,19 +186,19 @@ class Canaries:
         """Return the problem of each path, an empty text if the path is proved."""
         verdicts: dict[str, str] = {}
         for canary in self._canaries:
-            back = [event for event in events if event.name == canary.name]
-            problem = self._problem(canary, back)
+            reports = [event for event in events if event.name == canary.name]
+            problem = self._problem(canary, reports)
             if problem or canary.path not in verdicts:
                 verdicts[canary.path] = verdicts.get(canary.path) or (f"{canary.way}: {problem}" if problem else "")
         return verdicts
 
-    def _problem(self, canary: Canary, back: Sequence[Event]) -> str:
-        if not back:
+    def _problem(self, canary: Canary, reports: Sequence[Event]) -> str:
+        if not reports:
             unsent = self._unsent.get(canary)
             return f"the canary could not be sent: {unsent}" if unsent else "the hook did not report the canary"
-        if len(back) > 1:
-            return f"the hook reported one canary {len(back)} times"
-        event = back[0]
+        if len(reports) > 1:
+            return f"the hook reported one canary {len(reports)} times"
+        event = reports[0]
         chain = [process.tgid for process in event.chain.processes]
         expected = [self._sender.pid, os.getpid()]
         server = str(ip_address(event.server))

@@ -37,7 +37,7 @@ def send(way: str, address: str, port: int, message: bytes) -> None:
 
 
 def send_stream(family: int, way: str, server: tuple[str, int], message: bytes) -> None:
-    """Send over TCP, in one write, or in two whose border is inside the DNS header."""
+    """Send over TCP, in one write, or in two: the first ends inside the DNS header."""
     octets = len(message).to_bytes(2, "big") + message
     with connect_to_self(family, server) if in_own_namespace else connect(server) as sender:
         if way == "split":
@@ -52,7 +52,7 @@ def connect(server: tuple[str, int]) -> socket.socket:
 
 
 def connect_to_self(family: int, server: tuple[str, int]) -> socket.socket:
-    """Connect in the own namespace, where the daemon does not listen."""
+    """Connect in the namespace of this process, where the daemon does not listen."""
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(server)
@@ -63,7 +63,7 @@ def connect_to_self(family: int, server: tuple[str, int]) -> socket.socket:
 
 
 def enter_own_namespace() -> None:
-    """Move to a new network namespace. Its loopback has ``::1``, because it does not inherit that IPv6 is off."""
+    """Move to a new network namespace. IPv6 is on there even if it is off here, so its loopback has ``::1``."""
     libc = ctypes.CDLL(None)
     # Without privileges, the network namespace needs a user namespace that owns it.
     if libc.unshare(CLONE_NEWNET) and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET):

@@ -22,8 +22,7 @@ STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE = "STREAM_FUNCTION", "STREAM_TR
 #: canaries find out which it is.
 PORT_SOURCES = (("PT_REGS_PARM2", True), ("PT_REGS_PARM3", False), ("PT_REGS_PARM2", False), ("PT_REGS_PARM4", False))
 
-#: In the order in which they are attached. Forks come last, because the exit of each process that was added must be
-#: seen.
+#: In the order in which they are attached. Forks come last: a fork adds a process, whose exit must be seen.
 LINEAGE_TRACEPOINTS = ("sched_process_exit", "task_rename", "sched_process_fork")
 
 KPROBE, TRACEPOINT = "kprobe", "tracepoint"
@@ -62,7 +61,7 @@ class Rung:
         return self.macro in {STREAM_FUNCTION, STREAM_TRACEPOINT}
 
 
-def _both(function: str) -> dict[str, str]:
+def _tcp_functions(function: str) -> dict[str, str]:
     return {"tcp4": function, "tcp6": function}
 
 
@@ -82,13 +81,13 @@ TCP_LADDER = (
     Rung(
         TcpHook.TCP_SENDMSG_LOCKED,
         KPROBE,
-        _both("tcp_sendmsg_locked"),
+        _tcp_functions("tcp_sendmsg_locked"),
         entry="tcp_sendmsg_entry",
         macro=STREAM_FUNCTION,
     ),
-    Rung(TcpHook.TCP_SENDMSG, KPROBE, _both("tcp_sendmsg"), macro=STREAM_FUNCTION),
+    Rung(TcpHook.TCP_SENDMSG, KPROBE, _tcp_functions("tcp_sendmsg"), macro=STREAM_FUNCTION),
     # Since Linux 6.16: kernel commit 0f08335ade71 ("trace: tcp: Add tracepoint for tcp_sendmsg_locked()").
-    Rung(TcpHook.TCP_TRACEPOINT, TRACEPOINT, _both("tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
+    Rung(TcpHook.TCP_TRACEPOINT, TRACEPOINT, _tcp_functions("tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
 )
 RUNGS = {rung.name: rung for rung in (*UDP_LADDER, *TCP_LADDER)}
 
@@ -116,7 +115,8 @@ def attempts(rung: Rung, found: Sequence[Symbol], function: str) -> list[Attempt
     """Return the ways to attach a kprobe to the entries of a function, best first.
 
     ``found`` are the symbols that the function has in this kernel. Parts that the compiler split off come after whole
-    functions and never together with them, because the one calls the other. Raises UserError if there is no symbol.
+    functions and never together with them, because a whole function may call its part. Raises UserError if there is no
+    symbol.
     """
     if not found:
         raise UserError(f"/proc/kallsyms has no {function}, under no name that a compiler gives")

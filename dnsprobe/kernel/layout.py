@@ -1,7 +1,7 @@
 """Where the members of kernel structs lie, as macros for the BPF sources.
 
 dnsprobe compiles without kernel headers. Instead, each member that a BPF program reads has a macro, whose value comes
-from the kernel's own type information (BTF). The version of the kernel is never asked: a member that was renamed is
+from the kernel's own type information (BTF). The version of the kernel does not matter: a member that was renamed is
 looked up by each of its names.
 """
 
@@ -141,9 +141,9 @@ _SKB_SPAN_LIMIT, _SOCK_COMMON_SPAN_LIMIT = 128, 64
 class Layout:
     """What the BPF programs have to know about this kernel.
 
-    ``macros`` has the value of each macro of the BPF sources. ``tcp_problem`` and ``lineage_problem`` are the reason
-    why this kernel's TCP sockets cannot be read, or its lineages not be tracked; empty where they can.
-    ``preemptible_tracepoints`` is True where programs at tracepoints can be preempted.
+    ``macros`` has the value of each macro of the BPF sources. ``tcp_problem`` is the reason why TCP cannot be watched
+    on this kernel, ``lineage_problem`` the reason why lineage cannot be tracked; each is empty if there is no such
+    reason. ``preemptible_tracepoints`` is True if programs at tracepoints can be preempted.
     """
 
     macros: dict[str, int | str]
@@ -167,7 +167,7 @@ def read_layout(btf_path: str, cache: ProgramCache) -> Layout:
 
 
 def _content(path: str) -> bytes:
-    """Return the content of a file, or nothing if it cannot be read: whoever needs it reports the error."""
+    """Return the content of a file, or nothing if it cannot be read: :func:`read_btf` reports the error."""
     try:
         return Path(path).read_bytes()
     except OSError:

@@ -254,7 +254,7 @@ class Map:
 
 
 def possible_cpus() -> int:
-    """Return how many slots a value of a per-CPU map has."""
+    """Return the number of CPUs that the kernel may ever use: a value of a per-CPU map has a slot for each."""
     return _check(_libbpf().libbpf_num_possible_cpus())
 
 
@@ -298,7 +298,7 @@ _LOG_SIZE = 16 << 20
 
 
 class RefusedError(OSError):
-    """The kernel refuses a program. ``log`` is the verifier's log, empty if it was refused before."""
+    """The kernel refuses a program. ``log`` is the verifier's log, empty if the verifier did not run."""
 
     def __init__(self, code: int, log: str) -> None:
         super().__init__(code, os.strerror(code))
@@ -312,7 +312,7 @@ def load_program(kind: int, name: str, instructions: bytes) -> int:
     found: int = library.bpf_prog_load(*arguments, None)
     if found >= 0:
         return found
-    # Writing the log takes the verifier long, so it is asked for only now.
+    # A log slows the verifier down, so the first attempt is without one.
     log = ctypes.create_string_buffer(_LOG_SIZE)
     options = _LoadOptions(
         sz=ctypes.sizeof(_LoadOptions), log_level=1, log_size=_LOG_SIZE, log_buf=ctypes.addressof(log)

@@ -36,7 +36,7 @@ class LineageTable:
         self._map.update_many(ancestors)
 
     def forget_ancestors(self, keys: Iterable[AncestorKey]) -> None:
-        """Delete processes, which makes room for others."""
+        """Delete processes, to make room for others."""
         self._map.delete_many(keys)
 
     def full(self) -> int:

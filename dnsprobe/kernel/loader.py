@@ -1,7 +1,7 @@
 """The loader child: compiles, loads and attaches BPF programs, and hands the descriptors over.
 
-It is a process of its own, so that the memory of LLVM goes with it: the daemon never imports bcc. Its only argument is
-the descriptor of a socket, where it takes the requests of :mod:`dnsprobe.kernel.loader_protocol`.
+It is a separate process, whose exit frees the memory of LLVM: the daemon never imports bcc. Its only argument is the
+descriptor of a socket, where it receives the requests of :mod:`dnsprobe.kernel.loader_protocol`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Loader:
         self._kallsyms: bytes | None = None
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> tuple[list[Hook], dict[str, str]]:
-        """Attach a rung for some paths, in the ``attempt``-th way that there is, counted from 0.
+        """Attach a rung for some paths. ``attempt`` is the number of the way to attach it, from 0.
 
-        Returns the hooks, and for the other paths why they were refused.
+        Returns the attached hooks, and for each other path the reason why it has none.
         """
         if rung.reads_streams and self._layout.tcp_problem:
             return [], dict.fromkeys(paths, self._layout.tcp_problem)

@@ -21,9 +21,9 @@ _LAST_LINES = 12
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """The result of a request: hooks, and for other paths why they were refused.
+    """The result of a request: the attached hooks, and for each other path the reason why it has none.
 
-    ``messages`` are the last lines that compiler and verifier wrote meanwhile.
+    ``messages`` are the last lines that compiler and verifier wrote during the request.
     """
 
     hooks: list[Hook]
@@ -32,7 +32,7 @@ class Attached:
 
 
 class LoaderClient:
-    """Starts the child, so that it works while the daemon does, and sends it requests.
+    """Starts the child, which loads its modules while the daemon goes on, and sends it requests.
 
     All requests raise UserError if the child reports an error or dies.
     """
@@ -41,7 +41,8 @@ class LoaderClient:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # In memory, because /tmp may be full, read-only or missing.
         self._output = os.fdopen(os.memfd_create("dnsprobe-loader"), "w+b")
-        self._read = 0
+        #: Octets of the output that :meth:`_messages` has returned.
+        self._output_read = 0
         #: Why the compiled programs could not be cached; empty if there was no problem.
         self.cache_problem = ""
         self._process = _start(theirs.fileno(), self._output.fileno())
@@ -67,7 +68,7 @@ class LoaderClient:
         self._ask(request, maps.values())
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> Attached:
-        """Attach a rung for some paths, in the ``attempt``-th way that there is, counted from 0."""
+        """Attach a rung for some paths. ``attempt`` is the number of the way to attach it, from 0."""
         return self._attach({"rung": rung.name, "paths": list(paths), "attempt": attempt})
 
     def attach_lineage(self) -> tuple[Hook | None, str]:
@@ -96,9 +97,9 @@ class LoaderClient:
 
     def _messages(self) -> str:
         """Return the last lines that the child wrote since the last call."""
-        self._output.seek(self._read)
+        self._output.seek(self._output_read)
         text = self._output.read()
-        self._read += len(text)
+        self._output_read += len(text)
         return "\n".join(text.decode("utf-8", "replace").strip().splitlines()[-_LAST_LINES:])
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The messages between the daemon and the loader child: JSON objects, one in each packet, with descriptors beside."""
+"""The messages between the daemon and the loader child: one JSON object in each packet, with file descriptors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from dnsprobe.kernel.hooks import Hook
 
-#: More than the two ever send each other at once: octets and descriptors.
+#: The limits of a message in octets and descriptors. No real message reaches them.
 _MESSAGE_SIZE, _DESCRIPTORS = 1 << 20, 64
 
-#: In place of a rung, asks for the hook of lineage tracking.
+#: In place of the name of a rung: requests the hook of lineage tracking.
 LINEAGE = "lineage"
 
 
@@ -28,7 +28,7 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 
 
 def describe(hooks: Iterable[Hook]) -> list[dict[str, Any]]:
-    """Return hooks as a message can hold them. Their descriptors are sent in the order of :func:`descriptors`."""
+    """Return hooks as values for JSON. Their descriptors are sent in the order of :func:`descriptors`."""
     return [
         {
             "rung": hook.rung,

@@ -185,7 +185,7 @@ METRICS = {metric: _help(metric, title) for metric, title in _TITLES.items()}
 
 
 def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int]) -> dict[Loss, int]:
-    """Return every loss with its number, those at zero too; a source that ``others`` does not have counts as zero."""
+    """Return the number of each loss, including zeros. A source that is missing in ``others`` counts as zero."""
     return {
         loss: statistics[loss.source] if isinstance(loss.source, Statistic) else others.get(loss.source, 0)
         for loss in LOSSES

@@ -35,7 +35,7 @@ ProgramKey = tuple[int, int, int]
 SCRATCH_SIZE, _SCRATCH_KINDS = 12288, 5
 #: Octets. Canaries have a ring of their own, so that they come back even while the ring of events is full.
 _CANARY_RING_SIZE = 64 * 1024
-#: Records that are read at a time: of events a bounded number, so that a flood starves nobody; of canaries all.
+#: The most records that are read at a time. A flood of events must not block other work; canaries are read all at once.
 _EVENTS_AT_ONCE, _CANARIES_AT_ONCE = 512, 1 << 16
 #: Packets that wait for a neighbour's address: a neighbour keeps about a hundred (net.ipv4.neigh.*.unres_qlen).
 _DEFERRED = 4096
@@ -65,7 +65,7 @@ class Settings(NamedTuple):
 
 
 class NameVerdict(NamedTuple):
-    """What a name comes to (``struct name``).
+    """The verdict on a name (``struct name``).
 
     ``verdict`` is a rule's id, NO_RULE or DECIDE under the rules of ``generation``. ``name`` is in wire format and
     lower case.
@@ -317,7 +317,7 @@ class Maps:
         self.names = table.hash("NAMES", _HASH, _NAME, sizes.names)
         #: Queries for names that were not decided, by process, name, generation of the rules, type and transport.
         self.pending = table.hash("PENDING", _PENDING_KEY, _COUNTER, sizes.names)
-        # Queries that suppress the events of queries like them. Only the kernel uses it.
+        # Recent queries, which suppress the events of repeated ones. Only the kernel uses it.
         table.add("SEEN", libbpf.LRU_HASH, abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
         #: Processes and which process forked them.
         self.ancestors = table.hash("LINEAGE", _ANCESTOR_KEY, _ANCESTOR, max(sizes.lineage, 1))
@@ -354,7 +354,7 @@ class Maps:
         self._trie = trie
 
     def take_overflow(self, rules: Iterable[int]) -> dict[int, int]:
-        """Return the overflow of retired rules, as far as there is any, and set it to 0."""
+        """Return the overflow of each retired rule that has any, and set it to 0."""
         overflow = {rule: queries for rule, queries in self.overflow.read(rules) if queries}
         self.overflow.set_many((rule, 0) for rule in overflow)
         return overflow

@@ -1,7 +1,7 @@
 """The probe: the maps, the hooks and the rules of one dnsprobe.
 
-Data leaves this package as the structs of :mod:`dnsprobe.kernel.abi`. Modules further right turn them into the types of
-:mod:`dnsprobe.model`.
+Data leaves this package as the structs of :mod:`dnsprobe.kernel.abi`. :mod:`dnsprobe.pipeline` turns them into the
+types of :mod:`dnsprobe.model`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class ProbeOptions:
 class Probe:
     """Owns the maps, the prover with its hooks, the lineage table, and the rules.
 
-    ``repeat_ns`` is how long a query like an earlier one causes no event. The loader child starts at once, nothing is
-    attached before :meth:`start`. Raises UserError if the maps cannot be created.
+    ``repeat_ns`` is the time in nanoseconds in which a repeated query causes no event; 0: each query causes one. The
+    loader child starts at once, but nothing is attached before :meth:`start`. Raises UserError if the maps cannot be
+    created.
     """
 
     def __init__(self, options: ProbeOptions, sizes: Sizes, repeat_ns: int) -> None:
@@ -101,7 +102,7 @@ class Probe:
         self.maps.settings.put(0, Settings(self._repeat_ns, self._name_key, self.generation, seeding))
 
     def decide(self, decisions: Iterable[tuple[int, bytes, int]]) -> list[int]:
-        """Store what names come to under the rules in force. Return the hashes of the names that are still in the map.
+        """Store verdicts on names under the rules in force. Return the hashes of the names that are still in the map.
 
         A decision has the hash of a name, the name in wire format, and a rule's id or NO_RULE.
         """
@@ -163,7 +164,7 @@ class Probe:
         self.prover.close()
 
     def release(self) -> None:
-        """Close the maps. What they counted is gone."""
+        """Close the maps. Their counts are lost."""
         self.maps.close()
 
 

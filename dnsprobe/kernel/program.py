@@ -42,7 +42,7 @@ class Program:
 
     @classmethod
     def of(cls, instructions: bytes) -> Program:
-        """Return the program of the compiler's instructions."""
+        """Find the marks in the instructions that the compiler emitted, and return the program."""
         marks: dict[int, list[int]] = {_MAP: [], CANARY_MARK: []}
         for at, (opcode, registers, _offset, _value) in enumerate(INSTRUCTION.iter_unpack(instructions)):
             if opcode == _LOAD_64 and _source(registers) in marks:

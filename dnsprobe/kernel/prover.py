@@ -39,13 +39,13 @@ class _Climb:
 
     def __init__(self, ladder: Sequence[Rung], hook: str, paths: Sequence[str]) -> None:
         self._rungs = [rung for rung in ladder if hook in {"auto", rung.name}]
-        self.open = [path for path in paths if path in ladder[0].functions]
+        self.open_paths = [path for path in paths if path in ladder[0].functions]
         self.attempt = 0
 
     @property
     def rung(self) -> Rung | None:
         """The rung to try next, None if no rung or no path is left."""
-        return self._rungs[0] if self._rungs and self.open else None
+        return self._rungs[0] if self._rungs and self.open_paths else None
 
     def next_rung(self) -> None:
         """Give up the rung."""
@@ -109,15 +109,15 @@ class Prover:
             while hooks := [each for climb in (udp, tcp) for each in self._attach_next(loader, climb, log, trying)]:
                 self._prove(canaries, hooks)
                 for climb in (udp, tcp):
-                    climb.open = [path for path in climb.open if not self.paths[path].verified]
-                if not udp.open and not tcp.open:
+                    climb.open_paths = [path for path in climb.open_paths if not self.paths[path].verified]
+                if not udp.open_paths and not tcp.open_paths:
                     break
                 canaries = self._canaries(paths)
         finally:
             canaries.dismiss()
-        if udp.open:
+        if udp.open_paths:
             unserved = self.unserved
-            reasons = " | ".join(f"{path}: {unserved[path]}" for path in udp.open)
+            reasons = " | ".join(f"{path}: {unserved[path]}" for path in udp.open_paths)
             raise UserError(f"no hook could be verified. {reasons}", "dnsprobe doctor shows what this kernel offers")
 
     def _canaries(self, paths: Sequence[str]) -> Canaries:
@@ -129,7 +129,7 @@ class Prover:
         """Attach in the next way that the kernel accepts; no hook if there is none left."""
         while rung := climb.rung:
             trying(rung.name)
-            attached = loader.attach(rung, climb.open, climb.attempt)
+            attached = loader.attach(rung, climb.open_paths, climb.attempt)
             if attached.messages:
                 log(attached.messages)
             if climb.attempt == 0:

@@ -2,7 +2,7 @@
 
 While user space reads or changes a map, the kernel skips the kprobe programs on that CPU (bpf_prog_active,
 kernel/bpf/syscall.c). A call takes less than a microsecond, unless the thread is preempted in the middle, as full and
-lazy preemption allow. Then the queries of whoever runs instead are missed, for as long as its time slice lasts.
+lazy preemption allow. Then the queries of the process that runs instead are missed, as long as its time slice lasts.
 Ordinary processes do not preempt a real-time process.
 """
 
@@ -16,7 +16,7 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-#: Map calls in a row at real-time priority: tens of microseconds. To change the scheduler costs more than most calls.
+#: Map calls in a row at real-time priority: tens of microseconds. Changing the priority costs more than most calls.
 _SLICE = 32
 
 
@@ -54,7 +54,7 @@ def call_in_slices(call: Callable[[_Item], _Result], items: Iterable[_Item]) -> 
     Both the source of the items and the consumer of the results run at ordinary priority.
     """
     left = iter(items)
-    while some := list(islice(left, _SLICE)):
+    while batch := list(islice(left, _SLICE)):
         with real_time:
-            results = [call(item) for item in some]
+            results = [call(item) for item in batch]
         yield from results
