@@ -21,7 +21,7 @@ from dnsprobe.pipeline.known_processes import KnownProcesses
 from dnsprobe.pipeline.rules import ENCRYPTED, NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 
-#: A run of a BPF program takes microseconds. After this time, none can still count by a rule or verdict that is gone.
+#: A run of a BPF program takes microseconds. After this time, no run can still use a rule or verdict that was replaced.
 _GRACE_SECONDS = 2.0
 #: Counters that are handled at once. Ancestry and facts of so many processes are in memory at the same time.
 _BATCH = 256
@@ -52,7 +52,7 @@ class _Sweep:
     before: float
     #: Processes whose counters stay in the kernel.
     counting: set[ProcessKey] = field(default_factory=set)
-    #: Processes of which counters were taken.
+    #: Processes with counters that were taken from the kernel, because they are final.
     counted: set[ProcessKey] = field(default_factory=set)
 
 

@@ -28,7 +28,7 @@ class ProcessLabels:
 
 @dataclass(frozen=True, slots=True)
 class _Program:
-    """A program that a process runs, the ``execs``-th one, and what is known of the process since then."""
+    """A program that a process runs (``execs`` as in :class:`~dnsprobe.kernel.abi.Chain`), and the identity with it."""
 
     execs: int
     identity: Identity
@@ -37,7 +37,7 @@ class _Program:
 class KnownProcesses:
     """Labels and identities of processes.
 
-    With ``by_lineage``, a tree shows those who started a process, otherwise its parents.
+    With ``by_lineage``, a tree shows the processes that started a process, otherwise its parents.
     """
 
     def __init__(self, probe: Probe, procfs: ProcFS, *, by_lineage: bool = False) -> None:
@@ -143,6 +143,6 @@ class KnownProcesses:
         """Make the kernel forget the facts of programs that no known process runs any more."""
         current = {(*key, program.execs) for key, program in self._programs.items()}
         unclaimed = set(self._probe.maps.facts.keys()) - current
-        # The event that claims them may not be read yet, but it is before the next sweep.
+        # An event that is not read yet may belong to them. It is read before the next sweep, which deletes the rest.
         self._probe.maps.facts.delete_many(unclaimed & self._unclaimed_facts)
         self._unclaimed_facts = unclaimed

@@ -28,11 +28,11 @@ class Resolver:
         self._container_names, self._user_name = container_names, user_name
 
     def queries(self, events: Sequence[abi.Event]) -> Iterator[tuple[Query, Identity]]:
-        """Yield the queries of events with the identities of their processes. An event that no rule wants has none."""
+        """Yield the query of each event that a rule matches, with the identity of its process."""
         self._decisions.decide([(event.name_hash, event.name) for event in events if event.kind == abi.Kind.UNDECIDED])
-        wanted = [(event, rule) for event in events if (rule := self._rule(event)) is not None]
-        identified = self._processes.identify([event.chain for event, _ in wanted])
-        for (event, rule), (ancestry, identity) in zip(wanted, identified, strict=True):
+        matched = [(event, rule) for event in events if (rule := self._rule(event)) is not None]
+        identified = self._processes.identify([event.chain for event, _ in matched])
+        for (event, rule), (ancestry, identity) in zip(matched, identified, strict=True):
             yield _query(event, rule, ancestry), self._completed(identity, event.uid)
 
     def _rule(self, event: abi.Event) -> Rule | None:
@@ -43,7 +43,7 @@ class Resolver:
     def _completed(self, identity: Identity, uid: int) -> Identity:
         return replace(
             identity,
-            # A process can change its user id and stays the same process, so the user is that of each query.
+            # A process can change its user id, so the user is looked up for each query.
             user=self._user_name(uid),
             # A runtime may write a container's names after the container's first query.
             container=self._container_names.container(identity),

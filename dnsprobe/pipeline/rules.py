@@ -1,7 +1,7 @@
 """The rules in force, and the decisions about names that the kernel leaves to user space.
 
-The kernel matches most names by their suffix. A name that takes more than a suffix, such as a wildcard, comes to user
-space once: the kernel counts its queries apart, as pending, until user space stores a verdict beside the name.
+The kernel matches most names by their suffix. A name that needs more than that, such as below a wildcard, comes to user
+space once: the kernel counts its queries separately, as pending, until user space stores a verdict with the name.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class RulesInForce:
         return self._by_id
 
     def replace(self, rules: RuleSet) -> None:
-        """Put other rules in force. A rule that stays (same id) goes on counting; one that goes keeps its counts.
+        """Put other rules in force. A rule with the same id continues to count; a removed rule keeps its counts.
 
-        Raises OSError where the kernel has no memory for them; the old rules stay in force then.
+        Raises OSError if the kernel has no memory for the rules. The old ones then stay in force.
         """
         now = self._clock()
         gone = self.current.by_id.keys() - rules.by_id.keys()
@@ -58,7 +58,7 @@ class RulesInForce:
         self._retired.update(dict.fromkeys(gone, now))
 
     def match(self, name: bytes, generation: int) -> Rule | None:
-        """Return the rule for a name under the rules of a generation; those in force if that one is forgotten."""
+        """Return the rule for a name in the rule set of a generation, or in the present one if that is forgotten."""
         return self._by_generation.get(generation, self.current).match(name)
 
     def is_retired(self, rule: int, before: float) -> bool:
@@ -133,7 +133,7 @@ class NameDecisions:
 
     def sweep(self, before: float, pending: Collection[int]) -> None:
         """Make room for names if there is little: forget those decided before a moment, except pending ones."""
-        # A name without room for its count stays undecided: neither an event nor a counter shows it.
+        # A name stays undecided if there was no room for its count: no event and no counter shows it.
         names_full = self._probe.statistics()[abi.Statistic.UNDECIDED_NAMES_FULL]
         if names_full != self._names_full:
             self._names_full = names_full

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from dnsprobe.model import OPTIONAL_LABELS, OTHER, Count, Series
 
-#: One in so many series is reserved for queries above the limit, so that these still have their qtype.
+#: One in this number of series is reserved for queries above the limit, so that these still have their qtype.
 _OTHERS_SHARE = 8
 #: Bits that mark refused series: 128 KiB.
 _REFUSED_BITS = 1 << 20
@@ -29,9 +29,11 @@ class Totals:
     - If there is no room for that series either, the qtype is ``(other)`` too. One such series per domain and transport
       is always admitted.
 
-    The sum over a domain is always exact, if the caller keeps two rules. The labels of a live count never change. When
-    a live count ends, it is passed to :meth:`add_final` before the next call of :meth:`collect`, which it is not passed
-    to any more.
+    The sum over a domain is always exact, if the caller keeps two rules:
+
+    - The labels of a live count never change.
+    - When a live count ends, the caller passes it to :meth:`add_final` before it calls :meth:`collect` again, and no
+      longer to :meth:`collect`.
     """
 
     def __init__(self, max_series: int, labels: Collection[str] = OPTIONAL_LABELS) -> None:

@@ -76,10 +76,10 @@ class Session:
         return self._rules.current
 
     def replace_rules(self, specs: Iterable[tuple[str, str, int]]) -> None:
-        """Put other rules in force: name, pattern and priority each. An unchanged rule goes on counting.
+        """Put other rules in force: name, pattern and priority each. An unchanged rule continues to count.
 
-        Raises UserError for rules that cannot be, OSError where the kernel has no memory for them. The old rules stay
-        in force then.
+        Raises UserError for invalid rules, OSError if the kernel has no memory for them. The old rules then stay in
+        force.
         """
         self._rules.replace(RuleSet.build(specs, self.rules, self._rules.by_id))
         self._decisions.decide_all()
@@ -90,7 +90,7 @@ class Session:
 
     def remaining_queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield all queries whose events were not read yet. Ends only if the session is detached."""
-        # Events that no rule wants yield nothing, so only an empty read is the end.
+        # Events that no rule matches yield nothing, so only an empty read is the end.
         while events := self.probe.maps.events.read():
             yield from self._resolver.queries(events)
 
@@ -102,7 +102,7 @@ class Session:
         """Make room in the kernel's maps if it is time. Call about once a second. Return whether it was time."""
         statistics = self.probe.statistics()
         self._lineage.sweep_if_due(statistics)
-        # Each process that counts has added at least one counter, so counters stand for processes too.
+        # Each new process adds at least one counter, so the number of counters is an upper limit for that of processes.
         counters = statistics[Statistic.COUNTERS_ADDED]
         added = (counters, counters, statistics[Statistic.NAMES_ADDED])
         filling = any(

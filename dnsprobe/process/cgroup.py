@@ -1,8 +1,8 @@
 """The systemd unit, the slice and the container that the path of a control group belongs to.
 
 Each container runtime names control groups after its containers in a form of its own. Version 1 and 2 have the same
-forms. If containers are nested, the outermost one is meant: the host knows no other. Below ``user@.service`` a user of
-the host chooses the names, so a container there is what that user claims.
+forms. If containers are nested, the outermost one counts: the host knows no other. Below ``user@.service`` a user of
+the host chooses the names, so a container there is only what that user claims.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def unit_of(cgroup: str) -> str | None:
     The rest of the path was delegated to that unit, which can use any names there.
     """
     for component in cgroup.split("/"):
-        name = component.removeprefix("_")  # systemd's escape for names that the kernel has a file of
+        name = component.removeprefix("_")  # systemd's escape for names that files of the kernel have, too
         unit = name if _UNIT.fullmatch(name) else None
         if component and not (unit and unit.endswith(".slice")):
             return unit

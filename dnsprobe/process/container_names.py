@@ -1,7 +1,7 @@
 """The names of containers and their pods, read from the files of container runtimes.
 
 A control group contains only ids. The names are in folders that only root can read; without that permission, names are
-unknown. Whoever starts a container can influence these files, so a file may contain anything.
+unknown. A user who starts a container can influence these files, so a file may contain anything.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ContainerNames:
         return named
 
     def _look_up(self, container: Container) -> Iterator[Container]:
-        """Yield the container as each place shows it where its runtime may keep names."""
+        """Yield the container with the names from each place where its runtime may keep them."""
         match container.runtime:
             case "docker":
                 yield self._docker(container)

@@ -1,7 +1,7 @@
 """The identity of a process: executable, command line, cgroup with its unit, slice and container.
 
-Facts from the kernel side come first, because they are of the moment of the send. Facts that it could not read whole
-are completed from ``/proc``, but only if both agree, so that a program that the process runs later adds nothing.
+Facts from the kernel side come first, because it reads them at the moment of the send. Facts that it could not read
+whole are completed from ``/proc``, but only if both agree, so that a program that the process runs later adds nothing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
 from dnsprobe.model import Identity, Process
 from dnsprobe.process.cgroup import container_of, slice_of, unit_of
 
-#: In place of the facts of a process that the kernel side kept none of.
+#: For a process whose facts the kernel side did not keep.
 _NOTHING = Facts(None, 0, 0, PathNames((), whole=False), PathNames((), whole=False), b"")
 
-#: In front of a path whose first names are not known.
+#: The start of a path whose first names are not known.
 _CUT = "..."
 
 
 def identify(process: Process, facts: Facts | None, read: Callable[[Process], Identity]) -> Identity:
     """Return the identity of a process without its user: the kernel side's facts, completed from ``/proc``.
 
-    ``read`` reads ``/proc``: executable, command line and cgroup as they are now. Without ``facts``, all is of that
-    moment: a process that has called execve(2) since its query shows its new executable, and nothing is known of one
-    that is gone.
+    ``read`` reads ``/proc``: executable, command line and cgroup as they are now. Without ``facts``, everything comes
+    from there: a process that has called execve(2) since its query has its new executable, and nothing is known of a
+    process that has ended.
     """
     facts = facts or _NOTHING
     identity = Identity(
@@ -55,8 +55,8 @@ def _ends_as(path: str, known: PathNames) -> bool:
 
 
 def _is_whole(cmdline: bytes) -> bool:
-    # A title of setproctitle(3) that is longer than the arguments continues behind them. No NUL is where the arguments
-    # end then (get_mm_cmdline(), fs/proc/base.c).
+    # A title of setproctitle(3) that is longer than the arguments continues behind them. The arguments then do not end
+    # with a NUL (get_mm_cmdline(), fs/proc/base.c).
     return 0 < len(cmdline) < CMDLINE_SIZE and cmdline.endswith(b"\0")
 
 
@@ -75,7 +75,7 @@ def _completed(identity: Identity, facts: Facts, read: Identity) -> Identity:
 
 
 def _located(identity: Identity) -> Identity:
-    """Return an identity with unit, slice and container of its cgroup."""
+    """Return an identity with the unit, slice and container that its cgroup shows."""
     cgroup = identity.cgroup
     if not cgroup or cgroup.startswith(_CUT):
         return identity

@@ -1,4 +1,4 @@
-"""The lineage of processes: who started whom, also after the one who started has ended.
+"""The lineage of processes: which process started which, even if the starter has ended.
 
 User space adds the processes that run when dnsprobe starts. Then the kernel side follows forks, changes of name and
 exits by itself (``bpf/process/lineage.h``), and removes most processes when they end. A sweep removes the others: those
@@ -18,7 +18,7 @@ from dnsprobe.model import Process
 from dnsprobe.process.procfs import ProcFS, Stat
 
 _SWEEP_SECONDS = 10.0
-#: A sweep is due earlier if this share of the map was left to it since the last one.
+#: A sweep is due earlier if, since the last one, processes that ended before their children kept this share of the map.
 _SWEEP_FILL = 1 / 8
 
 
@@ -82,7 +82,7 @@ class Lineage:
         """Sweep if it is time. Call about once a second. Return whether it was time."""
         added, left = statistics[Statistic.LINEAGE_ADDED], statistics[Statistic.LINEAGE_LEFT]
         crowded = left - self._left_before > self._sweep_early
-        # If nothing was added or left since the last sweep, only entries that it put off are to be removed.
+        # If nothing was added or left since the last sweep, only the entries that it did not remove yet need another.
         waiting = added != self._added_before or left != self._left_before or self._unneeded
         if not crowded and not (waiting and self._clock() - self._last_sweep > _SWEEP_SECONDS):
             return False

@@ -1,6 +1,6 @@
 """The one parser of ``/proc`` (proc(5)).
 
-What is read here is of the moment of reading. Each function checks the start time of the process, so that a process
+All facts are those of the moment of reading. Each function checks the start time of the process, so that a process
 never gets the facts of another one that has its pid now.
 """
 
@@ -38,7 +38,7 @@ class Stat:
 
     @property
     def can_send(self) -> bool:
-        """False for a zombie. A first thread that ended is one too, but the other threads can still send."""
+        """False for a zombie. A group leader that ended is one too, but its other threads can still send."""
         return self.state not in {b"Z", b"X"} or self.threads > 1
 
 
@@ -74,7 +74,7 @@ def cgroup_path(cgroup: bytes) -> str | None:
             unified = path
         elif controllers == b"name=systemd":
             named = path
-    # Where systemd keeps to version 1, version 2 may be mounted all the same, with every process in its root.
+    # If systemd uses version 1, version 2 may be mounted as well, with every process in its root.
     path = named if named and unified in {None, b"/"} else unified or b""
     return os.fsdecode(path.removesuffix(b" (deleted)")) or None
 
@@ -150,8 +150,8 @@ class ProcFS:
     def ancestry(self, process: Process) -> Ancestry | None:
         """Return a process and its ancestors as they are now, None if it is gone. Start times of ancestors are 0.
 
-        The kernel side keeps the ancestry of the moment of the send, which is better. This is for a process that the
-        kernel side had no room for. Always reads the host's ``/proc``, whatever the root is.
+        The kernel side keeps the ancestry of the moment of the send, which is better. This function is for processes
+        for which the kernel side had no room. It always reads the host's ``/proc``, whatever the root is.
         """
         import psutil  # noqa: PLC0415 - half a megabyte, for a case that most hosts never meet
 
@@ -161,7 +161,7 @@ class ProcFS:
             step: psutil.Process | None = psutil.Process(process.tgid)
             while step is not None and len(chain) < CHAIN_SIZE:
                 with step.oneshot():
-                    # psutil completes a comm that the kernel cut off; a tree has the kernel's.
+                    # psutil completes a comm that the kernel cut off, but a tree has the comm of the kernel.
                     comm = os.fsencode(step.name())[: COMM_SIZE - 1]
                     chain.append(Process(step.pid, 0 if chain else process.start_ns, comm))
                     complete = step.ppid() == 0
@@ -169,7 +169,7 @@ class ProcFS:
                     step = step.parent()
         except psutil.Error:
             complete = False
-        # Checked last: who has the pid now has had it since before the first read.
+        # Checked last: if the process still has the pid, it had the pid during all reads.
         return Ancestry(tuple(chain), complete) if chain and self.alive(process) else None
 
     def identity(self, process: Process) -> Identity:
@@ -186,7 +186,7 @@ class ProcFS:
             cmdline = _read(f"{folder}/cmdline", _CMDLINE_BYTES) or None
         except OSError:
             cmdline = None
-        # Checked last: who has the pid now has had it since before the first read.
+        # Checked last: if the process still has the pid, it had the pid during all reads.
         if not self.alive(process):
             return Identity()
         return Identity(exe=exe, cmdline=cmdline, cgroup=cgroup)
