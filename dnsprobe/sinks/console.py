@@ -18,7 +18,7 @@ from dnsprobe.text import printable, shown
 #: The rule that watches all names; its name is not shown.
 _ALL_NAMES = "."
 
-#: Columns that the command line keeps, however narrow the terminal is. The indentation of the tree leaves them free.
+#: The least number of columns for the command line, even in a narrow terminal. The indentation leaves them free.
 _LEAST = 20
 
 

@@ -37,8 +37,8 @@ SYSLOG_IDENTIFIER = "dnsprobe"
 
 SOCKET = "/run/systemd/journal/socket"
 
-#: How often a thread that waits for journald checks whether to give up.
-_LOOK_MS = 100
+#: Milliseconds between two checks of a thread that waits for journald whether to give up.
+_CHECK_MS = 100
 
 
 def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
@@ -79,7 +79,7 @@ def wait_for_room(path: str, given_up: Callable[[], bool]) -> None:
                 return
             if given_up():
                 raise TimeoutError(errno.ETIMEDOUT, "journald does not read", path)
-            poll.poll(_LOOK_MS)
+            poll.poll(_CHECK_MS)
 
 
 def _sendv() -> Callable[..., object]:

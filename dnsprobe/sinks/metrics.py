@@ -44,7 +44,7 @@ class Snapshot:
 
 
 class DaemonCollector(Collector):
-    """Turns a snapshot into metrics at each scrape. Of the optional labels, series have those in ``labels``."""
+    """Turns a snapshot into metrics at each scrape. ``labels`` are the optional labels that series have."""
 
     def __init__(self, snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> None:
         self._snapshot = snapshot
@@ -153,7 +153,7 @@ def _split_encrypted(counts: Mapping[Series, int]) -> tuple[dict[Series, int], d
 
 
 class Registry(CollectorRegistry):
-    """dnsprobe's own metrics and the usual ``process_*``. Of the optional labels, series have those in ``labels``.
+    """dnsprobe's own metrics and the usual ``process_*``. ``labels`` are the optional labels that series have.
 
     An encoder of prometheus_client can use it like any other registry. :meth:`encode` returns the same faster.
     """

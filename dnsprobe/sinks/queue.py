@@ -1,4 +1,4 @@
-"""A bounded queue and the thread that empties it, so that a slow output holds up nothing else."""
+"""A bounded queue and the thread that empties it, so that a slow output does not block the rest."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class QueuedSink:
             self._refused += 1
 
     def report_refused(self) -> None:
-        """Log how many queries a limit has refused, if a report is due. To be called about once a second."""
+        """Log how many queries a limit has refused, if a report is due. Call about once a second."""
 
     def close(self, timeout: float) -> bool:
         """Write what is queued within ``timeout`` seconds and end; drop the rest. Return True if all was written."""

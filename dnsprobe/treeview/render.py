@@ -30,16 +30,17 @@ _LABEL_NOTES = {
 
 #: The width of a bar, and of a longer bar in a terminal of at least _WIDE columns.
 _BAR, _LONG_BAR, _WIDE = 10, 20, 120
-#: A column of numbers is left out if the names would get fewer columns than this. The order is that of leaving out.
+#: A column of numbers is left out if it would leave fewer terminal columns than this for the names. The first in this
+#: order is left out first.
 _LEAST_ROOM = {"bar": 24, "share": 24, "own": 24, "rate": 24, "total": 4}
-#: The columns that a deep branch leaves for the names.
+#: The least number of terminal columns for the names in a deep branch.
 _LEAST_NAMES = 16
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One line: the branches before the names, the names (a chain of parent and child), and the node of the last."""
+    """One line: the branch marks, the names of a chain of parents and children, and the node of the last name."""
 
     branches: str
     names: tuple[str, ...]

@@ -9,7 +9,7 @@ from tornado.http1connection import HTTP1ServerConnection
 
 Client = HTTP1ServerConnection
 
-#: If there is no room for a new client: the seconds for which an idle or a busy client is safe from being closed.
+#: Seconds for which an idle or a busy client is not closed to make room for a new one.
 _IDLE_GRACE = 0.25
 _BUSY_GRACE = 2.0
 #: Seconds until a client is closed that does not read its response.

@@ -140,7 +140,7 @@ class Acceptor:
             connection, address = self._listener.accept()
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                # The connection stays in the backlog, so without a pause the loop would run hot.
+                # The connection stays in the backlog. Without a pause, the loop would try again all the time.
                 self._exhausted()
                 self._pause_for(_RETRY_SECONDS)
             return

@@ -72,8 +72,8 @@ class FairQueue:
     def add(self, client: str, key: bytes) -> bytes | None:
         """Add a key and return the key that has no place: None, a key that was removed, or ``key`` itself.
 
-        In a full queue, the client with the most keys loses its newest one. If each client has one, a client drawn by
-        lot loses it: so no number of clients can keep out another one for good.
+        In a full queue, the client with the most keys loses its newest one. If each client has one, a random client
+        loses it: so no number of clients can keep out another one forever.
         """
         own = self._keys.get(client, deque())
         if len(own) >= self._limit_per_client:
@@ -99,7 +99,7 @@ class FairQueue:
         client, keys = self._keys.popitem(last=False)
         key = keys.popleft()
         if keys:
-            self._keys[client] = keys  # the last turn is the next one of this client
+            self._keys[client] = keys  # back at the end of the line
         return key
 
     def clear(self) -> None:
@@ -208,7 +208,8 @@ class Verifier:
         hashed = users.get(name)
         known = hashed is not None
         if hashed is None:
-            # The answer for an unknown name takes as long as for a known one, always the same for one name.
+            # Compare with the hash of another user, always the same one for a name. So the answer for an unknown name
+            # takes as long as for a known one, and does not show which names exist.
             hashes = sorted(users.values())
             hashed = hashes[int.from_bytes(self._digest(name)) % len(hashes)]
         key = self._digest(name, hashed, password, b"known" if known else b"")

@@ -130,7 +130,8 @@ class ResponseQueue:
         self._send = send
         self.waiting: deque[Exchange] = deque()
         self._next: asyncio.Handle | None = None
-        self._relief: asyncio.TimerHandle | None = None
+        #: Runs :meth:`_close_slowest_reader` while responses wait.
+        self._grace_timer: asyncio.TimerHandle | None = None
 
     def put(self, exchange: Exchange) -> None:
         """Make and send the response to a request as soon as possible."""
@@ -144,8 +145,8 @@ class ResponseQueue:
 
     def close(self) -> None:
         """Close no more slow readers."""
-        if self._relief is not None:
-            self._relief.cancel()
+        if self._grace_timer is not None:
+            self._grace_timer.cancel()
 
     def _respond_to_next(self) -> None:
         self._next = None
@@ -153,13 +154,13 @@ class ResponseQueue:
             exchange = self.waiting.popleft()
             if exchange.client.stream.closed():
                 continue
-            self._send(exchange, self._made(exchange))
+            self._send(exchange, self._make_or_report(exchange))
             self.schedule()
             return
-        if self.waiting and self._relief is None:
-            self._relief = asyncio.get_running_loop().call_later(_UNREAD_GRACE, self._relieve)
+        if self.waiting and self._grace_timer is None:
+            self._grace_timer = asyncio.get_running_loop().call_later(_UNREAD_GRACE, self._close_slowest_reader)
 
-    def _made(self, exchange: Exchange) -> Response:
+    def _make_or_report(self, exchange: Exchange) -> Response:
         try:
             return self._make(exchange)
         except Exception:  # an error in one metric must not end the daemon
@@ -167,8 +168,8 @@ class ResponseQueue:
             _log.exception("cannot collect the %s", what)
             return plain(HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot collect the {what}: see the log of dnsprobe")
 
-    def _relieve(self) -> None:
-        self._relief = None
+    def _close_slowest_reader(self) -> None:
+        self._grace_timer = None
         if self.waiting and self._clients.unread_bytes >= _MAX_UNREAD:
             self._clients.drop_slowest_reader()
         self.schedule()

@@ -124,8 +124,8 @@ class TlsStream(SSLIOStream):
     """The server's end of a TLS connection. ``allowed_sans`` has the names of clients that may connect, None: any.
 
     It closes without a TLS close_notify, which clients do not need because each response has its length. In OpenSSL
-    3.5, SSL_shutdown to a client that has left leaves an error in the queue of the thread, where it hits the next
-    connection.
+    3.5, SSL_shutdown to a client that has left leaves an error in the error queue of the thread, where the next
+    connection finds it.
     """
 
     def __init__(
