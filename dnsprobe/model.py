@@ -17,9 +17,10 @@ NO_RULE = 0
 #: The verdict on a name that user space has to decide, and has not yet.
 DECIDE = 0xFFFFFFFF
 
-#: In place of a process, tree or qtype that has no series: it is above the limit, or was not counted by process.
+#: The process, tree or qtype of queries without a series of their own: they are above the limit on series, or the
+#: kernel has counted them without their process.
 OTHER = "(other)"
-#: In place of a tree that is not known.
+#: The process and the tree of queries whose process tree is not known.
 UNKNOWN = "(unknown)"
 #: The transport of connections whose queries cannot be read: DNS over TLS (RFC 7858).
 DOT = "dot"
@@ -44,11 +45,11 @@ class Process:
 class Ancestry:
     """The process that asks (the asker) and its ancestors.
 
-    ``chain`` is the asker and its parents: nearest first, and last pid 1, or kthreadd. ``complete`` is
-    False if the chain is cut off: it is longer than the kernel side follows.
+    ``chain`` has the asker and its parents, the nearest first; the last one is pid 1 or kthreadd. ``complete`` is False
+    if the chain is cut off, because it is longer than the kernel side follows.
 
-    ``lineage`` is the asker and those who started it, in the same order. It differs from the chain if one of them has
-    ended, because its children then have another parent. Without an argument, it is the chain. ``lineage_complete`` is
+    ``lineage`` has the asker and the processes that started it, in the same order. It differs from the chain if one of
+    them has ended, because its children then have another parent. By default, it is the chain. ``lineage_complete`` is
     False if the lineage is longer, or not known any further. If ``by_lineage`` is True, the tree shows the lineage,
     otherwise the chain.
     """

@@ -22,7 +22,7 @@ class Capability(IntEnum):
 #: Needed to attach kprobes and to read addresses in /proc/kallsyms. Maps that exist already need CAP_BPF only.
 ONLY_AT_START = (Capability.CAP_SYS_ADMIN, Capability.CAP_SYSLOG, Capability.CAP_PERFMON)
 
-#: For a message to a user who lacks them.
+#: The hint for a user whose process lacks capabilities.
 HINT = "run it as root, or with CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where kernel.perf_event_paranoid is above 2"
 
 _VERSION_3 = 0x20080522
@@ -56,10 +56,10 @@ def require() -> None:
 
 
 def drop(capabilities: tuple[Capability, ...] = ONLY_AT_START) -> None:
-    """Drop capabilities for good, in this thread and in those that it starts; OSError if the kernel refuses.
+    """Drop capabilities permanently, in this thread and in those that it starts; OSError if the kernel refuses.
 
-    A child of a process that is not root's does not get them either: a capability that is not permitted and inheritable
-    cannot be ambient. Without CAP_BPF, nothing is dropped, because CAP_SYS_ADMIN is needed in its place.
+    Unless the user is root, child processes do not get them either: only a capability that is permitted and inheritable
+    can be ambient. Without CAP_BPF, nothing is dropped, because CAP_SYS_ADMIN is needed in its place.
     """
     if Capability.CAP_BPF not in held():
         return

@@ -25,7 +25,7 @@ from dnsprobe.pipeline.session import probe_options
 from dnsprobe.terminal import DIM, GREEN, RED, look_of
 from dnsprobe.text import shown
 
-#: The column where details begin, and the columns that they keep, however narrow the terminal is.
+#: The column where details begin, and the least number of columns for them, even in a narrow terminal.
 _INDENT, _LEAST_DETAIL = 19, 30
 
 
@@ -136,7 +136,7 @@ def _capabilities() -> Finding:
 
 
 def _examine_paths(config: Config, *, as_json: bool) -> int:
-    """Attach and prove the hooks with small maps, print what came of it, and detach. Return the exit status."""
+    """Attach and prove the hooks with small maps, print the results, and detach. Return the exit status."""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=min(config.probe.lineage, 16))
     try:
         probe = Probe(probe_options(config.probe), sizes, repeat_ns=0)
@@ -160,7 +160,7 @@ def _prove(probe: Probe, *, as_json: bool) -> bool:
         probe.set_rules([])
         probe.start()
     except UserError as error:
-        # Otherwise the lines about the paths have the reasons.
+        # If hooks were tried, the lines about the paths show the reasons.
         if not any(state.tried for state in probe.prover.paths.values()):
             _print_problem(error, as_json=as_json)
         return False

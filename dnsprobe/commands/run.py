@@ -43,9 +43,9 @@ _log = logging.getLogger(__name__)
 
 #: The number of last queries that the page shows.
 _LAST_QUERIES = 100
-#: How often the loop asks whether a sweep is due. The question is cheap.
+#: How often the loop checks whether a sweep is due. The check is cheap.
 _TICK_SECONDS = 1.0
-#: The pause after a sweep: while thousands of short-lived processes ask, the kernel's maps fill up quickly.
+#: The shorter pause after a sweep: if thousands of short-lived processes ask, the kernel's maps fill up quickly.
 _NEXT_TICK_SECONDS = 0.25
 #: How long the journal or the terminal may take for the last entries.
 _DRAIN_SECONDS = 5.0
@@ -107,7 +107,7 @@ class Daemon:
 
     async def _run(self) -> None:
         started = time.monotonic()
-        # Before the start, which takes a moment: signals that arrive meanwhile are handled after it.
+        # Before the start, which takes a moment: signals that arrive during the start are handled after it.
         loop = asyncio.get_running_loop()
         for which in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(which, self._stopped.set)
@@ -145,7 +145,7 @@ class Daemon:
         return self._ready and all_proved(self._session.probe.prover)
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
-        # End, and leave the restart to systemd: counters that nothing updates any more would be worse.
+        # The daemon ends, and systemd restarts it. To go on with counters that nothing updates would be worse.
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
             self._stopped.set()
@@ -156,7 +156,7 @@ class Daemon:
             self._last_queries.append(query)
 
     async def _tick(self) -> None:
-        # The watchdog is fed in the loop that does the work, after the work: if that hangs, systemd restarts us.
+        # The watchdog is fed in the loop that does the work, after the work: if the work hangs, systemd restarts us.
         watchdog = "WATCHDOG_USEC" in os.environ
         pause = _TICK_SECONDS
         while True:
@@ -226,7 +226,7 @@ class Daemon:
         """Detach, then write what is still in the ring buffer."""
         for task in self._tasks:
             task.cancel()
-        # The loop may have found the ring readable in this very round: its callback must not run on a freed ring.
+        # The loop may have found the ring readable in this round. Its callback must not run after the ring is freed.
         asyncio.get_running_loop().remove_reader(self._session.probe.maps.events.fileno())
         self._session.detach()
         for query, identity in self._session.remaining_queries():

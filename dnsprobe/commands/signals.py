@@ -15,7 +15,8 @@ def readable_on_stop() -> Iterator[int]:
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def on_signal(number: int, _frame: object) -> None:
-        # If nobody reads our output, we hang in write(2), which Python resumes. A second signal ends the process.
+        # If nobody reads the output, write(2) blocks, and Python resumes it after this handler. So a second signal ends
+        # the process.
         signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -42,7 +43,7 @@ def interrupt_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def wait_for_resize() -> Iterator[Callable[[float], bool]]:
-    """Yield a function that waits for so many seconds, or returns True at once if the terminal is resized."""
+    """Yield a function that waits for some seconds: it returns True at once if the terminal is resized, else False."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     # SIGWINCH needs a handler: an ignored signal does not write to the wakeup descriptor.
     before = signal.signal(signal.SIGWINCH, lambda _number, _frame: None)

@@ -9,7 +9,7 @@ from dnsprobe.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-#: Allowed for one attempt to attach a hook. It takes half a second on a host that does nothing else.
+#: The time limit of one attempt to attach a hook. An attempt takes half a second on an idle host.
 _ATTEMPT_SECONDS = 150
 
 
@@ -20,7 +20,7 @@ def notify(state: str) -> None:
 
         try:
             daemon.notify(state)
-        except OSError as error:  # the variable was inherited, and the service manager is not ours
+        except OSError as error:  # the variable was inherited from another service
             _log.debug("NOTIFY_SOCKET=%s: %s", os.environ["NOTIFY_SOCKET"], error.strerror)
 
 

@@ -24,11 +24,11 @@ from dnsprobe.treeview.client import NotAnswering, Scrape, Target, fetch
 from dnsprobe.treeview.nodes import Path, rates, totals_by_path
 from dnsprobe.treeview.render import folded_stacks, json_object, tree_lines, wrap
 
-#: xterm control sequences that every terminal in use has: to the alternate screen without a cursor, and back.
+#: Control sequences of xterm, which other terminals have too: to the alternate screen without a cursor, and back.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
-#: How many names a message lists.
+#: The most names that a message lists.
 _NAMES = 10
 
 
@@ -46,13 +46,13 @@ class _Reading:
 def show_tree(target: Target, choice: Choice, *, form: str, every: float | None) -> int:
     """Print the tree in a form (``tree``, ``folded`` or ``json``). Return the exit status.
 
-    With ``every``, print it again after so many seconds, until SIGINT or SIGTERM. Raises UserError if the daemon does
-    not answer the first request, or refuses a later one; a later request without an answer is tried again.
+    With ``every``, print it again at this interval in seconds, until SIGINT or SIGTERM. Raises UserError if the daemon
+    does not answer the first request, or refuses a later one; a later request without an answer is tried again.
     """
     if sys.stdout is None:
         raise UserError("standard output is closed", "dnsprobe tree prints the tree there: do not close it (>&-)")
     output = sys.stdout
-    # A name may have characters that the locale has not.
+    # A name may contain characters that the locale cannot encode.
     if hasattr(output, "reconfigure"):
         output.reconfigure(errors="backslashreplace")
     view = _View(target, choice, form, output)
@@ -69,7 +69,7 @@ def show_tree(target: Target, choice: Choice, *, form: str, every: float | None)
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What to show of which daemon, in which form, and where."""
+    """The daemon to read, the choice of its series, the form of the tree, and the stream to print it to."""
 
     target: Target
     choice: Choice
@@ -147,7 +147,7 @@ def _alternate_screen(output: TextIO, last: Callable[[], list[str]]) -> Iterator
         os.write(output.fileno(), _LEAVE.encode())
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
-        # The program goes on here after SIGCONT. The signal ends the wait, which redraws the screen.
+        # The program continues here after SIGCONT. The signal ends the wait, which redraws the screen.
         signal.signal(signal.SIGTSTP, on_stop)
         os.write(output.fileno(), _ENTER.encode())
 

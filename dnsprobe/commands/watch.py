@@ -90,7 +90,7 @@ def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
     offset = wall_offset_ns()
 
     def render(query: Query, identity: Identity) -> str:
-        # Ask each time: the terminal may have been resized.
+        # Look at the terminal each time: it may have been resized.
         return tree(query, identity, offset, look_of(output)) + "\n"
 
     return render

@@ -192,7 +192,7 @@ def _text(place: Place) -> str:
 
 
 def _mapped(values: Mapping[str, Any]) -> Reader:
-    """Return a reader of one of the keys of ``values`` that returns the value behind the key."""
+    """Return a reader that accepts the keys of ``values``, and returns the value of the key."""
     read_key = choice(values)
     return lambda place: values.get(read_key(place))
 

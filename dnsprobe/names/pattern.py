@@ -64,7 +64,7 @@ class RuleError(UserError, ValueError):
 
 
 class Scope(Enum):
-    """Which names a pattern matches, seen from the name that it describes; the value is the prefix in the pattern."""
+    """Which names a pattern matches, relative to the name in the pattern; the value is the prefix before that name."""
 
     ALONE = "="
     BELOW = "*."
@@ -145,7 +145,7 @@ class Pattern:
 
     @property
     def rank(self) -> int:
-        """The place among patterns with the same suffix; the lowest counts the name."""
+        """The place among patterns with the same suffix: the matching one with the lowest rank counts the name."""
         if self.conditional:
             return 1
         return {Scope.ALONE: 0, Scope.BELOW: 2, Scope.TREE: 3}[self.scope]
@@ -263,7 +263,7 @@ def _parse_expression(text: str) -> Pattern:
         raise pattern_error("an empty regular expression", text, "for all names write .")
     try:
         with warnings.catch_warnings():
-            # Where re warns, as about [[:alpha:]], it reads something other than the user meant.
+            # If re warns, as it does about [[:alpha:]], the expression does not mean what the user expects.
             warnings.simplefilter("error")
             expression = re.compile(body, re.IGNORECASE)
     except (re.error, OverflowError, RecursionError, Warning) as error:
@@ -274,11 +274,12 @@ def _parse_expression(text: str) -> Pattern:
 
 
 def _literal_suffix(body: str) -> bytes:
-    r"""Return a name in which every name ends that a valid expression matches: its literal tail, or the root.
+    r"""Return a suffix of all names that a valid expression can match: its literal tail, or the root.
 
-    Every match must contain the tail, so an expression with an alternative to it gets the root, which is always right.
-    So does one with flags, a comment or a condition before the tail. The tail itself is never inside a class, a group
-    or a comment: that would need a ``]`` or ``)`` behind the tail, but there the expression ends.
+    The tail is valid only if every match must contain it. So an expression with an alternative to the tail gets the
+    root, which is always right, and so does one with flags, a comment or a condition before the tail. The tail itself
+    is never inside a class, a group or a comment: that would need a ``]`` or ``)`` behind it, but it ends the
+    expression.
     """
     tail = _LITERAL_TAIL.search(body)
     if tail is None:

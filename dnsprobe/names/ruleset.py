@@ -18,9 +18,9 @@ from dnsprobe.names.wire import to_labels
 #: The kernel side has a slot for each id up to this one; 0 is NO_RULE.
 MAX_RULE_ID = 65535
 
-#: For one entry of the trie, at most so many wildcards and regular expressions are tried; beyond that, user space
-#: decides each name. Without a limit, thousands of names and thousands of expressions would take millions of trials
-#: at each start.
+#: The most wildcards and regular expressions that are tried for one entry of the trie. If there are more, user space
+#: decides each name. Without a limit, thousands of names and thousands of expressions would take millions of trials at
+#: each start.
 _TRIALS = 32
 
 
@@ -124,7 +124,7 @@ class RuleSet:
         return NO_RULE
 
     def _candidates(self, wire: bytes, name: Name) -> Iterator[tuple[Pattern, Rule]]:
-        """Yield the patterns in whose suffix a name ends, in the order of precedence."""
+        """Yield the patterns with a suffix that the name ends in, in the order of precedence."""
         at = 0
         for label in (*name.labels, b""):
             yield from self._by_suffix.get(wire[at:], ())
@@ -144,7 +144,7 @@ def _check_duplicates(rules: Iterable[tuple[str, Pattern, int]]) -> None:
 
 
 def _free_ids(first: int, taken: Collection[int]) -> Iterator[int]:
-    """Yield the free ids from ``first`` up and then from 1, so that the id of a removed rule comes back late."""
+    """Yield the free ids from ``first`` up and then from 1, so that the id of a removed rule is reused late."""
     for step in range(MAX_RULE_ID):
         candidate = (first - 1 + step) % MAX_RULE_ID + 1
         if candidate not in taken:

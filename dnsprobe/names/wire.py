@@ -139,10 +139,10 @@ def token_byte(token: str) -> int:
 
 
 def encode_label(tokens: Sequence[str]) -> bytes:
-    """Return the bytes, in lower case, of one label from :func:`split_labels`; of an international one, the xn-- form.
+    """Return the bytes, in lower case, of one label from :func:`split_labels`.
 
-    The xn-- form is that of IDNA 2008. Raises ValueError for a label of more than 63 bytes, a label that is not valid
-    in IDNA, and an unescaped space or control character.
+    An international label becomes its xn-- form (IDNA 2008). Raises ValueError for a label of more than 63 bytes, a
+    label that is not valid in IDNA, and an unescaped space or control character.
     """
     text = "".join(tokens)
     label = bytes(map(token_byte, tokens)) if text.isascii() else _international(text)
