@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Builds a Linux 6.1 in which udp_send_skb is what GCC's IPA-SRA makes of it on some kernels: udp_send_skb.isra.51, with the
-# members of its second argument in place of it. Debian's kernels from 5.10 on have it whole: GCC splits it only where the
-# members are read before anything is written. So split_flow.py does it in the source, and gives it the name.
+# Builds a Linux 6.1 whose udp_send_skb looks as on kernels where GCC's IPA-SRA has changed it: its name is
+# udp_send_skb.isra.51, and it gets the members of its second argument instead of a pointer. GCC changes it only if the
+# function reads the members before it writes anything, which is not so in Debian's kernels from 5.10 on. So split_flow.py
+# makes the same change in the source.
 #
 #     build.sh SOURCE_TARBALL OUTDIR [PORT_ARGUMENT]
 #
 # SOURCE_TARBALL is usr/src/linux-source-6.1.tar.xz of Debian's package linux-source-6.1. OUTDIR gets vmlinuz, version (the
-# kernel's release), config and build.log. PORT_ARGUMENT says which argument of the function is the destination port: 3
-# (the default) after both addresses in one, or 4 after one for each address, as GCC 12 would pass it.
+# kernel's release), config and build.log. PORT_ARGUMENT is the argument that has the destination port: 3 (the default) if
+# both addresses share one argument, 4 if each address has its own, as GCC 12 would pass them.
 #
-# All is built in, the drivers of virtual machines and ext4 too. It builds in a folder of its own in TMPDIR, or in OUTDIR,
-# and removes it.
+# The kernel has no modules: the drivers of virtual machines and ext4 are built in. The source is unpacked into a temporary
+# folder in TMPDIR, or in OUTDIR, which is removed at the end.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 SPACE_MB=2500
@@ -28,14 +29,14 @@ port_argument=${3:-3}
 [ -r "$tarball" ] || fail "$tarball cannot be read: give it usr/src/linux-source-6.1.tar.xz of the package linux-source-6.1"
 [ "$(uname -m)" = x86_64 ] || fail "this is $(uname -m): the configuration is for x86_64"
 
-# The program or header that is looked for, and the package that has it.
+# Each needed program or header, with the package that has it.
 needs="gcc:gcc make:make flex:flex bison:bison bc:bc pahole:dwarves xz:xz-utils python3:python3 ld:binutils
 	/usr/include/gelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/include/stdio.h:libc6-dev"
 missing=()
 for need in $needs; do
 	command -v "${need%:*}" >/dev/null || [ -e "${need%:*}" ] || missing+=("${need#*:}")
 done
-[ ${#missing[@]} = 0 ] || fail "to build a kernel takes more: apt-get install --no-install-recommends ${missing[*]}"
+[ ${#missing[@]} = 0 ] || fail "packages are missing to build a kernel: apt-get install --no-install-recommends ${missing[*]}"
 
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
@@ -46,7 +47,7 @@ free=$(df --output=avail -BM "$room" | tr -dc '0-9')
 folder=$(mktemp -d "$room/isra.XXXXXX")
 job=
 clean() {
-	# make ends its compilers.
+	# make stops its compilers by itself.
 	[ -z "$job" ] || kill "$job" 2>/dev/null || true
 	wait
 	rm -rf "$folder"
@@ -74,7 +75,7 @@ finish() {
 tree=$folder/source
 mkdir "$tree"
 say "unpacking $tarball"
-# Two files of three are of no use here. The Kconfig files of all drivers are: they are read, whatever is built.
+# Leave out what is not built, which is two files of three. The Kconfig files of all drivers stay: they are always read.
 useless=('arch/[!x]*/*.[chS]' 'arch/[!x]*/*.dts*' 'Documentation/*/*' 'drivers/gpu/*.[ch]' 'drivers/media/*.[ch]'
 	'drivers/net/ethernet/*.[ch]' 'drivers/net/wireless/*.[ch]' 'drivers/staging/*.[ch]' 'sound/*.[ch]' 'tools/perf'
 	'tools/testing')
@@ -86,8 +87,8 @@ release=$(make -s -C "$tree" kernelversion)
 say "Linux $release: splitting the flow of udp_send_skb, the port is argument $port_argument"
 python3 "$here/split_flow.py" "$tree" "$port_argument"
 
-# A compiler's time goes into optimizing and into types. So what can do with it (arch/x86 cannot) is optimized less, and types
-# come from the parts that have those that dnsprobe and the kernel's own BPF look for.
+# Most of the compiler's time goes into optimization and into debug information. So everything except arch/x86, which needs
+# it, is optimized less, and only the folders whose types dnsprobe and the kernel's own BPF read get debug information.
 untyped='block crypto drivers io_uring ipc kernel lib mm security'
 for part in $untyped fs net; do
 	echo 'subdir-ccflags-y += -O1' >>"$tree/$part/Makefile"
@@ -95,12 +96,12 @@ done
 for part in $untyped arch/x86; do
 	echo 'subdir-ccflags-y += -g0' >>"$tree/$part/Makefile"
 done
-for part in bpf cgroup trace; do # after the -g0 of all below kernel/
+for part in bpf cgroup trace; do # must follow the -g0 that covers all of kernel/
 	echo 'subdir-ccflags-y += -gdwarf-4' >>"$tree/kernel/$part/Makefile"
 done
 
-# Neither time nor host, user, folder or variables of the caller go into the kernel. With -j pahole would write the types in
-# an order that is not always the same.
+# The same source gives the same kernel: it contains neither time nor host, user, folder or variables of the caller. pahole
+# runs without -j, which would write the types in a different order each time.
 pahole_flags=$(PAHOLE=pahole sh "$tree/scripts/pahole-flags.sh" | sed -E 's/(^| )-j( |$)/ /')
 prefix="-fdebug-prefix-map=$tree=linux"
 kernel_make() {

@@ -1,9 +1,9 @@
 """Turn ``udp_send_skb`` of a Linux 6.1 source tree into the clone that GCC's IPA-SRA makes of it elsewhere.
 
 ``split_flow.py SOURCE_TREE PORT_ARGUMENT`` edits ``net/ipv4/udp.c``: instead of a ``struct flowi4 *`` the function
-takes the members that it reads, and its symbol is ``udp_send_skb.isra.51``. The destination port is its third argument,
-after both addresses in one, or its fourth, after one for each address. The function is found by its text, not by line
-numbers. What does not fit the expected text ends with status 1 and leaves the file as it was.
+takes the members that it reads, and its symbol is ``udp_send_skb.isra.51``. The destination port is its third argument
+if both addresses share one argument, or its fourth if each address has its own. The function is found by its text, not
+by line numbers. If the source is not as expected, the exit status is 1 and the file stays unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CALL = re.compile(r"\budp_send_skb\(skb, fl4, ")
 _CALLS = 2  # of udp_sendmsg() and udp_push_pending_frames()
 _MEMBERS = ("saddr", "daddr", "fl4_dport")
 
-# What stands for the flow, by the number of the argument that is the port: parameters, arguments, first declarations.
+# What replaces the flow, by the number of the argument that has the port: parameters, arguments, first declarations.
 _LAYOUTS = {
     3: (
         "u64 addresses, __be16 dport",
@@ -31,17 +31,17 @@ _LAYOUTS = {
         "\tconst __be32 saddr = (__force __be32)addresses;\n"
         "\tconst __be32 daddr = (__force __be32)(addresses >> 32);\n",
     ),
-    # So does GCC 12, where the source lets it: each member in a register of its own, in the order of the struct.
+    # As GCC 12 does if the source allows it: each member in its own register, in the order of the struct.
     4: ("__be32 saddr, __be32 daddr, __be16 dport", "fl4->saddr, fl4->daddr, fl4->fl4_dport", ""),
 }
 
 
 class UnexpectedSourceError(Exception):
-    """The source is not what this was written for."""
+    """The source is not as expected."""
 
 
 def split_flow(source: str, port_argument: int) -> str:
-    """Return ``udp.c`` with the flow split. Raises UnexpectedSourceError where it is not as in Linux 6.1."""
+    """Return ``udp.c`` with the flow split. Raises UnexpectedSourceError if it is not as in Linux 6.1."""
     heads = list(_HEAD.finditer(source))
     if len(heads) != 1:
         raise UnexpectedSourceError(
@@ -52,7 +52,7 @@ def split_flow(source: str, port_argument: int) -> str:
         raise UnexpectedSourceError("the definition of udp_send_skb has no end")
     parameters, arguments, declarations = _LAYOUTS[port_argument]
     signature = f"udp_send_skb(struct sk_buff *skb, {parameters}, struct inet_cork *cork)"
-    # Without noipa GCC would go on from here: inline it, or make a clone of the clone.
+    # Without noipa, GCC would inline the function or make a clone of the clone.
     head = f'static int {signature} __asm__("{SYMBOL}");\n\nstatic int __attribute__((__noipa__))\n{signature}\n{{\n'
     body = declarations + _without_flow(source[heads[0].end() : tail.start()])
     call = f"udp_send_skb(skb, {arguments}, "
