@@ -1,4 +1,4 @@
-"""The address on which the HTTP side listens, as ``metrics.listen`` and ``--listen`` give it."""
+"""The address on which the HTTP server listens, as ``metrics.listen`` and ``--listen`` give it."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class JournalConfig:
 
 @dataclass(frozen=True, slots=True)
 class MetricsConfig:
-    """The HTTP side.
+    """The HTTP server.
 
     ``listen`` is an IP address without brackets and a port; port 0 means any free port. ``labels`` are the labels of
     OPTIONAL_LABELS that are shown. ``page`` turns the page for people on. ``web_config`` is the path of a file for

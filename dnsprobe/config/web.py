@@ -1,4 +1,4 @@
-"""The web configuration file that Prometheus exporters share: TLS, headers and users of the HTTP side.
+"""The web configuration file that Prometheus exporters share: TLS, headers and users of the HTTP server.
 
 The format is that of ``--web.config.file`` of github.com/prometheus/exporter-toolkit (docs/web-configuration.md there).
 A key that dnsprobe does not support is an error that names the key. No message contains a secret.

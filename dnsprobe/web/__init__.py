@@ -1,1 +1,1 @@
-"""The HTTP side."""
+"""The HTTP server."""
