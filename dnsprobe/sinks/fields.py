@@ -174,7 +174,7 @@ FACTS: tuple[Fact[Any], ...] = (
         lambda _, identity: identity.loginuid,
         NUMBER,
         "the user id of the login that the process comes from, as audit keeps it: sudo(8) and su(1) do not change it",
-        "it comes from no login",
+        "the process comes from no login",
     ),
     Fact(
         "DNSPROBE_USER",
@@ -182,16 +182,16 @@ FACTS: tuple[Fact[Any], ...] = (
         lambda _, identity: identity.user,
         RAW,
         "the user name of `DNSPROBE_UID`",
-        "the host has no name for it",
+        "the host has no name for this user id",
     ),
-    Fact("DNSPROBE_UNIT", "unit", lambda _, identity: identity.unit, RAW, "the systemd unit", "it is in none"),
+    Fact("DNSPROBE_UNIT", "unit", lambda _, identity: identity.unit, RAW, "the systemd unit", "the process is in none"),
     Fact(
         "DNSPROBE_SLICE",
         "slice",
         lambda _, identity: identity.slice,
         RAW,
         "the systemd slice that the unit is in",
-        "it is in none",
+        "the process is in none",
     ),
     Fact(
         "DNSPROBE_CGROUP",
@@ -207,7 +207,7 @@ FACTS: tuple[Fact[Any], ...] = (
         _of_container(lambda container: container.id),
         RAW,
         "the container: 64 hexadecimal digits, or a name (systemd-nspawn, LXC)",
-        "it is in none",
+        "the process is in none",
     ),
     Fact(
         "DNSPROBE_CONTAINER_RUNTIME",
@@ -215,7 +215,7 @@ FACTS: tuple[Fact[Any], ...] = (
         _of_container(lambda container: container.runtime),
         TEXT,
         "`docker`, `containerd`, `cri-o`, `podman`, `systemd-nspawn` or `lxc`",
-        "it is in none, or its path does not name the runtime",
+        "the process is in no container, or the path of its control group does not name the runtime",
     ),
     Fact(
         "DNSPROBE_CONTAINER_NAME",
@@ -223,7 +223,7 @@ FACTS: tuple[Fact[Any], ...] = (
         _of_container(lambda container: container.name),
         RAW,
         "the name of the container in the runtime, or in Kubernetes if it is in a pod",
-        "it is in none, or the name [is not known](#names-of-containers)",
+        "the process is in no container, or the name [is not known](#names-of-containers)",
     ),
     Fact(
         "DNSPROBE_POD",
@@ -231,7 +231,7 @@ FACTS: tuple[Fact[Any], ...] = (
         _of_container(lambda container: container.pod),
         TEXT,
         "the uid of the Kubernetes pod",
-        "it is in none",
+        "the process is in none",
     ),
     Fact(
         "DNSPROBE_POD_NAME",
@@ -239,7 +239,7 @@ FACTS: tuple[Fact[Any], ...] = (
         _of_container(lambda container: container.pod_name),
         RAW,
         "the name of the Kubernetes pod",
-        "it is in none, or the name is not known",
+        "the process is in none, or the name is not known",
     ),
     Fact(
         "DNSPROBE_POD_NAMESPACE",
@@ -247,14 +247,14 @@ FACTS: tuple[Fact[Any], ...] = (
         _of_container(lambda container: container.pod_namespace),
         RAW,
         "the Kubernetes namespace of the pod",
-        "it is in none, or the name is not known",
+        "the process is in no pod, or the name is not known",
     ),
     Fact(
         "DNSPROBE_NET_NS",
         "net_ns",
         lambda query, _: query.net_ns or None,
         NUMBER,
-        "the network namespace that the query left: the inode number of `/proc/PID/ns/net`",
+        "the network namespace from which the query was sent: the inode number of `/proc/PID/ns/net`",
         "the kernel did not report it",
     ),
     Fact(
@@ -300,7 +300,7 @@ FACTS: tuple[Fact[Any], ...] = (
         "repeats",
         lambda query, _: query.repeats,
         NUMBER,
-        "how many queries like it made no entry since the last one that did",
+        "how many queries like this one (same process, name, type and transport) made no entry since the last entry",
     ),
     Fact(
         "DNSPROBE_ANCESTOR",
@@ -308,7 +308,7 @@ FACTS: tuple[Fact[Any], ...] = (
         lambda query, _: query.ancestry.chain[1:],
         ANCESTORS,
         "pid and comm of an ancestor, such as `11845 make`; one field for each ancestor, the parent first",
-        "pid 1 itself asked",
+        "pid 1 itself sent the query",
     ),
     Fact(
         "DNSPROBE_ANCESTRY_CUT",
@@ -324,8 +324,8 @@ FACTS: tuple[Fact[Any], ...] = (
         "",
         lambda query, _: query.ancestry.lineage_tree if query.ancestry.differs else None,
         TEXT,
-        "the processes that [started it](how-it-works.md#who-started-it), in the form of `DNSPROBE_TREE`",
-        "its ancestors started it",
+        "the processes that [started this one](how-it-works.md#who-started-it), in the form of `DNSPROBE_TREE`",
+        "the lineage is the same as the ancestors",
     ),
     Fact(
         "DNSPROBE_LINEAGE_TREE_PIDS",
@@ -333,16 +333,16 @@ FACTS: tuple[Fact[Any], ...] = (
         lambda query, _: query.ancestry.lineage_tree_pids if query.ancestry.differs else None,
         TEXT,
         "the pids of `DNSPROBE_LINEAGE_TREE`, in the same order and form",
-        "its ancestors started it",
+        "the lineage is the same as the ancestors",
     ),
     Fact(
         "DNSPROBE_LINEAGE",
         "lineage",
         _starters,
         STARTERS,
-        "pid and comm of a process that started it, such as `4100 sshd`, or `exited 4100 sshd` if it has exited; one "
-        "field for each, the nearest first",
-        "its ancestors started it",
+        "pid and comm of one of the processes that started this one, such as `4100 sshd`, or `exited 4100 sshd` if it "
+        "has exited; one field for each, the nearest first",
+        "the lineage is the same as the ancestors",
     ),
     Fact(
         "DNSPROBE_LINEAGE_CUT",
@@ -350,7 +350,7 @@ FACTS: tuple[Fact[Any], ...] = (
         lambda query, _: query.ancestry.differs and not query.ancestry.lineage_complete,
         FLAG,
         "`yes`: the lineage is longer, or is not known any further",
-        "it is complete, or its ancestors started it",
+        "the lineage is complete, or is the same as the ancestors",
     ),
     Fact(
         "",
