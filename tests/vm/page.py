@@ -58,7 +58,7 @@ _SHORT = {
 _HEAD = """\
 # Kernels
 
-This page shows on which kernels dnsprobe was tested, and what it sees on each with which hook. It is for those who
+This page shows on which kernels dnsprobe was tested, and which queries each hook sees there. It is for those who
 choose a hook, or want to know whether a kernel is good enough. [How it works](how-it-works.md#the-hook) explains the
 hooks.
 
@@ -77,11 +77,11 @@ _SUMMARY_TAIL = """
 - `sid` is the kernel of Debian unstable; the [versions](#the-kernels) are below.
 - With `hook: auto`, dnsprobe uses the first hook of a protocol that works: the columns are in this order.
 - Kernels without kprobes use `net_dev_queue` for UDP. For TCP they need Linux 6.16, which added the tracepoint.
-- Kernels that GCC's IPA-SRA has changed call `udp_send_skb` for example `udp_send_skb.isra.51`. dnsprobe finds it
-  under that name.
+- On kernels where GCC's IPA-SRA has changed `udp_send_skb`, the function has another name, such as
+  `udp_send_skb.isra.51`. dnsprobe finds it under that name.
 - Queries that cannot be read are counted as such, in `dnsprobe_packets_unparsed_total`.
-- Runs of the BPF program that the kernel leaves out are counted from Linux 6.7 on (`run_missed`); before, kprobes do
-  not report them.
+- From Linux 6.7 on, `run_missed` counts the runs of the BPF program that the kernel skips. Older kernels do not report
+  them for kprobes.
 - The [limits](how-it-works.md#limits) of each hook hold on all kernels.
 
 """
@@ -89,9 +89,9 @@ _SUMMARY_TAIL = """
 _KERNELS_HEAD = """\
 ## The kernels
 
-Versions are those that Debian's archive had at that run. The kernel 6.1-isra is built from Debian's source, with
-`udp_send_skb` as GCC's IPA-SRA makes it: its name is `udp_send_skb.isra.51`, and its second argument is split into
-numbers.
+Versions are those that Debian's archive had when the tests ran. The kernel 6.1-isra is built from Debian's source, with
+`udp_send_skb` in the form that GCC's IPA-SRA gives it: its name is `udp_send_skb.isra.51`, and its second argument is
+split into numbers.
 
 """
 
@@ -99,8 +99,8 @@ numbers.
 _WAYS_HEAD = """\
 ## Ways to send
 
-`yes`: each of 7 queries was counted, and for the process that sent it. `no`: what became of them instead; a packet
-that cannot be read is counted in `dnsprobe_packets_unparsed_total`. `refused`: as above.
+`yes`: each of 7 queries was counted, and for the process that sent it. `no`: the cell says how many of the 7 were
+counted, and how many `dnsprobe_packets_unparsed_total` counted as not readable. `refused`: as above.
 """
 
 
