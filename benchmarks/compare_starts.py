@@ -2,9 +2,9 @@
 
 Usage, as root: .venv/bin/python benchmarks/compare_starts.py OTHER/.venv/bin/dnsprobe [ROUNDS]
 
-Both take turns, without and with the compiled programs of an earlier start. Prints medians and the ratio of this one to
-the other: processor seconds until ready (children included), seconds until ready, and resident memory (KiB) one second
-later.
+Starts of both alternate, without and with the compiled programs of an earlier start. Prints medians, and the ratio of
+this installation to the other: processor seconds until ready (children included), seconds until ready, and resident
+memory (KiB) one second later.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def start(program: Path, configuration: Path, cache: Path) -> tuple[float, float
         "--config",
         str(configuration),
     ]
-    # As the unit has it: the certificates of all authorities would be read for nothing.
+    # As in the unit: otherwise the certificates of all authorities are read for nothing.
     environment = {**os.environ, "CACHE_DIRECTORY": str(cache), "SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()

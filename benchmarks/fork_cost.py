@@ -29,7 +29,7 @@ from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS
 
-_SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
+_STATS_SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
 _ENTRIES = 32768
 
 
@@ -55,38 +55,43 @@ def _attached(probe: Probe) -> Iterator[None]:
 
 
 def _compare(probe: Probe, program: str, kind: str, rounds: int, families: int) -> None:
-    each: dict[bool, list[list[float]]] = {False: [], True: []}
+    costs: dict[bool, list[list[float]]] = {False: [], True: []}
     made = 0
     for _ in range(rounds):
         for attached in (False, True):
             with _attached(probe) if attached else nullcontext():
                 made, counted = _storm(program, kind, families)
-            each[attached].append([number / made for number in counted])
+            costs[attached].append([number / made for number in counted])
     print(f"{kind:<7} {rounds} times {made} processes; each needs")
     for at, event in enumerate(EVENTS):
-        without, followed = (median(numbers[at] for numbers in each[attached]) for attached in (False, True))
+        without, tracked = (median(numbers[at] for numbers in costs[attached]) for attached in (False, True))
         print(
-            f"{kind:<7}   {without:8.0f} {event}, and {followed - without:5.0f} more with tracking: "
-            f"{followed / without:.3f} times"
+            f"{kind:<7}   {without:8.0f} {event}, and {tracked - without:5.0f} more with tracking: "
+            f"{tracked / without:.3f} times"
         )
+
+
+def _entries(probe: Probe) -> int:
+    """Return the number of processes in the map."""
+    return sum(1 for _ in probe.lineage_table.ancestors())
 
 
 def _measure_runs(probe: Probe, program: str, kind: str, families: int) -> None:
     assert probe.lineage_table.hook is not None
-    before = _SWITCH.read_text()
+    before = _STATS_SWITCH.read_text()
     earlier = [program_runs(fd) for fd in probe.lineage_table.hook.programs]
-    there = sum(1 for _ in probe.lineage_table.ancestors())
+    entries_before = _entries(probe)
     try:
-        _SWITCH.write_text("1")
+        _STATS_SWITCH.write_text("1")
         with _attached(probe):
             _storm(program, kind, families)
     finally:
-        _SWITCH.write_text(before)
+        _STATS_SWITCH.write_text(before)
     for tracepoint, fd, old in zip(LINEAGE_TRACEPOINTS, probe.lineage_table.hook.programs, earlier, strict=True):
         new = program_runs(fd)
         runs = new.runs - old.runs
         print(f"{kind:<7} {tracepoint:<18} {(new.time_ns - old.time_ns) / max(runs, 1):6.0f} ns a run, {runs} runs")
-    print(f"{kind:<7} processes in the map: {there} before, {sum(1 for _ in probe.lineage_table.ancestors())} after")
+    print(f"{kind:<7} processes in the map: {entries_before} before, {_entries(probe)} after")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ EVENTS = ("instructions", "cycles")
 
 def count(command: Sequence[str]) -> tuple[str, list[float]]:
     """Run a command; return its output, and the number of each of EVENTS. Exits if perf cannot count here."""
-    # On one CPU, so that no wait for a lock of another CPU is counted.
+    # On one CPU, so that waiting for a lock that another CPU holds is not counted.
     pinned = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
     measured = [*pinned, "perf", "stat", "-x,", "-e", ",".join(EVENTS), *command]
     done = subprocess.run(measured, capture_output=True, text=True, check=True)

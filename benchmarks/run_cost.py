@@ -45,11 +45,11 @@ def _per_run(before: ProgramRuns, after: ProgramRuns) -> float:
 
 
 def _measure(probe: Probe, payload: bytes, port: int, packets: int) -> float:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taker, socket.socket(type=socket.SOCK_DGRAM) as sender:
-        # The smallest buffer: packets are dropped on arrival, and nobody has to read them.
-        taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        taker.bind(("127.0.0.1", port))
-        sender.connect(taker.getsockname())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, socket.socket(type=socket.SOCK_DGRAM) as sender:
+        # The smallest buffer: the kernel drops the packets on arrival, so nothing has to read them.
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        receiver.bind(("127.0.0.1", port))
+        sender.connect(receiver.getsockname())
         before = _runs(probe, "udp4")
         for _ in range(packets):
             sender.send(payload)
@@ -60,8 +60,8 @@ def _measure_writes(probe: Probe, pieces: Sequence[bytes], port: int, writes: in
     with socket.create_server(("127.0.0.1", port)) as listener, socket.socket() as sender:
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sender.connect(listener.getsockname())
-        taker = listener.accept()[0]
-        thread = threading.Thread(target=lambda: all(iter(lambda: taker.recv(1 << 20), b"")))
+        receiver = listener.accept()[0]
+        thread = threading.Thread(target=lambda: all(iter(lambda: receiver.recv(1 << 20), b"")))
         thread.start()
         before = _runs(probe, "tcp4")
         for _ in range(writes // len(pieces)):
@@ -70,7 +70,7 @@ def _measure_writes(probe: Probe, pieces: Sequence[bytes], port: int, writes: in
         after = _runs(probe, "tcp4")
         sender.close()
         thread.join()
-        taker.close()
+        receiver.close()
     return _per_run(before, after)
 
 

@@ -123,7 +123,7 @@ def _daemon(encoder: str, series: int) -> None:
         Registry.encode = _encode  # type: ignore[method-assign, assignment] # the same call, without keeping lines
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         domains = [f"service{number}.example.test" for number in range(_DOMAINS)]
-        # An eighth of the limit is kept for what has no series of its own.
+        # An eighth of the limit is reserved for queries without a series of their own.
         file.write(f"domains: {domains}\nmetrics: {{listen: '127.0.0.1:0', max_series: {series * 8 // 7 + 8}}}\n")
         file.flush()
         settings = config.load(file.name)
@@ -133,7 +133,7 @@ def _daemon(encoder: str, series: int) -> None:
 
 
 class Served:
-    """A daemon in a process of its own, and one connection to it."""
+    """A daemon in a separate process, and one connection to it."""
 
     def __init__(self, encoder: str, series: int) -> None:
         self._process = subprocess.Popen(
@@ -149,7 +149,7 @@ class Served:
         return answer, answer.read()
 
     def _cpu(self) -> float:
-        # The main thread's, in nanoseconds: Documentation/scheduler/sched-stats.rst. There is no other here.
+        # Nanoseconds of the main thread (Documentation/scheduler/sched-stats.rst), which is the only thread.
         return int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[0]) / 1e6
 
     def count_more(self) -> None:

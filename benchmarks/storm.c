@@ -37,20 +37,20 @@ static pid_t start(void)
 	return pid;
 }
 
-static void become(const char *name)
+static void execute_as(const char *name)
 {
 	execl(self, self, name, (char *)NULL);
 	fail(self);
 }
 
 /* The programs of a job: the shell runs the compiler and waits, the compiler exits. */
-static int be(const char *name)
+static int run_program_of_job(const char *name)
 {
 	if (!strcmp(name, "shell")) {
 		pid_t compiler = start();
 
 		if (compiler == 0)
-			become("compiler");
+			execute_as("compiler");
 		waitpid(compiler, NULL, 0);
 	}
 	return 0;
@@ -74,7 +74,7 @@ static void make_family(const char *kind)
 
 	if (pid == 0) {
 		if (!strcmp(kind, "job"))
-			become("shell");
+			execute_as("shell");
 		if (!strcmp(kind, "orphan"))
 			start();
 		if (!strcmp(kind, "asker"))
@@ -103,7 +103,7 @@ int main(int argc, char **argv)
 
 	self = argv[0];
 	if (argc == 2)
-		return be(argv[1]);
+		return run_program_of_job(argv[1]);
 	if (argc != 4) {
 		fprintf(stderr, "usage: storm leaf|asker|job|orphan FAMILIES WORKERS\n");
 		return 2;
