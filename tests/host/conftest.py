@@ -94,10 +94,10 @@ def preemptible_btf(folder: Path) -> Path:
 
 def free_ports(count: int) -> list[int]:
     """Return ports of loopback that nobody listens on."""
-    takers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [taker.getsockname()[1] for taker in takers]
-    for taker in takers:
-        taker.close()
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
     return ports
 
 

@@ -58,7 +58,7 @@ class Children:
                 raise Stopped
             # A session of its own: Ctrl-C reaches only the harness, which then ends the children as groups, in order.
             child = subprocess.Popen(
-                # The child gets SIGTERM when the thread that waits for it ends, so also if the harness is killed.
+                # The child gets SIGTERM when the thread that waits for it ends, even if the harness was killed.
                 ["setpriv", "--pdeathsig=TERM", *(str(word) for word in command)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,

@@ -29,7 +29,7 @@ _SHOWN = 25
 _KERNEL_ARGUMENTS = (
     "console=ttyS0",
     "quiet loglevel=4",
-    # An oops or a panic ends the guest at once, as QEMU runs with -no-reboot.
+    # An oops or a panic ends the guest at once, because QEMU runs with -no-reboot.
     "panic=-1 oops=panic",
     # Mitigations would protect the guests on one processor from each other, and cost time.
     "mitigations=off init_on_alloc=0",

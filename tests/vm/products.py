@@ -99,8 +99,9 @@ def _newest(place: Path, digits: str) -> Path | None:
 
 
 def _build(place: Path, product: Product, print_line: PrintLine) -> Path:
-    for left in place.glob("building-*"):  # of a run that was killed, as this one holds the lock
-        # Its children may still be ending, and write: then the next build removes the rest.
+    # This run holds the lock, so these folders are left from a run that was killed.
+    for left in place.glob("building-*"):
+        # Children of that run may still write to it. The next build then removes the rest.
         shutil.rmtree(left, ignore_errors=True)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="building-", dir=place))

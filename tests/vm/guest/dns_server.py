@@ -34,20 +34,20 @@ def serve() -> None:
     asked: Counter[tuple[str, int]] = Counter()
     sockets = []
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-        taker = socket.socket(family, socket.SOCK_DGRAM)
-        taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        taker.bind((address, 53))
-        sockets.append(taker)
+        receiver = socket.socket(family, socket.SOCK_DGRAM)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        receiver.bind((address, 53))
+        sockets.append(receiver)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     print("ready", flush=True)
     # After SIGTERM, it still reads what was sent before.
     while (ready := select.select(sockets, [], [], 0.5)[0]) or not stopping:
-        for taker in ready:
-            message, client = taker.recvfrom(65535)
+        for receiver in ready:
+            message, client = receiver.recvfrom(65535)
             name, qtype, end = question(message)
             asked[name, qtype] += 1
-            taker.sendto(answer(message, qtype, end), client)
+            receiver.sendto(answer(message, qtype, end), client)
     print(json.dumps([[name, qtype, count] for (name, qtype), count in asked.items()]))
 
 

@@ -1,4 +1,4 @@
-"""What the tests in a guest share: the installed service, as an operator uses it through systemd, journald and HTTP."""
+"""Shared by the tests in a guest: the installed service, as an operator uses it through systemd, journald and HTTP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def until(condition: Callable[[], object], what: str) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {PATIENCE:.0f} s"
-        # A look costs an emulated processor more than waiting does.
+        # On an emulated processor, checking costs more than waiting.
         time.sleep(1)
 
 

@@ -1,7 +1,7 @@
-"""Sends a query over TCP whose first label is written by the kernel itself.
+"""Sends a query over TCP in which the kernel itself writes the first label.
 
 Data that Linux sends by itself lies in kernel memory (ITER_KVEC of include/linux/uio.h). A mount of 9P over a socket
-(Documentation/filesystems/9p.rst, trans=fd) begins with such a write. A label may hold its octets.
+(Documentation/filesystems/9p.rst, trans=fd) begins with such a write. Its octets are valid as a label.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ def main(suffix: str, folder: str) -> None:
     rest = labels + bytes.fromhex("0001 0001")
     with socket.create_server(("127.0.0.1", 53)) as listener, socket.socket() as sender:
         sender.connect(listener.getsockname())
-        taker = listener.accept()[0]
+        receiver = listener.accept()[0]
         front = (len(header) + 1 + SIZE + len(rest)).to_bytes(2, "big") + header + bytes([SIZE])
         sender.sendall(front)
         options = f"trans=fd,rfdno={sender.fileno()},wfdno={sender.fileno()},version=9p2000.L"
         arguments = (b"kernel", folder.encode(), b"9p", 0, options.encode())
         mount = threading.Thread(target=ctypes.CDLL(None).mount, args=arguments)
         mount.start()
-        take(taker, len(front) + SIZE)
+        take(receiver, len(front) + SIZE)
         sender.sendall(rest)
-        take(taker, len(rest))
-        taker.close()
+        take(receiver, len(rest))
+        receiver.close()
         sender.shutdown(socket.SHUT_RDWR)
         mount.join()
 
 
-def take(taker: socket.socket, size: int) -> None:
+def take(receiver: socket.socket, size: int) -> None:
     """Receive ``size`` octets; OSError if there are fewer."""
     while size:
-        taken = len(taker.recv(size))
+        taken = len(receiver.recv(size))
         if not taken:
             raise OSError(f"{size} octets are missing")
         size -= taken

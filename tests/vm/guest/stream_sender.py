@@ -184,7 +184,7 @@ def written_again(family: str, name: str) -> None:
 
 
 def given_up(family: str, name: str) -> None:
-    """A write of which a full socket took nothing is given up, and others follow, as after a timeout."""
+    """The program gives up a write of which a full socket took nothing, and writes others, as after a timeout."""
     sender = narrow(family)
     for number in range(5):
         fill(sender, frame(f"{'x' * (9 * number + 1)}.{UNWATCHED}"))
@@ -309,7 +309,7 @@ def opens_later(port: int = PORT) -> Step:
     return step
 
 
-# Between connections with Fast Open, ordinary ones have the same addresses.
+# Between connections with Fast Open, ordinary connections from the same addresses test that the two are not mixed up.
 
 
 def fast(family: str, name: str) -> None:

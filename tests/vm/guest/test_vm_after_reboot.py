@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from installed import Service, Unit, entries, run, until
-from test_vm_before_reboot import the_shipped_unit
+from test_vm_before_reboot import assert_shipped_unit
 
 
 def since_boot(unit: Unit, what: str) -> int:
@@ -16,26 +16,26 @@ def since_boot(unit: Unit, what: str) -> int:
     return moment
 
 
-def test_it_runs_after_the_boot(service: Service) -> None:
+def test_the_service_runs_after_the_boot(service: Service) -> None:
     assert service.state == "active (running)"
     assert service.show("NRestarts") == "0"
     assert service.get("/-/ready") == "ready\n"
-    the_shipped_unit(service)
+    assert_shipped_unit(service)
 
 
 def test_there_is_no_ordering_cycle() -> None:
     assert "ordering cycle" not in run("journalctl", "-b", "_PID=1", "-o", "cat")
 
 
-def test_it_was_ready_before_the_first_login(service: Service) -> None:
+def test_the_service_was_ready_before_the_first_login(service: Service) -> None:
     ready = since_boot(service, "ActiveEnter")
     assert ready < since_boot(Unit("systemd-user-sessions.service"), "ActiveEnter")
     assert ready < since_boot(Unit("serial-getty@ttyS0.service"), "ActiveEnter")
     until(lambda: Path("/root/first-login").exists(), "the login at the console")
-    until(lambda: Path("/root/first-login").read_text() == "active\n", "what the login saw")
+    until(lambda: Path("/root/first-login").read_text() == "active\n", "the active service at the login")
 
 
-def test_it_was_ready_before_early_services(service: Service) -> None:
+def test_the_service_was_ready_before_early_services(service: Service) -> None:
     ready = since_boot(service, "ActiveEnter")
     assert ready <= since_boot(Unit("network-pre.target"), "ActiveEnter")
     assert ready <= since_boot(Unit("early.service"), "ExecMainStart")

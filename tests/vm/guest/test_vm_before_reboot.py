@@ -16,10 +16,10 @@ def ask(name: str) -> str:
 
 
 def test_the_unit_is_exactly_the_shipped_one(service: Service) -> None:
-    the_shipped_unit(service)
+    assert_shipped_unit(service)
 
 
-def the_shipped_unit(service: Service) -> None:
+def assert_shipped_unit(service: Service) -> None:
     """Assert that no test has changed the unit or other files of the package."""
     assert service.show("DropInPaths") == ""
     assert service.show("FragmentPath") in {f"{lib}/systemd/system/dnsprobe.service" for lib in ("/lib", "/usr/lib")}

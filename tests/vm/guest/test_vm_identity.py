@@ -75,7 +75,7 @@ LAUNCHES = {
         unit="cron.service",
         loginuid="1" if AUDITED else None,
     ),
-    # Its starter has ended, so it is not in the tree any more. The unit stays the same.
+    # The starter of the orphan has ended, so it is not in the tree. The unit stays the same.
     "orphan": Launch(
         ["sh", "-c", 'sh -c "$1" >/dev/null 2>&1 &', "sh", f"{ORPHAN} {shlex.join(ask('orphan'))}"],
         tree="send",
@@ -195,7 +195,7 @@ def send_from_few_pids() -> list[int]:
 
 def test_a_process_with_a_reused_pid_has_its_own_identity(service: Service) -> None:
     pids = send_from_few_pids()
-    # Each pid had another process, most of them twice, while dnsprobe read about it.
+    # Most pids were reused while dnsprobe read about their processes.
     assert len(set(pids)) < SHORT_LIVED / 2
     found: list[dict[str, Any]] = []
 

@@ -36,7 +36,7 @@ def send_and_find_all(service: Service, label: str, count: int) -> None:
     until(lambda: len(entries(f"DNSPROBE_QNAME={label}.journald.test")) == count, "all entries")
 
 
-def sent(service: Service) -> int:
+def counted(service: Service) -> int:
     return sum(service.by("domain").values())
 
 
@@ -56,19 +56,19 @@ def wait_for_writes(service: Service) -> None:
 def test_entries_are_dropped_and_counted_while_journald_is_down(service: Service) -> None:
     wait_for_writes(service)
     written, dropped = entry_counts(service)
-    before = sent(service)
+    before = counted(service)
     run("systemctl", "stop", *SOCKETS, "systemd-journald.service")
     try:
         ask("away", 101)
         wait_for_writes(service)
         assert entry_counts(service) == (written, dropped + 101)
-        assert sent(service) == before + 101
+        assert counted(service) == before + 101
         assert service.state == "active (running)"
     finally:
         run("systemctl", "start", *SOCKETS, "systemd-journald.service")
     send_and_find_all(service, "back", 103)
     assert entry_counts(service) == (written + 103, dropped + 101)
-    assert sent(service) == before + 204
+    assert counted(service) == before + 204
     assert entries("DNSPROBE_QNAME=away.journald.test") == []
     # Log lines reach the new journald, too.
     before_reload = len(entries("MESSAGE=reloaded: 1 rule"))
@@ -84,7 +84,7 @@ def test_a_restart_of_journald_loses_nothing(service: Service) -> None:
 def test_a_full_disk_of_journald_changes_no_count(service: Service) -> None:
     wait_for_writes(service)
     written, dropped = entry_counts(service)
-    before = sent(service)
+    before = counted(service)
     folder = next(Path("/var/log/journal").iterdir())
     run("mount", "-t", "tmpfs", "-o", "size=1M,mode=0755", "tmpfs", folder)
     try:
@@ -98,9 +98,9 @@ def test_a_full_disk_of_journald_changes_no_count(service: Service) -> None:
                 pass
         ask("full", 1009)
         wait_for_writes(service)
-        # journald has received them. It reports itself what it could not store.
+        # journald has received all entries. It reports itself which ones it could not store.
         assert entry_counts(service) == (written + 1009, dropped)
-        assert sent(service) == before + 1009
+        assert counted(service) == before + 1009
         assert service.state == "active (running)"
         assert service.get("/-/ready") == "ready\n"
     finally:
@@ -123,7 +123,7 @@ def test_its_own_rate_limit_counts_dropped_entries(service: Service) -> None:
     ask("limited", 1009)
     wait_for_writes(service)
     assert entry_counts(service) == (100, 909)
-    assert sent(service) == 1009
+    assert counted(service) == 1009
     until(lambda: len(entries("DNSPROBE_QNAME=limited.journald.test")) == 100, "the allowed number of entries")
     until(lambda: entries("MESSAGE_ID=3cdf9998018e4a20a949b80570ac5d08"), "a line with the number of dropped entries")
     (line,) = entries("MESSAGE_ID=3cdf9998018e4a20a949b80570ac5d08")

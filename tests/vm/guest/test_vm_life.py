@@ -9,14 +9,15 @@ from pathlib import Path
 
 from installed import CONFIGURATION, TREE, Service, entries, run, send, until
 
-#: With an entry for each query, as the tests of journald, which follow, need it.
+#: With an entry for each query, because the tests of journald, which run next, need that.
 GOOD = "domains: [life.test]\njournal: {repeat: 0}"
 CACHE = Path("/var/cache/dnsprobe")
-#: Whether this guest runs the tests of systemd and dpkg, to which an upgrade belongs: see kernels.py of the harness.
+#: Whether this guest runs the tests of systemd and dpkg, such as an upgrade: see tests/vm/kernels.py.
 TESTS_SYSTEMD = "VM_SYSTEMD" in os.environ
 
 
-def counts(service: Service, queries: int) -> None:
+def send_and_count(service: Service, queries: int) -> None:
+    """Send queries, and assert that the service has counted exactly these since its start."""
     send("www.life.test", queries)
     assert service.by("domain") == {"life.test": queries}
 
@@ -41,7 +42,7 @@ def test_systemd_does_not_restart_it_with_a_wrong_configuration(service: Service
     until(lambda: service.state == "failed (failed)", "the failure")
     time.sleep(8)
     assert service.state == "failed (failed)"
-    # systemd counts restarts since the start that was asked for.
+    # systemd counts its own restarts since systemctl start.
     assert service.show("NRestarts") == "0"
     assert service.show("ExecMainStatus") == "2"
 
@@ -65,13 +66,13 @@ def test_the_socket_unit_starts_the_service_and_keeps_its_address(service: Servi
         assert service.get("/-/ready") == "ready\n"
         if TESTS_SYSTEMD:
             upgrade(service)
-        counts(service, 109)
+        send_and_count(service, 109)
     finally:
         run("systemctl", "stop", "dnsprobe.socket")
     assert service.state == "active (running)"
 
 
-def test_it_comes_back_after_a_kill(service: Service) -> None:
+def test_the_service_comes_back_after_a_kill(service: Service) -> None:
     held = len(service.programs())
     kept = compiled()
     assert {name.partition("-")[0] for name in kept} == {"layout", "programs"}
@@ -83,10 +84,10 @@ def test_it_comes_back_after_a_kill(service: Service) -> None:
     # Nothing was compiled again.
     assert compiled() == kept
     # Totals are in memory, so they begin at zero. Hooks of the killed service count nothing twice.
-    counts(service, 103)
+    send_and_count(service, 103)
 
 
-def test_it_comes_back_after_a_hang(service: Service) -> None:
+def test_the_service_comes_back_after_a_hang(service: Service) -> None:
     held = len(service.programs())
     pid = service.pid
     # A reload from a FIFO that nobody writes to: the event loop waits forever.
@@ -104,4 +105,4 @@ def test_it_comes_back_after_a_hang(service: Service) -> None:
     manager = run("journalctl", "-b", "-o", "cat", "_PID=1", f"UNIT={service.name}")
     assert "Watchdog timeout" in manager
     assert "Failed with result 'watchdog'" in manager
-    counts(service, 107)
+    send_and_count(service, 107)

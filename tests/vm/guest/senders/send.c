@@ -185,9 +185,9 @@ int main(int count, char **arguments)
 	if (!strcmp(way, "send") || !strcmp(way, "write") || !strcmp(way, "writev")) {
 		// If nobody listens, an ICMP error comes back and fails the next send. So bind a socket that receives.
 		static struct sockaddr_storage self;
-		int taker = socket(server.ss_family, SOCK_DGRAM, 0);
+		int receiver = socket(server.ss_family, SOCK_DGRAM, 0);
 		memcpy(&self, &server, server_length);
-		(void)bind(taker, (struct sockaddr *)&self, server_length);
+		(void)bind(receiver, (struct sockaddr *)&self, server_length);
 		if (connect(to, (struct sockaddr *)&server, server_length))
 			fail("connect");
 	}
