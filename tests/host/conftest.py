@@ -1,7 +1,7 @@
-"""What the tests with real BPF share: dnsprobe as a user runs it, and network namespaces to send from.
+"""Fixtures of the tests with real BPF: dnsprobe as a user runs it, and network namespaces to send from.
 
-Senders run in a network namespace of their own. Nobody else uses its loopback, so port 53 and all names are free there.
-The hooks see all namespaces.
+Senders run in a separate network namespace. Nothing else uses its loopback, so port 53 is free and all names are unused
+there. The hooks see all namespaces.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ IN_OWN_NET = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # All tests share the cache of compiled programs, as a service does with its next start: test_cached_programs.py.
+    # All tests share one cache of compiled programs, as all starts of a service do (test_cached_programs.py).
     folder = tempfile.TemporaryDirectory(prefix="dnsprobe-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ["CACHE_DIRECTORY"] = folder.name
@@ -63,11 +63,11 @@ def _leave_the_root(config: pytest.Config) -> None:
     group = root / f"dnsprobe-tests-{os.getpid()}"
     group.mkdir()
 
-    def back() -> None:
+    def return_to_root() -> None:
         (root / "cgroup.procs").write_text("0")
         group.rmdir()
 
-    config.add_cleanup(back)
+    config.add_cleanup(return_to_root)
     (group / "cgroup.procs").write_text("0")
     # The shell makes background processes ignore SIGINT, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -253,7 +253,7 @@ def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sender() -> Iterator[Path]:
     """Compile and return a static program that sends queries and exits. It lives for less than a millisecond."""
     source = HERE.parent / "vm/guest/senders/send.c"
-    # Other users run it, too. Each run of pytest closes the folder of all its runs to them, so it cannot be there.
+    # Other users run it, too, so it cannot be in the folder of pytest, which only its owner can read.
     with tempfile.TemporaryDirectory(prefix="dnsprobe-sender-") as name:
         folder = Path(name)
         folder.chmod(0o755)

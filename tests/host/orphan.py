@@ -32,13 +32,13 @@ def start_orphan(run: Callable[[], object]) -> int:
     return reader
 
 
-def above() -> list[str]:
-    """Return the names of the ancestors of an orphan below pid 1: none, unless a process adopts orphans here."""
+def adopters() -> list[str]:
+    """Return the comms between pid 1 and an orphan, oldest first: none, unless a subreaper adopts orphans here."""
 
-    def tell() -> None:
+    def print_ancestors() -> None:
         os.write(1, "\n".join(comm for pid, comm in lineage()[1:] if pid != 1).encode())
 
-    with os.fdopen(start_orphan(tell)) as output:
+    with os.fdopen(start_orphan(print_ancestors)) as output:
         return list(reversed(output.read().splitlines()))
 
 

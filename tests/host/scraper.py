@@ -18,7 +18,7 @@ from conftest import HERE, PATIENCE, free_ports
 SHIPPED = HERE.parents[1] / "packaging" / "prometheus"
 
 
-def at_once(path: Path) -> str:
+def without_waits(path: Path) -> str:
     """Return a file of rules without the time that an alert has to last, and without intervals of its groups."""
     groups = yaml.safe_load(path.read_text("utf-8"))["groups"]
     for group in groups:
@@ -29,7 +29,7 @@ def at_once(path: Path) -> str:
 
 
 class Prometheus:
-    """A Prometheus with this configuration, with its files in ``folder``. It listens on ``address``; port 0 is any."""
+    """A running Prometheus with its files in ``folder``. It listens on ``address``; port 0 means any free port."""
 
     def __init__(
         self, folder: Path, config: dict[str, Any], *options: str, address: str = "127.0.0.1", port: int = 0
@@ -43,7 +43,7 @@ class Prometheus:
             self._process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
 
     def ask(self, what: str, **parameters: str) -> Any:
-        """Return what its API answers."""
+        """Return the data in the answer of its API."""
         url = f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return json.load(answer)["data"]
@@ -70,14 +70,14 @@ class Prometheus:
 
 
 def with_rules(folder: Path) -> dict[str, Any]:
-    """Put the shipped rules into a folder and return a configuration that has them, each second."""
+    """Put the shipped rules into a folder, and return a configuration that evaluates them each second."""
     for path in SHIPPED.glob("*.yaml"):
-        (folder / path.name).write_text(at_once(path))
+        (folder / path.name).write_text(without_waits(path))
     every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     return {"global": every, "rule_files": ["dnsprobe-*.yaml"]}
 
 
 def documented(number: int) -> Any:
-    """Return an example of docs/fleet.md: 0 the configuration of an agent, 1 of who scrapes all hosts, 2 its file."""
+    """Return an example of docs/fleet.md: the configuration of 0 an agent, 1 the server that scrapes; 2 the targets."""
     page = (HERE.parents[1] / "docs" / "fleet.md").read_text("utf-8")
     return yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[number])

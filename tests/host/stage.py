@@ -1,4 +1,4 @@
-"""A host in small for the commands of docs/cookbook.md: its network, resolver, journal, units and programs."""
+"""A small host for the commands of docs/cookbook.md: its network, resolver, journal, units and programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scraper import Prometheus
 CONTAINER = "7a1c" * 16
 BACKUP, RESOLVER, IN_CONTAINER = "backup.service", "stubby.service", f"docker-{CONTAINER}.scope"
 
-#: What a command sees in place of the host's own files.
+#: Mounts that replace files of the real host for a command.
 _MOUNTS = f"""\
 for name in resolv.conf nsswitch.conf hosts; do mount --bind "$1/etc/$name" "/etc/$name"; done
 if ! [ -d /run/systemd/journal ]; then mount -t tmpfs none /run; mkdir -p /run/systemd/journal; fi
@@ -71,7 +71,7 @@ class Stage:
         self._journald = self._stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         self._journald.bind(str(folder / "journald" / "socket"))
         self._journald.settimeout(PATIENCE)
-        # Last night, whenever this runs.
+        # The entries are of the last night, at whatever time the tests run.
         self._midnight = time.time() // 86400 * 86400
         self.net = Net()
         self._stack.callback(self.net.close)
@@ -121,7 +121,7 @@ class Stage:
             subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
 
     def keep_entries(self, count: int) -> None:
-        """Wait for so many journal entries of the daemon and put them into the journal."""
+        """Wait for ``count`` journal entries of the daemon, and put them into the journal."""
         entries: list[tuple[float, Fields]] = []
         while len(entries) < count:
             sent = self._journald.recv(65536).decode()

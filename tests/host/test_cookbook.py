@@ -1,4 +1,4 @@
-"""The commands of docs/cookbook.md, run as they stand there on a host in small, print what stands below them."""
+"""The commands of docs/cookbook.md, run unchanged on a small host, print the output that the page shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import HERE, PATIENCE
-from orphan import above
+from orphan import adopters
 from stage import BACKUP, IN_CONTAINER, RESOLVER, Stage
 
 PAGE = (HERE.parents[1] / "docs" / "cookbook.md").read_text("utf-8")
@@ -25,7 +25,7 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Programs that run until they are interrupted.
 ENDLESS = re.compile(r"\b(dnsprobe watch|journalctl .*-f)\b")
 
-#: What differs from run to run: times, and ids of processes.
+#: Parts of an output that differ from run to run: times, and ids of processes.
 VARIES = [
     (re.compile(r"\b[A-Z][a-z]{2} [ 0-9][0-9] \d\d:\d\d:\d\d\b"), "DATE"),
     (re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.0-9]*(Z|\+00:00)"), "DATE"),
@@ -37,7 +37,7 @@ VARIES = [
 
 
 class Command(NamedTuple):
-    """A block of commands with the heading that it stands below, and what they print."""
+    """A block of commands, the heading above it, and the output below it."""
 
     heading: str
     script: str
@@ -71,22 +71,22 @@ def rules() -> str:
     return str(text)
 
 
-def bare(text: str) -> str:
-    """Return an output without what differs from run to run and from host to host."""
+def comparable(text: str) -> str:
+    """Return an output without the parts that differ from run to run or from host to host."""
     pid_1 = Path("/proc/1/comm").read_text().rstrip("\n")
     text = text.replace(f"{pid_1}[1]", "systemd[1]")
-    # Here the tests have started everything, not pid 1.
+    # The tests have started all processes here, not pid 1.
     text = re.sub(r"^started by .*\n", "", text, flags=re.MULTILINE)
-    text = without(above(), text)
+    text = without_adopters(adopters(), text)
     for pattern, instead in VARIES:
         text = pattern.sub(instead, text)
     return text.rstrip("\n")
 
 
-def without(adopters: list[str], text: str) -> str:
-    """Return an output without the processes that adopt orphans on this host, if it has any."""
-    text = text.replace("".join(f"{comm};" for comm in adopters), "")
-    for comm in adopters:
+def without_adopters(comms: list[str], text: str) -> str:
+    """Return an output without the processes with these comms, which adopt orphans on this host."""
+    text = text.replace("".join(f"{comm};" for comm in comms), "")
+    for comm in comms:
         text = re.sub(rf"^└─ {re.escape(comm)}\[\d+\]\n((?: .*\n)*)", dedented, text, flags=re.MULTILINE)
     return text
 
@@ -105,7 +105,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def evening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Return a host on which everything has happened that the page asks about."""
+    """Return a host on which all events of the page have happened."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: run scripts/test, which unpacks Debian's")
     stage = Stage(tmp_path_factory.mktemp("stage"), rules())
@@ -124,7 +124,7 @@ def evening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def play(stage: Stage, process: subprocess.Popen[str], *, journal: bool) -> str:
-    """Once the endless program of a script waits, send what it shall see; interrupt it and return what was printed."""
+    """Wait until the endless program of a script is ready, send queries, interrupt it, and return its output."""
     assert process.stdout is not None
     assert process.stderr is not None
     if journal:
@@ -143,7 +143,7 @@ def play(stage: Stage, process: subprocess.Popen[str], *, journal: bool) -> str:
 
 
 def follows(pid: int) -> bool:
-    """Tell whether journalctl waits for entries: it prints nothing before the first one."""
+    """Return whether journalctl waits for entries. Its output cannot show that: it is empty before the first entry."""
     links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return "anon_inode:inotify" in links and state == "S"
@@ -157,7 +157,7 @@ def wait_for(condition: Callable[[], bool], problem: str) -> None:
 
 
 def below(pid: int) -> list[int]:
-    """Return the pid of a process and of all below it: a shell becomes the program if it runs nothing else."""
+    """Return the pids of a process and of all below it. A shell with one command executes it without a fork."""
     found = [pid]
     for each in found:
         for children in Path(f"/proc/{each}/task").glob("*/children"):
@@ -188,8 +188,8 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("command", LASTING, ids=named)
-def test_what_lasts_shows_what_comes(stage: Stage, command: Command) -> None:
-    """These come first: queries that they need would be in the counts of the others."""
+def test_an_endless_command_prints_the_documented_output(stage: Stage, command: Command) -> None:
+    """These run first: their queries would otherwise be in the counts of the other commands."""
     journal = "journalctl" in command.script
     if journal:
         stage.start()
@@ -205,23 +205,23 @@ def test_what_lasts_shows_what_comes(stage: Stage, command: Command) -> None:
         finally:
             too_long.cancel()
             end(process)
-    assert bare(output) == bare(command.output)
+    assert comparable(output) == comparable(command.output)
 
 
 @pytest.mark.parametrize("command", SHORT, ids=named)
-def test_what_ends_prints_what_stands_below_it(evening: Stage, command: Command) -> None:
+def test_a_command_that_ends_prints_the_documented_output(evening: Stage, command: Command) -> None:
     with evening.net.entered():
         done = subprocess.run(
             evening.command(command.script), capture_output=True, text=True, timeout=PATIENCE, check=False
         )
-    assert (bare(done.stdout), done.stderr) == (bare(command.output), "")
+    assert (comparable(done.stdout), done.stderr) == (comparable(command.output), "")
 
 
 def test_a_process_that_adopts_orphans_is_left_out() -> None:
     tree = (
         "asked by user;a;dig\nsystemd[1]\n└─ user[7]\n   └─ a[8]\n      └─ dig[9] root dig x\n\nsystemd[1]\n└─ b[10]\n"
     )
-    assert without(["user"], tree) == (
+    assert without_adopters(["user"], tree) == (
         "asked by a;dig\nsystemd[1]\n└─ a[8]\n   └─ dig[9] root dig x\n\nsystemd[1]\n└─ b[10]\n"
     )
 

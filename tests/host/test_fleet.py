@@ -1,7 +1,7 @@
-"""Many hosts in small: a dnsprobe in each of several networks, and in the centre a Prometheus that adds them up.
+"""A small fleet: a dnsprobe in each of several networks, and a central Prometheus that adds up their counts.
 
-Both ways of docs/fleet.md are tested: one Prometheus finds the hosts in a file and scrapes them; and on each host an
-agent scrapes over loopback and writes to another Prometheus. Hooks see the senders of all networks, so each host
+Both ways of docs/fleet.md are tested: one Prometheus finds the hosts in a file and scrapes them; or an agent on each
+host scrapes over loopback and writes to another Prometheus. Hooks see the senders of all networks, so each host
 watches different names, by a rule that has the same name on all hosts.
 """
 
@@ -167,7 +167,7 @@ def test_both_ways_have_the_same_series(fleet: Fleet) -> None:
         for server in fleet.servers.values()
     )
     assert scraped == written
-    # On each host one single sender, and two, three or four others that each ask for three types.
+    # On each host, one process sends one type, and two, three or four other processes send three types each.
     assert len(scraped) == sum(1 + 3 * processes for processes in (2, 3, 4))
 
 
@@ -189,7 +189,7 @@ ADDED_UP = {
 def test_the_rules_add_up_all_hosts(server: Prometheus, of_all: str) -> None:
     of_each = ADDED_UP[of_all]
     assert {labels["instance"] for labels, _ in server.query(of_each)} == set(HOSTS)
-    # One query, for one moment: the rules have new values each second.
+    # One query for one moment, because the rules have new values each second.
     joined = server.query(f"{of_all} / sum without (instance) ({of_each})")
     assert joined
     for labels, ratio in joined:

@@ -29,7 +29,7 @@ def policy() -> int:
 
 @pytest.fixture
 def numbers() -> Iterator[libbpf.Map]:
-    """Give a map with 100 numbers, each its own key."""
+    """Yield a map with 100 numbers. The key of each is the number itself."""
     found = libbpf.Map(libbpf.HASH, "numbers", 4, 4, 1000)
     assert found.set_many((key, key) for key in NUMBERS) == {}
     yield found
@@ -37,7 +37,7 @@ def numbers() -> Iterator[libbpf.Map]:
 
 
 NUMBERS = [struct.pack("=I", number) for number in range(100)]
-#: Each returns what its method yields, with the policy of the scheduler while it is used.
+#: Each calls a method with keys, and returns its results, each with the scheduling policy at its use.
 BULK: dict[str, Callable[[libbpf.Map, Iterable[bytes]], object]] = {
     "get_many": lambda numbers, keys: [(policy(), *found) for found in numbers.get_many(keys)],
     "take_many": lambda numbers, keys: [(policy(), *found) for found in numbers.take_many(keys)],
@@ -77,7 +77,7 @@ def test_only_map_calls_run_in_real_time(numbers: libbpf.Map, method: str, monke
     assert policy() == os.SCHED_OTHER
 
 
-def test_bulk_calls_do_what_single_ones_do(numbers: libbpf.Map) -> None:
+def test_calls_for_many_keys_read_take_and_change_each_entry(numbers: libbpf.Map) -> None:
     absent = struct.pack("=I", 1000)
     assert dict(numbers.get_many([NUMBERS[1], absent])) == {NUMBERS[1]: NUMBERS[1], absent: None}
     assert list(numbers.take_many([NUMBERS[1], absent, NUMBERS[1]])) == [
@@ -124,7 +124,7 @@ def test_other_processes_get_the_processor_between_slices(numbers: libbpf.Map, m
 
 @pytest.fixture
 def unattached() -> Iterator[Session]:
-    """Give what ``watch`` and ``run`` work with; only its maps are made."""
+    """Yield a session that has its maps, but no hooks."""
     rules = RuleSet.build([("ads*.test", "ads*.test", 6)])
     session = Session(Config(), rules)
     yield session

@@ -235,7 +235,7 @@ def test_lineage_tracking_can_be_off(start_watch: Watch, family: Family, tmp_pat
     assert (query["lineage"], query["lineage_complete"]) == ([], True)
 
 
-def test_a_kernel_without_what_lineage_tracking_needs(start: Start, family: Family, tmp_path: Path) -> None:
+def test_lineage_tracking_is_off_on_a_kernel_without_its_members(start: Start, family: Family, tmp_path: Path) -> None:
     # In this BTF, the number of threads of a process has another name.
     (tmp_path / "btf").write_bytes(Path("/sys/kernel/btf/vmlinux").read_bytes().replace(b"\0live\0", b"\0dead\0"))
     service = start(f"domains: [daemon.test]\nprobe: {{btf: {tmp_path / 'btf'}, tree: lineage}}")
@@ -253,7 +253,7 @@ def test_a_kernel_without_what_lineage_tracking_needs(start: Start, family: Fami
 
 @contextmanager
 def followed(entries: int) -> Iterator[tuple[Probe, Lineage]]:
-    """Provide a probe with a map of so many lineages, and what sweeps them."""
+    """Yield a probe whose lineage map has room for ``entries``, and the Lineage that sweeps it."""
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=entries)
     probe = Probe(ProbeOptions([5], tcp_hook="none"), sizes, repeat_ns=0)
     lineage = Lineage(probe.lineage_table, entries, ProcFS())
@@ -347,13 +347,13 @@ def test_100_000_processes_that_ask_and_end(start: Start, storm: Path, in_namesp
     _, after = usage(service.process.pid)
     assert after - before < 24 * 1024  # KiB; 80,000 objects of any kind take more
     until = time.monotonic() + PATIENCE
-    while lacking_room(service, storm, in_namespace):
+    while is_map_full(service, storm, in_namespace):
         assert time.monotonic() < until, "ended processes still take up room"
         time.sleep(1)
 
 
-def lacking_room(service: Service, storm: Path, in_namespace: list[str]) -> bool:
-    """Return whether the kernel has no room for new processes, half as many as its map can hold."""
+def is_map_full(service: Service, storm: Path, in_namespace: list[str]) -> bool:
+    """Start half as many new processes as the map can hold; return whether there was no room for one of them."""
     before = service.by("dnsprobe_queries_unattributed_total", "reason")
     run_storm(storm, "asker", 4096, in_namespace)
     return service.by("dnsprobe_queries_unattributed_total", "reason") != before

@@ -408,7 +408,7 @@ def test_the_page_needs_no_horizontal_scrolling(open_tab: Open, script: bool, wi
 
 
 @pytest.mark.parametrize(("theme", "bright"), [("light", True), ("dark", False)])
-def test_both_themes(open_tab: Open, theme: str, bright: bool) -> None:
+def test_both_themes_have_readable_contrast(open_tab: Open, theme: str, bright: bool) -> None:
     with open_tab(color_scheme=theme, reduced_motion="reduce") as tab:
         tab.page.get_by_label("Search").fill("curl")
         for place in ("body", ".node:not(.match):not(.root)", ".node.root"):

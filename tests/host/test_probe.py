@@ -1,4 +1,4 @@
-"""The probe on this kernel: what waits for the proof, which programs are attached, and refused programs."""
+"""The probe on this kernel: rules that wait for the proof, the attached programs, and refused programs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     kprobes_available(), reason="no tracepoint is needed where there are kprobes: run on a kernel without"
 )
 @pytest.mark.parametrize("preemptible", [False, True])
-def test_two_programs_where_one_can_be_interrupted(
+def test_tcp_has_two_programs_if_one_can_be_interrupted(
     preemptible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ProbeOptions([53], btf=str(preemptible_btf(tmp_path))) if preemptible else ProbeOptions([53])
@@ -82,7 +82,7 @@ def test_two_programs_where_one_can_be_interrupted(
         missed = dict(zip(hook.programs, (5, 3), strict=False))
         runs = libbpf.ProgramRuns
         monkeypatch.setattr(libbpf, "program_runs", lambda program: runs(0, 0, missed.get(program, 10), 0))
-        # What one missed, the other may have seen; at net_dev_queue each sees something else.
+        # The other program for TCP may have seen a write that one missed. The programs for UDP see different things.
         (other,) = [other for other in probe.prover.hooks if other is not hook]
         assert probe.prover.missed_runs() == (3 if preemptible else 5) + 10 * len(other.programs)
     finally:

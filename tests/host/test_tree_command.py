@@ -123,7 +123,7 @@ def test_the_default_address_is_that_of_the_configuration(
     assert run("--config", str(configuration), "--folded") == run("--url", service.url, "--folded")
 
 
-def test_without_any_privilege(loaded: tuple[Service, dict[str, int]]) -> None:
+def test_the_command_needs_no_privilege(loaded: tuple[Service, dict[str, int]]) -> None:
     service, sent = loaded
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]
     # This user cannot read a clone in the home of root.
@@ -155,7 +155,7 @@ def test_a_pipe_and_a_dumb_terminal_get_plain_text(loaded: tuple[Service, dict[s
     assert "\x1b[1m" in on_terminal("tree", "--url", service.url)
 
 
-def test_a_pipe_that_is_closed_early(loaded: tuple[Service, dict[str, int]]) -> None:
+def test_a_pipe_that_is_closed_early_causes_no_traceback(loaded: tuple[Service, dict[str, int]]) -> None:
     service, _ = loaded
     for options in (["--watch", "0.1"], ["--watch", "0.1", "--json"]):
         command = [str(PROGRAM), "tree", "--url", service.url, *options]

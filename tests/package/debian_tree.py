@@ -25,8 +25,8 @@ _REPOSITORY = Path(__file__).parents[2]
 # The essential packages, apt, and systemctl to ask about units.
 _MINIMAL = ("--mode=root", "--variant=apt", "--include=systemd", '--aptopt=APT::Install-Recommends "false"')
 
-# In a mount namespace of its own, mounts end with the last process, whatever ends that one. Each step uses exec, so
-# the program has the pid of the child that was started.
+# In a separate mount namespace, the mounts disappear with the last process, however that one ends. Each step uses exec,
+# so the program has the pid of the child that was started.
 _ENTER = """\
 mount -t proc proc "$1/proc"
 mount --rbind /sys "$1/sys"
@@ -108,7 +108,7 @@ class DebianTree:
         return {path for path in now.keys() | before.keys() if now.get(path) != before.get(path)} - self._owned()
 
     def _contents(self) -> dict[str, str]:
-        """Return all paths; a link has its target, a file its digest, anything else an empty string."""
+        """Return all paths, each with the target of a link, the digest of a file, or an empty string."""
         found = {}
         for folder, folders, files in os.walk(self.root):
             for name in folders + files:
@@ -150,7 +150,7 @@ def debian_tree(release: str, print_line: PrintLine) -> Iterator[DebianTree]:
 
 
 def _large_folder() -> str | None:
-    # apt is twice as fast in memory. A tree takes a quarter of what has to be free.
+    # apt is twice as fast in memory. A tree takes a quarter of the memory that has to be free.
     memory = "/dev/shm"
     return memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > 4 << 30 else None
 
@@ -171,7 +171,7 @@ def _minimal(release: str, children: Children) -> Product:
 
 
 def _connect(root: Path, archive: Archive) -> None:
-    """Configure apt of the tree as the host is configured now, not as it was when the tree was made."""
+    """Give apt of the tree the sources and settings that the host has now: they may be newer than the tree."""
     apt = root / "etc/apt"
     for path in [apt / "sources.list", *(apt / "sources.list.d").iterdir(), apt / "apt.conf.d/99mmdebstrap"]:
         path.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ DEB = f"/root/dnsprobe_{__version__}_all.deb"
 CONFIGURATION = "/etc/dnsprobe/dnsprobe.yaml"
 UNITS = ("dnsprobe.service", "dnsprobe.socket")
 
-#: Paths that apt and the dependencies write outside of their own files. The dependencies stay installed.
+#: Paths that apt and the dependencies write in addition to the files of packages. The dependencies stay installed.
 OF_OTHERS = re.compile(
     r"/var/(cache|log)/.*|/var/lib/(apt|dpkg|python)(/.*)?|/run/systemd(/.*)?|/etc/ld\.so\.cache"
     r"|/(usr|etc)/.*/__pycache__(/.*)?|/etc/python3(/.*)?|/usr/local/lib/python3[^/]*(/dist-packages)?|/etc/inputrc"
@@ -145,7 +145,7 @@ def test_units_are_valid_and_disabled(tree: DebianTree) -> None:
     assert [number for number in ids if number not in known] == []
 
 
-def test_it_counts_and_imports_nothing_from_the_environment(tree: DebianTree, tmp_path: Path) -> None:
+def test_the_program_counts_and_imports_nothing_from_the_environment(tree: DebianTree, tmp_path: Path) -> None:
     version = tree.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
     for folder in ("/root/trap", f"/root/.local/lib/python{version}/site-packages"):
         for name in TRAPPED:
@@ -199,7 +199,7 @@ def _ready(service: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def _query(name: str) -> None:
-    """Send a query for the A record of a name to loopback. Nobody has to answer."""
+    """Send a query for the A record of a name to loopback. No answer is needed."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     message = secrets.token_bytes(2) + bytes.fromhex("0100 0001 0000 0000 0000") + labels + b"\0\0\1\0\1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

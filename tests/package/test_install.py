@@ -22,7 +22,7 @@ PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for chroot and BPF: run scripts/test as root")
 
-# systemd does not run in a tree, so nothing can be started. The virtual machines test that.
+# systemd does not run in a tree, so no unit can be started. The virtual machines test that.
 NOT_NOW = 'systemctl() { command systemctl "${@/--now/--quiet}"; }\n'
 
 

@@ -13,8 +13,8 @@ UNITS = ("dnsprobe.service", "dnsprobe.socket")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for chroot: run scripts/test as root")
 
-# systemd-analyze asks for its control group, expects cgroup version 2 at the usual place, and moves all processes of
-# the root into a group. So it gets a root of its own, without other processes.
+# systemd-analyze reads its control group, expects cgroup version 2 at the usual place, and moves all processes of the
+# root group into another group. So it runs in a separate root group without other processes.
 VERIFY = """\
 umount --recursive --lazy /sys
 mount -t sysfs sys /sys
