@@ -60,7 +60,7 @@ def ask(journals: Path, *matches: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in found.splitlines()]
 
 
-def test_a_search_of_all_hosts(remote: Path) -> None:
+def test_a_search_finds_entries_of_all_hosts(remote: Path) -> None:
     found = ask(remote, "--identifier=dnsprobe", "DNSPROBE_QNAME=www.example.test")
     assert {entry["_HOSTNAME"] for entry in found} == {"web1", "web2"}
     for entry in found:
@@ -69,7 +69,7 @@ def test_a_search_of_all_hosts(remote: Path) -> None:
         assert entry["DNSPROBE_TREE"] == "bash;make;dig"
 
 
-def test_a_search_of_one_host(remote: Path) -> None:
+def test_a_search_finds_entries_of_one_host(remote: Path) -> None:
     (entry,) = ask(remote, "_HOSTNAME=web2", "DNSPROBE_USER=user-of-web2")
     assert entry["DNSPROBE_QNAME"] == "web2.example.test"
     assert ask(remote, "_HOSTNAME=web1", "DNSPROBE_USER=user-of-web2") == []

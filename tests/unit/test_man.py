@@ -74,7 +74,7 @@ def test_the_synopsis_has_every_command_with_its_options() -> None:
     assert found == {name: options(parser) - {"--help"} for name, parser in commands().items()}
 
 
-def test_every_key_with_values_and_default() -> None:
+def test_the_manual_has_every_key_with_values_and_default() -> None:
     described = items(CONFIGURATION, "Ic")
     domain = [f"domains[].{key}" for key in ("pattern", "name", "priority")]
     assert list(described) == ["domains", *domain, *KEYS]
@@ -99,7 +99,7 @@ def test_the_document_on_configuration_has_the_same(section: str) -> None:
         assert described[f"{section}.{key}"].endswith(f"Values: {values}. Default: {default}.".replace("`", "")), key
 
 
-def test_every_field() -> None:
+def test_the_manual_has_every_field_in_order() -> None:
     assert len(FIELDS) > 30
     assert list(items(JOURNAL, "Va")) == FIELDS
     assert [name for name in table("journal.md", "## Fields") if name != "-"] == FIELDS
@@ -110,7 +110,7 @@ def test_the_documents_have_the_table_of_facts(path: Path) -> None:
     assert path.read_text("utf-8") == document_facts.documents()[path], "run scripts/document_facts.py"
 
 
-def test_every_message_id() -> None:
+def test_the_manual_has_every_message_id() -> None:
     ids = {value for name, value in vars(journal).items() if name.endswith("_ID")}
     assert set(items(JOURNAL, "Li")) == ids
 

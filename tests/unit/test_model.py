@@ -25,7 +25,7 @@ def chain(*comms: bytes) -> tuple[Process, ...]:
         (Ancestry(chain(b"\xff\n\x1b[31m", b"init")), r"\xff\x0a\x1b[31m", "2"),
     ],
 )
-def test_tree(ancestry: Ancestry, tree: str, pids: str) -> None:
+def test_a_tree_begins_below_pid_1(ancestry: Ancestry, tree: str, pids: str) -> None:
     assert ancestry.tree == tree
     assert ancestry.tree_pids == pids
 
@@ -51,6 +51,6 @@ def test_without_a_lineage_it_is_the_chain() -> None:
         ),
     ],
 )
-def test_lineage_tree(ancestry: Ancestry, tree: str, pids: str, lineage_tree: str) -> None:
+def test_a_lineage_has_a_tree_of_its_own(ancestry: Ancestry, tree: str, pids: str, lineage_tree: str) -> None:
     assert ancestry.differs
     assert (ancestry.tree, ancestry.tree_pids, ancestry.lineage_tree) == (tree, pids, lineage_tree)

@@ -16,7 +16,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("locale.getencoding", lambda: "UTF-8")
 
 
-def test_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_colour_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert look_of(Stream()) == Look(colour=True, moves=True, width=80, unicode=True)
     monkeypatch.setenv("NO_COLOR", "")
     assert look_of(Stream()).colour
@@ -25,18 +25,18 @@ def test_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("term", ["dumb", "", None])
-def test_a_dumb_terminal(term: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dumb_terminal_gets_no_sequences(term: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TERM")
     if term is not None:
         monkeypatch.setenv("TERM", term)
     assert look_of(Stream()) == Look(colour=False, moves=False, width=80, unicode=True)
 
 
-def test_a_pipe() -> None:
+def test_a_pipe_gets_plain_text_of_any_width() -> None:
     assert look_of(Stream(terminal=False)) == Look(colour=False, moves=False, width=None, unicode=True)
 
 
-def test_a_locale_without_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locale_without_utf8_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not look_of(Stream("ascii")).unicode
     monkeypatch.setattr("locale.getencoding", lambda: "ANSI_X3.4-1968")
     assert not look_of(Stream("utf-8")).unicode
@@ -56,11 +56,11 @@ def test_a_locale_without_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
         ("\uff21", 2),
     ],
 )
-def test_cells(text: str, columns: int) -> None:
+def test_a_text_takes_its_columns(text: str, columns: int) -> None:
     assert cells(text) == columns
     assert cut(text, columns, "…") == text
 
 
-def test_cut() -> None:
+def test_a_cut_text_fits_the_width() -> None:
     assert [cut("ab漢字", width, "…") for width in range(7)] == ["", "…", "a…", "ab…", "ab…", "ab漢…", "ab漢字"]
     assert [cut("abcdef", width, "...") for width in range(7)] == ["", ".", "..", "...", "a...", "ab...", "abcdef"]

@@ -26,7 +26,7 @@ def exposure(text: str, folder: Path) -> float:
     return float(value)
 
 
-def test_exposure(tmp_path: Path) -> None:
+def test_the_exposure_of_the_service_is_low(tmp_path: Path) -> None:
     assert exposure(SERVICE.read_text("utf-8"), tmp_path) <= 3.2
 
 

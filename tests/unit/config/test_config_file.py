@@ -138,7 +138,7 @@ def test_the_suffixes_on_the_page_are_right(expression: str, suffix: str) -> Non
     assert to_text(parse_pattern("/" + expression.replace("\\|", "|") + "/").suffix) == suffix
 
 
-def test_a_full_file(file: Path) -> None:
+def test_a_full_file_sets_every_key(file: Path) -> None:
     assert loaded(
         file,
         """
@@ -270,7 +270,7 @@ def test_patterns_are_taken_as_they_are_written(file: Path, item: str, pattern: 
         ("'60s'", 60_000_000_000),
     ],
 )
-def test_durations(file: Path, text: str, nanoseconds: int) -> None:
+def test_a_duration_is_read_in_nanoseconds(file: Path, text: str, nanoseconds: int) -> None:
     assert loaded(file, f"journal: {{repeat: {text}}}").journal.repeat_ns == nanoseconds
 
 
@@ -278,14 +278,14 @@ def test_durations(file: Path, text: str, nanoseconds: int) -> None:
     "text",
     ["60", "-1s", "1.5", "1", "s", "1 s", "60sec", "1S", "1e3s", ".5s", "5.s", "1_0s", "1:30", "true", "[1s]", "''"],
 )
-def test_bad_durations(file: Path, text: str) -> None:
+def test_a_bad_duration_is_an_error(file: Path, text: str) -> None:
     (line,) = errors(file, f"journal: {{repeat: {text}}}")
     assert line.startswith("dnsprobe.yaml:1: journal.repeat: not a duration (")
     assert "(ms, s, m, h, d), such as" in line
 
 
 @pytest.mark.parametrize("text", ["0.5ms", "366d", "0.000000001ms", "999999999999999d"])
-def test_durations_out_of_range(file: Path, text: str) -> None:
+def test_a_duration_out_of_range_is_an_error(file: Path, text: str) -> None:
     assert errors(file, f"journal: {{repeat: {text}}}") == [
         f"dnsprobe.yaml:1: journal.repeat: out of range ({text}); use 0, or a duration from 1ms to 365d"
     ]
@@ -295,7 +295,7 @@ def test_durations_out_of_range(file: Path, text: str) -> None:
     ("text", "size"),
     [("4096", 4096), ("4KiB", 4096), ("1MiB", 1 << 20), ("64MiB", 64 << 20), ("1024KiB", 1 << 20), ("'8192'", 8192)],
 )
-def test_sizes(file: Path, text: str, size: int) -> None:
+def test_a_size_is_read_in_bytes(file: Path, text: str, size: int) -> None:
     assert loaded(file, f"probe: {{ring_size: {text}}}").probe.ring_size == size
 
 
@@ -303,7 +303,7 @@ def test_sizes(file: Path, text: str, size: int) -> None:
     "text",
     ["0", "1", "2048", "4097", "12KiB", "128MiB", "1MB", "1M", "1 MiB", "-4096", "0x1000", "4kib", "1.5MiB", "~", "[]"],
 )
-def test_bad_sizes(file: Path, text: str) -> None:
+def test_a_bad_size_is_an_error(file: Path, text: str) -> None:
     (line,) = errors(file, f"probe: {{ring_size: {text}}}")
     assert line.startswith("dnsprobe.yaml:1: probe.ring_size: not a size")
 
@@ -355,7 +355,9 @@ SCALARS = [
 
 
 @pytest.mark.parametrize(("section", "key", "value", "message"), SCALARS)
-def test_bad_values(file: Path, section: str, key: str, value: str, message: str) -> None:
+def test_a_bad_value_is_an_error_with_line_and_key(
+    file: Path, section: str, key: str, value: str, message: str
+) -> None:
     (line,) = errors(file, f"{section}:\n  # why\n  {key}: {value}\n")
     assert line.startswith(f"dnsprobe.yaml:3: {section}.{key}: {message}")
     assert len(line) < 300
@@ -409,12 +411,12 @@ STRUCTURE = [
 
 
 @pytest.mark.parametrize(("text", "message"), STRUCTURE)
-def test_bad_structure(file: Path, text: str, message: str) -> None:
+def test_a_wrong_structure_is_an_error(file: Path, text: str, message: str) -> None:
     lines = errors(file, text)
     assert lines[0].startswith(f"dnsprobe.yaml:{message}")
 
 
-def test_too_many_rules(file: Path) -> None:
+def test_too_many_rules_are_an_error(file: Path) -> None:
     text = "domains:\n" + "".join(f"- d{number}\n" for number in range(65536))
     assert errors(file, text) == ["dnsprobe.yaml:2: domains: too many rules (65536); use at most 65535"]
 
@@ -442,7 +444,7 @@ SYNTAX = [
 
 @pytest.mark.parametrize(("text", "message", "hint"), SYNTAX)
 @pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
-def test_bad_syntax(
+def test_bad_syntax_is_an_error_with_a_hint(
     file: Path, monkeypatch: pytest.MonkeyPatch, loader: str, text: str, message: str, hint: str
 ) -> None:
     monkeypatch.setattr(nodes, "_LOADER", getattr(yaml, loader))
@@ -460,7 +462,7 @@ def test_bad_syntax(
         (b"\xed\xa0\x80", "1: not UTF-8 (byte 0xed); save the file as UTF-8"),
     ],
 )
-def test_not_utf_8(file: Path, raw: bytes, message: str) -> None:
+def test_a_file_that_is_not_utf_8_is_an_error(file: Path, raw: bytes, message: str) -> None:
     assert errors(file, raw) == [f"dnsprobe.yaml:{message}"]
 
 
@@ -485,25 +487,25 @@ def unreadable(path: Path) -> str:
     return caught.value.message
 
 
-def test_a_missing_file(file: Path) -> None:
+def test_a_missing_file_is_an_error(file: Path) -> None:
     assert (
         unreadable(file)
         == f"{file}: cannot be read: No such file or directory; give the path of a configuration file with --config"
     )
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_a_folder_is_an_error(tmp_path: Path) -> None:
     assert (
         unreadable(tmp_path) == f"{tmp_path}: cannot be read: Is a directory; give the path of a file, not of a folder"
     )
 
 
-def test_a_file_below_a_file(file: Path) -> None:
+def test_a_file_below_a_file_is_an_error(file: Path) -> None:
     file.touch()
     assert unreadable(file / "x") == f"{file}/x: cannot be read: Not a directory; check the path"
 
 
-def test_a_file_that_may_not_be_opened(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_opened_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -575,7 +577,7 @@ def test_any_values_are_a_configuration_or_errors_with_a_line(
         ("[fe80::1%eth0]:80", ("fe80::1%eth0", 80)),
     ],
 )
-def test_parse_listen(text: str, expected: tuple[str, int]) -> None:
+def test_parse_listen_returns_address_and_port(text: str, expected: tuple[str, int]) -> None:
     assert parse_listen(text) == expected
 
 
@@ -605,7 +607,7 @@ def test_parse_listen(text: str, expected: tuple[str, int]) -> None:
         ("http://127.0.0.1:80", "not an IP address and a port", "127.0.0.1:10059"),
     ],
 )
-def test_parse_listen_refuses(text: str, message: str, hint: str) -> None:
+def test_parse_listen_refuses_other_texts(text: str, message: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_listen(text)
     assert caught.value.message == f"{message} ({text})"

@@ -77,7 +77,7 @@ def test_an_empty_file_is_plain_http(made: Path, text: str) -> None:
     assert (now.config, now.context) == (WebConfig(), None)
 
 
-def test_the_defaults(made: Path) -> None:
+def test_absent_keys_have_the_defaults(made: Path) -> None:
     config = load(written(made, "tls_server_config: {cert_file: server.pem, key_file: server.key}"))
     assert config.tls is not None
     assert config.tls.cert.path == str(made / "server.pem")
@@ -98,7 +98,7 @@ def test_paths_are_relative_to_the_folder_of_the_file(made: Path, monkeypatch: p
     assert now.context is not None
 
 
-def test_certificates_and_key_in_the_file_itself(made: Path) -> None:
+def test_certificates_and_key_may_be_in_the_file_itself(made: Path) -> None:
     def indented(name: str) -> str:
         return "".join(f"    {line}\n" for line in (made / name).read_text().splitlines())
 
@@ -268,7 +268,7 @@ SERVER = f"tls_server_config: {{{GOOD}"
         ('basic_auth_users: {"\\e[31m": x}', "basic_auth_users.\\x1b[31m: not a bcrypt hash"),
     ],
 )
-def test_errors(made: Path, text: str, said: str) -> None:
+def test_a_wrong_value_is_an_error_that_names_the_key(made: Path, text: str, said: str) -> None:
     assert said in error(made, text)
 
 
@@ -285,12 +285,12 @@ def test_errors_do_not_show_secrets(made: Path, secret: str) -> None:
     assert secret not in repr(load(written(made, f"tls_server_config: {{cert: x, key: '{secret}'}}")))
 
 
-def test_cost_of_a_hash(made: Path) -> None:
+def test_a_hash_with_a_high_cost_is_an_error(made: Path) -> None:
     assert "basic_auth_users.a: a cost of 17; " in error(made, f"basic_auth_users: {{a: '$2b$17{HASH[6:]}'}}")
     assert load(written(made, f"basic_auth_users: {{a: '$2b$16{HASH[6:]}'}}")).users.keys() == {b"a"}
 
 
-def test_all_errors_at_once(made: Path) -> None:
+def test_all_errors_come_at_once(made: Path) -> None:
     said = error(
         made, "tls_server_config:\n  min_version: x\nbasic_auth_users:\n  a: x\nhttp_server_config: {http2: x}\n"
     )
@@ -302,12 +302,12 @@ def test_user_names_are_taken_as_they_are_written(made: Path) -> None:
     assert set(users) == {"zoë".encode(), b"7", b"no", b"null"}
 
 
-def test_headers(made: Path) -> None:
+def test_headers_without_a_value_are_left_out(made: Path) -> None:
     text = "http_server_config: {headers: {X-XSS-Protection: 0, X-Frame-Options: '', Strict-Transport-Security: }}"
     assert load(written(made, text)).headers == {"X-XSS-Protection": "0"}
 
 
-def test_without_bcrypt(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_without_bcrypt_are_an_error(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def missing(name: str, *arguments: Any, **more: Any) -> Any:

@@ -78,7 +78,7 @@ def test_names_are_found_as_a_whole(btf: Btf) -> None:
     assert not btf.has_name("inner_")
 
 
-def test_enumerators(btf: Btf) -> None:
+def test_an_enumerator_has_its_value(btf: Btf) -> None:
     assert (btf.enumerator("named", "MINUS"), btf.enumerator("named", "SEVEN")) == (-1, 7)
     for enum, name in (("named", "EIGHT"), ("kinds", "SEVEN"), ("missing", "SEVEN")):
         with pytest.raises(KeyError):
@@ -120,7 +120,7 @@ def test_damaged_btf_is_a_user_error(tmp_path: Path, content: bytes) -> None:
     assert str(path) in error.value.message
 
 
-def test_the_btf_of_the_running_kernel() -> None:
+def test_the_btf_of_the_running_kernel_is_read() -> None:
     path = "/sys/kernel/btf/vmlinux"
     if not Path(path).exists():
         pytest.skip("this kernel has no BTF: run it on one with CONFIG_DEBUG_INFO_BTF")

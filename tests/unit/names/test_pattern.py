@@ -51,7 +51,7 @@ def suffix(pattern: str) -> str:
         ("/" + 5000 * "(" + 5000 * ")" + "/", "not a regular expression", "Python's re"),
     ],
 )
-def test_bad_patterns(pattern: str, message: str, hint: str) -> None:
+def test_a_bad_pattern_is_an_error_with_a_hint(pattern: str, message: str, hint: str) -> None:
     with pytest.raises(RuleError) as caught:
         parse_pattern(pattern)
     error = caught.value
@@ -182,7 +182,7 @@ def test_parse_pattern_takes_a_pattern_or_raises_rule_error(text: str) -> None:
         (r"/^\.$/", "."),
     ],
 )
-def test_literal_suffix(pattern: str, expected: str) -> None:
+def test_the_suffix_is_the_literal_end_of_a_pattern(pattern: str, expected: str) -> None:
     assert suffix(pattern) == expected
 
 

@@ -31,7 +31,7 @@ from dnsprobe.names.qtype import QTYPES, qtype_name
         (65535, "TYPE65535"),
     ],
 )
-def test_qtype_name(number: int, name: str) -> None:
+def test_a_type_has_its_name_or_its_number(number: int, name: str) -> None:
     assert qtype_name(number) == name
 
 

@@ -148,7 +148,7 @@ PRECEDENCE = [
 
 
 @pytest.mark.parametrize(("patterns", "name", "winner"), PRECEDENCE)
-def test_precedence(patterns: list[str], name: str, winner: str) -> None:
+def test_the_rule_with_precedence_counts_a_name(patterns: list[str], name: str, winner: str) -> None:
     assert counted_by(rules(*patterns), name) == winner
 
 
@@ -182,7 +182,7 @@ def test_precedence(patterns: list[str], name: str, winner: str) -> None:
         (["/^x/", "/b/", "*.b"], {".": (NO_RULE, DECIDE), "b": (2, 3)}),
     ],
 )
-def test_trie(patterns: list[str], expected: dict[str, tuple[int, int]]) -> None:
+def test_the_trie_has_an_outcome_for_each_suffix(patterns: list[str], expected: dict[str, tuple[int, int]]) -> None:
     entries = rules(*patterns).trie()
     assert {to_text(entry.suffix): (entry.at, entry.below) for entry in entries} == expected
     for entry in entries:
@@ -335,7 +335,7 @@ def test_ids_wrap_around_and_run_out() -> None:
         ([("a", "a..com", 6)], "an empty label"),
     ],
 )
-def test_bad_rules(specs: list[tuple[str, str, int]], message: str) -> None:
+def test_bad_rules_are_an_error(specs: list[tuple[str, str, int]], message: str) -> None:
     with pytest.raises(RuleError) as caught:
         RuleSet.build(specs)
     assert message in caught.value.message

@@ -34,7 +34,7 @@ BOTH_WAYS = [
 
 
 @pytest.mark.parametrize(("wire", "text"), BOTH_WAYS)
-def test_both_ways(wire: bytes, text: str) -> None:
+def test_both_forms_convert_into_each_other(wire: bytes, text: str) -> None:
     assert to_text(wire) == text
     assert from_text(text) == wire
 
@@ -58,7 +58,7 @@ def test_both_ways(wire: bytes, text: str) -> None:
         ("\u212aey", b"\3key\0"),
     ],
 )
-def test_from_text(text: str, wire: bytes) -> None:
+def test_from_text_reads_every_spelling(text: str, wire: bytes) -> None:
     assert from_text(text) == wire
 
 
@@ -96,7 +96,7 @@ def test_from_text(text: str, wire: bytes) -> None:
         ("\ud800", "not a valid international label"),
     ],
 )
-def test_from_text_refuses(text: str, reason: str) -> None:
+def test_from_text_refuses_other_texts(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=re.escape(reason)) as caught:
         from_text(text)
     assert str(caught.value).isprintable()
@@ -115,7 +115,7 @@ def test_from_text_refuses(text: str, reason: str) -> None:
         (128 * b"\1x" + b"\0", "name of 257 bytes, the limit is 255"),
     ],
 )
-def test_to_text_refuses(wire: bytes, reason: str) -> None:
+def test_to_text_refuses_malformed_names(wire: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         to_text(wire)
 

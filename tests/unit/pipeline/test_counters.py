@@ -67,7 +67,7 @@ def test_labels_come_from_the_ancestry_that_the_kernel_keeps(pipeline: Pipeline)
     assert pipeline.counters.collect() == {Series("example.test", "A", "udp", "dig", "dig", "", ""): 3}
 
 
-def test_an_unknown_process(pipeline: Pipeline) -> None:
+def test_a_process_without_an_ancestry_counts_as_unknown(pipeline: Pipeline) -> None:
     pipeline.kernel.count(DIG, pipeline.rule("example.test"))
     pipeline.kernel.ancestries.entries.clear()
     assert pipeline.totals() == {("example.test", UNKNOWN): 1}

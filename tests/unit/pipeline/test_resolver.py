@@ -63,7 +63,7 @@ def pipeline(tmp_path: Path) -> Pipeline:
     return Pipeline(tmp_path)
 
 
-def test_a_query(pipeline: Pipeline) -> None:
+def test_an_event_becomes_a_query_with_an_identity(pipeline: Pipeline) -> None:
     pipeline.add_facts("dig")
     ((query, identity),) = pipeline.resolve(EVENT)
     assert (query.rule, query.qname, query.transport) == (pipeline.rules.by_id[1], b"\4test\0", "udp")
@@ -72,7 +72,7 @@ def test_a_query(pipeline: Pipeline) -> None:
     assert (identity.exe, identity.user, identity.unit) == ("/bin/dig", "root", f"docker-{ID}.scope")
 
 
-def test_an_event_that_no_rule_wants(pipeline: Pipeline) -> None:
+def test_an_event_that_no_rule_matches_yields_nothing(pipeline: Pipeline) -> None:
     undecided = replace(EVENT, kind=Kind.UNDECIDED, rule=DECIDE, name=from_text("www.invalid"))
     assert pipeline.resolve(replace(EVENT, rule=77), undecided) == []
 

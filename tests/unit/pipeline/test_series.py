@@ -29,7 +29,7 @@ def series(tree: str = "bash;dig", qtype: str = "A", unit: str = "a.service", co
 
 
 @pytest.mark.parametrize("labels", [(), ("unit",), ("container",), ("unit", "container")])
-def test_series_without_optional_labels(labels: tuple[str, ...]) -> None:
+def test_left_out_labels_are_empty_in_all_series(labels: tuple[str, ...]) -> None:
     counts = [count(unit=unit, container=container) for unit in ("a.service", "b.service") for container in ("", "c")]
     seen = Totals(100, labels).collect(counts)
     assert len(seen) == 2 ** len(labels)
@@ -48,14 +48,14 @@ def test_final_and_live_counts_add_up() -> None:
     assert totals.collect([]) == {series(): 3}
 
 
-def test_no_queries_no_series() -> None:
+def test_a_count_of_zero_makes_no_series() -> None:
     totals = Totals(8)
     totals.add_final(count("never", queries=0))
     assert totals.collect([count("never", queries=0)]) == {}
     assert totals.collect([count(f"p{i}") for i in range(7)]) == {series(f"p{i}"): 1 for i in range(7)}
 
 
-def test_series_above_the_limit() -> None:
+def test_series_above_the_limit_are_folded() -> None:
     totals = Totals(8)  # seven by name, one by qtype
     live = [count(f"p{i}", 10) for i in range(9)]
     named = {series(f"p{i}"): 10 for i in range(7)}
@@ -79,7 +79,7 @@ def test_a_refused_series_stays_refused() -> None:
     assert totals.series_folded == 1
 
 
-def test_queries_counted_without_their_process() -> None:
+def test_queries_counted_without_their_process_need_no_place() -> None:
     totals = Totals(8)
     unattributed = count(OTHER, 5, unit="")
     live = [count(f"p{i}", 1) for i in range(7)]
@@ -90,7 +90,7 @@ def test_queries_counted_without_their_process() -> None:
     assert totals.series_folded == 0
 
 
-def test_a_process_named_other() -> None:
+def test_a_process_named_other_is_not_folded() -> None:
     totals = Totals(8)
     assert totals.collect([count("bash;(other)", 2), count(OTHER, 3)]) == {
         series("bash;(other)"): 2,

@@ -55,7 +55,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("path", "container"), FORMS)
-def test_container_of(path: str, container: Container) -> None:
+def test_a_path_of_a_runtime_has_a_container(path: str, container: Container) -> None:
     assert container_of(path) == container
 
 
@@ -81,11 +81,11 @@ def test_container_of(path: str, container: Container) -> None:
         "/lxc.monitor.web",
     ],
 )
-def test_no_container(path: str) -> None:
+def test_other_paths_have_no_container(path: str) -> None:
     assert container_of(path) is None
 
 
-def test_short_ids() -> None:
+def test_only_hexadecimal_ids_are_shortened() -> None:
     assert Container(ID, "docker").short_id == ID[:12]
     assert Container("a-name-longer-than-twelve", "lxc").short_id == "a-name-longer-than-twelve"
 
@@ -100,7 +100,7 @@ def test_short_ids() -> None:
         ("/", None),
     ],
 )
-def test_slice_of(path: str, expected: str | None) -> None:
+def test_slice_of_returns_the_innermost_slice(path: str, expected: str | None) -> None:
     assert slice_of(path) == expected
 
 
@@ -133,5 +133,5 @@ def test_slice_of(path: str, expected: str | None) -> None:
         ("/system.slice/" + "a" * 247 + ".service", "a" * 247 + ".service"),
     ],
 )
-def test_unit_of(cgroup: str, unit: str | None) -> None:
+def test_unit_of_returns_the_first_unit_below_slices(cgroup: str, unit: str | None) -> None:
     assert unit_of(cgroup) == unit

@@ -81,7 +81,7 @@ def test_a_title_that_is_longer_than_the_arguments(tmp_path: Path) -> None:
     )
 
 
-def test_proc_alone(tmp_path: Path) -> None:
+def test_without_facts_everything_comes_from_proc(tmp_path: Path) -> None:
     make(tmp_path)
     assert identity(tmp_path, None) == replace(
         KNOWN, loginuid=None, pid_ns=None, mnt_ns=None, from_procfs=frozenset({"exe", "cgroup", "cmdline"})

@@ -74,7 +74,7 @@ def make(table: Table, root: Path, clock: list[float] | None = None, size: int =
     return Lineage(table, size, Files(str(root)), lambda: now[0])
 
 
-def test_seed(tmp_path: Path) -> None:
+def test_seed_adds_each_process_with_its_parent(tmp_path: Path) -> None:
     write(
         tmp_path, stat(1, 0, b"init", start=1), stat(20, 1, b"shell"), stat(30, 20, b"dig", start=300), b"40 (cut off"
     )
@@ -125,7 +125,7 @@ def test_sweep_keeps_processes_with_running_descendants(tmp_path: Path) -> None:
     assert table.pids == set()
 
 
-def test_a_descendant_that_is_added_while_the_table_is_read(tmp_path: Path) -> None:
+def test_a_descendant_that_is_added_while_the_table_is_read_keeps_its_ancestor(tmp_path: Path) -> None:
     write(tmp_path, stat(3, 1))
     table = Table(p2=ancestor(exited=True), p3=ancestor(key(2)))
     table.hidden = {key(3)}
@@ -137,7 +137,7 @@ def test_a_descendant_that_is_added_while_the_table_is_read(tmp_path: Path) -> N
     assert table.pids == {2, 3}
 
 
-def test_an_exit_that_was_missed(tmp_path: Path) -> None:
+def test_a_missed_exit_is_marked(tmp_path: Path) -> None:
     write(tmp_path, stat(3, 1, start=300), stat(4, 1))
     table = Table(p2=ancestor(), p3=ancestor(), p4=ancestor(key(2)))
     table.entries[key(3, 300)] = ancestor()
@@ -168,7 +168,7 @@ def statistics(added: int, left: int) -> dict[Statistic, int]:
     return {**dict.fromkeys(Statistic, 0), Statistic.LINEAGE_ADDED: added, Statistic.LINEAGE_LEFT: left}
 
 
-def test_times_of_sweeps(tmp_path: Path) -> None:
+def test_a_sweep_is_due_after_a_time_or_if_the_map_fills(tmp_path: Path) -> None:
     table, clock = Table(), [0.0]
     lineage = make(table, tmp_path, clock)
     assert not lineage.sweep_if_due(statistics(0, 0))

@@ -41,12 +41,12 @@ def test_parse_stat(line: bytes, expected: Stat | None) -> None:
     assert parse_stat(line) == expected
 
 
-def test_own_stat() -> None:
+def test_processes_include_this_one() -> None:
     (own,) = [stat for stat in ProcFS().processes() if stat.tgid == os.getpid()]
     assert (own.parent, own.start_ticks * TICK_NS) == (os.getppid(), own_start_ns())
 
 
-def test_identity_now(tmp_path: Path) -> None:
+def test_identity_has_executable_command_line_and_cgroup(tmp_path: Path) -> None:
     make(tmp_path)
     assert procfs(tmp_path).identity(process()) == Identity(
         exe="/usr/bin/dig", cmdline=b"dig\0www.example.test\0", cgroup="/system.slice/nginx.service"
@@ -74,7 +74,7 @@ def test_identity_now(tmp_path: Path) -> None:
         (b"4242 (dig) " + b"x " * 40, False),
     ],
 )
-def test_alive(tmp_path: Path, stat: bytes, alive: bool) -> None:
+def test_alive_depends_on_state_and_start(tmp_path: Path, stat: bytes, alive: bool) -> None:
     make(tmp_path, stat=stat)
     assert procfs(tmp_path).alive(process()) is alive
 
@@ -93,7 +93,7 @@ def test_start_is_rounded_down_to_a_tick(tmp_path: Path, start_ns: int, alive: b
     assert procfs(tmp_path).alive(process(start_ns)) is alive
 
 
-def test_a_process_that_is_gone(tmp_path: Path) -> None:
+def test_a_process_that_is_gone_has_no_identity(tmp_path: Path) -> None:
     assert procfs(tmp_path).alive(process()) is False
     assert procfs(tmp_path).identity(process()) == Identity()
 
@@ -121,12 +121,12 @@ def test_a_pid_that_is_reused_while_it_is_read_has_no_identity(tmp_path: Path, m
     assert procfs(tmp_path).identity(process()) == Identity()
 
 
-def test_a_kernel_thread(tmp_path: Path) -> None:
+def test_a_kernel_thread_has_only_a_cgroup(tmp_path: Path) -> None:
     make(tmp_path, cmdline=b"", exe=None, cgroup=b"0::/\n")
     assert procfs(tmp_path).identity(process()) == Identity(cgroup="/")
 
 
-def test_deleted_executable(tmp_path: Path) -> None:
+def test_a_deleted_executable_keeps_its_mark(tmp_path: Path) -> None:
     make(tmp_path, exe=b"/usr/bin/dig (deleted)")
     assert procfs(tmp_path).identity(process()).exe == "/usr/bin/dig (deleted)"
 
@@ -163,7 +163,7 @@ def test_cmdline_is_cut(tmp_path: Path) -> None:
         (b"garbage\n\n::\n", None),
     ],
 )
-def test_cgroup_path(content: bytes, path: str | None) -> None:
+def test_cgroup_path_prefers_the_unified_hierarchy(content: bytes, path: str | None) -> None:
     assert cgroup_path(content) == path
 
 
@@ -172,7 +172,7 @@ def own_start_ns() -> int:
     return int(fields[19]) * TICK_NS
 
 
-def test_own_process() -> None:
+def test_this_process_is_alive_and_has_an_identity() -> None:
     me = Process(os.getpid(), own_start_ns(), b"python3")
     proc = ProcFS()
     assert proc.alive(me) is True
@@ -196,7 +196,7 @@ def test_a_zombie_is_not_alive() -> None:
     assert proc.alive(process) is False
 
 
-def test_own_ancestry() -> None:
+def test_the_ancestry_of_this_process_leads_to_pid_1() -> None:
     ancestry = ProcFS().ancestry(Process(os.getpid(), own_start_ns(), b""))
     assert ancestry is not None
     chain, pid = [], os.getpid()

@@ -6,7 +6,7 @@ import pwd
 from dnsprobe.process.users import UserNames
 
 
-def test_own_name() -> None:
+def test_this_user_has_a_name() -> None:
     assert UserNames().name(os.getuid()) == pwd.getpwuid(os.getuid()).pw_name
 
 
@@ -31,6 +31,6 @@ def test_a_bounded_number_of_names_is_kept_for_a_minute() -> None:
     assert len(users._users) <= 256
 
 
-def test_unknown_user() -> None:
+def test_an_unknown_user_has_no_name() -> None:
     assert UserNames().name(4294967294) is None
     assert UserNames().name(1 << 40) is None

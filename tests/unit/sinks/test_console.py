@@ -31,7 +31,7 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def test_line() -> None:
+def test_a_line_has_all_facts() -> None:
     assert line(QUERY, IDENTITY) == (
         "dig[4242] asked for www.example.test (A, udp) by bash;make;dig, server 127.0.0.53#53, user ada,"
         " unit session-3.scope, exe /usr/bin/dig, command dig +short www.example.test"
@@ -41,7 +41,7 @@ def test_line() -> None:
     )
 
 
-def test_tree() -> None:
+def test_a_tree_has_headline_ancestors_and_command() -> None:
     assert tree(QUERY, IDENTITY, OFFSET).split("\n") == [
         "03:04:05.678 www.example.test A udp 127.0.0.53#53 (example.test)",
         "systemd[1]",
@@ -67,7 +67,7 @@ def test_the_rule_for_all_names_is_not_shown() -> None:
     assert text.split("\n")[0] == "03:04:05.678 www.example.test A udp 127.0.0.53#53"
 
 
-def test_tree_of_an_orphan() -> None:
+def test_a_tree_of_parents_names_the_starters() -> None:
     orphan = query(ancestry=ORPHANED)
     assert tree(orphan, Identity(), OFFSET).split("\n")[1:] == [
         "systemd[1]",
@@ -80,7 +80,7 @@ def test_tree_of_an_orphan() -> None:
     )
 
 
-def test_tree_of_a_lineage() -> None:
+def test_a_tree_of_starters_names_the_parents() -> None:
     orphan = query(ancestry=replace(ORPHANED, by_lineage=True))
     assert tree(orphan, Identity(), OFFSET).split("\n")[1:] == [
         "systemd[1]",
@@ -103,7 +103,7 @@ def test_tree_of_an_incomplete_lineage() -> None:
     ]
 
 
-def test_tree_of_pid_1() -> None:
+def test_pid_1_alone_is_a_tree() -> None:
     text = tree(query(ancestry=Ancestry((Process(1, 0, b"systemd"),))), Identity(), OFFSET)
     assert text.split("\n")[1:] == ["systemd[1] uid 1000"]
 
@@ -118,7 +118,7 @@ def test_tree_of_pid_1() -> None:
         (10, "  └dig[4242] ada dig +short www.exam…"),
     ],
 )
-def test_tree_width(width: int | None, last: str) -> None:
+def test_the_command_line_is_cut_to_the_terminal(width: int | None, last: str) -> None:
     assert tree(QUERY, IDENTITY, OFFSET, Look(width=width)).split("\n")[-1] == last
 
 
@@ -149,7 +149,7 @@ def test_colour_does_not_change_the_text() -> None:
 
 
 @pytest.mark.parametrize("raw", HOSTILE)
-def test_hostile(raw: bytes) -> None:
+def test_hostile_text_is_printable_in_line_and_tree(raw: bytes) -> None:
     for shown in (line(*hostile(raw)), *tree(*hostile(raw), OFFSET).split("\n")):
         assert shown.isprintable()
         shown.encode()
@@ -159,7 +159,7 @@ def test_hostile(raw: bytes) -> None:
     assert ascii_only.count("\n") == 5
 
 
-def test_json() -> None:
+def test_json_has_all_facts() -> None:
     text = json_line(QUERY, IDENTITY, OFFSET)
     assert "\n" not in text
     assert json.loads(text) == {
@@ -205,7 +205,7 @@ def test_json() -> None:
     }
 
 
-def test_json_of_an_orphan() -> None:
+def test_json_has_the_starters_of_an_orphan() -> None:
     found = json.loads(json_line(query(ancestry=ORPHANED), IDENTITY, OFFSET))
     assert [starter["pid"] for starter in found["lineage"]] == [4210, 4200, 4100, 1]
     assert found["lineage"][0] == {"pid": 4210, "comm": "make", "start_ns": 8_000_000_000, "exited": True}
@@ -217,14 +217,14 @@ def test_json_of_an_orphan() -> None:
     assert (found["lineage"], found["lineage_complete"]) == ([], False)
 
 
-def test_containers() -> None:
+def test_a_container_is_in_line_and_json() -> None:
     inside = replace(IDENTITY, container=Container("3f4e" * 16, "docker", ""))
     found = json.loads(json_line(QUERY, inside, OFFSET))
     assert (found["container"], found["container_runtime"], found["pod"]) == ("3f4e" * 16, "docker", None)
     assert "unit session-3.scope, container 3f4e3f4e3f4e," in line(QUERY, inside)
 
 
-def test_names_of_containers() -> None:
+def test_names_of_containers_are_escaped() -> None:
     inside = replace(IDENTITY, container=Container("3f4e" * 16, "", "uid", "a\nb", "web-\x1b", "\u202edefault"))
     found = json.loads(json_line(QUERY, inside, OFFSET))
     assert (found["container_name"], found["pod_name"], found["pod_namespace"]) == (
@@ -236,19 +236,19 @@ def test_names_of_containers() -> None:
     assert "container web," in line(QUERY, replace(IDENTITY, container=Container("web", "lxc", name="web")))
 
 
-def test_json_time_on_a_whole_second() -> None:
+def test_json_time_has_microseconds_on_a_whole_second() -> None:
     found = json.loads(json_line(query(time_ns=0), IDENTITY, 1_767_323_045_000_000_000))
     assert found["time"] == "2026-01-02T03:04:05.000000+00:00"
 
 
-def test_json_of_the_unknown() -> None:
+def test_unknown_facts_are_null_in_json() -> None:
     found = json.loads(json_line(query(ancestry=Ancestry(ANCESTRY.chain, complete=False)), Identity(), OFFSET))
     assert [found[key] for key in ("exe", "cmdline", "user", "unit", "cgroup")] == [None] * 5
     assert found["complete"] is False
 
 
 @pytest.mark.parametrize("raw", HOSTILE)
-def test_hostile_json(raw: bytes) -> None:
+def test_hostile_text_is_printable_in_json(raw: bytes) -> None:
     text = json_line(*hostile(raw), OFFSET)
     assert text.isascii()
     assert text.isprintable()
@@ -266,14 +266,14 @@ def test_hostile_json(raw: bytes) -> None:
     assert all(found.isprintable() for found in texts(json.loads(text)))
 
 
-def test_wall_offset() -> None:
+def test_the_offset_leads_from_the_monotonic_to_the_wall_clock() -> None:
     before = time.time_ns()
     shown = time.monotonic_ns() + wall_offset_ns()
     # The two clocks are read one after the other; a step of the wall clock in between is not this test's matter.
     assert abs(shown - before) < 60_000_000_000
 
 
-def test_sink_writes_lines() -> None:
+def test_a_sink_writes_each_query_as_a_line() -> None:
     reader, writer = os.pipe()
     sink = ConsoleSink(10, writer)
     sink.put(QUERY, IDENTITY)
@@ -285,7 +285,7 @@ def test_sink_writes_lines() -> None:
     assert (sink.entries, sink.dropped) == (2, 0)
 
 
-def test_sink_in_another_encoding() -> None:
+def test_a_sink_escapes_what_its_encoding_lacks() -> None:
     reader, writer = os.pipe()
     sink = ConsoleSink(10, writer, render=lambda _query, _identity: "é└", encoding="ascii")
     sink.put(QUERY, IDENTITY)

@@ -10,7 +10,7 @@ from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
 from dnsprobe.sinks.journal import MESSAGE_ID, fields
 
 
-def test_all_fields() -> None:
+def test_an_entry_has_all_fields_in_order() -> None:
     assert fields(QUERY, IDENTITY) == [
         ("MESSAGE", "dig[4242] asked for www.example.test (A, udp) by bash;make;dig"),
         ("MESSAGE_ID", MESSAGE_ID),
@@ -49,7 +49,7 @@ def lineage_fields(ancestry: Ancestry) -> list[tuple[str, str]]:
     return [field for field in fields(query(ancestry=ancestry), IDENTITY) if field[0].startswith("DNSPROBE_LINEAGE")]
 
 
-def test_starters() -> None:
+def test_an_orphan_has_fields_for_its_starters() -> None:
     expected = [
         ("DNSPROBE_LINEAGE_TREE", "sshd;bash;make;dig"),
         ("DNSPROBE_LINEAGE_TREE_PIDS", "4100;4200;4210;4242"),
@@ -67,7 +67,7 @@ def test_starters() -> None:
     assert dict(fields(query(ancestry=by_lineage), IDENTITY))["DNSPROBE_TREE"] == "sshd;bash;make;dig"
 
 
-def test_starters_that_are_not_known() -> None:
+def test_unknown_starters_are_marked_as_cut() -> None:
     unknown = replace(ORPHANED, lineage=ORPHANED.chain[:1], lineage_complete=False)
     assert lineage_fields(unknown) == [
         ("DNSPROBE_LINEAGE_TREE", "...;dig"),
@@ -82,7 +82,7 @@ def test_facts_from_procfs_are_named() -> None:
     assert "DNSPROBE_NET_NS" not in dict(fields(query(net_ns=0), read))
 
 
-def test_containers() -> None:
+def test_a_container_has_fields_for_what_is_known() -> None:
     found = dict(fields(QUERY, Identity(container=Container("3f4e" * 16, "cri-o", "a-pod"))))
     expected = {"CONTAINER": "3f4e" * 16, "CONTAINER_RUNTIME": "cri-o", "POD": "a-pod"}
     assert {name: found[f"DNSPROBE_{name}"] for name in expected} == expected
@@ -94,7 +94,7 @@ def test_containers() -> None:
     }
 
 
-def test_names_of_containers() -> None:
+def test_names_of_containers_are_escaped() -> None:
     found = dict(
         fields(QUERY, Identity(container=Container("3f4e" * 16, "", "uid", "a\nb", "web-\x1b", "de\u202efault")))
     )
@@ -134,7 +134,7 @@ def test_unknown_facts_have_no_field() -> None:
         ({"ancestry": Ancestry((Process(1, 0, b"systemd"),))}, "DNSPROBE_TREE", "systemd"),
     ],
 )
-def test_values(changes: dict[str, object], name: str, value: str) -> None:
+def test_each_value_has_its_form(changes: dict[str, object], name: str, value: str) -> None:
     assert dict(fields(query(**changes), IDENTITY))[name] == value
 
 
@@ -150,12 +150,12 @@ def test_values(changes: dict[str, object], name: str, value: str) -> None:
         (b"a\0\xff\0", r"a '\xff'"),
     ],
 )
-def test_cmdline(cmdline: bytes, shown: str) -> None:
+def test_a_command_line_is_quoted_as_for_a_shell(cmdline: bytes, shown: str) -> None:
     assert dict(fields(QUERY, Identity(cmdline=cmdline)))["DNSPROBE_CMDLINE"] == shown
 
 
 @pytest.mark.parametrize("raw", HOSTILE)
-def test_hostile(raw: bytes) -> None:
+def test_hostile_values_are_printable_and_add_no_field(raw: bytes) -> None:
     known = fields(*hostile(raw * 40))
     assert [name for name, _ in known if name in {"MESSAGE", "PRIORITY"}] == ["MESSAGE", "PRIORITY"]
     for name, value in known:

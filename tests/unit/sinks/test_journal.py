@@ -353,7 +353,7 @@ def inside_namespace(case: Callable[[JournalSink, subprocess.Popen[bytes]], None
     subprocess.run(["journalctl", "-D", "/run/log/journal", "-t", "dnsprobe", "-o", "json", "--all"], check=True)
 
 
-def test_journald_available(tmp_path: Path) -> None:
+def test_journald_is_available_only_with_its_socket(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     assert journald_available(str(path)) is False
     path.touch()
@@ -377,7 +377,7 @@ class Clock:
         return self.now
 
 
-def test_rate_limit(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rate_limit_refuses_entries_above_its_burst(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     limit = RateLimit(30 * 10**9, 3, clock)
     assert [limit.allows() for _ in range(5)] == [True, True, True, False, False]
@@ -401,7 +401,7 @@ def test_rate_limit(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 2
 
 
-def test_no_rate_limit() -> None:
+def test_an_interval_of_zero_is_no_rate_limit() -> None:
     limit = RateLimit(0, 1)
     assert all(limit.allows() for _ in range(1000))
 

@@ -54,16 +54,16 @@ def check(text: bytes) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
-def test_golden_scrape() -> None:
+def test_a_full_scrape_is_the_golden_file() -> None:
     text = scrape(FULL).replace(f'version="{__version__}"'.encode(), b'version="VERSION"')
     assert text.decode() == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_promtool_on_a_full_scrape() -> None:
+def test_promtool_accepts_a_full_scrape() -> None:
     check(generate_latest(Registry(lambda: FULL)))
 
 
-def test_promtool_on_an_empty_scrape() -> None:
+def test_promtool_accepts_an_empty_scrape() -> None:
     check(generate_latest(Registry(Snapshot)))
 
 
@@ -125,7 +125,7 @@ def test_each_scrape_asks_anew() -> None:
 
 @pytest.mark.parametrize("raw", HOSTILE)
 @pytest.mark.parametrize("form", ["text", "openmetrics"])
-def test_hostile_labels(raw: bytes, form: str) -> None:
+def test_hostile_labels_do_not_break_the_scrape(raw: bytes, form: str) -> None:
     # A label that was not escaped must not break the whole scrape.
     label = raw.decode("utf-8", "surrogateescape") * 20
     snapshot = Snapshot(

@@ -75,7 +75,7 @@ def test_fetch_returns_the_counters(daemon: Daemon, monkeypatch: pytest.MonkeyPa
     assert daemon.asked == [("/metrics", None)]
 
 
-def test_user_and_password(daemon: Daemon) -> None:
+def test_the_password_is_sent_and_its_refusal_is_an_error(daemon: Daemon) -> None:
     fetch(Target(daemon.url, user="ada", password="pass:wörd"))
     (given,) = (header for _, header in daemon.asked)
     assert given == "Basic " + base64.b64encode("ada:pass:wörd".encode()).decode()
@@ -149,11 +149,11 @@ def test_a_truncated_answer_is_an_error(daemon: Daemon, cut: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", ".", "a" * 70])
-def test_invalid_host_name(host: str) -> None:
+def test_an_invalid_host_name_is_an_error(host: str) -> None:
     assert "not a valid host name" in error_of(Target(complete_url(f"http://{host}:1"))).message
 
 
-def test_temporary_failure_of_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_failure_of_the_resolver_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object, **_more: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
@@ -161,7 +161,7 @@ def test_temporary_failure_of_the_resolver(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(error_of(Target("http://host.example:1/metrics")), NotAnswering)
 
 
-def test_unknown_host_name() -> None:
+def test_an_unknown_host_name_is_an_error() -> None:
     assert error_of(Target("http://nowhere.invalid:1/metrics")).message.startswith("nowhere.invalid:1: ")
 
 
@@ -189,7 +189,7 @@ def serve_tls(daemon: Daemon, certificate: Path, *, client_certificate: bool = F
     return f"https://{daemon.where}/metrics"
 
 
-def test_tls(daemon: Daemon, certificate: Path) -> None:
+def test_an_untrusted_certificate_is_an_error(daemon: Daemon, certificate: Path) -> None:
     url = serve_tls(daemon, certificate)
     assert fetch(Target(url, cacert=str(certificate))).version == "VERSION"
     error = error_of(Target(url))
@@ -201,7 +201,7 @@ def test_tls(daemon: Daemon, certificate: Path) -> None:
     assert "if the server uses TLS" in error_of(Target(daemon.url)).hint
 
 
-def test_tls_with_a_client_certificate(daemon: Daemon, certificate: Path) -> None:
+def test_a_client_certificate_is_sent(daemon: Daemon, certificate: Path) -> None:
     url = serve_tls(daemon, certificate, client_certificate=True)
     assert fetch(Target(url, cacert=str(certificate), cert=str(certificate))).version == "VERSION"
     assert fetch(
@@ -216,14 +216,14 @@ def test_tls_with_a_client_certificate(daemon: Daemon, certificate: Path) -> Non
     assert "--cert and --key" in error_of(Target(url, cacert=str(certificate))).hint
 
 
-def test_https_to_a_plain_server(daemon: Daemon) -> None:
+def test_https_to_a_plain_server_is_an_error(daemon: Daemon) -> None:
     error = error_of(Target(daemon.url.replace("http:", "https:")))
     assert error.message == f"{daemon.where} does not use TLS"
     assert daemon.url in error.hint
 
 
 @pytest.mark.parametrize("option", ["cacert", "cert"])
-def test_files_that_are_missing_or_not_pem(option: str, tmp_path: Path) -> None:
+def test_files_that_are_missing_or_not_pem_are_an_error(option: str, tmp_path: Path) -> None:
     (tmp_path / "no.pem").write_text("hello")
     for name, why in (("no.pem", "not in PEM format"), ("absent.pem", "No such file or directory")):
         target = Target("https://127.0.0.1:1/metrics", **{option: str(tmp_path / name)})
@@ -240,14 +240,14 @@ def test_files_that_are_missing_or_not_pem(option: str, tmp_path: Path) -> None:
         ("http://host.example:1/dns/metrics?x#y", "http://host.example:1/dns/metrics"),
     ],
 )
-def test_urls(given: str, meant: str) -> None:
+def test_a_url_is_completed(given: str, meant: str) -> None:
     assert complete_url(given) == meant
 
 
 @pytest.mark.parametrize(
     "given", ["", "file:///etc/passwd", "ftp://a/", "http://", "http://a:b/", "http://[::1", "a b"]
 )
-def test_invalid_urls(given: str) -> None:
+def test_an_invalid_url_is_an_error(given: str) -> None:
     with pytest.raises(UserError) as caught:
         complete_url(given)
     assert caught.value.status == EXIT_USAGE
@@ -260,7 +260,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(given: str) -> None:
     assert "secret" not in caught.value.message + caught.value.hint
 
 
-def test_url_of_the_configured_address() -> None:
+def test_the_default_url_is_the_configured_address() -> None:
     assert url_of(("127.0.0.1", 10059)) == "http://127.0.0.1:10059/metrics"
     assert url_of(("0.0.0.0", 1)) == "http://127.0.0.1:1/metrics"
     assert url_of(("::", 1)) == "http://[::1]:1/metrics"
@@ -269,5 +269,5 @@ def test_url_of_the_configured_address() -> None:
         url_of(("127.0.0.1", 0))
 
 
-def test_a_daemon_that_has_counted_nothing() -> None:
+def test_a_daemon_that_has_counted_nothing_has_no_series() -> None:
     assert parse('dnsprobe_build_info{version="1"} 1\n', "u").queries == ()

@@ -38,6 +38,6 @@ def test_rates_of_new_nodes_start_at_zero() -> None:
     ("limit", "names"),
     [(1, [[]]), (2, [["a"], []]), (3, [["a"], ["c"], []]), (4, [["a", "b"], ["c"], [], []])],
 )
-def test_largest(limit: int, names: list[list[str]]) -> None:
+def test_largest_keeps_the_nodes_with_the_highest_totals(limit: int, names: list[list[str]]) -> None:
     kept = largest(tree(b=4, a_c=5, a_d=1, e=2), limit)
     assert [[child.name for child in children] for children in kept.values()] == names

@@ -21,7 +21,7 @@ def lines(seen: TreeCounts, height: int | None = None, **look: Any) -> list[str]
     return tree_lines(seen, Look(**look), "dnsprobe 1 at host:1", height)
 
 
-def test_tree() -> None:
+def test_a_tree_has_numbers_and_bars() -> None:
     assert lines(chosen()) == [
         "1,000 queries by 4 process trees, dnsprobe 1 at host:1",
         "",
@@ -39,7 +39,7 @@ def test_tree() -> None:
     ]
 
 
-def test_tree_in_ascii() -> None:
+def test_a_tree_can_be_ascii() -> None:
     counts = {
         Series(".", "A", "udp", "é", "a;b;é", "", ""): 995,
         Series(".", "A", "udp", "c", "a;c;d", "", ""): 4,
@@ -114,7 +114,7 @@ def test_notes_on_labels_differ_from_notes_on_trees() -> None:
     assert "query types without a name" in note
 
 
-def test_a_process_without_a_name() -> None:
+def test_a_process_without_a_name_is_a_node() -> None:
     def tree(*comms: bytes) -> str:
         return Ancestry((*(Process(9, 2, comm) for comm in comms), Process(1, 1, b"systemd"))).tree
 
@@ -127,7 +127,7 @@ def test_a_process_without_a_name() -> None:
     assert folded_stacks(chosen(counts=counts)) == [r"\x00 4", r"sh;\x00 3"]
 
 
-def test_a_tree_for_each_value() -> None:
+def test_each_value_of_a_label_has_a_tree() -> None:
     drawn = lines(chosen(Choice(by="unit")))
     assert [line[32:] for line in drawn[3:-3]] == [
         "nightly.service",
@@ -153,7 +153,7 @@ def test_a_tree_for_each_value() -> None:
     assert chosen(Choice(by="domain")).encrypted.children.keys() == {"sway"}
 
 
-def test_rates() -> None:
+def test_a_second_reading_has_rates() -> None:
     before = chosen()
     more = {series: number + 5 * (series.process == "dig") for series, number in COUNTS.items()}
     new = {**more, Series(".", "A", "udp", "new", "new", "", ""): 4000}
@@ -237,7 +237,7 @@ def test_long_chains_keep_the_last_process() -> None:
     assert lines(seen)[3].endswith(f" {chain};asker")
 
 
-def test_height() -> None:
+def test_a_tree_is_cut_to_the_height() -> None:
     full = lines(chosen(), width=80)
     for height in range(1, len(full) + 3):
         short = lines(chosen(), height, width=80)
@@ -257,7 +257,7 @@ def test_placeholders_are_explained_only_if_present() -> None:
     assert notes(r"\x28other)") == []
 
 
-def test_nothing_was_counted() -> None:
+def test_without_counts_the_tree_is_empty() -> None:
     assert lines(chosen(counts={})) == ["0 queries by 0 process trees, dnsprobe 1 at host:1"]
     assert folded_stacks(chosen(counts={})) == []
     assert json_object(chosen(counts={})) == {

@@ -303,7 +303,7 @@ def test_the_last_queries_are_shown_newest_first() -> None:
     assert re.search(r">\d\d:\d\d:33\.845</time>", document.source)
 
 
-def test_page_before_the_first_query() -> None:
+def test_the_page_is_rendered_before_the_first_query() -> None:
     document = Document(render(Page()))
     assert document.nodes == [[-1, "", 0, 0, 0, 0]]
     assert document.source.count("No query yet.") == 2

@@ -36,7 +36,7 @@ def test_clients_take_turns() -> None:
         ("abcd", "a", b"new"),
     ],
 )
-def test_who_loses_a_place(waiting: str, client: str, removed: bytes | None) -> None:
+def test_a_full_queue_takes_a_place_from_the_longest(waiting: str, client: str, removed: bytes | None) -> None:
     queue = FairQueue(limit=4, limit_per_client=2)
     for index, each in enumerate(waiting):
         assert queue.add(each, f"{each}{waiting[:index].count(each)}".encode()) is None
@@ -44,7 +44,7 @@ def test_who_loses_a_place(waiting: str, client: str, removed: bytes | None) -> 
     assert (b"new" in emptied(queue)) is (removed != b"new")
 
 
-def test_a_full_queue_of_single_keys_draws_lots() -> None:
+def test_in_a_full_queue_of_single_keys_a_random_client_loses() -> None:
     removed = set()
     for _ in range(200):
         queue = FairQueue(limit=3)
@@ -213,5 +213,5 @@ def test_clients_that_leave_again_and_again_use_no_memory(monkeypatch: pytest.Mo
         ("", ""),
     ],
 )
-def test_network(address: str, client: str) -> None:
+def test_an_ipv6_client_counts_as_its_network(address: str, client: str) -> None:
     assert network(address) == client

@@ -112,7 +112,7 @@ async def refused(server: Server, tls: ssl.SSLContext) -> bool:
     return False
 
 
-def test_https(folder: Path) -> None:
+def test_metrics_are_served_over_https(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
             answer = await ask(server, context(folder))
@@ -196,7 +196,7 @@ def test_an_unfinished_handshake_is_closed_in_time(folder: Path, monkeypatch: py
     run(test)
 
 
-def test_a_client_that_leaves_at_once(folder: Path) -> None:
+def test_a_client_that_leaves_at_once_harms_nothing(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
             for _ in range(20):
@@ -232,7 +232,9 @@ def test_a_client_that_leaves_at_once(folder: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_client_certificates(folder: Path, more: str, client: str, lets_in: bool, version: ssl.TLSVersion) -> None:
+def test_client_certificates_are_verified(
+    folder: Path, more: str, client: str, lets_in: bool, version: ssl.TLSVersion
+) -> None:
     async def test() -> None:
         async with serving(folder, more + "}") as server:
             tls = context(folder, client)
@@ -288,7 +290,9 @@ OLD = ("-cipher", "ALL:@SECLEVEL=0")
         ("curve_preferences: [CurveP521]", ("-groups", "P-256"), "New, (NONE), Cipher is (NONE)"),
     ],
 )
-def test_versions_suites_and_curves(folder: Path, more: str, options: tuple[str, ...], line: str) -> None:
+def test_versions_suites_and_curves_are_those_of_the_file(
+    folder: Path, more: str, options: tuple[str, ...], line: str
+) -> None:
     async def test() -> None:
         async with serving(folder, TLS + (f", {more}" if more else "") + "}") as server:
             shown = await asyncio.to_thread(s_client, server, folder, *options)
@@ -300,7 +304,7 @@ def test_versions_suites_and_curves(folder: Path, more: str, options: tuple[str,
     run(test)
 
 
-def test_no_renegotiation(folder: Path) -> None:
+def test_renegotiation_is_refused(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, TLS + "}") as server:
             shown = await asyncio.to_thread(s_client, server, folder, "-tls1_2", stdin=b"R\n")
@@ -343,7 +347,7 @@ def test_names_of_clients_are_checked_in_resumed_sessions(folder: Path) -> None:
     run(test)
 
 
-def test_curl_with_certificate_and_password(folder: Path) -> None:
+def test_curl_gets_in_with_certificate_and_password(folder: Path) -> None:
     async def test() -> None:
         text = MUTUAL + "}" + users(ada=hashed("secret"))
         async with serving(folder, text) as server:
@@ -359,7 +363,7 @@ def test_curl_with_certificate_and_password(folder: Path) -> None:
     run(test)
 
 
-def test_headers(folder: Path) -> None:
+def test_configured_headers_are_sent(folder: Path) -> None:
     async def test() -> None:
         chosen = (
             "{X-Frame-Options: deny, Strict-Transport-Security: max-age=60, Content-Security-Policy: default-src *}"
@@ -417,7 +421,7 @@ def test_every_path_requires_the_password(folder: Path, path: str) -> None:
         (basic("ada", "wrong") + basic("ada", "secret"), 401),
     ],
 )
-def test_names_and_passwords(folder: Path, header: str, status: int) -> None:
+def test_only_a_right_name_and_password_gets_in(folder: Path, header: str, status: int) -> None:
     text = users(ada=hashed("secret"), zoë=hashed("pässwörd:with:colons"), long=hashed("x" * 72))
 
     async def test() -> None:
@@ -429,7 +433,7 @@ def test_names_and_passwords(folder: Path, header: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["$2a$", "$2b$", "$2y$"])
-def test_prefixes_of_hashes(folder: Path, prefix: str) -> None:
+def test_each_prefix_of_hashes_is_accepted(folder: Path, prefix: str) -> None:
     async def test() -> None:
         async with serving(folder, users(ada=prefix + hashed("secret")[4:])) as server:
             assert (await ask(server, None, more=basic("ada", "secret"))).status == 200
@@ -438,7 +442,7 @@ def test_prefixes_of_hashes(folder: Path, prefix: str) -> None:
     run(test)
 
 
-def test_parse_basic() -> None:
+def test_parse_basic_returns_name_and_password() -> None:
     assert parse_basic("Basic " + base64.b64encode(b"\xff:\xfe:").decode()) == (b"\xff", b"\xfe:")
     assert parse_basic("Basic  " + base64.b64encode(b":").decode()) == (b"", b"")
     assert parse_basic("") is None
@@ -710,7 +714,7 @@ def test_a_change_with_the_same_size_and_time_is_noticed(folder: Path) -> None:
     assert protection._loaded.config.users != before.config.users
 
 
-def test_without_a_web_configuration() -> None:
+def test_without_a_web_configuration_everyone_gets_in() -> None:
     protection = Protection()
     protection.refresh(force=True)
     assert (protection.scheme, protection.good, dict(protection.headers)) == ("http", True, {})

@@ -79,7 +79,7 @@ async def ask(server: Server, path: str = "/metrics", method: str = "GET", more:
         return await client.ask(path, method, more, body)
 
 
-def test_metrics() -> None:
+def test_metrics_are_served_as_text() -> None:
     async def test() -> None:
         async with serving() as server:
             answer = await ask(server)
@@ -93,7 +93,7 @@ def test_metrics() -> None:
     run(test)
 
 
-def test_openmetrics() -> None:
+def test_openmetrics_are_served_on_request() -> None:
     async def test() -> None:
         async with serving() as server:
             accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5\r\n"
@@ -118,7 +118,7 @@ def test_openmetrics() -> None:
         ("", False),
     ],
 )
-def test_gzip(accepted: str, zipped: bool) -> None:
+def test_a_response_is_compressed_if_accepted(accepted: str, zipped: bool) -> None:
     async def test() -> None:
         async with serving() as server:
             answer = await ask(server, more=f"Accept-Encoding: {accepted}\r\n")
@@ -145,7 +145,7 @@ def test_head_is_get_without_the_body(path: str) -> None:
     run(test)
 
 
-def test_checks() -> None:
+def test_checks_report_health_and_readiness() -> None:
     async def test() -> None:
         ready = False
         async with serving(ready=lambda: ready) as server:
@@ -159,7 +159,7 @@ def test_checks() -> None:
     run(test)
 
 
-def test_page() -> None:
+def test_the_page_is_served() -> None:
     async def test() -> None:
         async with serving() as server:
             answer = await ask(server, "/?x=y")
@@ -182,7 +182,7 @@ def test_page() -> None:
     run(test)
 
 
-def test_no_page() -> None:
+def test_the_page_can_be_switched_off() -> None:
     async def test() -> None:
         async with serving(page=None) as server:
             answer = await ask(server, "/")
@@ -267,7 +267,7 @@ def test_bad_requests_are_closed_and_not_logged(
     assert not caplog.records
 
 
-def test_keep_alive_and_pipelining() -> None:
+def test_a_connection_serves_several_requests() -> None:
     async def test() -> None:
         async with serving() as server, Client(server) as client:
             client.writer.write(b"GET /-/healthy HTTP/1.1\r\n\r\n" * 50)
@@ -280,7 +280,7 @@ def test_keep_alive_and_pipelining() -> None:
     run(test)
 
 
-def test_http_1_0() -> None:
+def test_an_http_1_0_client_is_served() -> None:
     async def test() -> None:
         async with serving() as server, Client(server) as client:
             client.writer.write(b"GET /-/healthy HTTP/1.0\r\n\r\n")
@@ -305,7 +305,7 @@ def test_an_error_in_the_metrics_closes_no_connection(caplog: pytest.LogCaptureF
     assert "cannot collect the metrics" in caplog.text
 
 
-def test_many_scrapers_during_a_flood_of_idle_clients() -> None:
+def test_scrapers_are_served_during_a_flood_of_idle_clients() -> None:
     async def test() -> None:
         async with serving() as server, AsyncExitStack() as idle:
             for _ in range(300):
@@ -317,7 +317,7 @@ def test_many_scrapers_during_a_flood_of_idle_clients() -> None:
     run(test)
 
 
-def test_scrapes_during_a_continuing_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scrapes_succeed_during_a_continuing_flood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "_IDLE_GRACE", 0.1)
 
     async def test() -> None:
@@ -342,7 +342,7 @@ def test_scrapes_during_a_continuing_flood(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("connections", [1, 2, 128])
-def test_more_scrapers_than_connections(connections: int) -> None:
+def test_more_scrapers_than_connections_are_served(connections: int) -> None:
     async def test() -> None:
         async with serving(connections=connections) as server:
             many = 12 if connections < 128 else 300
@@ -542,7 +542,7 @@ def test_stop_closes_everything() -> None:
     run(test)
 
 
-def test_stop_before_start() -> None:
+def test_stop_succeeds_before_start() -> None:
     async def test() -> None:
         server = Server(Registry(Snapshot), lambda: True, 1)
         await server.stop()
@@ -556,7 +556,7 @@ def new_server() -> Server:
     return Server(Registry(Snapshot), lambda: True, 1)
 
 
-def test_port_in_use_by_a_server_that_is_not_started() -> None:
+def test_a_server_that_is_not_started_keeps_its_port() -> None:
     async def test() -> None:
         first = new_server()
         first.bind("127.0.0.1", 0)
@@ -580,7 +580,7 @@ def has_ipv6() -> bool:
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on the loopback: sysctl net.ipv6.conf.lo.disable_ipv6=0")
 @pytest.mark.parametrize(("host", "reached_by"), [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"])])
-def test_ipv6(host: str, reached_by: list[str]) -> None:
+def test_ipv6_addresses_are_served(host: str, reached_by: list[str]) -> None:
     async def test() -> None:
         server = new_server()
         server.bind(host, 0)
