@@ -119,7 +119,7 @@ def attempts(rung: Rung, found: Sequence[Symbol], function: str) -> list[Attempt
     symbol.
     """
     if not found:
-        raise UserError(f"/proc/kallsyms has no {function}, under no name that a compiler gives")
+        raise UserError(f"/proc/kallsyms has neither {function} nor a variant of it that a compiler made")
     whole = tuple(symbol for symbol in found if not symbol.is_part)
     parts = tuple(symbol for symbol in found if symbol.is_part)
     choices = [choice for choice in (whole, parts) if choice]

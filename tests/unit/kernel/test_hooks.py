@@ -51,5 +51,5 @@ def test_clones_are_attached_together_and_parts_in_their_place() -> None:
 
 
 def test_without_a_symbol_there_is_no_way() -> None:
-    with pytest.raises(UserError, match="has no udp_send_skb"):
+    with pytest.raises(UserError, match="has neither udp_send_skb nor a variant"):
         ways("udp_send_skb")
