@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 
 class Stream(io.TextIOWrapper):
     """A stream that is a terminal or a pipe."""
@@ -14,3 +16,11 @@ class Stream(io.TextIOWrapper):
 
     def isatty(self) -> bool:
         return self._terminal
+
+
+def set_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment of a terminal with colours, 80 columns and UTF-8."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("locale.getencoding", lambda: "UTF-8")

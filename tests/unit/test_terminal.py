@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from made_up_stream import Stream
+from made_up_stream import Stream, set_terminal
 
 from dnsprobe.terminal import Look, cells, cut, look_of
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("locale.getencoding", lambda: "UTF-8")
+    set_terminal(monkeypatch)
 
 
 def test_a_terminal_has_colour_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import sys
 
 import pytest
-from made_up_stream import Stream
+from made_up_stream import Stream, set_terminal
 
 from dnsprobe.commands import doctor
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("locale.getencoding", lambda: "UTF-8")
+    set_terminal(monkeypatch)
 
 
 def test_a_long_detail_is_wrapped_below_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
