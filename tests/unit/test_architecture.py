@@ -20,8 +20,8 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "dnsprobe"
 PAGE = REPOSITORY / "docs/architecture.md"
 
-#: The rooms of the package in the direction of the data. A room is a module at the top level or a folder.
-ROOMS = (
+#: The layers of the package in the direction of the data. A layer is a module at the top level or a folder.
+LAYERS = (
     "errors",
     "text",
     "terminal",
@@ -69,19 +69,19 @@ def _below_package(name: str) -> list[str]:
     return [name.removeprefix("dnsprobe.")] if name.startswith("dnsprobe.") else []
 
 
-def room(module: str) -> str:
-    """Return the room of a module."""
+def layer(module: str) -> str:
+    """Return the layer of a module."""
     return module.partition(".")[0]
 
 
 def backward(module: str, source: str) -> list[str]:
     """Return the imports of a module that point to its right."""
-    here = ROOMS.index(room(module))
-    return [other for other in imported(source) if ROOMS.index(room(other)) > here]
+    here = LAYERS.index(layer(module))
+    return [other for other in imported(source) if LAYERS.index(layer(other)) > here]
 
 
-def test_every_module_has_a_room() -> None:
-    assert {room(module) for module in MODULES} == {*ROOMS, "__init__"}
+def test_every_module_has_a_layer() -> None:
+    assert {layer(module) for module in MODULES} == {*LAYERS, "__init__"}
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__"])
@@ -116,7 +116,7 @@ def test_an_arrow_that_points_to_the_right_is_found(source: str, found: list[str
 
 # Only kernel/ knows BPF.
 
-#: What other rooms may import from ``kernel/``, beside the exceptions below.
+#: What other layers may import from ``kernel/``, beside the exceptions below.
 KERNEL_SURFACE = {
     "process": {"kernel.abi", "kernel.clock"},
     "pipeline": {"kernel.abi", "kernel.losses", "kernel.maps", "kernel.probe"},
@@ -128,23 +128,23 @@ KERNEL_EXCEPTIONS = {
     "commands.doctor": ({"kernel.hooks", "kernel.kallsyms", "kernel.libbpf"}, "shows what the kernel offers"),
 }
 
-#: What other rooms may import from ``kernel.maps``: sizes, and types of keys. The maps themselves belong to the probe.
+#: What other layers may import from ``kernel.maps``: sizes, and types of keys. The maps themselves belong to the probe.
 MAP_TYPES = {"CountKey", "PendingKey", "ProcessKey", "ProgramKey", "Sizes"}
 #: Names of structs in the ABI. Only ``kernel/`` packs and unpacks them.
 STRUCTS = {name for name, value in vars(abi).items() if isinstance(value, struct.Struct)}
 
-OUTSIDE_KERNEL = [module for module in MODULES if room(module) != "kernel"]
+OUTSIDE_KERNEL = [module for module in MODULES if layer(module) != "kernel"]
 
 
 @pytest.mark.parametrize("module", OUTSIDE_KERNEL)
-def test_other_rooms_import_only_the_surface_of_kernel(module: str) -> None:
-    from_kernel = {name for name in imported(MODULES[module].read_text("utf-8")) if room(name) == "kernel"}
+def test_other_layers_import_only_the_surface_of_kernel(module: str) -> None:
+    from_kernel = {name for name in imported(MODULES[module].read_text("utf-8")) if layer(name) == "kernel"}
     more, _reason = KERNEL_EXCEPTIONS.get(module, (set(), ""))
-    assert from_kernel <= KERNEL_SURFACE.get(room(module), set()) | more
+    assert from_kernel <= KERNEL_SURFACE.get(layer(module), set()) | more
 
 
 @pytest.mark.parametrize("module", OUTSIDE_KERNEL)
-def test_other_rooms_make_no_maps(module: str) -> None:
+def test_other_layers_make_no_maps(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text("utf-8"))
     found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     assert {name.name for node in found if node.module == "dnsprobe.kernel.maps" for name in node.names} <= MAP_TYPES
@@ -152,7 +152,7 @@ def test_other_rooms_make_no_maps(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", OUTSIDE_KERNEL)
-def test_other_rooms_pack_no_structs_of_the_kernel_side(module: str) -> None:
+def test_other_layers_pack_no_structs_of_the_kernel_side(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text("utf-8"))
     attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
@@ -224,9 +224,9 @@ def test_the_map_describes_every_module() -> None:
     assert [file for file, description in map_lines().items() if not description] == []
 
 
-def test_the_map_has_the_rooms_in_their_order() -> None:
-    rooms = [file.split("/")[1].partition(".")[0] for file in map_lines() if file.startswith("dnsprobe/")]
-    assert tuple(dict.fromkeys(rooms)) == ROOMS
+def test_the_map_has_the_layers_in_their_order() -> None:
+    layers = [file.split("/")[1].partition(".")[0] for file in map_lines() if file.startswith("dnsprobe/")]
+    assert tuple(dict.fromkeys(layers)) == LAYERS
 
 
 def anchors(page: Path) -> set[str]:
