@@ -51,7 +51,7 @@ def look_of(output: TextIO) -> Look:
     """Return how to print to a stream, by what it is (terminal or pipe), the locale and the environment."""
     terminal = output.isatty()
     smart = terminal and os.environ.get("TERM") not in {None, "", "dumb"}
-    # Python writes UTF-8 in the C locale too (PEP 540), where the reader does not expect it.
+    # In the C locale, Python writes UTF-8 too (PEP 540), but the terminal does not expect it.
     encodings = {(output.encoding or "").lower().replace("-", ""), locale.getencoding().lower().replace("-", "")}
     return Look(
         # https://no-color.org: set and not empty

@@ -9,8 +9,8 @@
 #include "scratch.h"
 #include "dns/message.h"
 
-/* Reads the question of the message in the scratch space, of which `size` octets are there. Returns where the name
- * ends, or 0 if the question is malformed or not all there. */
+/* Reads the question of the message in the scratch space, which has `size` octets. Returns the offset behind the name,
+ * or 0 if the question is malformed or incomplete. */
 static __always_inline u64 walk_question(struct scratch *s, u32 size)
 {
 	u64 at = DNS_HEADER;

@@ -120,7 +120,7 @@ static __always_inline void set_server(struct destination *to, u8 family, const 
 	}
 }
 
-/* Notes where the DNS message is, and how many octets of it lie in front of the end of the linear part. */
+/* Sets the address of the DNS message, and the number of its octets in the linear part. */
 static __always_inline void set_payload(struct packet *packet, u64 head, u16 transport, u64 end)
 {
 	packet->buffer = head;

@@ -123,7 +123,7 @@ class _View:
                 yield from wrap(look.plain(f"values of {option} on this daemon: {known_names}"), look)
 
     def print_after_others(self, reading: _Reading, note: str) -> None:
-        """Print below what was printed before, as in a pipe."""
+        """Print the lines below the earlier output, as in a pipe."""
         lines = self.lines(reading, look_of(self.output), note=note)
         self.output.write("".join(f"{line}\n" for line in lines) + ("\n" if self.form == "tree" else ""))
         self.output.flush()

@@ -13,7 +13,7 @@ def parse_listen(text: str) -> tuple[str, int]:
     """Return address and port of ``ADDR:PORT``. An IPv6 address has brackets in ``text``, but not in the result.
 
     Port 0 means any free port. Raises UserError, with a hint, for anything else. An empty address is an error too, so
-    that nobody listens on all addresses by accident.
+    that dnsprobe never listens on all addresses by accident.
     """
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host

@@ -76,7 +76,7 @@ UDP_LADDER = (
         macro="HOOK_NET_DEV_QUEUE",
     ),
 )
-#: Inside tcp_sendmsg_locked() nobody else writes to the socket, so the place of a write in the stream is certain there.
+#: Inside tcp_sendmsg_locked(), no other thread writes to the socket, so the place of a write in the stream is certain.
 TCP_LADDER = (
     Rung(
         TcpHook.TCP_SENDMSG_LOCKED,

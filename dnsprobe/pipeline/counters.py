@@ -23,7 +23,7 @@ from dnsprobe.pipeline.series import Totals
 
 #: A run of a BPF program takes microseconds. After this time, no run can still use a rule or verdict that was replaced.
 _GRACE_SECONDS = 2.0
-#: Counters that are handled at once. Ancestry and facts of so many processes are in memory at the same time.
+#: Counters that are handled at once. It limits how many ancestries and facts are in memory at the same time.
 _BATCH = 256
 
 _Item = TypeVar("_Item")

@@ -1,4 +1,4 @@
-"""The processes that asked: what is known of each, kept as long as the kernel may count for it."""
+"""The labels and the identity of each process that sent queries, kept as long as the kernel may count for it."""
 
 from __future__ import annotations
 

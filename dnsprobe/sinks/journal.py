@@ -63,7 +63,7 @@ def journald_available(path: str = SOCKET) -> bool:
 def wait_for_room(path: str, given_up: Callable[[], bool]) -> None:
     """Return when the socket at ``path`` takes another datagram. Python's lock is not held while waiting.
 
-    Raises OSError if nobody listens there, and TimeoutError once ``given_up`` returns True.
+    Raises OSError if no process listens there, and TimeoutError once ``given_up`` returns True.
     """
     while True:
         # A connected socket is writable only while its peer's queue has room (unix_dgram_poll(), net/unix/af_unix.c).

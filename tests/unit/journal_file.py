@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 REMOTE = "/usr/lib/systemd/systemd-journal-remote"
-# Of this boot: to follow a journal means to follow that one (journalctl(1), --follow).
+# Entries have the id of this boot, because journalctl --follow shows only this boot (journalctl(1)).
 _BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
 _MACHINE = Path("/etc/machine-id")
 
-# Whatever the host keeps in its journal is out of sight, and whatever is done here out of the host's.
+# In this mount namespace, programs see the journal of the test instead of that of the host, which they cannot change.
 _ENTER = """\
 mount -t tmpfs none /var/log
 mkdir /var/log/journal
@@ -29,7 +29,7 @@ Fields = Sequence[tuple[str, str]]
 
 
 class Journal:
-    """A journal of this host below ``folder``. Skips the test where there is no way to have one."""
+    """A journal of this host below ``folder``. Skips the test if the tools for it are missing."""
 
     def __init__(self, folder: Path) -> None:
         missing = [

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parents[2] / "packaging/alert"
 FOLLOW, ACT = FOLDER / "dnsprobe-alerts", FOLDER / "dnsprobe-alert"
 PATIENCE = 60.0
 
-#: Stands in for systemctl where systemd does not run: it records its arguments, one a line.
+#: Replaces systemctl, because systemd may not run here: it records its arguments, one in each line.
 RECORDER = '#!/bin/sh\nprintf "%s\\n" "$@" >>"$RECORD"\n'
 
 

@@ -60,7 +60,7 @@ def test_tools_have_no_complaint(page: Path) -> None:
             pytest.skip(f"takes: apt-get install {package}")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         output = done.stderr + (done.stdout if package == "mandoc" else "")
-        # Of manual pages that are not installed, or were since its database was made.
+        # Complaints about manual pages that are not installed, or that are newer than the database of mandoc.
         others = re.compile("referenced manual not found|outdated mandoc.db")
         assert [line for line in output.splitlines() if not others.search(line)] == []
 

@@ -9,7 +9,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "packaging/systemd"
 SERVICE = FOLDER / "dnsprobe.service"
 
-#: What raises the exposure above 3.0 by itself, and for what it is there: docs/operations.md has the same.
+#: Settings that each raise the exposure above 3.0. docs/operations.md has the reasons.
 EXPOSED = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "user")
 
 

@@ -35,7 +35,7 @@ _KERNEL_ARGUMENTS = (
     "mitigations=off init_on_alloc=0",
     # An emulated processor can stand still for seconds while the host is busy.
     "nowatchdog rcupdate.rcu_cpu_stall_timeout=120",
-    # QEMU translates code for the address where it lies. Without random addresses, it translates a library once for all
+    # QEMU translates code for its address in memory. Without random addresses, it translates a library once for all
     # processes.
     "norandmaps",
 )
@@ -183,7 +183,7 @@ def _option(path: Path) -> str:
 
 
 def _disk(name: str, path: Path, how: str) -> list[str]:
-    # cache=unsafe ignores fsync: nobody keeps this disk.
+    # cache=unsafe ignores fsync: this disk is deleted after the run.
     drive = f"if=none,id={name},file={_option(path)},cache=unsafe,{how}"
     return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name},serial={name}"]
 

@@ -16,7 +16,7 @@ Channels = tuple[socket.socket, socket.socket]
 
 @pytest.fixture
 def channels() -> Iterator[Channels]:
-    """Give both ends of a connection."""
+    """Yield both ends of a connection."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     yield ends
     for end in ends:

@@ -20,9 +20,10 @@ OF_WORK = {
     Statistic.LINEAGE_ADDED,
     Statistic.LINEAGE_LEFT,
 }
-#: Read together with what the daemon itself could not place.
+#: Statistics that are read together with a number of the daemon itself.
 PART_OF_A_SOURCE = {Statistic.LINEAGE_FULL: Source.LINEAGE_FULL}
-#: No alert: the first is not a query and anyone can send it, multicast DNS is full of the second.
+#: Reasons without an alert: anyone can send malformed packets, which are no queries; in multicast DNS, several questions
+#: in a packet are common.
 NO_ALERT = {"malformed", "more_questions"}
 
 ALERTS = [
@@ -34,7 +35,7 @@ ALERTS = [
 
 
 def documented() -> dict[tuple[str, str], tuple[str, str]]:
-    """Return what docs/metrics.md has on each metric and reason: what happened, and whether it is counted."""
+    """Return the rows of docs/metrics.md by metric and reason: the meaning, and whether the query is counted."""
     page = (REPOSITORY / "docs/metrics.md").read_text("utf-8")
     section = page.split("\n### What is lost, and what is not counted\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? *\| (.+?) *\| (.+?) *\|$", section, re.MULTILINE)

@@ -68,7 +68,7 @@ class FakeProver:
 
 @pytest.fixture
 def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Probe]:
-    """Give a probe that has attached nothing yet."""
+    """Yield a probe that has attached nothing yet."""
     for name, fake in (("Maps", FakeMaps), ("LoaderClient", FakeLoader), ("Prover", FakeProver)):
         monkeypatch.setattr(probe_module, name, fake)
     monkeypatch.setattr(FakeProver, "during", lambda: None, raising=False)

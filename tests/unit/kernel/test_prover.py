@@ -27,7 +27,7 @@ class FakeHook(Hook):
 
 
 class FakeLoader:
-    """Attaches the rungs in ``attempts``, each in as many ways; it refuses all others."""
+    """Attaches the rungs in ``attempts``, which has the number of ways for each; refuses all others."""
 
     def __init__(self, attempts: Mapping[str, int], messages: str = "") -> None:
         self.attempts, self.messages = attempts, messages

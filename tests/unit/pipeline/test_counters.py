@@ -25,7 +25,7 @@ CURL = Process((1 << 22) + 2, 2_000, b"curl")
 
 @dataclass
 class Pipeline:
-    """What collects and sweeps the counters of a fake kernel. The processes in ``ended`` have ended."""
+    """The objects that collect and sweep the counters of a fake kernel. The processes in ``ended`` have ended."""
 
     root: Path
     kernel: FakeKernel = field(default_factory=FakeKernel)
@@ -106,7 +106,7 @@ def test_counters_of_a_retired_rule_are_swept_after_the_grace_period(pipeline: P
     pipeline.kernel.overflow[old] = 5
     pipeline.kernel.counted[Statistic.UNATTRIBUTED_COUNTERS_FULL] = 5
     pipeline.rules.replace(RuleSet.build([("ads*.test", "ads*.test", 6)], pipeline.rules.current, pipeline.rules.by_id))
-    # A run of a BPF program that began before may still count.
+    # A run of a BPF program that began before the change may still count.
     pipeline.counters.sweep()
     pipeline.kernel.count(DIG, old)
     expected = {("example.test", "dig"): 4, ("example.test", OTHER): 5}

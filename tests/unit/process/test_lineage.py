@@ -88,7 +88,7 @@ def test_seed_adds_each_process_with_its_parent(tmp_path: Path) -> None:
         key(1, 1): replace(seeded, comm=b"init", has_others=True),
         key(20): replace(seeded, comm=b"shell", has_others=True, parent=key(1, 1)),
         key(30, 300): replace(seeded, comm=b"dig", parent=key(20)),
-        # Its parent has no entry: pid 50 is known to have children, but not since when it is there.
+        # The parent has no entry: pid 50 has a child, but its start time is not known.
         key(60): replace(seeded, comm=b"left", parent_lost=True),
     }
 
@@ -144,7 +144,7 @@ def test_a_missed_exit_is_marked(tmp_path: Path) -> None:
     lineage = make(table, tmp_path)
     lineage.sweep()
     gone = {at for at, entry in table.entries.items() if entry.exited}
-    # The pid of the one is nobody's, that of the other somebody else's.
+    # The pid of one is free, and that of the other belongs to another process.
     assert gone == {key(2), key(3)}
     assert all(table.entries[at].has_others for at in gone)
     lineage.sweep()

@@ -269,7 +269,7 @@ def test_hostile_text_is_printable_in_json(raw: bytes) -> None:
 def test_the_offset_leads_from_the_monotonic_to_the_wall_clock() -> None:
     before = time.time_ns()
     shown = time.monotonic_ns() + wall_offset_ns()
-    # The two clocks are read one after the other; a step of the wall clock in between is not this test's matter.
+    # The clocks are read one after the other, and the wall clock may be set in between, so the limit is generous.
     assert abs(shown - before) < 60_000_000_000
 
 

@@ -49,7 +49,7 @@ def test_each_scrape_is_the_same_as_with_prometheus_client(
     labels = data.draw(st.sets(st.sampled_from(OPTIONAL_LABELS))) if data else OPTIONAL_LABELS
     registry = Registry(lambda: Snapshot(counts=now, losses=NO_LOSSES | {LOSSES[0]: len(now)}), labels)
     for counts, accept in scrapes:
-        # Some stay as they are, some change, some are new; and some go, which no series should.
+        # Some series stay, some change, and some are new. Some disappear, too, although series of a daemon never do.
         gone = data.draw(st.sets(st.sampled_from(sorted(now)))) if data and now else set()
         now = {series: number for series, number in now.items() if series not in gone} | counts
         encoder, content_type = choose_encoder(accept)

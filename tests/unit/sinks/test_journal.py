@@ -32,7 +32,7 @@ from dnsprobe.sinks.journal import (
     wait_for_room,
 )
 
-#: More than any test needs; a test that gets here has failed.
+#: More than any test needs: a test that waits this long has failed.
 PATIENCE = 60.0
 
 NO_LIMIT = RateLimit(0, 1)

@@ -76,7 +76,7 @@ SUPPRESSED: Fields = [
 FORGED = of_dnsprobe(fields(query(ancestry=below(12005, b"nobody")), Identity(user="eve")), "session-9.scope")
 
 DAY = 86400
-#: Later than any midnight that passes while the tests run: what is of today stays so.
+#: One hour from now. Entries of this time are still of "today" if midnight passes while the tests run.
 SOON = time.time() + 3600
 
 RECENT = [BY_ADA, BY_UNIT, WATCHED, LEFT, LIMIT, LOST, SUPPRESSED, FORGED]
@@ -125,7 +125,7 @@ ANSWERS: dict[str, list[list[str]]] = {
             for entry in ALL
         ],
         [
-            # journald gives the values of an entry back in the order in which it saw them first.
+            # journald returns the values of an entry in the order in which it stored each value first.
             '[{"pid":"11846","comm":"sh"},{"pid":"11845","comm":"make"},{"pid":"11843","comm":"nightly"},'
             '{"pid":"1","comm":"systemd"}]',
             '[{"pid":"1","comm":"systemd"},{"pid":"12000","comm":"bash"}]',

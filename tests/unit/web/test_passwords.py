@@ -55,7 +55,7 @@ def test_in_a_full_queue_of_single_keys_a_random_client_loses() -> None:
 
 
 def verdicts(verifier: Verifier, of: dict[bytes, bytes], *asked: tuple[bytes, bytes, str]) -> list[Verdict]:
-    """Verify names and passwords from addresses, all at once; return the verdicts in the order of the answers."""
+    """Verify several names and passwords at the same time; return the verdicts in the order of the answers."""
 
     async def ask_all() -> list[Verdict]:
         done: asyncio.Queue[Verdict] = asyncio.Queue()
