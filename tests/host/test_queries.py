@@ -111,7 +111,7 @@ def test_each_of_ten_thousand_programs_has_its_own_identity(
     truth = scene("executions", sender, 10_000, 50)
     watch.stop()
     queries = [json.loads(line) for line in watch.out.read_text("utf-8").splitlines()]
-    # The number of trees is not exact: it is limited like the number of series.
+    # The number of trees may be lower, because the number of series is limited.
     assert re.search("^10000 queries from .*, 10000 shown, 0 lost$", watch.err.read_text("utf-8"), re.MULTILINE)
     tree = tree_of(truth["lineage"], "")
     for query in queries:

@@ -141,7 +141,7 @@ def test_log_lines_go_to_the_journal(tmp_path: Path) -> None:
     assert (tmp_path / "err").read_text() == ""
 
 
-def test_it_runs_without_standard_error(manager: Manager, tmp_path: Path) -> None:
+def test_the_service_runs_without_standard_error(manager: Manager, tmp_path: Path) -> None:
     configuration = tmp_path / "quiet.yaml"
     configuration.write_text("domains: [watched.test]")
     command = [str(PROGRAM), "run", "--config", str(configuration), "--listen", "127.0.0.1:0"]
@@ -171,7 +171,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_it_serves_on_a_socket_from_systemd(start: Start) -> None:
+def test_the_service_uses_a_socket_from_systemd(start: Start) -> None:
     (port,) = free_ports(1)
     service = start("domains: [watched.test]", [sys.executable, "-c", PASS_SOCKETS, str(port)])
     assert service.url == f"127.0.0.1:{port}"
@@ -235,7 +235,7 @@ def test_capabilities_of_the_start_are_dropped(start: Start, scene: Scene) -> No
         assert not any(held >> capability & 1 for capability in ONLY_AT_START)
     for thread in Path(f"/proc/{service.process.pid}/task").iterdir():
         assert capabilities(int(thread.name), "CapEff") == capabilities(service.process.pid, "CapEff")
-    # Everything later works without them.
+    # The service needs none of them after its start.
     scene("send", "www.watched.test", 101)
     service.configuration.write_text("domains: [watched.test, other.test]")
     service.process.send_signal(signal.SIGHUP)
@@ -245,7 +245,7 @@ def test_capabilities_of_the_start_are_dropped(start: Start, scene: Scene) -> No
     assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 101}
 
 
-def test_it_runs_as_a_user_with_three_capabilities(start: Start, scene: Scene, tmp_path: Path) -> None:
+def test_the_service_runs_as_a_user_with_three_capabilities(start: Start, scene: Scene, tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
             folder.chmod(0o755)

@@ -56,7 +56,7 @@ def unparsed(service: Service) -> dict[str, float]:
     return {reason: value for reason, value in service.by("dnsprobe_packets_unparsed_total", "reason").items() if value}
 
 
-def test_each_form_is_counted_exactly(start_either: Start, in_namespace: Sequence[str]) -> None:
+def test_each_form_of_tcp_is_counted_exactly(start_either: Start, in_namespace: Sequence[str]) -> None:
     # The tracepoint does not see data of the SYN. The guests of tests/vm have kprobes, which do.
     rows = list(stream_sender.rows(opening=kprobes_available()))
     names = [f"{row}.forms.test" for row in rows]

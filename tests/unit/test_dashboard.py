@@ -26,11 +26,11 @@ def test_the_file_is_what_the_script_writes() -> None:
     assert dashboard.PLACE.read_text("utf-8") == dashboard.text(), "run packaging/grafana/dashboard.py"
 
 
-def test_it_loads_nothing_from_elsewhere() -> None:
+def test_the_dashboard_loads_nothing_from_elsewhere() -> None:
     assert "://" not in dashboard.text()
 
 
-def test_an_import_finds_it_by_its_uid_and_asks_for_the_data_source() -> None:
+def test_an_import_finds_the_dashboard_by_its_uid_and_asks_for_the_data_source() -> None:
     found = json.loads(dashboard.text())
     assert (found["uid"], found["id"]) == ("dnsprobe", None)
     assert [variable["name"] for variable in found["templating"]["list"]] == [

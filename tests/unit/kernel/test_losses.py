@@ -22,8 +22,8 @@ OF_WORK = {
 }
 #: Statistics that are read together with a number of the daemon itself.
 PART_OF_A_SOURCE = {Statistic.LINEAGE_FULL: Source.LINEAGE_FULL}
-#: Reasons without an alert: anyone can send malformed packets, which are no queries; in multicast DNS, several questions
-#: in a packet are common.
+#: Reasons without an alert. Anyone can send malformed packets, which are no queries. In multicast DNS, packets often
+#: have several questions.
 NO_ALERT = {"malformed", "more_questions"}
 
 ALERTS = [

@@ -47,7 +47,7 @@ def test_kprobes_are_used_on_these_kernels(service: Service) -> None:
     assert hooks == {"ip_send_skb", "tcp_sendmsg_locked"}
 
 
-def test_it_runs_as_an_ordinary_user_with_two_capabilities(service: Service) -> None:
+def test_the_service_runs_as_an_ordinary_user_with_two_capabilities(service: Service) -> None:
     facts = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{service.pid}/status").read_text().splitlines() if ":\t" in line
     )

@@ -97,7 +97,7 @@ def verdicts(service: Service) -> dict[str, str]:
     results = {row: verdict(row, found[row]) for row in ROWS}
     for row in ROWS:
         if results[row].startswith("no"):
-            # Once more alone: its queries should at least be counted as not readable.
+            # Send these once more, to see whether they are counted as not readable.
             before = unparsed(service)
             ask(row)
             added = unparsed(service) - before
@@ -151,19 +151,19 @@ def test_kallsyms_has_the_expected_name_of_udp_send_skb() -> None:
     assert names == ({"udp_send_skb.isra.51"} if RENAMED else {"udp_send_skb"})
 
 
-def refused(service: Service) -> None:
-    """Check how a hook that was chosen by name was refused."""
+def assert_refused(service: Service) -> None:
+    """Assert that the chosen hook was refused with a reason, and that nothing is attached."""
     until(lambda: any("no hook could be verified" in str(entry["MESSAGE"]) for entry in entries()), "the reason")
     reason = [str(entry["MESSAGE"]) for entry in entries() if "no hook could be verified" in str(entry["MESSAGE"])][-1]
     assert "kprobe udp_send_skb.isra.51: " in reason
-    # systemd would restart it again and again, as after any failure.
+    # Stop the unit: systemd restarts it again and again, as after any failure.
     run("systemctl", "stop", service.name)
     assert service.programs() == []
     keep("paths-udp_send_skb", {"kernel": kernel(), "rows": {}, "refused": reason})
 
 
-def exact(service: Service, hook: str) -> None:
-    """Check that a hook counts exactly."""
+def assert_exact(service: Service, hook: str) -> None:
+    """Assert that a hook is in use and counts exactly."""
     hooks = service.samples("dnsprobe_hook_info")
     assert {labels["hook"] for labels, _ in hooks if labels["path"].startswith("udp")} == {hook}
     symbols = {labels["path"]: labels["symbol"] for labels, _ in hooks}
@@ -205,9 +205,9 @@ def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hoo
         service.configure(configuration)
         if status("systemctl", "restart", service.name):
             assert (hook, RENAMED) == ("udp_send_skb", True)
-            refused(service)
+            assert_refused(service)
             return
-    exact(service, hook)
+    assert_exact(service, hook)
     results = verdicts(service)
     keep(f"paths-{hook}", {"kernel": kernel(), "rows": results})
     print(json.dumps(results, indent=1))
