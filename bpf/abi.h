@@ -139,14 +139,14 @@ struct name {
 
 /* The state of a TCP connection. Sequence numbers are those of RFC 9293, section 3.4, in host byte order. */
 struct stream {
-	u64 inode;  /* of the socket: tells apart sockets that had the same address in memory */
-	u32 first;  /* sequence number of the first octet; until the connection is open, that of the last write */
-	u32 start;  /* sequence number of the message that has begun, or comes next */
-	u32 have;   /* octets of that message in `octets` */
-	u32 known;  /* 0: it is not known where the next message begins */
-	u32 lost;   /* sequence number of the last write at which the alignment was lost */
-	u32 opened; /* 1: a write has opened the connection; the next write corrects `first` */
-	u32 last;   /* sequence number of the last write that began with a message */
+	u64 inode;    /* of the socket: tells apart sockets that had the same address in memory */
+	u32 first;    /* sequence number of the first octet; until the connection is open, that of the last write */
+	u32 start;    /* sequence number of the message that has begun, or comes next */
+	u32 buffered; /* octets of that message in `octets` */
+	u32 aligned;  /* 0: it is not known where the next message begins */
+	u32 lost_at;  /* sequence number of the last write at which the alignment was lost */
+	u32 opened;   /* 1: a write has opened the connection; the next write corrects `first` */
+	u32 last;     /* sequence number of the last write that began with a message */
 	u32 head_size;
 	u64 head[STREAM_HEAD]; /* the first octets of that write, head_size of them */
 	u8 octets[STREAM_SIZE];

@@ -34,7 +34,7 @@ static __always_inline struct stream *add_stream(struct scratch *s, u64 *sock, u
 static __always_inline void correct_sequence(struct stream *stream, u32 first)
 {
 	stream->start += first - stream->first;
-	stream->lost += first - stream->first;
+	stream->lost_at += first - stream->first;
 	stream->last += first - stream->first;
 	stream->first = first;
 	stream->opened = 0;
@@ -45,9 +45,9 @@ static __always_inline void reset_stream(struct stream *stream, u64 inode, u32 f
 	stream->inode = inode;
 	stream->first = first;
 	stream->start = sequence;
-	stream->have = 0;
-	stream->known = sequence == first;
-	stream->lost = ~sequence;
+	stream->buffered = 0;
+	stream->aligned = sequence == first;
+	stream->lost_at = ~sequence;
 	stream->last = ~sequence;
 	stream->opened = opened;
 }
@@ -87,8 +87,8 @@ static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u
 /* Stops reading a connection, from the octet `sequence` on, until a write begins with a message. */
 static __always_inline void lose_alignment(struct stream *stream, u16 port, u32 sequence, u32 statistic)
 {
-	stream->known = 0;
-	stream->lost = sequence;
+	stream->aligned = 0;
+	stream->lost_at = sequence;
 	if (port != CANARY_PORT)
 		count_statistic(statistic);
 }

@@ -41,10 +41,10 @@ static __always_inline void handle_message(struct scratch *s, const struct setti
 /* Counts a connection whose queries cannot be read, when its first octets are written. */
 static __always_inline void count_encrypted_connection(struct scratch *s, struct stream *stream, u32 sequence)
 {
-	if (!stream->known || stream->first != sequence)
+	if (!stream->aligned || stream->first != sequence)
 		return;
 	/* The same octets may be written again. */
-	stream->known = 0;
+	stream->aligned = 0;
 	s->leader = current_process(&s->process);
 	s->question.qtype = 0;
 	s->event.kind = KIND_QUERY;
@@ -83,7 +83,7 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 		return 0;
 	/* An earlier run has counted that this write cannot be read: that of the first of two programs at a tracepoint,
 	 * or that of an earlier attempt to write, if the socket took nothing then. */
-	if (!stream->known && stream->lost == write.sequence)
+	if (!stream->aligned && stream->lost_at == write.sequence)
 		return 0;
 	s->to = to;
 	s->keep_tree = 0;

@@ -52,10 +52,10 @@ static __always_inline bool read_iovec(struct iovec *iovec, const struct write *
 }
 
 /*
- * Copies s->size octets of a write into s->packet: those `skip` behind its start, to `have` octets behind STREAM_FRONT.
- * False if they cannot be read.
+ * Copies s->size octets of a write into s->packet: from `skip` octets behind the start of the write, to `at_octet`
+ * octets behind STREAM_FRONT. False if they cannot be read.
  */
-static __always_inline bool copy_from_write(struct scratch *s, const struct write *write, u64 skip, u32 have)
+static __always_inline bool copy_from_write(struct scratch *s, const struct write *write, u64 skip, u32 at_octet)
 {
 	u64 at = write->offset + skip;
 	struct iovec iovec;
@@ -75,7 +75,7 @@ static __always_inline bool copy_from_write(struct scratch *s, const struct writ
 		}
 
 		u64 part = iovec.length - at;
-		u64 to = have + done;
+		u64 to = at_octet + done;
 
 		if (part > size - done)
 			part = size - done;

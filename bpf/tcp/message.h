@@ -23,20 +23,20 @@ static __always_inline enum progress read_message(struct scratch *s, u16 port)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
 	/* With a register, the verifier would track other bounds for each way in which the caller computes the size. */
-	u32 have = FORGET(s->size);
+	u32 present = FORGET(s->size);
 	u32 length = s->packet[STREAM_FRONT] << 8 | s->packet[STREAM_FRONT + 1];
 
 	s->length = length;
-	if (have < LENGTH_SIZE)
+	if (present < LENGTH_SIZE)
 		return MESSAGE_INCOMPLETE;
 
-	u32 size = have - LENGTH_SIZE < length ? have - LENGTH_SIZE : length;
+	u32 size = present - LENGTH_SIZE < length ? present - LENGTH_SIZE : length;
 
 	if (size >= DNS_HEADER && !is_query(dns, port))
 		return MESSAGE_NO_QUERY;
 	if (size >= SHORTEST_QUERY && walk_question(s, size))
 		return MESSAGE_READ;
-	return size >= length || have >= STREAM_SIZE ? MESSAGE_MALFORMED : MESSAGE_INCOMPLETE;
+	return size >= length || present >= STREAM_SIZE ? MESSAGE_MALFORMED : MESSAGE_INCOMPLETE;
 }
 
 #endif

@@ -49,7 +49,7 @@ static __always_inline bool begin_message(struct scratch *s, struct stream *stre
 	stream->head_size = copied;
 	stream->last = sequence;
 	stream->start = sequence;
-	stream->have = 0;
+	stream->buffered = 0;
 	return true;
 }
 
@@ -57,11 +57,11 @@ static __always_inline bool begin_message(struct scratch *s, struct stream *stre
 static __always_inline void check_alignment(struct stream *stream, u16 port, u32 sequence)
 {
 	/* Octets were sent that no hook saw. */
-	if (stream->known && (s32)(stream->start + stream->have - sequence) < 0)
+	if (stream->aligned && (s32)(stream->start + stream->buffered - sequence) < 0)
 		lose_alignment(stream, port, sequence, STAT_UNPARSED_UNALIGNED);
-	if (!stream->known) {
+	if (!stream->aligned) {
 		stream->start = sequence;
-		stream->have = 0;
+		stream->buffered = 0;
 	}
 }
 
@@ -73,19 +73,19 @@ static __always_inline void advance(struct scratch *s, struct stream *stream, co
 	s->progress = read_message(s, port);
 	/* FORGET, here and below: with registers, the verifier would follow this for each way out of read_message(). */
 	length = LENGTH_SIZE + FORGET(s->length);
-	if (!FORGET(stream->known) && (FORGET(s->progress) != MESSAGE_READ || length > write->size)) {
+	if (!FORGET(stream->aligned) && (FORGET(s->progress) != MESSAGE_READ || length > write->size)) {
 		s->progress = MESSAGE_INCOMPLETE;
 		lose_alignment(stream, port, write->sequence, STAT_UNPARSED_UNALIGNED);
 		return;
 	}
-	stream->known = 1;
+	stream->aligned = 1;
 	if (FORGET(s->progress) == MESSAGE_INCOMPLETE) {
-		stream->have = s->size;
+		stream->buffered = s->size;
 		bpf_probe_read_kernel(stream->octets, STREAM_SIZE, s->packet + STREAM_FRONT);
 		return;
 	}
 	stream->start += length;
-	stream->have = 0;
+	stream->buffered = 0;
 	s->more = stream->start - write->sequence < write->size;
 }
 
@@ -105,32 +105,32 @@ static __always_inline void read_next_message(struct scratch *s, struct stream *
 	/* FORGET, here and below: with registers, the verifier would follow this for each way out of check_alignment().
 	 */
 	u32 start = FORGET(stream->start);
-	u32 have = FORGET(stream->have);
+	u32 buffered = FORGET(stream->buffered);
 	/* If true, the socket took nothing of the last write: this is the same write, or another in its place. */
-	bool same_place = !continued && FORGET(stream->known) && stream->last == write->sequence;
+	bool same_place = !continued && FORGET(stream->aligned) && stream->last == write->sequence;
 
 	if (same_place) {
 		start = write->sequence;
-		have = 0;
+		buffered = 0;
 	}
 
-	u32 skip = start + have - write->sequence;
+	u32 skip = start + buffered - write->sequence;
 
 	/* All of it was read before: the socket took a part of an earlier write, and the program writes the rest again.
 	 */
-	if (skip >= write->size || have >= STREAM_SIZE)
+	if (skip >= write->size || buffered >= STREAM_SIZE)
 		return;
-	s->size = write->size - skip < STREAM_SIZE - have ? write->size - skip : STREAM_SIZE - have;
+	s->size = write->size - skip < STREAM_SIZE - buffered ? write->size - skip : STREAM_SIZE - buffered;
 	bpf_probe_read_kernel(s->packet + STREAM_FRONT, STREAM_SIZE, stream->octets);
-	if (!copy_from_write(s, write, skip, have)) {
+	if (!copy_from_write(s, write, skip, buffered)) {
 		lose_alignment(stream, port, write->sequence, STAT_UNPARSED_UNREADABLE);
 		return;
 	}
-	if (!continued && !skip && !have && !begin_message(s, stream, write->sequence, same_place)) {
-		s->more = FORGET(stream->start) + FORGET(stream->have) - write->sequence < write->size;
+	if (!continued && !skip && !buffered && !begin_message(s, stream, write->sequence, same_place)) {
+		s->more = FORGET(stream->start) + FORGET(stream->buffered) - write->sequence < write->size;
 		return;
 	}
-	s->size += have;
+	s->size += buffered;
 	advance(s, stream, write, port);
 }
 
