@@ -13,7 +13,7 @@ from dnsprobe.model import UNKNOWN, Ancestry, Identity, Process
 from dnsprobe.process.identity import identify
 from dnsprobe.process.procfs import ProcFS
 
-Facts = Mapping[ProgramKey, abi.Facts | None]
+_FactsByProgram = Mapping[ProgramKey, abi.Facts | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class KnownProcesses:
         # /proc does not show who started a process.
         return replace(ancestry, lineage=ancestry.chain[:1], lineage_complete=False, by_lineage=self._by_lineage)
 
-    def _identity(self, process: Process, execs: int, facts: Facts) -> Identity:
+    def _identity(self, process: Process, execs: int, facts: _FactsByProgram) -> Identity:
         key = (process.start_ns, process.tgid)
         program = self._programs.get(key)
         # After execve(2), a process has the same pid and start time, but runs another program.
