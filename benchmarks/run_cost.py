@@ -21,7 +21,7 @@ from dnsprobe.model import NO_RULE
 from dnsprobe.names.ruleset import TrieEntry
 from dnsprobe.names.wire import from_text
 
-_SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
+_STATS_SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
 def _entries(rules: int) -> Sequence[TrieEntry]:
@@ -80,8 +80,8 @@ def main() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    before = _SWITCH.read_text()
-    _SWITCH.write_text("1")
+    before = _STATS_SWITCH.read_text()
+    _STATS_SWITCH.write_text("1")
     probe = Probe(ProbeOptions([port]), Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9)
     try:
         probe.set_rules(_entries(10))
@@ -109,7 +109,7 @@ def main() -> None:
             for what, cost in costs.items():
                 print(f"{rules:>6} rules  {what:<24} {cost:6.0f} ns")
     finally:
-        _SWITCH.write_text(before)
+        _STATS_SWITCH.write_text(before)
         probe.close()
         probe.release()
 

@@ -42,7 +42,7 @@ def name(process: Process) -> str:
     return f"{printable(process.comm)}[{process.tgid}]"
 
 
-def steps(processes: Sequence[Process], *, complete: bool, ellipsis_mark: str = "...") -> str:
+def process_list(processes: Sequence[Process], *, complete: bool, ellipsis_mark: str = "...") -> str:
     """Return processes in one line, nearest first; those that have exited are marked."""
     names = [f"{name(process)} (exited)" if process.exited else name(process) for process in processes]
     return ", ".join(names if complete else [*names, ellipsis_mark])
@@ -53,8 +53,8 @@ def other_chain(ancestry: Ancestry, ellipsis_mark: str = "...") -> str:
     if not ancestry.differs:
         return ""
     if ancestry.by_lineage:
-        return f"now below {steps(ancestry.chain[1:], complete=ancestry.complete, ellipsis_mark=ellipsis_mark)}"
-    starters = steps(ancestry.lineage[1:], complete=ancestry.lineage_complete, ellipsis_mark=ellipsis_mark)
+        return f"now below {process_list(ancestry.chain[1:], complete=ancestry.complete, ellipsis_mark=ellipsis_mark)}"
+    starters = process_list(ancestry.lineage[1:], complete=ancestry.lineage_complete, ellipsis_mark=ellipsis_mark)
     return f"started by {starters}"
 
 
