@@ -23,7 +23,7 @@ class Capability(IntEnum):
 ONLY_AT_START = (Capability.CAP_SYS_ADMIN, Capability.CAP_SYSLOG, Capability.CAP_PERFMON)
 
 #: The hint for a user whose process lacks capabilities.
-HINT = "run it as root, or with CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where kernel.perf_event_paranoid is above 2"
+HINT = "run it as root, or with CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN if kernel.perf_event_paranoid is above 2"
 
 _VERSION_3 = 0x20080522
 

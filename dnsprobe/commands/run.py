@@ -232,7 +232,7 @@ class Daemon:
         for query, identity in self._session.remaining_queries():
             self._sink.put(query, identity)
         if not self._sink.close(_DRAIN_SECONDS):
-            _log.warning("the last entries could not be written within %.0f s, they are dropped", _DRAIN_SECONDS)
+            _log.warning("the last entries could not be written within %.0f s and are dropped", _DRAIN_SECONDS)
         if self._tasks:
             _log.info(
                 "stopped: %s counted, %s, %s",
