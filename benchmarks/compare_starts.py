@@ -2,9 +2,9 @@
 
 Usage, as root: .venv/bin/python benchmarks/compare_starts.py OTHER/.venv/bin/dnsprobe [ROUNDS]
 
-Starts of both alternate, without and with the compiled programs of an earlier start. Prints medians, and the ratio of
-this installation to the other: processor seconds until ready (children included), seconds until ready, and resident
-memory (KiB) one second later.
+Starts of both alternate, without and with the compiled programs of an earlier start. Prints medians, and the median of
+the ratios of this installation to the other in each round: processor seconds until ready (children included), seconds
+until ready, and resident memory (KiB) one second later.
 """
 
 from __future__ import annotations
@@ -78,15 +78,19 @@ def main() -> None:
             cache.mkdir()
             start(program, configuration, cache)
         for number in range(rounds):
-            for at, (program, cache) in enumerate(warm.items()):
-                cold = folder / f"cold{number}-{at}"
+            # The second of two may find a faster or slower processor, so they change places.
+            order = list(warm.items())[:: 1 if number % 2 else -1]
+            for program, cache in order:
+                cold = folder / f"cold{number}-{cache.name}"
                 cold.mkdir()
                 found["compiled", program].append(start(program, configuration, cold))
                 found["cached", program].append(start(program, configuration, cache))
     for way in ("compiled", "cached"):
         for at, what in enumerate(FIGURES):
-            ours, theirs = (statistics.median(figures[at] for figures in found[way, program]) for program in warm)
-            print(f"{way:<9} {what:<20} this {ours:10.2f}   other {theirs:10.2f}   ratio {ours / theirs:.3f}")
+            ours, theirs = ([figures[at] for figures in found[way, program]] for program in (OURS, other))
+            ratio = statistics.median(one / another for one, another in zip(ours, theirs, strict=True))
+            medians = f"this {statistics.median(ours):10.2f}   other {statistics.median(theirs):10.2f}"
+            print(f"{way:<9} {what:<20} {medians}   ratio {ratio:.3f}")
 
 
 if __name__ == "__main__":
