@@ -70,6 +70,10 @@ class Follower:
         """Return the names of the entries for which units were started."""
         return [self.act(cursor).split(" by ")[0] for cursor in self.started()]
 
+    def last_asked(self) -> str:
+        """Return the last of them, empty if there is none. It is much faster: each name takes a journalctl."""
+        return "".join(self.act(cursor).split(" by ")[0] for cursor in self.started()[-1:])
+
     def act(self, cursor: str) -> str:
         return self.journal.run(str(ACT), cursor).rstrip("\n")
 
@@ -120,7 +124,7 @@ def test_each_watched_query_starts_one_unit_over_restarts_and_boots(
                 (time.time(), watched("two", priority=4)),
             ]
         )
-        eventually(lambda: follower.asked()[-1:] == ["test: two.test"])
+        eventually(lambda: follower.last_asked() == "test: two.test")
     begun = [name for name in follower.asked() if "begun" in name]
     assert follower.asked() == [*begun, "test: one.test", "test: two.test"]
     write([(time.time(), watched("missed"))])
@@ -129,7 +133,7 @@ def test_each_watched_query_starts_one_unit_over_restarts_and_boots(
     with follower.running():
         eventually(lambda: len(follower.asked()) == len(begun) + 4)
         write([(time.time(), watched("last"))])
-        eventually(lambda: follower.asked()[-1] == "test: last.test")
+        eventually(lambda: follower.last_asked() == "test: last.test")
     assert follower.asked()[len(begun) :] == [
         f"test: {name}.test" for name in ("one", "two", "missed", "booted", "last")
     ]
@@ -145,7 +149,7 @@ def test_no_unit_name_and_no_command_contains_what_a_process_chose(follower: Fol
             entry = fields(replace(made, rule=Rule(1, "test", "test", 5)), identity)
             follower.journal.write([(time.time(), [*entry, ("_SYSTEMD_UNIT", "dnsprobe.service")])])
         follower.journal.write([(time.time(), watched("last"))])
-        eventually(lambda: follower.asked()[-1] == "test: last.test")
+        eventually(lambda: follower.last_asked() == "test: last.test")
     cursors = follower.started()
     assert len(cursors) > len(HOSTILE) + len(commands)
     assert all(set(cursor) <= set("0123456789abcdef=;ibmtsx") for cursor in cursors)
