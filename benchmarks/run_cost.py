@@ -1,117 +1,316 @@
-"""Measure what a run of the BPF programs costs, by the result of the run, with 10 and with 10,000 rules.
+"""Measure what one run of the BPF programs costs, by the result of the run, next to an empty program at the same hook.
 
-Usage: .venv/bin/python benchmarks/run_cost.py [PACKETS]
+Usage, as root: .venv/bin/python benchmarks/run_cost.py [--help]
 
-The kernel measures it (kernel.bpf_stats_enabled), including the cost of measuring. Packets and writes to TCP sockets go
-to ports of this program on loopback.
+The kernel measures the programs (kernel.bpf_stats_enabled). dnsprobe, the empty program and, with --other, another
+installation take turns, for example that of an older commit. In each turn, sends.c sends the same packets over
+loopback, on one CPU. The table has the medians of all rounds, and in brackets the least: nanoseconds of one run of the
+empty program, and what a run of dnsprobe takes more than that. A processor may be slower at one time than at another,
+so the table also says how many runs of the empty program take as long. The aims are for a processor on which the empty
+program takes EMPTY_NS. Run it while nothing else runs.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import re
+import signal
 import socket
+import statistics
+import subprocess
 import sys
-import threading
-from collections.abc import Sequence
+import tempfile
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from dnsprobe.kernel.libbpf import ProgramRuns, program_runs
-from dnsprobe.kernel.maps import Sizes
-from dnsprobe.kernel.probe import Probe, ProbeOptions
-from dnsprobe.model import NO_RULE
-from dnsprobe.names.ruleset import TrieEntry
-from dnsprobe.names.wire import from_text
+import bpf
+from bpf import EmptyProgram, Place, Runs
 
-_STATS_SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
+#: Nanoseconds of one run of an empty program, most of which is the measurement, where the aims were set.
+EMPTY_NS = 35
 
-
-def _entries(rules: int) -> Sequence[TrieEntry]:
-    names = [f"name{index}.example.test" for index in range(rules - 1)] + ["wanted.test"]
-    return [
-        TrieEntry(from_text(name), name.count(".") + 1, index + 1, index + 1) for index, name in enumerate(names)
-    ] + [TrieEntry(from_text("test"), 1, NO_RULE, NO_RULE)]
+_LONG_NAME = f"{'a' * 63}.{'b' * 20}.wanted.test"  # 97 octets in wire format
 
 
-def _message(name: str) -> bytes:
-    return bytes.fromhex("0001 0100 0001 0000 0000 0000") + from_text(name) + bytes([0, 1, 0, 1])
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Sends of one kind.
+
+    ``way`` and ``name`` are arguments of sends.c; ``watched``: the destination port is watched. ``at_tcp``: programs at
+    hooks for TCP are measured, otherwise those at hooks for UDP. ``counts``: each message is counted. ``aim`` are the
+    nanoseconds above an empty program that a run should take at most.
+    """
+
+    what: str
+    way: str
+    name: str = "www.wanted.test"
+    watched: bool = True
+    at_tcp: bool = False
+    counts: bool = False
+    aim: int | None = None
 
 
-def _runs(probe: Probe, path: str) -> ProgramRuns:
-    (program,) = {hook.programs[0] for hook in probe.prover.hooks if path in hook.paths}
-    return program_runs(program)
+CASES = (
+    Case("not DNS, connected", "udp", watched=False, aim=10),
+    Case("not DNS, unconnected", "udp-unconnected", watched=False, aim=10),
+    Case("TCP at the hook for UDP", "tcp", watched=False, aim=5),
+    Case("no rule matches", "udp", "www.other.test", aim=60),
+    Case("no rule, near misses", "udp", "www.nam.example.test", aim=60),
+    Case("no rule, new each time", "udp", "n########.other.test"),
+    Case("counted", "udp", counts=True, aim=80),
+    Case("counted, unconnected", "udp-unconnected", counts=True, aim=80),
+    Case("counted, name of 97 octets", "udp", _LONG_NAME, counts=True, aim=130),
+    Case("counted, new each time", "udp", "n########.wanted.test", counts=True),
+    Case("tcp, port not watched", "tcp", watched=False, at_tcp=True),
+    Case("tcp, no rule matches", "tcp", "www.other.test", at_tcp=True),
+    Case("tcp, counted", "tcp", at_tcp=True, counts=True),
+    Case("tcp, counted, in two", "tcp-in-two", at_tcp=True, counts=True),
+)
+
+#: By the beginning of the name of each program, of which the kernel keeps 15 octets: whether it is for TCP, and the
+#: kernel function or tracepoint where it is attached.
+_PROGRAMS = {
+    "ip_send_skb": (False, "ip_send_skb"),
+    "ip6_send_skb": (False, "ip6_send_skb"),
+    "udp_send_skb": (False, "udp_send_skb"),
+    "udp_v6_send_skb": (False, "udp_v6_send_skb"),
+    "net_dev_queue": (False, "net_dev_queue"),
+    "egress": (False, ""),
+    "tcp_sendmsg_loc": (True, "tcp_sendmsg_locked"),
+    "tcp_sendmsg": (True, "tcp_sendmsg"),
+}
+
+_Measured = Mapping[tuple[bool, Place], Runs]
 
 
-def _per_run(before: ProgramRuns, after: ProgramRuns) -> float:
-    return (after.time_ns - before.time_ns) / max(after.runs - before.runs, 1)
+class Daemon:
+    """A running dnsprobe that watches one port. Exits if it cannot be started."""
+
+    def __init__(self, program: Path, configuration: Path, cache: Path) -> None:
+        self._page = f"127.0.0.1:{free_port()}"
+        environment = {**os.environ, "CACHE_DIRECTORY": str(cache), "SSL_CERT_FILE": os.devnull}
+        self._process = subprocess.Popen(
+            [program, "run", "--listen", self._page, "--log-target", "console", "--config", configuration],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self._process.stderr is not None
+        lines = []
+        for line in self._process.stderr:
+            lines.append(line)
+            if "ready after" in line:
+                break
+        else:
+            sys.exit(f"{program} did not start:\n{''.join(lines)}")
+        # Nobody reads what it logs from here on.
+        self._drain = subprocess.Popen(["cat"], stdin=self._process.stderr, stdout=subprocess.DEVNULL)
+
+    def measured(self) -> dict[tuple[bool, Place], Runs]:
+        """Return the measurements of its programs: whether they are for TCP, where they are attached, their runs.
+
+        Several programs at one place are added up.
+        """
+        found: dict[tuple[bool, Place], Runs] = defaultdict(lambda: Runs(0, 0))
+        for loaded, runs in bpf.programs_of(self._process.pid).values():
+            for name, (tcp, function) in _PROGRAMS.items():
+                if loaded.name.startswith(name):
+                    key = tcp, Place(loaded.kind, function)
+                    found[key] = Runs(found[key].runs + runs.runs, found[key].time_ns + runs.time_ns)
+                    break
+        return found
+
+    def verified(self) -> list[str]:
+        """Return, for each program, how many instructions the verifier followed."""
+        programs = sorted(bpf.programs_of(self._process.pid).values(), key=lambda program: program[0].name)
+        return [f"{loaded.name:<15} {loaded.verified:7} instructions verified" for loaded, _runs in programs]
+
+    def counted(self) -> int:
+        """Return how many queries it has counted."""
+        with urllib.request.urlopen(f"http://{self._page}/metrics", timeout=60) as answer:
+            text = answer.read().decode()
+        counts = re.findall(r"^dnsprobe_queries_total\{.*\} (\S+)$", text, re.MULTILINE)
+        return sum(int(float(count)) for count in counts)
+
+    def close(self) -> None:
+        """Stop it."""
+        self._process.send_signal(signal.SIGTERM)
+        if self._process.wait():
+            sys.exit(f"dnsprobe ended with status {self._process.returncode}")
+        self._drain.wait()
 
 
-def _measure(probe: Probe, payload: bytes, port: int, packets: int) -> float:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, socket.socket(type=socket.SOCK_DGRAM) as sender:
-        # The smallest buffer: the kernel drops the packets on arrival, so nothing has to read them.
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        receiver.bind(("127.0.0.1", port))
-        sender.connect(receiver.getsockname())
-        before = _runs(probe, "udp4")
-        for _ in range(packets):
-            sender.send(payload)
-        return _per_run(before, _runs(probe, "udp4"))
+def free_port() -> int:
+    """Return a port that nobody uses, neither over UDP nor over TCP."""
+    with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagram:
+        stream.bind(("127.0.0.1", 0))
+        datagram.bind(stream.getsockname())
+        return int(stream.getsockname()[1])
 
 
-def _measure_writes(probe: Probe, pieces: Sequence[bytes], port: int, writes: int) -> float:
-    with socket.create_server(("127.0.0.1", port)) as listener, socket.socket() as sender:
-        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sender.connect(listener.getsockname())
-        receiver = listener.accept()[0]
-        thread = threading.Thread(target=lambda: all(iter(lambda: receiver.recv(1 << 20), b"")))
-        thread.start()
-        before = _runs(probe, "tcp4")
-        for _ in range(writes // len(pieces)):
-            for piece in pieces:
-                sender.send(piece)
-        after = _runs(probe, "tcp4")
-        sender.close()
-        thread.join()
-        receiver.close()
-    return _per_run(before, after)
+class Benchmark:
+    """All turns of all rounds. ``folder`` is empty; ``installations`` are programs by the heading of their column."""
+
+    def __init__(self, folder: Path, installations: Mapping[str, Path], options: argparse.Namespace) -> None:
+        self._folder, self._installations, self._options = folder, installations, options
+        self._sender = folder / "sends"
+        source = Path(__file__).with_name("sends.c")
+        subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", self._sender, source], check=True)
+        self._port, self._unwatched = free_port(), free_port()
+        self._cpu = max(os.sched_getaffinity(0))
+        self._cases = [case for case in CASES if options.tcp or not case.at_tcp]
+        #: Nanoseconds of one run of the empty program, by case and place, one of each round.
+        self.empty: dict[tuple[str, Place], list[float]] = defaultdict(list)
+        #: What each round measured, by case and installation.
+        self.found: dict[tuple[str, str], list[_Measured]] = defaultdict(list)
+
+    def _configure(self, heading: str) -> Path:
+        hook = self._options.other_hook if heading == "other" else self._options.hook
+        rules = [f"name{index}.example.test" for index in range(self._options.rules - 1)] + ["wanted.test"]
+        path = self._folder / f"{heading}.yaml"
+        path.write_text(
+            f"domains: [{', '.join(rules)}]\n"
+            f"probe: {{ports: [{self._port}], verify_interval: 0, hook: {hook}, "
+            f"tcp_hook: {'auto' if self._options.tcp else 'none'}}}\n",
+            encoding="utf-8",
+        )
+        return path
+
+    @contextmanager
+    def _running(self, heading: str) -> Iterator[Daemon]:
+        cache = self._folder / f"cache-{heading}"
+        cache.mkdir(exist_ok=True)
+        daemon = Daemon(self._installations[heading], self._configure(heading), cache)
+        try:
+            yield daemon
+        finally:
+            daemon.close()
+
+    def _send(self, case: Case) -> None:
+        port = self._port if case.watched else self._unwatched
+        arguments = [case.way, str(port), str(self._options.sends), case.name]
+        pinned = ["taskset", "--cpu-list", str(self._cpu)]
+        subprocess.run([*pinned, self._sender, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    def places(self) -> set[tuple[bool, Place]]:
+        """Return where the programs of all installations are attached; print what the verifier says about them."""
+        found: set[tuple[bool, Place]] = set()
+        for heading in self._installations:
+            with self._running(heading) as daemon:
+                for case in self._cases:
+                    if case.counts:
+                        self._send(case)
+                # Programs for the other version of IP do not run.
+                found |= {key for key, runs in daemon.measured().items() if runs.runs > self._options.sends // 2}
+                print("\n".join(f"{heading:<6} {line}" for line in daemon.verified()))
+        return found
+
+    def turn_of(self, heading: str) -> None:
+        """Measure an installation in all cases."""
+        with self._running(heading) as daemon:
+            for case in self._cases:
+                before = daemon.measured()
+                self._send(case)
+                after = daemon.measured()
+                runs = {key: after[key] - before[key] for key in after if key[0] == case.at_tcp}
+                self.found[case.what, heading].append(runs)
+            expected = sum(self._options.sends for case in self._cases if case.counts)
+            # Numbers of counted queries prove that the cases are what they are called.
+            time.sleep(1)
+            if (counted := daemon.counted()) != expected:
+                sys.exit(f"{heading}: counted {counted} of {expected} queries")
+
+    def turn_of_empty(self, places: set[tuple[bool, Place]]) -> None:
+        """Measure the empty program at each place in all cases."""
+        for tcp, place in sorted(places, key=str):
+            program = EmptyProgram(place)
+            for case in self._cases:
+                if case.at_tcp == tcp:
+                    before = program.runs
+                    self._send(case)
+                    runs = program.runs - before
+                    self.empty[case.what, place].append(runs.time_ns / runs.runs)
+            program.close()
+
+    def above_empty(self, case: Case, heading: str) -> list[tuple[float, float]]:
+        """Return what a run of an installation costs above empty programs, one pair for each round.
+
+        A pair has nanoseconds, and the number of runs of the empty program that take as long. Where several programs
+        run for the same packet, it is the cost of all.
+        """
+        costs = []
+        for at, measured in enumerate(self.found[case.what, heading]):
+            ran = {
+                self.empty[case.what, place][at]: runs
+                for (_tcp, place), runs in measured.items()
+                if (case.what, place) in self.empty and runs.runs
+            }
+            more = sum(runs.time_ns - runs.runs * empty for empty, runs in ran.items())
+            cost = more / max((runs.runs for runs in ran.values()), default=1)
+            costs.append((cost, cost / max(ran, default=1)))
+        return costs
+
+    def print_table(self) -> None:
+        """Print what all rounds found."""
+        headings = list(self._installations)
+        width = max(len(case.what) for case in self._cases)
+        print("\nEmpty programs: nanoseconds of one run")
+        for place in dict.fromkeys(place for _what, place in self.empty):
+            costs = [cost for (_what, where), costs in self.empty.items() if where == place for cost in costs]
+            print(f"{place!s:<{width}}  {statistics.median(costs):4.0f} ({min(costs):3.0f})")
+        print("\nMore than an empty program: nanoseconds of one run, runs of the empty program that take as long")
+        titles = "  ".join(f"{heading:>17}" for heading in headings)
+        print(f"{'':<{width}}  {titles}  {'ratio':>5}  {'aim':>9}")
+        for case in self._cases:
+            found = [self.above_empty(case, heading) for heading in headings]
+            pairs = zip(found[0], found[-1], strict=True)
+            ratio = statistics.median(ours[1] / theirs[1] if theirs[1] else 0 for ours, theirs in pairs)
+            compared = f"{ratio:5.2f}" if len(headings) > 1 else f"{'':>5}"
+            aim = f"{case.aim:4} {case.aim / EMPTY_NS:4.1f}" if case.aim is not None else ""
+            print(f"{case.what:<{width}}  {'  '.join(map(_summary, found))}  {compared}  {aim}".rstrip())
+
+
+def _summary(costs: list[tuple[float, float]]) -> str:
+    in_ns, in_empties = zip(*costs, strict=True)
+    return f"{statistics.median(in_ns):4.0f} ({min(in_ns):4.0f}) {statistics.median(in_empties):5.1f}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure what one run of the BPF programs costs.")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each program (default: %(default)s)")
+    parser.add_argument("--sends", type=int, default=50_000, help="sends in each case (default: %(default)s)")
+    parser.add_argument("--rules", type=int, default=10, help="number of rules (default: %(default)s)")
+    parser.add_argument("--hook", default="auto", help="probe.hook (default: %(default)s)")
+    parser.add_argument("--other", type=Path, metavar="PROGRAM", help="dnsprobe of another installation")
+    parser.add_argument("--other-hook", default="auto", metavar="HOOK", help="its probe.hook (default: %(default)s)")
+    parser.add_argument("--no-tcp", dest="tcp", action="store_false", help="leave out the hooks for TCP")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Print a table: nanoseconds per run."""
-    packets = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
-    with socket.socket(type=socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    before = _STATS_SWITCH.read_text()
-    _STATS_SWITCH.write_text("1")
-    probe = Probe(ProbeOptions([port]), Sizes(1 << 20, 1024, 1024, 1024, 1024), 60 * 10**9)
-    try:
-        probe.set_rules(_entries(10))
-        probe.start(print)
-        for path in probe.prover.served_paths:
-            print(f"{path}: {_runs(probe, path).verified} instructions verified")
-        for rules in (10, 10_000, 10, 10_000):
-            probe.set_rules(_entries(rules))
-            costs = {
-                "not to a watched port": _measure(probe, _message("www.wanted.test"), 0, packets),
-                "not a query": _measure(probe, b"\xff" * 64, port, packets),
-                "no rule matches": _measure(probe, _message("www.other.test"), port, packets),
-                "no rule, near misses": _measure(probe, _message("www.nam.example.test"), port, packets),
-                "counted": _measure(probe, _message("www.wanted.test"), port, packets),
-                "counted, deep": _measure(probe, _message("www.name7.example.test"), port, packets),
-            }
-            framed = b"\0" + bytes([len(_message("www.wanted.test"))]) + _message("www.wanted.test")
-            other = b"\0" + bytes([len(_message("www.other.test"))]) + _message("www.other.test")
-            costs |= {
-                "tcp, no watched port": _measure_writes(probe, [framed], 0, packets),
-                "tcp, no rule matches": _measure_writes(probe, [other], port, packets),
-                "tcp, counted": _measure_writes(probe, [framed], port, packets),
-                "tcp, counted, in two": _measure_writes(probe, [framed[:2], framed[2:]], port, packets),
-            }
-            for what, cost in costs.items():
-                print(f"{rules:>6} rules  {what:<24} {cost:6.0f} ns")
-    finally:
-        _STATS_SWITCH.write_text(before)
-        probe.close()
-        probe.release()
+    """Print the table."""
+    options = _arguments()
+    installations = {"this": Path(sys.executable).with_name("dnsprobe")}
+    if options.other:
+        installations["other"] = options.other
+    with tempfile.TemporaryDirectory() as folder, bpf.statistics():
+        benchmark = Benchmark(Path(folder), installations, options)
+        places = benchmark.places()
+        for number in range(options.rounds):
+            # The second of two may find a faster or slower processor, so they change places.
+            order = [*installations, ""][:: 1 if number % 2 else -1]
+            for heading in order:
+                if heading:
+                    benchmark.turn_of(heading)
+                else:
+                    benchmark.turn_of_empty(places)
+        benchmark.print_table()
 
 
 if __name__ == "__main__":

@@ -1,20 +1,32 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Sends the same DNS query COUNT times over loopback to itself: sends udp|tcp PORT COUNT. The receiver discards it.
+ * Sends DNS queries of type A over loopback to itself, and prints the nanoseconds of one send:
+ *
+ *     sends udp|udp-unconnected|tcp|tcp-in-two PORT COUNT [NAME]
+ *
+ * Over TCP, in two: the length of the message is a write of its own. In NAME, each # is a digit of a number that grows
+ * with each query. The receiver discards what it gets. The first WARM_UP sends of COUNT are not measured.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-/* A query for the A record of www.wanted.test, with its length in front. */
-static const unsigned char frame[] = "\0\x21\x12\x34\1\0\0\1\0\0\0\0\0\0\3www\6wanted\4test\0\0\1\0\1";
-#define FRAME_SIZE (sizeof(frame) - 1)
+#define WARM_UP 200
+#define LENGTH 2 /* octets of the length in front of a message over TCP */
+#define HEADER 12
+
+static unsigned char frame[LENGTH + HEADER + 256 + 4] = "\0\0\x12\x34\1\0\0\1\0\0\0\0\0\0";
+static size_t frame_size;
+static unsigned char *digits[16];
+static int digit_count;
 
 static int check(int result, const char *what)
 {
@@ -23,6 +35,37 @@ static int check(int result, const char *what)
 		exit(1);
 	}
 	return result;
+}
+
+/* Appends a question for the name to the header in `frame`. */
+static void make_frame(const char *name)
+{
+	unsigned char *at = frame + LENGTH + HEADER, *length = at++;
+
+	if (strlen(name) > 253)
+		exit(2);
+	for (; *name; name++) {
+		if (*name == '.') {
+			length = at++;
+			continue;
+		}
+		if (*name == '#' && digit_count < 16)
+			digits[digit_count++] = at;
+		*at++ = *name == '#' ? '0' : *name;
+		++*length;
+	}
+	memcpy(at, "\0\0\1\0\1", 5);
+	frame_size = at + 5 - frame;
+	frame[1] = frame_size - LENGTH;
+}
+
+static void next_name(void)
+{
+	for (int i = digit_count - 1; i >= 0; i--) {
+		if (++*digits[i] <= '9')
+			return;
+		*digits[i] = '0';
+	}
 }
 
 static void discard_all(int listener)
@@ -35,18 +78,35 @@ static void discard_all(int listener)
 	_exit(0);
 }
 
+static double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1e9 + time.tv_nsec;
+}
+
 int main(int argc, char **argv)
 {
-	if (argc != 4) {
-		fprintf(stderr, "usage: sends udp|tcp PORT COUNT\n");
+	if (argc < 4) {
+		fprintf(stderr, "usage: sends udp|udp-unconnected|tcp|tcp-in-two PORT COUNT [NAME]\n");
 		return 2;
 	}
-	int tcp = !strcmp(argv[1], "tcp"), type = tcp ? SOCK_STREAM : SOCK_DGRAM, one = 1;
+	bool tcp = !strncmp(argv[1], "tcp", 3), in_two = !strcmp(argv[1], "tcp-in-two");
+	bool unconnected = !strcmp(argv[1], "udp-unconnected");
+	int type = tcp ? SOCK_STREAM : SOCK_DGRAM, one = 1;
 	int receiver = check(socket(AF_INET, type, 0), "socket"), sock = check(socket(AF_INET, type, 0), "socket");
 	struct sockaddr_in server = { .sin_family = AF_INET, .sin_port = htons(atoi(argv[2])) };
+	const struct sockaddr *to = unconnected ? (struct sockaddr *)&server : NULL;
+	long count = atol(argv[3]);
+	double started = 0;
 
+	make_frame(argc > 4 ? argv[4] : "www.wanted.test");
 	server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	setsockopt(receiver, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	/* The smallest buffer: datagrams are dropped on arrival, so nothing has to read them. */
+	if (!tcp)
+		setsockopt(receiver, SOL_SOCKET, SO_RCVBUF, &one, sizeof(one));
 	check(bind(receiver, (struct sockaddr *)&server, sizeof(server)), "bind");
 	if (tcp) {
 		check(listen(receiver, 1), "listen");
@@ -56,10 +116,21 @@ int main(int argc, char **argv)
 		}
 		setsockopt(sock, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	}
-	check(connect(sock, (struct sockaddr *)&server, sizeof(server)), "connect");
+	if (!unconnected)
+		check(connect(sock, (struct sockaddr *)&server, sizeof(server)), "connect");
 
-	for (long i = atol(argv[3]); i > 0; i--)
-		check(tcp ? send(sock, frame, FRAME_SIZE, 0) : send(sock, frame + 2, FRAME_SIZE - 2, 0), "send");
+	size_t skipped = tcp ? (in_two ? LENGTH : 0) : LENGTH;
+
+	for (long i = 0; i < count; i++) {
+		if (i == WARM_UP)
+			started = now();
+		if (in_two)
+			check(send(sock, frame, LENGTH, 0), "send");
+		check(sendto(sock, frame + skipped, frame_size - skipped, 0, to, to ? sizeof(server) : 0), "send");
+		next_name();
+	}
+	if (count > WARM_UP)
+		printf("%.1f\n", (now() - started) / (count - WARM_UP));
 	close(sock);
 	wait(NULL);
 	return 0;
