@@ -65,6 +65,13 @@ enum statistic {
 	STAT_LINEAGE_ADDED,	  /* entries made in the lineage map */
 	STAT_LINEAGE_LEFT,	  /* entries kept after the process ended, for its children */
 	STAT_LINEAGE_FULL,	  /* processes without an entry in the lineage map: no room */
+	/* Messages to a watched port that are not standard queries, by the reason why they are none. */
+	STAT_OTHER_NOTIFY,	/* RFC 1996 */
+	STAT_OTHER_UPDATE,	/* RFC 2136 */
+	STAT_OTHER_DSO,		/* RFC 8490 */
+	STAT_OTHER_OPCODE,	/* any other OPCODE */
+	STAT_OTHER_NO_QUESTION, /* QDCOUNT 0 */
+	STAT_OTHER_QUESTIONS,	/* QDCOUNT above 1, except over mDNS */
 	STATISTICS,
 };
 
@@ -115,8 +122,9 @@ struct seen_key {
 	u64 name_hash;
 	u32 tgid;
 	u16 qtype;
+	u16 qclass;
 	u8 transport;
-	u8 pad;
+	u8 pad[7];
 };
 
 struct seen {
@@ -226,13 +234,14 @@ struct event {
 	u32 uid;
 	u32 gid;
 	u32 net_ns; /* inode number of the network namespace that the query left */
-	u32 pad;
 	u16 qtype;
+	u16 qclass;
 	u16 port;
 	u8 kind;
 	u8 transport;
-	u8 family;     /* 4 or 6 */
-	u8 length;     /* of the name in wire format, root included */
+	u8 family; /* 4 or 6 */
+	u8 length; /* of the name in wire format, root included */
+	u8 pad[2];
 	u8 server[16]; /* network byte order; IPv4 in the first four */
 	u8 reversed[NAME_SIZE];
 	struct chain chain; /* only the first chain.depth + chain.lineage_depth processes are submitted */

@@ -46,8 +46,9 @@ struct question {
 	u32 length; /* of the name in wire format, root included */
 	u32 labels; /* root excluded */
 	u16 qtype;
+	u16 qclass;	/* over mDNS, without the bit that asks for an answer by unicast */
 	bool segmented; /* other datagrams follow in the same packet */
-	u8 pad[5];
+	u8 pad[3];
 };
 
 /*
@@ -84,6 +85,8 @@ struct scratch {
 	u32 length;
 	/* enum progress. Written by read_next_message and advance, read by advance and handle_message. */
 	u32 progress;
+	/* The result of classify(). Written by read_message, read by handle_message. */
+	u32 message;
 	/* Not 0: the write has another message. Written by read_next_message, advance and handle_write; read by
 	 * handle_write of this run and of the run that the tail call starts. */
 	u32 more;

@@ -11,7 +11,7 @@
 
 /* Reads the question of the message in the scratch space, which has `size` octets. Returns the offset behind the name,
  * or 0 if the question is malformed or incomplete. */
-static __always_inline u64 walk_question(struct scratch *s, u32 size)
+static __always_inline u64 walk_question(struct scratch *s, u32 size, u8 transport)
 {
 	u64 at = DNS_HEADER;
 
@@ -44,6 +44,10 @@ static __always_inline u64 walk_question(struct scratch *s, u32 size)
 	/* Without this, the verifier refuses the programs for TCP: it takes `end` to be up to 65535 (Linux 6.18). */
 	KEEP_BELOW_512(end);
 	s->question.qtype = (s->packet[PACKET_FRONT + end] << 8) | s->packet[PACKET_FRONT + end + 1];
+	s->question.qclass = (s->packet[PACKET_FRONT + end + 2] << 8) | s->packet[PACKET_FRONT + end + 3];
+	/* The top bit asks for an answer by unicast: RFC 6762, section 5.4. */
+	if (transport == TRANSPORT_MDNS)
+		s->question.qclass &= 0x7fff;
 	return end;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * Repeated queries: process, name, type and transport are the same. The first one causes an event; after it, one in
- * each interval does.
+ * Repeated queries: process, name, type, class and transport are the same. The first one causes an event; after it, one
+ * in each interval does.
  */
 #ifndef DNSPROBE_QUERY_REPEAT_H
 #define DNSPROBE_QUERY_REPEAT_H
@@ -14,8 +14,9 @@ static __always_inline void set_seen_key(struct seen_key *key, const struct scra
 	key->name_hash = s->question.hash;
 	key->tgid = s->process.tgid;
 	key->qtype = s->question.qtype;
+	key->qclass = s->question.qclass;
 	key->transport = s->event.transport;
-	key->pad = 0;
+	__builtin_memset(key->pad, 0, sizeof(key->pad));
 }
 
 /* True unless the same query caused an event less than settings->repeat_ns ago. Sets s->event.repeats. */

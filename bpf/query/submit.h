@@ -26,11 +26,12 @@ static __always_inline u64 complete_event(struct scratch *s)
 	event->uid = uid_gid;
 	event->gid = uid_gid >> 32;
 	event->net_ns = IS_THERE(NET_INUM) ? read_u32(read_u64(sock + SOCK_NET) + NET_INUM) : 0;
-	event->pad = 0;
 	event->qtype = s->question.qtype;
+	event->qclass = s->question.qclass;
 	event->port = to->port;
 	event->family = to->family;
 	event->length = s->question.length;
+	__builtin_memset(event->pad, 0, sizeof(event->pad));
 	__builtin_memcpy(event->server, to->server, sizeof(event->server));
 	__builtin_memcpy(event->reversed, s->key.reversed, NAME_SIZE);
 

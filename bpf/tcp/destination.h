@@ -99,8 +99,8 @@ static __always_inline bool read_destination(struct destination *to, enum fastop
 #endif
 	to->skb = 0;
 	to->sock = sock;
-	to->transport = transport_of(to->port, TRANSPORT_TCP);
 	set_stream_server(to, &address);
+	to->transport = transport_of(to, 0, TRANSPORT_TCP);
 	return true;
 }
 

@@ -28,6 +28,8 @@ static __always_inline void handle_message(struct scratch *s, const struct setti
 	 * read_next_message(). */
 	if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
 		count_statistic(STAT_UNPARSED_MALFORMED);
+	if (FORGET(s->progress) == MESSAGE_NO_QUERY && s->message != RESPONSE && s->to.port != CANARY_PORT)
+		count_statistic(s->message);
 	if (FORGET(s->progress) != MESSAGE_READ)
 		return;
 	reverse_name(s);

@@ -18,8 +18,8 @@ enum progress {
 };
 
 /* Reads the message of which s->size octets are in s->packet, and sets s->length to the length that the message has by
- * its first two octets. */
-static __always_inline enum progress read_message(struct scratch *s, u16 port)
+ * its first two octets. For MESSAGE_NO_QUERY, s->message is the result of classify(). */
+static __always_inline enum progress read_message(struct scratch *s)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
 	/* With a register, the verifier would track other bounds for each way in which the caller computes the size. */
@@ -32,9 +32,13 @@ static __always_inline enum progress read_message(struct scratch *s, u16 port)
 
 	u32 size = present - LENGTH_SIZE < length ? present - LENGTH_SIZE : length;
 
-	if (size >= DNS_HEADER && !is_query(dns, port))
-		return MESSAGE_NO_QUERY;
-	if (size >= SHORTEST_QUERY && walk_question(s, size))
+	if (size >= DNS_HEADER) {
+		s->message = classify(dns, s->to.transport);
+		/* With a register, the verifier would follow the code below for each result. */
+		if (FORGET(s->message) != STANDARD_QUERY)
+			return MESSAGE_NO_QUERY;
+	}
+	if (size >= SHORTEST_QUERY && walk_question(s, size, s->to.transport))
 		return MESSAGE_READ;
 	return size >= length || present >= STREAM_SIZE ? MESSAGE_MALFORMED : MESSAGE_INCOMPLETE;
 }

@@ -70,7 +70,7 @@ static __always_inline void advance(struct scratch *s, struct stream *stream, co
 {
 	u32 length;
 
-	s->progress = read_message(s, port);
+	s->progress = read_message(s);
 	/* FORGET, here and below: with registers, the verifier would follow this for each way out of read_message(). */
 	length = LENGTH_SIZE + FORGET(s->length);
 	if (!FORGET(stream->aligned) && (FORGET(s->progress) != MESSAGE_READ || length > write->size)) {

@@ -33,7 +33,7 @@ static __always_inline int handle_packet(u64 skb, u16 known_port, u32 hook_kind)
 	if (!s || !settings)
 		return 0;
 
-	u32 problem = read_question(s, &packet);
+	u32 problem = packet.message == STANDARD_QUERY ? read_question(s, &packet) : packet.message;
 
 	if (problem != PARSED) {
 		if (packet.to.port != CANARY_PORT && is_counted_here(s, &packet, hook_kind))

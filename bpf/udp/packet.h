@@ -28,6 +28,7 @@ struct packet {
 	u32 length;	     /* octets of the message in the linear part */
 	u32 beyond;	     /* octets of the packet behind the linear part */
 	u64 ports_id;	     /* both ports and the id of the message: tells packets of one socket apart */
+	u32 message;	     /* the result of classify() */
 	bool many_questions; /* more than one */
 };
 
@@ -131,19 +132,33 @@ static __always_inline void set_payload(struct packet *packet, u64 head, u16 tra
 	packet->length = linear > 0 && linear < 65536 ? linear : 0;
 }
 
-/* True for a query, or if the DNS header is not in the linear part: then `dns` has other octets. */
-static __always_inline bool may_be_query(struct packet *packet, const struct dns *dns)
+/*
+ * Returns the source port in host byte order, 0 if it does not matter for transport_of(). If the destination port is
+ * not in the header yet, the source port is not there, either: it is that of the socket.
+ */
+static __always_inline u16 source_port(u64 skb, const struct udp *udp, u16 known_port, u16 port)
+{
+	if (port != PORT_MDNS)
+		return 0;
+	return known_port ? (u16)read_u32(read_u64(skb + SKB_SK) + SOCK_NUM) : __builtin_bswap16(udp->source);
+}
+
+/* False for a response, and for what is too short for a message. If the DNS header is not in the linear part, `dns` has
+ * other octets. */
+static __always_inline bool read_kind(struct packet *packet, const struct dns *dns)
 {
 	packet->many_questions = false;
+	packet->message = STANDARD_QUERY;
 	if (packet->length < DNS_HEADER)
 		return packet->beyond != 0;
 	packet->many_questions = dns->questions != __builtin_bswap16(1);
-	return is_query(dns, packet->to.port);
+	packet->message = classify(dns, packet->to.transport);
+	return packet->message != RESPONSE;
 }
 
 /*
- * True for a UDP packet to a watched port that looks like a DNS query, or whose DNS header is out of reach.
- * `known_port` is the destination port in host byte order, or PORT_IN_HEADER.
+ * True for a UDP packet to a watched port that looks like a DNS message, but no response, or whose DNS header is out of
+ * reach. `known_port` is the destination port in host byte order, or PORT_IN_HEADER.
  */
 static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 known_port)
 {
@@ -192,11 +207,12 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 		return false;
 	packet->to.skb = skb;
 	packet->to.sock = 0;
-	packet->to.transport = transport_of(packet->to.port, TRANSPORT_UDP);
+	packet->to.transport =
+	    transport_of(&packet->to, source_port(skb, udp, known_port, packet->to.port), TRANSPORT_UDP);
 	packet->ports_id = (u64)udp->source << 32 | (u32)packet->to.port << 16 | dns->id;
 	set_payload(packet, head, transport, data + length[0] - length[1]);
 	packet->beyond = length[1];
-	return may_be_query(packet, dns);
+	return read_kind(packet, dns);
 }
 
 #endif

@@ -41,7 +41,7 @@ static __always_inline u32 read_question(struct scratch *s, const struct packet 
 	if (bpf_probe_read_kernel(s->packet + PACKET_FRONT, size, (void *)packet->payload))
 		goto unparsed;
 
-	u64 end = walk_question(s, size);
+	u64 end = walk_question(s, size, packet->to.transport);
 
 	if (!end)
 		goto unparsed;

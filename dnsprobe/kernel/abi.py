@@ -54,6 +54,12 @@ class Statistic(IntEnum):
     LINEAGE_ADDED = 15
     LINEAGE_LEFT = 16
     LINEAGE_FULL = 17
+    OTHER_NOTIFY = 18
+    OTHER_UPDATE = 19
+    OTHER_DSO = 20
+    OTHER_OPCODE = 21
+    OTHER_NO_QUESTION = 22
+    OTHER_QUESTIONS = 23
 
 
 #: ``enum transport``
@@ -64,7 +70,7 @@ OUTCOME = struct.Struct("=IIBB2x")
 PROCESS_KEY = struct.Struct("=QII")
 COUNT_KEY = struct.Struct("=QIIHB5x")
 PENDING_KEY = struct.Struct("=QQIIHB5x")
-SEEN_KEY = struct.Struct("=QQIHBx")
+SEEN_KEY = struct.Struct("=QQIHHB7x")
 SEEN = struct.Struct("=QQ")
 DEFERRED = struct.Struct("=QQI4x")
 STREAM = struct.Struct(f"=QIIIIIIII{STREAM_HEAD}Q{STREAM_SIZE}s7x")
@@ -75,7 +81,7 @@ PROCESS = struct.Struct(f"=QII{COMM_SIZE}s")
 CHAIN_HEAD = struct.Struct("=IIIIII")
 PATH = struct.Struct(f"=II{PATH_SIZE}s")
 IDENTITY = struct.Struct(f"=IIII{PATH.size}s{PATH.size}s{CMDLINE_SIZE}s")
-EVENT_HEAD = struct.Struct(f"=QQQIIIII4xHHBBBB16s{NAME_SIZE}s")
+EVENT_HEAD = struct.Struct(f"=QQQIIIIIHHHBBBB2x16s{NAME_SIZE}s")
 COUNTER = struct.Struct("=Q")
 CHAIN_AT = EVENT_HEAD.size
 CHAIN_BYTES = CHAIN_HEAD.size + CHAIN_ROOM * PROCESS.size
@@ -169,6 +175,7 @@ class Event:
     gid: int
     net_ns: int
     qtype: int
+    qclass: int
     port: int
     kind: int
     transport: int

@@ -38,6 +38,7 @@ _REQUIRED = (
     # 16 bits wide since Linux 5.6: kernel commit bf9765145b85 ("sock: Make sk_protocol a 16-bit value").
     ("SOCK_PROTOCOL", "sock", "sk_protocol"),
     ("SOCK_NET", "sock", "__sk_common.skc_net.net"),
+    ("SOCK_NUM", "sock", "__sk_common.skc_num"),
     ("DEVICE_NET", "net_device", "nd_net.net"),
     ("NEIGHBOUR_ARP_QUEUE", "neighbour", "arp_queue"),
     ("SKB_HEAD_PREV", "sk_buff_head", "prev"),

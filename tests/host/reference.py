@@ -15,23 +15,30 @@ HEADER = struct.Struct("!HHHHHH")
 QUESTION_TAIL = struct.Struct("!HH")
 
 QR = 0x8000
-OPCODE = 0x7800
+#: The kinds of messages (OPCODE) that have a reason of their own: NOTIFY of RFC 1996, UPDATE of RFC 2136, DSO of
+#: RFC 8490.
+OPCODES = {4: "notify", 5: "update", 6: "dso"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """The only question of a query: the name in wire format, in lower case, with the root; and the type."""
+    """The only question of a query: the name in wire format, in lower case, with the root; the type and the class."""
 
     qname: bytes
     qtype: int
+    qclass: int
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a payload is no query. ``malformed``: it has the header of a query, but no complete question."""
+    """Why a payload is no query, and the reason under which it is counted.
+
+    ``malformed``: it has the header of a query, but no complete question. Nothing counts a response, or a payload
+    without a whole header.
+    """
 
     reason: str
-    malformed: bool = False
+    counted: str = ""
 
 
 def parse(payload: bytes) -> Question | Refusal:
@@ -41,36 +48,35 @@ def parse(payload: bytes) -> Question | Refusal:
     _id, flags, questions, _answers, _authorities, _additional = HEADER.unpack_from(payload)
     if flags & QR:
         return Refusal("a response")
-    if flags & OPCODE:
-        return Refusal("not a standard query")
+    if opcode := flags >> 11 & 0xF:
+        return Refusal("not a standard query", OPCODES.get(opcode, "opcode"))
     if questions != 1:
-        return Refusal(f"{questions} questions")
+        return Refusal(f"{questions} questions", "questions" if questions else "no_question")
 
     qname = bytearray()
     at = HEADER.size
     while True:
         if at == len(payload):
-            return Refusal("no end of the name", malformed=True)
+            return Refusal("no end of the name", "malformed")
         length = payload[at]
         # Section 4.1.4: 11 in the first two bits is a pointer; 01 and 10 are reserved.
         if length & 0xC0:
-            return Refusal(f"a length octet of {length}", malformed=True)
+            return Refusal(f"a length octet of {length}", "malformed")
         label = payload[at + 1 : at + 1 + length]
         if len(label) < length:
-            return Refusal("an incomplete label", malformed=True)
+            return Refusal("an incomplete label", "malformed")
         qname.append(length)
         # RFC 4343, section 3: only A to Z have a case.
         qname += bytes(octet | 0x20 if ord("A") <= octet <= ord("Z") else octet for octet in label)
         # Section 2.3.4: at most 255 octets, including the length octets and the root.
         if len(qname) > 255:
-            return Refusal("a name that is too long", malformed=True)
+            return Refusal("a name that is too long", "malformed")
         at += 1 + length
         if length == 0:
             break
     if len(payload) < at + QUESTION_TAIL.size:
-        return Refusal("no whole type and class", malformed=True)
-    qtype, _qclass = QUESTION_TAIL.unpack_from(payload, at)
-    return Question(bytes(qname), qtype)
+        return Refusal("no whole type and class", "malformed")
+    return Question(bytes(qname), *QUESTION_TAIL.unpack_from(payload, at))
 
 
 def wire(labels: Iterable[bytes]) -> bytes:

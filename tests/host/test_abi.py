@@ -93,7 +93,7 @@ int main(void)
 	NUMBER(event.time_ns); NUMBER(event.name_hash); NUMBER(event.repeats);
 	NUMBER(event.rule); NUMBER(event.generation); NUMBER(event.uid); NUMBER(event.gid);
 	NUMBER(event.net_ns);
-	NUMBER(event.qtype); NUMBER(event.port); NUMBER(event.kind); NUMBER(event.transport);
+	NUMBER(event.qtype); NUMBER(event.qclass); NUMBER(event.port); NUMBER(event.kind); NUMBER(event.transport);
 	NUMBER(event.server); NUMBER(event.reversed);
 	event.family = FAMILY;
 	event.length = LENGTH;
@@ -274,7 +274,7 @@ def test_event_is_decoded_field_by_field(
     event = abi.decode_event(data)
     assert [event.time_ns, event.name_hash, event.repeats] == [number(8) for _ in range(3)]
     assert [event.rule, event.generation, event.uid, event.gid, event.net_ns] == [number(4) for _ in range(5)]
-    assert [event.qtype, event.port] == [number(2) for _ in range(2)]
+    assert [event.qtype, event.qclass, event.port] == [number(2) for _ in range(3)]
     assert [event.kind, event.transport] == [number(1) for _ in range(2)]
     server, name = octets(16), octets(abi.NAME_SIZE)
     assert event.server == server[: 4 if family == 4 else 16]
@@ -286,7 +286,7 @@ def test_event_is_decoded_field_by_field(
     parents, starters = tuple(chain[:depth]), tuple(chain[:shared] + chain[depth:])
     assert event.chain == abi.Chain(parents, not cut, 4711, starters, not lineage_cut)
     # The assertions above cover all fields.
-    assert len(fields(event)) == 3 + 5 + 2 + 2 + 2 + 1
+    assert len(fields(event)) == 3 + 5 + 3 + 2 + 2 + 1
 
 
 def test_an_ancestor_is_encoded_and_decoded() -> None:

@@ -261,26 +261,73 @@ def test_udp_is_watched_even_if_no_hook_for_tcp_works(start: Start, scene: Scene
     assert "proved again" not in service.err.read_text("utf-8")
 
 
-def test_mdns_and_llmnr_are_recognized_by_their_port(start: Start, python: Callable[[str], str]) -> None:
-    service = start("probe: {ports: [53, 5353, 5355]}\ndomains: [local, link.test]\njournal: {repeat: 0}")
-    python("""
-def ask(port, octets, family=socket.AF_INET, address="127.0.0.1"):
-    with socket.socket(family, socket.SOCK_DGRAM) as sender:
-        sender.sendto(octets, (address, port))
+#: Sends to the ports of multicast DNS and LLMNR, from the port ``source`` if it is not 0.
+ASK = """
+GROUPS = {4: "224.0.0.251", 6: "ff02::fb"}
+for line in (
+    "link add link0 type veth peer name link1",
+    "link set link0 up",
+    "link set link1 up",
+    "address add 192.0.2.1/24 dev link0",
+    "address add fe80::1/64 dev link0 nodad",
+):
+    subprocess.run(["ip", *line.split()], check=True)
 
+def ask(to, port, octets, source=0):
+    family = socket.AF_INET6 if ":" in to else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        if family == socket.AF_INET:
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("192.0.2.1"))
+        else:
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("link0"))
+        sender.bind(("", source))
+        sender.sendto(octets, (to, port))
+"""
+
+
+def test_mdns_is_multicast_or_comes_from_its_port(start: Start, python: Callable[[str], str]) -> None:
+    service = start("probe: {ports: [53, 5353]}\ndomains: [local, link.test]\njournal: {repeat: 0}")
+    python(f"""{ASK}
 query = message("printer.local")
-ask(5353, query)
-ask(5353, query, socket.AF_INET6, "::1")
+ask(GROUPS[4], 5353, query)
+ask(GROUPS[6], 5353, query)
+ask("127.0.0.1", 5353, query, 5353)
+ask("::1", 5353, query, 5353)
 # Two questions, the second with a pointer to the name of the first (RFC 6762, section 18.14), and a known answer.
 question = query[12:-11]
-ask(5353, bytes.fromhex("0000 0000 0002 0001 0000 0000") + question + bytes.fromhex("c00c 001c 0001") + bytes(20))
-ask(5353, query[:2] + bytes([0x84]) + query[3:])
-for _ in range(3):
-    ask(5355, message("host.link.test"))
-ask(53, message("www.link.test"))
+two = bytes.fromhex("0000 0000 0002 0001 0000 0000") + question + bytes.fromhex("c00c 001c 0001") + bytes(20)
+ask(GROUPS[4], 5353, two)
+ask(GROUPS[4], 5353, query[:2] + bytes([0x84]) + query[3:])
+# An ordinary server has this port, too.
+for family in FAMILIES.values():
+    if family != FAMILIES["mapped"]:
+        ask(family[1], 5353, message("www.link.test"))
+ask("127.0.0.1", 5353, two)
+with socket.create_server(("127.0.0.1", 5353)), connect("4", 5353) as sender:
+    sender.sendall(frame("www.link.test"))
+# Another port is that of no other protocol, even from port 5353 or to a multicast address.
+ask("127.0.0.1", 53, message("www.link.test"), 5353)
+ask(GROUPS[4], 53, message("www.link.test"))
 """)
+    assert by_transport(service) == {("local", "mdns"): 5, ("link.test", "udp"): 4, ("link.test", "tcp"): 1}
+    assert unparsed(service) == {"more_questions": 1}
+
+
+def test_llmnr_is_recognized_by_its_port(start: Start, python: Callable[[str], str]) -> None:
+    service = start("probe: {ports: [53, 5355]}\ndomains: [link.test]\njournal: {repeat: 0}")
+    python(f"""{ASK}
+for to in ("224.0.0.252", "ff02::1:3", "127.0.0.1"):
+    ask(to, 5355, message("host.link.test"))
+with socket.create_server(("127.0.0.1", 5355)), connect("4", 5355) as sender:
+    sender.sendall(frame("host.link.test"))
+ask("127.0.0.1", 53, message("www.link.test"))
+""")
+    assert by_transport(service) == {("link.test", "llmnr"): 4, ("link.test", "udp"): 1}
+    assert unparsed(service) == {}
+
+
+def by_transport(service: Service) -> dict[tuple[str, str], float]:
     found = Counter(
         {(labels["domain"], labels["transport"]): value for labels, value in service.samples("dnsprobe_queries_total")}
     )
-    assert found == {("local", "mdns"): 3, ("link.test", "llmnr"): 3, ("link.test", "udp"): 1}
-    assert unparsed(service) == {"more_questions": 1}
+    return dict(found)

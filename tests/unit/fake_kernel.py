@@ -30,6 +30,7 @@ EVENT = abi.Event(
     gid=0,
     net_ns=0,
     qtype=1,
+    qclass=1,
     port=53,
     kind=abi.Kind.QUERY,
     transport=0,
