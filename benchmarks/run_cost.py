@@ -14,23 +14,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import bpf
-from bpf import EmptyProgram, Place, Runs
+import programs
+from daemon import Daemon, NotStartedError, free_port
+from programs import EmptyProgram, Place, Runs
 
 #: Nanoseconds of one run of an empty program, most of which is the measurement, where the aims were set.
 EMPTY_NS = 35
@@ -89,69 +86,18 @@ _PROGRAMS = {
 _Measured = Mapping[tuple[bool, Place], Runs]
 
 
-class Daemon:
-    """A running dnsprobe that watches one port. Exits if it cannot be started."""
+def measured(daemon: Daemon) -> _Measured:
+    """Return the measurements of programs: whether they are for TCP, where they are attached, and their runs.
 
-    def __init__(self, program: Path, configuration: Path, cache: Path) -> None:
-        self._page = f"127.0.0.1:{free_port()}"
-        environment = {**os.environ, "CACHE_DIRECTORY": str(cache), "SSL_CERT_FILE": os.devnull}
-        self._process = subprocess.Popen(
-            [program, "run", "--listen", self._page, "--log-target", "console", "--config", configuration],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert self._process.stderr is not None
-        lines = []
-        for line in self._process.stderr:
-            lines.append(line)
-            if "ready after" in line:
+    Several programs at one place are added up.
+    """
+    found: dict[tuple[bool, Place], Runs] = defaultdict(lambda: Runs(0, 0))
+    for loaded, runs in daemon.programs:
+        for name, (tcp, function) in _PROGRAMS.items():
+            if loaded.name.startswith(name):
+                found[tcp, Place(loaded.kind, function)] += runs
                 break
-        else:
-            sys.exit(f"{program} did not start:\n{''.join(lines)}")
-        # Nobody reads what it logs from here on.
-        self._drain = subprocess.Popen(["cat"], stdin=self._process.stderr, stdout=subprocess.DEVNULL)
-
-    def measured(self) -> dict[tuple[bool, Place], Runs]:
-        """Return the measurements of its programs: whether they are for TCP, where they are attached, their runs.
-
-        Several programs at one place are added up.
-        """
-        found: dict[tuple[bool, Place], Runs] = defaultdict(lambda: Runs(0, 0))
-        for loaded, runs in bpf.programs_of(self._process.pid).values():
-            for name, (tcp, function) in _PROGRAMS.items():
-                if loaded.name.startswith(name):
-                    key = tcp, Place(loaded.kind, function)
-                    found[key] = Runs(found[key].runs + runs.runs, found[key].time_ns + runs.time_ns)
-                    break
-        return found
-
-    def verified(self) -> list[str]:
-        """Return, for each program, how many instructions the verifier followed."""
-        programs = sorted(bpf.programs_of(self._process.pid).values(), key=lambda program: program[0].name)
-        return [f"{loaded.name:<15} {loaded.verified:7} instructions verified" for loaded, _runs in programs]
-
-    def counted(self) -> int:
-        """Return how many queries it has counted."""
-        with urllib.request.urlopen(f"http://{self._page}/metrics", timeout=60) as answer:
-            text = answer.read().decode()
-        counts = re.findall(r"^dnsprobe_queries_total\{.*\} (\S+)$", text, re.MULTILINE)
-        return sum(int(float(count)) for count in counts)
-
-    def close(self) -> None:
-        """Stop it."""
-        self._process.send_signal(signal.SIGTERM)
-        if self._process.wait():
-            sys.exit(f"dnsprobe ended with status {self._process.returncode}")
-        self._drain.wait()
-
-
-def free_port() -> int:
-    """Return a port that nobody uses, neither over UDP nor over TCP."""
-    with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagram:
-        stream.bind(("127.0.0.1", 0))
-        datagram.bind(stream.getsockname())
-        return int(stream.getsockname()[1])
+    return found
 
 
 class Benchmark:
@@ -170,23 +116,21 @@ class Benchmark:
         #: What each round measured, by case and installation.
         self.found: dict[tuple[str, str], list[_Measured]] = defaultdict(list)
 
-    def _configure(self, heading: str) -> Path:
+    def _configuration(self, heading: str) -> str:
         hook = self._options.other_hook if heading == "other" else self._options.hook
         rules = [f"name{index}.example.test" for index in range(self._options.rules - 1)] + ["wanted.test"]
-        path = self._folder / f"{heading}.yaml"
-        path.write_text(
+        return (
             f"domains: [{', '.join(rules)}]\n"
             f"probe: {{ports: [{self._port}], verify_interval: 0, hook: {hook}, "
-            f"tcp_hook: {'auto' if self._options.tcp else 'none'}}}\n",
-            encoding="utf-8",
+            f"tcp_hook: {'auto' if self._options.tcp else 'none'}}}\n"
         )
-        return path
 
     @contextmanager
     def _running(self, heading: str) -> Iterator[Daemon]:
-        cache = self._folder / f"cache-{heading}"
-        cache.mkdir(exist_ok=True)
-        daemon = Daemon(self._installations[heading], self._configure(heading), cache)
+        try:
+            daemon = Daemon([self._installations[heading]], self._configuration(heading), self._folder / heading)
+        except NotStartedError as error:
+            sys.exit(f"{heading}: {error}")
         try:
             yield daemon
         finally:
@@ -207,23 +151,24 @@ class Benchmark:
                     if case.counts:
                         self._send(case)
                 # Programs for the other version of IP do not run.
-                found |= {key for key, runs in daemon.measured().items() if runs.runs > self._options.sends // 2}
-                print("\n".join(f"{heading:<6} {line}" for line in daemon.verified()))
+                found |= {key for key, runs in measured(daemon).items() if runs.runs > self._options.sends // 2}
+                for loaded, _runs in sorted(daemon.programs, key=lambda program: program[0].name):
+                    print(f"{heading:<6} {loaded.name:<15} {loaded.verified:7} instructions verified")
         return found
 
     def turn_of(self, heading: str) -> None:
         """Measure an installation in all cases."""
         with self._running(heading) as daemon:
             for case in self._cases:
-                before = daemon.measured()
+                before = measured(daemon)
                 self._send(case)
-                after = daemon.measured()
+                after = measured(daemon)
                 runs = {key: after[key] - before[key] for key in after if key[0] == case.at_tcp}
                 self.found[case.what, heading].append(runs)
             expected = sum(self._options.sends for case in self._cases if case.counts)
             # Numbers of counted queries prove that the cases are what they are called.
             time.sleep(1)
-            if (counted := daemon.counted()) != expected:
+            if (counted := daemon.counted) != expected:
                 sys.exit(f"{heading}: counted {counted} of {expected} queries")
 
     def turn_of_empty(self, places: set[tuple[bool, Place]]) -> None:
@@ -245,10 +190,10 @@ class Benchmark:
         run for the same packet, it is the cost of all.
         """
         costs = []
-        for at, measured in enumerate(self.found[case.what, heading]):
+        for at, round_measured in enumerate(self.found[case.what, heading]):
             ran = {
                 self.empty[case.what, place][at]: runs
-                for (_tcp, place), runs in measured.items()
+                for (_tcp, place), runs in round_measured.items()
                 if (case.what, place) in self.empty and runs.runs
             }
             more = sum(runs.time_ns - runs.runs * empty for empty, runs in ran.items())
@@ -299,7 +244,7 @@ def main() -> None:
     installations = {"this": Path(sys.executable).with_name("dnsprobe")}
     if options.other:
         installations["other"] = options.other
-    with tempfile.TemporaryDirectory() as folder, bpf.statistics():
+    with tempfile.TemporaryDirectory() as folder, programs.statistics():
         benchmark = Benchmark(Path(folder), installations, options)
         places = benchmark.places()
         for number in range(options.rounds):

@@ -62,6 +62,9 @@ class Runs:
     runs: int
     time_ns: int
 
+    def __add__(self, other: Runs) -> Runs:
+        return Runs(self.runs + other.runs, self.time_ns + other.time_ns)
+
     def __sub__(self, before: Runs) -> Runs:
         return Runs(self.runs - before.runs, self.time_ns - before.time_ns)
 
