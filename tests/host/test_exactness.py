@@ -1,0 +1,48 @@
+"""Askers that interrupt each other: every query is counted or counted as missed, and no event mixes two queries.
+
+While they send, another program hammers its maps, and the rules change. benchmarks/exactness.py does the same with many
+more queries. tests/vm does it on preemptible kernels.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import contention
+import pytest
+from conftest import HERE, PROGRAM, Program
+
+QUERIES = 400_000
+
+
+@pytest.fixture(scope="session")
+def senders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compile ``contend`` and ``hammer``, and return their folder."""
+    folder = tmp_path_factory.mktemp("contention")
+    for name in ("contend", "hammer"):
+        source = HERE.parent / "vm/guest/senders" / f"{name}.c"
+        subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", folder / name, source], check=True)
+    return folder
+
+
+def test_counted_and_missed_are_what_was_sent(senders: Path, tmp_path: Path) -> None:
+    result = contention.contend(PROGRAM, senders, tmp_path, QUERIES)
+    assert result.reloads > 1
+    assert contention.mistakes(result.sent, result.counted) == []
+    assert result.unaccounted == 0, result
+
+
+def test_no_event_mixes_two_queries(start_watch: Callable[..., Program], senders: Path) -> None:
+    watch = start_watch("--json", *contention.EVENT_RULES)
+    with contention.hammering(senders / "hammer"):
+        sent = contention.send(senders / "contend", QUERIES // 20, new_names=True)
+    assert watch.stop() == 0
+    shown, wrong = contention.wrong_events(watch.out.read_text().splitlines(), sent)
+    assert wrong == []
+    summary = watch.err.read_text()
+    counted = re.search(r"^([0-9,]+) queries .* ([0-9,]+) shown", summary, re.MULTILINE)
+    assert counted, summary
+    assert [int(number.replace(",", "")) for number in counted.groups()] == [sent.total, shown]

@@ -1,0 +1,293 @@
+"""Askers that interrupt each other, a program that hammers maps, and rules that change meanwhile.
+
+What was sent is compared with what dnsprobe counted and showed.
+
+Shared by the tests on the host, the tests in guests, and benchmarks/exactness.py. ``senders/contend.c`` sends, and
+``senders/hammer.c`` hammers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from scraped import add_up, samples_of
+
+#: Two sets of rules that take turns. Some kinds of names have the same rule in both, the others change theirs.
+_COMMON = ["exact.test", "matched.exact.test", "ads*.wild.exact.test", "deep.exact.test", "long.exact.test"]
+RULE_SETS = ([*_COMMON, "new.exact.test"], [*_COMMON, "=other.exact.test", "'*.exact.invalid'"])
+
+#: The kind of names that a rule counts, by the domain of the rule. The kinds whose rule changes are one.
+CHANGING = "changing"
+_KINDS = {
+    "matched.exact.test": "matched",
+    "ads*.wild.exact.test": "wild",
+    "deep.exact.test": "deep",
+    "long.exact.test": "long",
+    "exact.test": CHANGING,
+    "=other.exact.test": CHANGING,
+    "new.exact.test": CHANGING,
+}
+
+#: Seconds between two changes of the rules.
+_RELOAD_EVERY = 0.3
+
+_PROCESSES = 4
+_URGENT = 4
+
+#: Numbers of queries by comm of the process and kind of name.
+Table = Counter[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What the askers sent: by comm and kind of name, and by pid; and the comm of each pid."""
+
+    table: Table
+    by_pid: Counter[int]
+    comms: dict[int, str]
+
+    @property
+    def total(self) -> int:
+        return self.table.total()
+
+
+def send(program: Path, queries: int, *, new_names: bool = False) -> Sent:
+    """Send ``queries`` from ordinary processes, while real-time processes interrupt them and send, too."""
+    command = [str(program), str(queries), str(_PROCESSES), str(_URGENT), "new" if new_names else "few"]
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    table: Table = Counter()
+    by_pid: Counter[int] = Counter()
+    comms = {}
+    for line in output.splitlines():
+        comm, pid, kind, count = line.split()
+        table[comm, CHANGING if kind in {"other", "new"} else kind] += int(count)
+        by_pid[int(pid)] += int(count)
+        comms[int(pid)] = comm
+    return Sent(table, by_pid, comms)
+
+
+@contextmanager
+def hammering(hammer: Path) -> Iterator[None]:
+    """Keep the maps of another program busy, on all processors."""
+    with subprocess.Popen([str(hammer)], stdout=subprocess.PIPE, text=True) as program:
+        try:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "ready\n"
+            yield
+        finally:
+            program.terminate()
+            calls = int(program.stdout.read()) if program.stdout else 0
+    assert calls > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What dnsprobe counted: by comm and kind of name; runs that the kernel skipped, by its own count; and queries that
+    were lost for want of room for their names."""
+
+    table: Table
+    missed: int
+    names_full: int
+
+    @classmethod
+    def of(cls, metrics: str) -> Counted:
+        """Return the counts in the text of a scrape."""
+        table: Table = Counter()
+        for labels, value in samples_of("dnsprobe_queries_total", metrics):
+            table[labels["process"], _KINDS.get(labels["domain"], labels["domain"])] += int(value)
+        lost = add_up(samples_of("dnsprobe_events_lost_total", metrics), "reason")
+        return cls(+table, lost["run_missed"], lost["names_full"])
+
+    @property
+    def total(self) -> int:
+        return self.table.total()
+
+
+class Daemon:
+    """``dnsprobe run`` with the first set of rules, after it is ready. ``more`` is the rest of its configuration."""
+
+    def __init__(self, program: Path, folder: Path, more: str = "") -> None:
+        self._more, self._configuration, self._log = more, folder / "dnsprobe.yaml", folder / "log"
+        self._configure(RULE_SETS[0])
+        command = [str(program), "run", "--config", str(self._configuration), "--listen", "127.0.0.1:0"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen([*command, "--log-target", "console"], stderr=log)
+        while not (ready := re.search(r"ready after.*(http://[^/ ]*)/metrics", self.log())):
+            if self._process.poll() is not None:
+                raise RuntimeError(f"dnsprobe has ended:\n{self.log()}")
+            time.sleep(0.1)
+        self._url = ready[1]
+
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"{self._url}/metrics") as answer:
+            return str(answer.read().decode())
+
+    def hooks(self) -> set[str]:
+        """Return the hooks for UDP, such as ``ip_send_skb (kprobe)``."""
+        return {
+            f"{labels['hook']} ({labels.get('attach', labels['symbol'])})"
+            for labels, _ in samples_of("dnsprobe_hook_info", self.metrics())
+            if labels["path"].startswith("udp")
+        }
+
+    def _configure(self, rules: Sequence[str]) -> None:
+        new = self._configuration.with_suffix(".new")
+        new.write_text(f"domains: [{', '.join(rules)}]\n{self._more}\n", encoding="utf-8")
+        new.rename(self._configuration)
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """Put the sets of rules in force in turns."""
+        stop = threading.Event()
+
+        def reload() -> None:
+            number = 0
+            while not stop.wait(_RELOAD_EVERY):
+                number += 1
+                self._configure(RULE_SETS[number % len(RULE_SETS)])
+                self._process.send_signal(signal.SIGHUP)
+
+        thread = threading.Thread(target=reload)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was sent and counted, by which hooks, how often the rules changed, and how many seconds the sending took."""
+
+    sent: Sent
+    counted: Counted
+    hooks: set[str]
+    reloads: int
+    seconds: float
+
+    @property
+    def unaccounted(self) -> int:
+        """Return how many queries were neither counted nor counted as missed."""
+        return self.sent.total - self.counted.total - self.counted.missed - self.counted.names_full
+
+    def __str__(self) -> str:
+        return (
+            f"{', '.join(sorted(self.hooks))}: {self.sent.total} sent, {self.counted.total} counted, "
+            f"{self.counted.missed} runs missed, {self.counted.names_full} names without room, "
+            f"{self.unaccounted} unaccounted for, {self.reloads} reloads, {self.seconds:.0f} s"
+        )
+
+
+def contend(program: Path, senders: Path, folder: Path, queries: int, more: str = "") -> Result:
+    """Send at least ``queries`` queries from four processes while all others interfere.
+
+    ``program`` is dnsprobe, ``senders`` the folder with ``contend`` and ``hammer``, and ``more`` the configuration
+    without rules.
+    """
+    daemon = Daemon(program, folder, more)
+    try:
+        started = time.monotonic()
+        with hammering(senders / "hammer"), daemon.reloading():
+            sent = send(senders / "contend", queries)
+        seconds = time.monotonic() - started
+        counted = Counted.of(daemon.metrics())
+        return Result(sent, counted, daemon.hooks(), daemon.log().count("reloaded: "), seconds)
+    finally:
+        daemon.close()
+
+
+def mistakes(sent: Sent, counted: Counted) -> list[str]:
+    """Return what was counted without being sent: too many of a process and kind, or for others."""
+    return [
+        f"{comm}, {kind}: {count} counted, {sent.table[comm, kind]} sent"
+        for (comm, kind), count in sorted(counted.table.items())
+        if count > sent.table[comm, kind]
+    ]
+
+
+def _filled(front: str, letter: str, label: int, suffix: str, octets: int) -> str:
+    """Return a name of ``octets`` in wire format: between front and suffix, labels that repeat a letter."""
+    room = octets - len(front) - len(suffix) - 2
+    labels = ""
+    while room > 1:
+        size = min(label, room - 1)
+        labels += f"{letter * size}."
+        room -= size + 1
+    return f"{front}{labels}{suffix}"
+
+
+def new_name(number: int, pid: int) -> str:
+    """Return the name that ``contend`` with new names sends from a process as its query with this number."""
+    front = f"n{number}.p{pid}."
+    return (
+        f"{front}new.exact.test",
+        _filled(front, "l", 63, "long.exact.test", 255),
+        _filled(front, "d", 1, "deep.exact.test", 120),
+        f"ads{number}p{pid}.wild.exact.test",
+    )[number % 4]
+
+
+#: The rules for new names, by number.
+EVENT_RULES = ("new.exact.test", "long.exact.test", "deep.exact.test", "ads*.wild.exact.test")
+
+
+def new_event(number: int, pid: int, comm: str) -> dict[str, object]:
+    """Return what ``dnsprobe watch --json`` has to show of such a query, if each of EVENT_RULES is a rule."""
+    return {
+        "qname": new_name(number, pid),
+        "domain": EVENT_RULES[number % 4],
+        "qtype": "AAAA" if number & 1 else "A",
+        "server": "::1" if number & 2 else "127.0.0.1",
+        "transport": "udp",
+        "port": 53,
+        "comm": comm,
+        "repeats": 0,
+    }
+
+
+def number_in(name: str) -> int:
+    """Return the number in a new name; -1 if there is none."""
+    digits = name.removeprefix("ads").removeprefix("n").partition(".")[0].partition("p")[0]
+    return int(digits) if digits.isdecimal() else -1
+
+
+def wrong_events(lines: Iterable[str], sent: Sent) -> tuple[int, list[str]]:
+    """Return the number of events in the output of ``dnsprobe watch --json``, and those that were not sent like this.
+
+    An event is right if the process that it names has sent a query with this number, which has this name, type and
+    server, and if no other event has this query.
+    """
+    seen: set[tuple[int, int]] = set()
+    wrong = []
+    for line in lines:
+        event = json.loads(line)
+        pid, number = event["pid"], number_in(event["qname"])
+        right = new_event(number, pid, sent.comms.get(pid, ""))
+        if (
+            not 0 <= number < sent.by_pid[pid]
+            or (pid, number) in seen
+            or {key: event[key] for key in right} != right
+            or event["ancestors"][0]["comm"] != "contend"
+        ):
+            wrong.append(line)
+        seen.add((pid, number))
+    return len(seen), wrong
