@@ -10,17 +10,32 @@
 #include "udp/packet.h"
 #include "tcp/handler.h"
 
+/*
+ * A program at a kernel function is attached by fentry or by a kprobe. fentry passes the arguments of the function as
+ * an array, as raw tracepoints do; its programs must return 0.
+ */
+#ifdef ATTACH_FENTRY
+#define FUNCTION_CONTEXT struct bpf_raw_tracepoint_args
+#define ARGUMENT(ctx, number) ((ctx)->args[(number) - 1])
+/* udp_send_skb() has the arguments of the source: fentry never attaches to a clone. */
+#define PORT_ARGUMENT(ctx) ARGUMENT(ctx, 2)
+#define PORT_IN_FLOW true
+#else
+#define FUNCTION_CONTEXT struct pt_regs
+#define ARGUMENT(ctx, number) PT_REGS_PARM##number(ctx)
+#endif
+
 #ifdef HOOK_IP_SEND_SKB
 /* net/ipv4/ip_output.c: int ip_send_skb(struct net *net, struct sk_buff *skb) */
-int ip_send_skb_entry(struct pt_regs *ctx)
+int ip_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet(PT_REGS_PARM2(ctx), PORT_IN_HEADER, HOOK_FUNCTION);
+	return handle_packet(ARGUMENT(ctx, 2), PORT_IN_HEADER, HOOK_FUNCTION);
 }
 
 /* net/ipv6/ip6_output.c: int ip6_send_skb(struct sk_buff *skb) */
-int ip6_send_skb_entry(struct pt_regs *ctx)
+int ip6_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet(PT_REGS_PARM1(ctx), PORT_IN_HEADER, HOOK_FUNCTION);
+	return handle_packet(ARGUMENT(ctx, 1), PORT_IN_HEADER, HOOK_FUNCTION);
 }
 #endif
 
@@ -37,19 +52,19 @@ static __always_inline u16 port_from(u64 argument, u32 flow_offset)
 }
 
 /* net/ipv4/udp.c: static int udp_send_skb(struct sk_buff *skb, struct flowi4 *fl4, struct inet_cork *cork) */
-int udp_send_skb_entry(struct pt_regs *ctx)
+int udp_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
 	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI4_DPORT);
 
-	return port ? handle_packet(PT_REGS_PARM1(ctx), port, HOOK_FUNCTION) : 0;
+	return port ? handle_packet(ARGUMENT(ctx, 1), port, HOOK_FUNCTION) : 0;
 }
 
 /* net/ipv6/udp.c: static int udp_v6_send_skb(struct sk_buff *skb, struct flowi6 *fl6, struct inet_cork *cork) */
-int udp_v6_send_skb_entry(struct pt_regs *ctx)
+int udp_v6_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
 	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI6_DPORT);
 
-	return port ? handle_packet(PT_REGS_PARM1(ctx), port, HOOK_FUNCTION) : 0;
+	return port ? handle_packet(ARGUMENT(ctx, 1), port, HOOK_FUNCTION) : 0;
 }
 #endif
 
@@ -84,9 +99,9 @@ int neigh_event_send_done_entry(struct bpf_raw_tracepoint_args *ctx)
  * net/ipv4/tcp.c: int tcp_sendmsg_locked(struct sock *sk, struct msghdr *msg, size_t size), or tcp_sendmsg(), which has
  * the same arguments and is called before the socket is locked.
  */
-int tcp_sendmsg_entry(struct pt_regs *ctx)
+int tcp_sendmsg_entry(FUNCTION_CONTEXT *ctx)
 {
-	return handle_write(ctx, PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), HOOK_STREAM, 0);
+	return handle_write(ctx, ARGUMENT(ctx, 1), ARGUMENT(ctx, 2), HOOK_STREAM, 0);
 }
 #endif
 

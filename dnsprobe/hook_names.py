@@ -13,6 +13,7 @@ class UdpHook(StrEnum):
 
     IP_SEND_SKB = "ip_send_skb"
     UDP_SEND_SKB = "udp_send_skb"
+    CGROUP_SKB = "cgroup_skb"
     NET_DEV_QUEUE = "net_dev_queue"
 
 
@@ -22,3 +23,12 @@ class TcpHook(StrEnum):
     TCP_SENDMSG_LOCKED = "tcp_sendmsg_locked"
     TCP_SENDMSG = "tcp_sendmsg"
     TCP_TRACEPOINT = "tcp_tracepoint"
+
+
+class Attach(StrEnum):
+    """How a program is attached to a hook, as in ``doctor --json`` and ``dnsprobe_hook_info``."""
+
+    FENTRY = "fentry"
+    KPROBE = "kprobe"
+    CGROUP = "cgroup"
+    TRACEPOINT = "tracepoint"

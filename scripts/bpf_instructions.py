@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from dnsprobe.hook_names import UdpHook
+from dnsprobe.hook_names import Attach, UdpHook
 from dnsprobe.kernel.compiler import Compiler
 from dnsprobe.kernel.hooks import (
+    ATTACH_FENTRY,
     PORT_SOURCES,
     STREAM_FUNCTION,
     STREAM_TRACEPOINT,
     STREAM_TWICE,
-    TRACEPOINT,
     UDP_LADDER,
     family_macro,
     port_macros,
@@ -33,10 +33,12 @@ from dnsprobe.kernel.program_cache import ProgramCache, digest
 
 def _compilations() -> Iterator[tuple[str, ...]]:
     for rung in UDP_LADDER:
-        if rung.kind == TRACEPOINT:
+        if rung.attach in {Attach.CGROUP, Attach.TRACEPOINT}:
             for versions in ("4", "6", "46"):
                 yield rung.macro, family_macro(versions), STREAM_TRACEPOINT
             yield rung.macro, STREAM_TRACEPOINT, STREAM_TWICE
+        elif rung.attach == Attach.FENTRY:
+            yield rung.macro, ATTACH_FENTRY, STREAM_FUNCTION
         elif rung.name == UdpHook.UDP_SEND_SKB:
             for register, in_flow in PORT_SOURCES:
                 yield rung.macro, *port_macros(register, in_flow=in_flow), STREAM_FUNCTION

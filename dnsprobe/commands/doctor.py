@@ -15,8 +15,9 @@ from pathlib import Path
 from dnsprobe import __version__, privileges
 from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
+from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import libbpf
-from dnsprobe.kernel.hooks import KPROBE, TCP_LADDER, UDP_LADDER, kprobes_available
+from dnsprobe.kernel.hooks import TCP_LADDER, UDP_LADDER, kprobes_available
 from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
 from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.probe import Probe
@@ -119,7 +120,7 @@ def _ring_buffer() -> Finding:
 def _symbols() -> Iterator[Finding]:
     kallsyms = read_kallsyms()
     for rung in (*UDP_LADDER, *TCP_LADDER):
-        if rung.kind != KPROBE:
+        if rung.attach != Attach.KPROBE:
             continue
         for function in dict.fromkeys(rung.functions.values()):
             found = find_functions(kallsyms, function)

@@ -194,7 +194,7 @@ class Daemon:
         return Snapshot(
             counts=counts,
             hooks=[
-                (path, probe.prover.paths[path].rung, probe.prover.paths[path].symbol)
+                (path, probe.prover.paths[path].rung, probe.prover.paths[path].attach, probe.prover.paths[path].symbol)
                 for path in probe.prover.served_paths
             ],
             verified={path: probe.prover.paths[path].verified for path in probe.prover.active_paths},

@@ -1,4 +1,7 @@
-"""Attaching a loaded program to a kprobe or a tracepoint. Each attachment lives as long as its descriptor."""
+"""Attaching a loaded program to a function, a control group or a tracepoint.
+
+Each attachment lives as long as its descriptor.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import platform
 import struct
 
 from dnsprobe.kernel import libbpf
+from dnsprobe.kernel.cgroup_root import open_root
 from dnsprobe.kernel.hooks import kprobe_type
 from dnsprobe.kernel.kallsyms import Symbol
 
@@ -55,6 +59,24 @@ def _perf_event_open(attributes: bytes) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(result)
+
+
+def attach_fentry(program: int) -> int:
+    """Attach a program to the function that it was loaded for, and return the descriptor; OSError if refused."""
+    return libbpf.open_fentry(program)
+
+
+def attach_egress(program: int) -> int:
+    """Attach a program to what all sockets of the host send, and return the descriptor; OSError if refused.
+
+    The link allows other programs at the same place, before and after it. Raises UserError if this process does not see
+    the root of the control groups.
+    """
+    root = open_root()
+    try:
+        return libbpf.create_link(program, root, libbpf.CGROUP_INET_EGRESS)
+    finally:
+        os.close(root)
 
 
 def attach_tracepoint(program: int, name: str) -> int:

@@ -1,7 +1,7 @@
 """The kernel's own type information, BTF (Documentation/bpf/btf.rst), read without a library.
 
-Only two things are decoded: the offset of a member in a struct, and the value of an enumerator. Whether a kernel has a
-member is looked up here, never derived from the version of the kernel.
+Only three things are decoded: the offset of a member in a struct, the value of an enumerator, and the number of a
+function. Whether a kernel has a member is looked up here, never derived from the version of the kernel.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _kind(info: int) -> int:
 
 
 class Btf:
-    """The structs and enumerations in ``names``, and the types of their members.
+    """The structs, enumerations and functions in ``names``, and the types of their members.
 
     :meth:`offset` and :meth:`enumerator` raise KeyError if the kernel has no such member or enumerator. Raises
     ValueError, struct.error or IndexError if ``data`` is not BTF.
@@ -58,7 +58,9 @@ class Btf:
         self._starts: list[int] = [0]
         self._structs: dict[str, int] = {}
         self._enums: dict[str, int] = {}
-        self._found = {_STRUCT: self._structs, _ENUM: self._enums}
+        #: The BTF ids of the functions in ``names``, by their names.
+        self.functions: dict[str, int] = {}
+        self._found = {_STRUCT: self._structs, _ENUM: self._enums, _FUNC: self.functions}
         words = array("I", data[self._types : self._types + type_size])
         self._index(words, self._name_offsets(names, text_size))
 

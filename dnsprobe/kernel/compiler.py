@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnsprobe.errors import UserError
+from dnsprobe.hook_names import Attach
 from dnsprobe.kernel.clock import TICK_NS
-from dnsprobe.kernel.hooks import STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE, Rung
+from dnsprobe.kernel.hooks import ATTACH_FENTRY, STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE, Rung
 from dnsprobe.kernel.layout import Layout
 from dnsprobe.kernel.program import CANARY_MARK, Program
 from dnsprobe.kernel.program_cache import ProgramCache, digest
@@ -63,22 +64,30 @@ class Compiler:
         self._bcc_identity = _find_bcc()
         self._compilations: dict[tuple[str, ...], Compilation] = {}
 
-    def compile_rung(self, rung: Rung, defines: Iterable[str] = (), *, kprobes: bool) -> Compilation:
+    def compile_rung(self, rung: Rung, defines: Iterable[str] = (), *, streams: Attach) -> Compilation:
         """Return the programs of a rung, compiled with additional macros.
 
         A run of the compiler takes long, however little it compiles. So a UDP rung comes with the programs that TCP
-        will most likely need, which depends on whether this kernel has ``kprobes``.
+        will most likely need. ``streams`` is how those are attached, unless the rung itself is at functions.
         """
-        tracepoint = (STREAM_TRACEPOINT, *((STREAM_TWICE,) if self._layout.preemptible_tracepoints else ()))
+        if rung.attach in {Attach.FENTRY, Attach.KPROBE}:
+            streams = rung.attach
+        wanted = self._stream_macros(Attach(rung.attach) if rung.reads_streams else streams)
         if rung.reads_streams:
             for macros, compilation in self._compilations.items():
-                if rung.macro in macros:
+                if rung.macro in macros and (ATTACH_FENTRY in macros) == (ATTACH_FENTRY in wanted):
                     return compilation
-            macros = tracepoint if rung.macro == STREAM_TRACEPOINT else (rung.macro,)
-        else:
-            streams = (STREAM_FUNCTION,) if kprobes else tracepoint
-            macros = (rung.macro, *defines, *(() if self._layout.tcp_problem else streams))
-        return self.compile(macros)
+            return self.compile(wanted)
+        own = (ATTACH_FENTRY,) if rung.attach == Attach.FENTRY else ()
+        others = () if self._layout.tcp_problem else wanted
+        return self.compile(tuple(dict.fromkeys((rung.macro, *defines, *own, *others))))
+
+    def _stream_macros(self, attach: Attach) -> tuple[str, ...]:
+        if attach == Attach.FENTRY:
+            return ATTACH_FENTRY, STREAM_FUNCTION
+        if attach == Attach.KPROBE:
+            return (STREAM_FUNCTION,)
+        return STREAM_TRACEPOINT, *((STREAM_TWICE,) if self._layout.preemptible_tracepoints else ())
 
     @property
     def latest(self) -> Compilation:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dnsprobe.errors import UserError
-from dnsprobe.hook_names import TcpHook, UdpHook
+from dnsprobe.hook_names import Attach, TcpHook, UdpHook
 from dnsprobe.kernel import libbpf
 from dnsprobe.kernel.kallsyms import Symbol
 
@@ -17,6 +17,9 @@ PATHS = ("udp4", "udp6", "tcp4", "tcp6")
 #: Macros that add the program for TCP to a compilation: at a function, at a tracepoint, a second one at the tracepoint.
 STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE = "STREAM_FUNCTION", "STREAM_TRACEPOINT", "STREAM_TWICE"
 
+#: The macro for programs that are attached to functions by fentry: they find the arguments in another place.
+ATTACH_FENTRY = "ATTACH_FENTRY"
+
 #: Where a clone of udp_send_skb() may have the port, as (register, whether it holds the flow that has the port).
 #: The second argument in the source is the flow. GCC's IPA-SRA passes the port itself in one of the registers. The
 #: canaries find out which it is.
@@ -25,23 +28,21 @@ PORT_SOURCES = (("PT_REGS_PARM2", True), ("PT_REGS_PARM3", False), ("PT_REGS_PAR
 #: In the order in which they are attached. Forks come last: a fork adds a process, whose exit must be seen.
 LINEAGE_TRACEPOINTS = ("sched_process_exit", "task_rename", "sched_process_fork")
 
-KPROBE, TRACEPOINT = "kprobe", "tracepoint"
-
 _KPROBE_TYPE = "/sys/bus/event_source/devices/kprobe/type"
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One kind of hook.
+    """One kind of hook, and one way to attach to it.
 
-    ``name`` is the name in the configuration and in the metrics. ``kind`` is KPROBE or TRACEPOINT. ``functions`` has,
-    for each path, the kernel function or tracepoint to attach to. ``helpers`` are tracepoints that it needs in
-    addition. ``macro`` adds its programs to a compilation. ``entry`` is the name of the program, unless that follows
-    from the function.
+    ``name`` is the name in the configuration and in the metrics; two rungs have the same name if a function can be
+    attached to in two ways. ``functions`` has, for each path, the kernel function or tracepoint to attach to, or the
+    direction of packets at a control group. ``helpers`` are tracepoints that it needs in addition. ``macro`` adds its
+    programs to a compilation. ``entry`` is the name of the program, unless that follows from the function.
     """
 
     name: str
-    kind: str
+    attach: Attach
     functions: dict[str, str]
     helpers: tuple[str, ...] = ()
     entry: str = ""
@@ -52,8 +53,13 @@ class Rung:
         return self.entry or f"{function}_entry"
 
     def place(self, symbol: str) -> str:
-        """Return how messages call this hook at a symbol: ``kprobe tcp_sendmsg``."""
-        return f"{self.kind} {symbol}"
+        """Return how messages call this hook at a symbol: ``kprobe tcp_sendmsg``, ``cgroup egress``."""
+        return f"{self.attach} {symbol}"
+
+    @property
+    def title(self) -> str:
+        """How messages call this rung: ``ip_send_skb by fentry``. The name alone if there is one way to attach."""
+        return f"{self.name} by {self.attach}" if self.attach in {Attach.FENTRY, Attach.KPROBE} else self.name
 
     @property
     def reads_streams(self) -> bool:
@@ -61,35 +67,45 @@ class Rung:
         return self.macro in {STREAM_FUNCTION, STREAM_TRACEPOINT}
 
 
-def _tcp_functions(function: str) -> dict[str, str]:
-    return {"tcp4": function, "tcp6": function}
+def _at_function(name: str, functions: dict[str, str], macro: str, entry: str = "") -> tuple[Rung, Rung]:
+    """Return both ways to attach to a function. fentry costs less, and is not skipped while another program runs."""
+    ways = (Attach.FENTRY, Attach.KPROBE)
+    fentry, kprobe = (Rung(name, attach, functions, macro=macro, entry=entry) for attach in ways)
+    return fentry, kprobe
+
+
+def _both(protocol: str, function: str) -> dict[str, str]:
+    return {f"{protocol}4": function, f"{protocol}6": function}
 
 
 UDP_LADDER = (
-    Rung(UdpHook.IP_SEND_SKB, KPROBE, {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, macro="HOOK_IP_SEND_SKB"),
-    Rung(UdpHook.UDP_SEND_SKB, KPROBE, {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, macro="HOOK_UDP_SEND_SKB"),
+    *_at_function(UdpHook.IP_SEND_SKB, {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, "HOOK_IP_SEND_SKB"),
+    *_at_function(UdpHook.UDP_SEND_SKB, {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, "HOOK_UDP_SEND_SKB"),
+    Rung(UdpHook.CGROUP_SKB, Attach.CGROUP, _both("udp", "egress"), macro="HOOK_EGRESS"),
     Rung(
         UdpHook.NET_DEV_QUEUE,
-        TRACEPOINT,
-        {"udp4": "net_dev_queue", "udp6": "net_dev_queue"},
+        Attach.TRACEPOINT,
+        _both("udp", "net_dev_queue"),
         helpers=("neigh_event_send_done",),
         macro="HOOK_NET_DEV_QUEUE",
     ),
 )
 #: Inside tcp_sendmsg_locked(), no other thread writes to the socket, so the place of a write in the stream is certain.
 TCP_LADDER = (
-    Rung(
-        TcpHook.TCP_SENDMSG_LOCKED,
-        KPROBE,
-        _tcp_functions("tcp_sendmsg_locked"),
-        entry="tcp_sendmsg_entry",
-        macro=STREAM_FUNCTION,
+    *_at_function(
+        TcpHook.TCP_SENDMSG_LOCKED, _both("tcp", "tcp_sendmsg_locked"), STREAM_FUNCTION, entry="tcp_sendmsg_entry"
     ),
-    Rung(TcpHook.TCP_SENDMSG, KPROBE, _tcp_functions("tcp_sendmsg"), macro=STREAM_FUNCTION),
+    *_at_function(TcpHook.TCP_SENDMSG, _both("tcp", "tcp_sendmsg"), STREAM_FUNCTION),
     # Since Linux 6.16: kernel commit 0f08335ade71 ("trace: tcp: Add tracepoint for tcp_sendmsg_locked()").
-    Rung(TcpHook.TCP_TRACEPOINT, TRACEPOINT, _tcp_functions("tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
+    Rung(TcpHook.TCP_TRACEPOINT, Attach.TRACEPOINT, _both("tcp", "tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
 )
-RUNGS = {rung.name: rung for rung in (*UDP_LADDER, *TCP_LADDER)}
+#: By name and way to attach.
+RUNGS: dict[tuple[str, str], Rung] = {(rung.name, rung.attach): rung for rung in (*UDP_LADDER, *TCP_LADDER)}
+
+#: The functions that hooks attach to.
+FUNCTIONS = frozenset(
+    function for rung in RUNGS.values() if rung.attach == Attach.FENTRY for function in rung.functions.values()
+)
 
 
 def kprobe_type() -> int:
@@ -139,7 +155,7 @@ def port_macros(register: str, *, in_flow: bool) -> tuple[str, ...]:
 
 
 def family_macro(versions: Sequence[str]) -> str:
-    """Return the macro that restricts a program at net_dev_queue to IP versions: ``4``, ``6`` or both."""
+    """Return the macro that restricts a program that sees both IP versions to some of them: ``4``, ``6`` or both."""
     families = "||".join(f"(family)=={version}" for version in versions)
     return f"SERVED_FAMILY(family)=({families})"
 
@@ -154,21 +170,24 @@ def by_function(rung: Rung, paths: Sequence[str]) -> Iterator[tuple[str, list[st
 class Hook:
     """An attached hook: its rung, the paths that it sees, its symbols joined by commas, and its descriptors.
 
-    It is attached as long as its descriptors are open, so nothing stays behind when the process dies.
+    ``rung`` and ``attach`` are the key of the rung in RUNGS. ``programs`` are those that the kernel calls, not those
+    that they call. A hook is attached as long as its descriptors are open, so nothing stays behind when the process
+    dies.
     """
 
     rung: str
+    attach: str
     paths: tuple[str, ...]
     symbol: str
     programs: list[int]
     links: list[int]
 
     def missed_runs(self) -> int:
-        """Return how often the kernel did not run the programs, because another BPF program ran on that CPU."""
+        """Return how often the kernel did not run the programs, because it had interrupted a BPF program."""
         missed = [libbpf.program_runs(program).missed for program in self.programs]
         if not missed:
             return 0
-        rung = RUNGS.get(self.rung)
+        rung = RUNGS.get((self.rung, self.attach))
         # If TCP has two programs, each sees all writes. A write is lost only if both miss it.
         return min(missed) if rung is not None and rung.reads_streams else sum(missed)
 

@@ -15,7 +15,11 @@ from pathlib import Path
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import btf as btf_module
 from dnsprobe.kernel.btf import Btf, read_btf
+from dnsprobe.kernel.hooks import FUNCTIONS
 from dnsprobe.kernel.program_cache import ProgramCache, digest
+
+#: The type information of the running kernel. Only the BTF ids in it are those that the kernel takes.
+KERNEL_BTF = "/sys/kernel/btf/vmlinux"
 
 # Each member: the macro, the struct, then the names that the member has or had. A name with dots leads through embedded
 # structs.
@@ -144,13 +148,15 @@ class Layout:
 
     ``macros`` has the value of each macro of the BPF sources. ``tcp_problem`` is the reason why TCP cannot be watched
     on this kernel, ``lineage_problem`` the reason why lineage cannot be tracked; each is empty if there is no such
-    reason. ``preemptible_tracepoints`` is True if programs at tracepoints can be preempted.
+    reason. ``preemptible_tracepoints`` is True if programs at tracepoints can be preempted. ``functions`` has the BTF
+    ids of the functions in hooks.FUNCTIONS that this kernel has.
     """
 
     macros: dict[str, int | str]
     tcp_problem: str
     lineage_problem: str
     preemptible_tracepoints: bool
+    functions: dict[str, int]
 
 
 def read_layout(btf_path: str, cache: ProgramCache) -> Layout:
@@ -159,12 +165,20 @@ def read_layout(btf_path: str, cache: ProgramCache) -> Layout:
     Raises UserError if the BTF cannot be read, or describes a kernel that dnsprobe does not know.
     """
     sources = (btf_path, __file__, btf_module.__file__)
-    key = f"layout-{digest(*map(_content, sources))}"
+    key = f"layout-{digest(*map(_content, sources), *(name.encode() for name in sorted(FUNCTIONS)))}"
     if (cached := cache.get(key)) is not None:
         return Layout(**cached)
-    layout = layout_of(read_btf(btf_path, _STRUCTS | {"iter_type"}))
+    layout = layout_of(read_btf(btf_path, _STRUCTS | {"iter_type"} | FUNCTIONS))
     cache.put(key, asdict(layout))
     return layout
+
+
+def read_functions(cache: ProgramCache) -> dict[str, int]:
+    """Return the BTF ids of functions in the running kernel, none if it has no BTF."""
+    try:
+        return read_layout(KERNEL_BTF, cache).functions
+    except UserError:
+        return {}
 
 
 def _content(path: str) -> bytes:
@@ -185,7 +199,8 @@ def layout_of(btf: Btf) -> Layout:
         macros |= _tcp_macros(btf)
     except UserError as error:
         tcp_problem = error.message
-    return Layout(macros, tcp_problem, _first_missing(btf, _LINEAGE), btf.has_name(_PREEMPTIBLE_GUARD))
+    preemptible = btf.has_name(_PREEMPTIBLE_GUARD)
+    return Layout(macros, tcp_problem, _first_missing(btf, _LINEAGE), preemptible, btf.functions)
 
 
 def _offset(btf: Btf, member: tuple[str, ...]) -> int:

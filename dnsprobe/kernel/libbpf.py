@@ -27,7 +27,13 @@ RINGBUF = 27
 
 # enum bpf_prog_type, in the same file
 KPROBE = 2
+CGROUP_SKB = 8
 RAW_TRACEPOINT = 17
+TRACING = 26
+
+# enum bpf_attach_type, in the same file
+CGROUP_INET_EGRESS = 1
+TRACE_FENTRY = 24
 
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 ANY, NOEXIST, EXIST = 0, 1, 2
@@ -103,6 +109,7 @@ def _load() -> ctypes.CDLL:
     library.bpf_map_lookup_batch.argtypes = [number, pointer, pointer, pointer, pointer, pointer, pointer]
     library.bpf_prog_load.argtypes = [number, ctypes.c_char_p, ctypes.c_char_p, pointer, ctypes.c_size_t, pointer]
     library.bpf_raw_tracepoint_open.argtypes = [ctypes.c_char_p, number]
+    library.bpf_link_create.argtypes = [number, number, number, pointer]
     library.bpf_obj_get_info_by_fd.argtypes = [number, pointer, pointer]
     library.ring_buffer__new.argtypes = [number, _SAMPLE, pointer, pointer]
     library.ring_buffer__new.restype = pointer
@@ -123,6 +130,17 @@ def _libbpf() -> ctypes.CDLL:
     if _lib is None:
         _lib = _load()
     return _lib
+
+
+#: Not in the errno module, because user space should not see it: include/linux/errno.h.
+_ENOTSUPP = 524
+
+
+def reason(error: OSError) -> str:
+    """Return the text for an error of bpf(2)."""
+    if error.errno == _ENOTSUPP:
+        return "this kernel does not support it"
+    return error.strerror or str(error)
 
 
 def _check(result: int) -> int:
@@ -305,18 +323,31 @@ class RefusedError(OSError):
         self.log = log
 
 
-def load_program(kind: int, name: str, instructions: bytes) -> int:
+@dataclass(frozen=True, slots=True)
+class ProgramKind:
+    """What a program is loaded as: a type, the attach type if there are several, and the function that it attaches to.
+
+    ``type`` is a number of enum bpf_prog_type, ``attach_type`` of enum bpf_attach_type; ``function`` is a BTF id.
+    """
+
+    type: int
+    attach_type: int = 0
+    function: int = 0
+
+
+def load_program(kind: ProgramKind, name: str, instructions: bytes) -> int:
     """Load a program and return its descriptor; RefusedError if the kernel refuses it."""
     library, count = _libbpf(), len(instructions) // 8
-    arguments = kind, name[:15].encode(), b"Dual MIT/GPL", instructions, count
-    found: int = library.bpf_prog_load(*arguments, None)
+    arguments = kind.type, name[:15].encode(), b"Dual MIT/GPL", instructions, count
+    options = _LoadOptions(
+        sz=ctypes.sizeof(_LoadOptions), expected_attach_type=kind.attach_type, attach_btf_id=kind.function
+    )
+    found: int = library.bpf_prog_load(*arguments, ctypes.byref(options))
     if found >= 0:
         return found
     # A log slows the verifier down, so the first attempt is without one.
     log = ctypes.create_string_buffer(_LOG_SIZE)
-    options = _LoadOptions(
-        sz=ctypes.sizeof(_LoadOptions), log_level=1, log_size=_LOG_SIZE, log_buf=ctypes.addressof(log)
-    )
+    options.log_level, options.log_size, options.log_buf = 1, _LOG_SIZE, ctypes.addressof(log)
     again: int = library.bpf_prog_load(*arguments, ctypes.byref(options))
     if again >= 0:  # the first failure was temporary, such as a lack of memory
         return again
@@ -326,6 +357,17 @@ def load_program(kind: int, name: str, instructions: bytes) -> int:
 def open_raw_tracepoint(name: str, program: int) -> int:
     """Attach a program to a raw tracepoint, and return the descriptor that keeps it attached."""
     return _check(_libbpf().bpf_raw_tracepoint_open(name.encode(), program))
+
+
+def open_fentry(program: int) -> int:
+    """Attach a program to the function that it was loaded for, and return the descriptor that keeps it attached."""
+    # Without a name, BPF_RAW_TRACEPOINT_OPEN attaches fentry programs, on all kernels that have them.
+    return _check(_libbpf().bpf_raw_tracepoint_open(None, program))
+
+
+def create_link(program: int, target: int, attach_type: int) -> int:
+    """Attach a program to an object, such as a control group; return the descriptor that keeps it attached."""
+    return _check(_libbpf().bpf_link_create(program, target, attach_type, None))
 
 
 class _ProgramInfo(ctypes.Structure):
@@ -346,10 +388,12 @@ class ProgramRuns:
     """The kernel's measurements of a program.
 
     ``time_ns`` and ``runs`` are 0 unless ``kernel.bpf_stats_enabled`` is 1. ``missed`` are runs that the kernel skipped
-    because another BPF program was running on that CPU. The kernel counts them for kprobes since 6.7 (kernel commit
-    dd8657894c11, "bpf: Count missed stats in trace_call_bpf") and for raw tracepoints since 6.1 (05b24ff9b2cf, "bpf:
-    Prevent bpf program recursion for raw tracepoint probes"); before, it is 0. ``verified`` is how many instructions
-    the verifier went through (since 5.16); its limit is a million.
+    because they interrupted a BPF program on that CPU: any program, or map call of user space, for kprobes; a run of
+    the same program for fentry and raw tracepoints. The kernel counts them for kprobes since 6.7 (kernel commit
+    dd8657894c11, "bpf: Count missed stats in trace_call_bpf"), for raw tracepoints since 6.1 (05b24ff9b2cf, "bpf:
+    Prevent bpf program recursion for raw tracepoint probes"), and for fentry since 5.12 (9ed9e9ba2337, "bpf: Count the
+    number of times recursion was prevented"); before, it is 0. No kernel skips runs of programs at control groups.
+    ``verified`` is how many instructions the verifier went through (since 5.16); its limit is a million.
     """
 
     time_ns: int

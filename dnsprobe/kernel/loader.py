@@ -6,23 +6,25 @@ descriptor of a socket, where it receives the requests of :mod:`dnsprobe.kernel.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dnsprobe.errors import UserError
+from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import libbpf, loader_protocol
-from dnsprobe.kernel.attach import attach_kprobe, attach_tracepoint
-from dnsprobe.kernel.compiler import Compilation, Compiler
+from dnsprobe.kernel.attach import attach_egress, attach_fentry, attach_kprobe, attach_tracepoint
+from dnsprobe.kernel.compiler import Compilation, Compiler, bpf_folder
+from dnsprobe.kernel.fentry import Fentry
 from dnsprobe.kernel.hooks import (
-    KPROBE,
     LINEAGE_TRACEPOINTS,
     RUNGS,
-    TRACEPOINT,
+    TCP_LADDER,
     Hook,
     Rung,
     attempts,
@@ -31,12 +33,85 @@ from dnsprobe.kernel.hooks import (
     kprobes_available,
 )
 from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
-from dnsprobe.kernel.layout import read_layout
+from dnsprobe.kernel.layout import KERNEL_BTF, read_functions, read_layout
 from dnsprobe.kernel.program_cache import ProgramCache
 
-#: The map by which a program for TCP calls itself. The child makes it, one for each compilation, because the programs
-#: in a map of this kind must be of one type.
+#: The map by which the programs of a hook call others, or themselves. The child makes one for each hook, because all
+#: programs in a map of this kind must be of one type, and attached to the same function (kernel commit 28ead3eaabc1,
+#: "bpf: Prevent tail call between progs attached to different hooks", in Linux 6.12).
 SELF_CALLS = "SELF_CALLS"
+
+
+class _HookLoader:
+    """Loads the programs of one hook.
+
+    ``repeats``: the programs call themselves, for the next message in a write.
+    """
+
+    def __init__(
+        self,
+        compilation: Compilation,
+        kind: libbpf.ProgramKind,
+        map_fds: Sequence[int],
+        canary_port: int,
+        *,
+        repeats: bool,
+    ) -> None:
+        self._compilation, self._kind, self._canary_port, self._repeats = compilation, kind, canary_port, repeats
+        self._called: list[int] = []
+        try:
+            self._calls = libbpf.Map(libbpf.PROG_ARRAY, "self_calls", 4, 4, 2)
+        except OSError as error:
+            raise UserError(f"cannot create the BPF map self_calls: {libbpf.reason(error)}") from error
+        self._maps = [*map_fds, self._calls.fd]
+
+    def load(self, hook: Hook, function: str) -> int:
+        """Load the next program of a hook, and the one that it calls, if there is one. Return its descriptor.
+
+        The program that ``x_entry`` calls is ``x_slow``.
+        """
+        program = self._load(function)
+        hook.programs.append(program)
+        slow = f"{function.removesuffix('_entry')}_slow"
+        called = program
+        if slow in self._compilation.programs:
+            called = self._load(slow)
+        elif not self._repeats:
+            return program
+        try:
+            number = len(hook.programs) - 1
+            self._calls.set(struct.pack("=I", number), struct.pack("=I", called))
+            # The kernel empties such a map when its last descriptor is closed.
+            if number == 0:
+                hook.links.append(os.dup(self._calls.fd))
+        except OSError as error:
+            raise UserError(f"cannot fill the BPF map self_calls: {libbpf.reason(error)}") from error
+        finally:
+            if called != program:
+                os.close(called)
+        return program
+
+    def _load(self, function: str) -> int:
+        if function not in self._compilation.programs:
+            raise UserError(f"the BPF sources have no program {function}")
+        instructions = self._compilation.programs[function].bound(self._maps, self._canary_port)
+        try:
+            return libbpf.load_program(self._kind, function, instructions)
+        except libbpf.RefusedError as error:
+            print(error.log, file=sys.stderr, flush=True)
+            raise UserError(f"the kernel refuses the BPF program {function}: {libbpf.reason(error)}") from error
+
+    def close(self) -> None:
+        """Close the descriptor of the map. A hook that needs it has its own."""
+        self._calls.close()
+
+
+def _add_link(hook: Hook, place: str, attach: Callable[..., int], *arguments: Any) -> None:
+    """Attach a program of a hook; UserError with the name of the place if the kernel refuses."""
+    try:
+        hook.links.append(attach(*arguments))
+    except OSError as error:
+        raise UserError(f"cannot attach to {place}: {libbpf.reason(error)}") from error
 
 
 class Loader:
@@ -51,7 +126,10 @@ class Loader:
         self._compiler = Compiler(
             self._layout, request["ports"], request["encrypted_ports"], [*request["maps"], SELF_CALLS], self.cache
         )
-        self._self_call_maps: dict[tuple[str, ...], libbpf.Map] = {}
+        # A BTF file from elsewhere may give the functions other ids.
+        functions = self._layout.functions if request["btf"] == KERNEL_BTF else read_functions(self.cache)
+        self._fentry = Fentry(functions)
+        self._fentry_allowed: bool = request["fentry"]
         self._kallsyms: bytes | None = None
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> tuple[list[Hook], dict[str, str]]:
@@ -63,9 +141,14 @@ class Loader:
             return [], dict.fromkeys(paths, self._layout.tcp_problem)
         hooks: list[Hook] = []
         refused: dict[str, str] = {}
-        attach = self._attach_kprobes if rung.kind == KPROBE else self._attach_tracepoints
+        attach = {
+            Attach.FENTRY: self._attach_fentry,
+            Attach.KPROBE: self._attach_kprobes,
+            Attach.CGROUP: self._attach_egress,
+            Attach.TRACEPOINT: self._attach_tracepoints,
+        }[rung.attach]
         for function, group in by_function(rung, paths):
-            hook = Hook(rung.name, tuple(group), function, [], [])
+            hook = Hook(rung.name, rung.attach, tuple(group), function, [], [])
             try:
                 attach(hook, rung, function, attempt)
             except UserError as error:
@@ -79,34 +162,28 @@ class Loader:
         """Attach the programs of lineage tracking, which each compilation has. Returns the same as :meth:`attach`."""
         if self._layout.lineage_problem:
             return [], {loader_protocol.LINEAGE: self._layout.lineage_problem}
-        hook = Hook(loader_protocol.LINEAGE, (), LINEAGE_TRACEPOINTS[-1], [], [])
+        hook = Hook(loader_protocol.LINEAGE, Attach.TRACEPOINT, (), LINEAGE_TRACEPOINTS[-1], [], [])
+        kind = libbpf.ProgramKind(libbpf.RAW_TRACEPOINT)
         try:
-            for tracepoint in LINEAGE_TRACEPOINTS:
-                self._add_tracepoint(hook, self._compiler.latest, f"{tracepoint}_entry", tracepoint)
+            with self._loading(None, self._compiler.latest, kind) as loader:
+                for tracepoint in LINEAGE_TRACEPOINTS:
+                    program = loader.load(hook, f"{tracepoint}_entry")
+                    _add_link(hook, f"the tracepoint {tracepoint}", attach_tracepoint, program, tracepoint)
         except UserError as error:
             hook.close()
             return [], {loader_protocol.LINEAGE: error.message}
         return [hook], {}
 
-    def _attach_tracepoints(self, hook: Hook, rung: Rung, name: str, attempt: int) -> None:
-        if attempt > 0:
-            raise UserError(f"no other way to attach to the tracepoint {name}")
-        macro = family_macro([path[-1] for path in hook.paths])
-        compilation = self._compiler.compile_rung(rung, (macro,), kprobes=kprobes_available())
-        for tracepoint in (name, *rung.helpers):
-            self._add_tracepoint(hook, compilation, rung.program(tracepoint), tracepoint)
-        if rung.reads_streams:
-            if self._layout.preemptible_tracepoints:
-                self._add_tracepoint(hook, compilation, f"{name}_again_entry", name)
-            self._enable_self_calls(hook, compilation)
+    # One method for each way to attach. Each fills in a hook, and raises UserError if the kernel refuses.
 
-    def _add_tracepoint(self, hook: Hook, compilation: Compilation, function: str, tracepoint: str) -> None:
-        program = self._load(compilation, function, TRACEPOINT)
-        hook.programs.append(program)
-        try:
-            hook.links.append(attach_tracepoint(program, tracepoint))
-        except OSError as error:
-            raise UserError(f"cannot attach to the tracepoint {tracepoint}: {error.strerror}") from error
+    def _attach_fentry(self, hook: Hook, rung: Rung, function: str, attempt: int) -> None:
+        if attempt > 0:
+            raise UserError(f"no other way to attach to {function} by fentry")
+        if problem := self._fentry.problem(function):
+            raise UserError(problem)
+        with self._loading(rung, self._compile(rung), self._fentry.kind(function)) as loader:
+            program = loader.load(hook, rung.program(function))
+        _add_link(hook, f"{function} by fentry", attach_fentry, program)
 
     def _attach_kprobes(self, hook: Hook, rung: Rung, function: str, attempt: int) -> None:
         if not kprobes_available():
@@ -118,47 +195,50 @@ class Loader:
             raise UserError(f"no other way to attach a kprobe to {function}")
         symbols, macros = possible[attempt].symbols, possible[attempt].macros
         hook.symbol = ",".join(symbol.name for symbol in symbols)
-        compilation = self._compiler.compile_rung(rung, macros, kprobes=True)
-        program = self._load(compilation, rung.program(function), KPROBE)
-        hook.programs.append(program)
-        if rung.reads_streams:
-            self._enable_self_calls(hook, compilation)
+        with self._loading(rung, self._compile(rung, macros), libbpf.ProgramKind(libbpf.KPROBE)) as loader:
+            program = loader.load(hook, rung.program(function))
         for symbol in symbols:
-            try:
-                hook.links.append(attach_kprobe(program, symbol))
-            except OSError as error:
-                raise UserError(f"cannot attach a kprobe to {symbol.name}: {error.strerror}") from error
+            _add_link(hook, f"{symbol.name} by a kprobe", attach_kprobe, program, symbol)
 
-    def _load(self, compilation: Compilation, function: str, kind: str) -> int:
-        program_type = libbpf.KPROBE if kind == KPROBE else libbpf.RAW_TRACEPOINT
-        maps = [*self._map_fds, self._self_call_map(compilation).fd]
-        instructions = compilation.programs[function].bound(maps, self._canary_port)
-        try:
-            return libbpf.load_program(program_type, function, instructions)
-        except libbpf.RefusedError as error:
-            print(error.log, file=sys.stderr, flush=True)
-            raise UserError(f"the kernel refuses the BPF program {function}: {error.strerror}") from error
+    def _attach_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> None:
+        if attempt > 0:
+            raise UserError("no other way to attach to the root of the control groups")
+        if "HOOK_EGRESS" not in (bpf_folder() / "dnsprobe.bpf.c").read_text("utf-8"):
+            raise UserError(f"the BPF sources have no program {rung.program(direction)}")
+        kind = libbpf.ProgramKind(libbpf.CGROUP_SKB, libbpf.CGROUP_INET_EGRESS)
+        with self._loading(rung, self._compile(rung, _families(hook)), kind) as loader:
+            program = loader.load(hook, rung.program(direction))
+        _add_link(hook, "the root of the control groups", attach_egress, program)
 
-    def _self_call_map(self, compilation: Compilation) -> libbpf.Map:
-        if compilation.macros not in self._self_call_maps:
-            try:
-                self._self_call_maps[compilation.macros] = libbpf.Map(libbpf.PROG_ARRAY, "self_calls", 4, 4, 2)
-            except OSError as error:
-                raise UserError(f"cannot create the BPF map self_calls: {error.strerror}") from error
-        return self._self_call_maps[compilation.macros]
+    def _attach_tracepoints(self, hook: Hook, rung: Rung, name: str, attempt: int) -> None:
+        if attempt > 0:
+            raise UserError(f"no other way to attach to the tracepoint {name}")
+        functions = [rung.program(tracepoint) for tracepoint in (name, *rung.helpers)]
+        places = [name, *rung.helpers]
+        if rung.reads_streams and self._layout.preemptible_tracepoints:
+            functions.append(f"{name}_again_entry")
+            places.append(name)
+        compilation = self._compile(rung, _families(hook))
+        with self._loading(rung, compilation, libbpf.ProgramKind(libbpf.RAW_TRACEPOINT)) as loader:
+            for function, place in zip(functions, places, strict=True):
+                program = loader.load(hook, function)
+                _add_link(hook, f"the tracepoint {place}", attach_tracepoint, program, place)
 
-    def _enable_self_calls(self, hook: Hook, compilation: Compilation) -> None:
-        """Put the programs into the map by which they call themselves for the next message.
+    def _compile(self, rung: Rung, macros: Sequence[str] = ()) -> Compilation:
+        streams = Attach.KPROBE if kprobes_available() else Attach.TRACEPOINT
+        if self._fentry_allowed and not self._fentry.problem(TCP_LADDER[0].functions["tcp4"]):
+            streams = Attach.FENTRY
+        return self._compiler.compile_rung(rung, macros, streams=streams)
 
-        The kernel empties such a map when its last descriptor is closed, so the hook keeps one.
-        """
-        self_calls = self._self_call_map(compilation)
-        try:
-            for index, program in enumerate(hook.programs):
-                self_calls.set(struct.pack("=I", index), struct.pack("=I", program))
-            hook.links.append(os.dup(self_calls.fd))
-        except OSError as error:
-            raise UserError(f"cannot fill the BPF map self_calls: {error.strerror}") from error
+    def _loading(
+        self, rung: Rung | None, compilation: Compilation, kind: libbpf.ProgramKind
+    ) -> contextlib.closing[_HookLoader]:
+        repeats = rung is not None and rung.reads_streams
+        return contextlib.closing(_HookLoader(compilation, kind, self._map_fds, self._canary_port, repeats=repeats))
+
+
+def _families(hook: Hook) -> tuple[str, ...]:
+    return (family_macro([path[-1] for path in hook.paths]),)
 
 
 def _serve(channel: socket.socket) -> None:
@@ -186,7 +266,8 @@ def _answer(loader: Loader, request: dict[str, Any]) -> tuple[list[Hook], dict[s
     if request["rung"] == loader_protocol.LINEAGE:
         hooks, refused = loader.attach_lineage()
     else:
-        hooks, refused = loader.attach(RUNGS[request["rung"]], request["paths"], request["attempt"])
+        rung = RUNGS[request["rung"], request["attach"]]
+        hooks, refused = loader.attach(rung, request["paths"], request["attempt"])
     answer = {
         "hooks": loader_protocol.describe(hooks),
         "refused": refused,

@@ -56,20 +56,25 @@ class LoaderClient:
         canary_port: int,
         btf: str,
         maps: Mapping[str, int],
+        fentry: bool,
     ) -> None:
-        """Send what to compile for, and the descriptors of the maps by their names. This is the first request."""
+        """Send what to compile for, and the descriptors of the maps by their names. This is the first request.
+
+        ``fentry`` is whether functions may be attached to by fentry.
+        """
         request = {
             "ports": list(ports),
             "encrypted_ports": list(encrypted_ports),
             "canary_port": canary_port,
             "btf": btf,
             "maps": list(maps),
+            "fentry": fentry,
         }
         self._ask(request, maps.values())
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> Attached:
         """Attach a rung for some paths. ``attempt`` is the number of the way to attach it, from 0."""
-        return self._attach({"rung": rung.name, "paths": list(paths), "attempt": attempt})
+        return self._attach({"rung": rung.name, "attach": rung.attach, "paths": list(paths), "attempt": attempt})
 
     def attach_lineage(self) -> tuple[Hook | None, str]:
         """Attach the programs of lineage tracking. Return their hook, or None and the reason."""

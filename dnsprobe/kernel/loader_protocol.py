@@ -32,6 +32,7 @@ def describe(hooks: Iterable[Hook]) -> list[dict[str, Any]]:
     return [
         {
             "rung": hook.rung,
+            "attach": hook.attach,
             "paths": hook.paths,
             "symbol": hook.symbol,
             "programs": len(hook.programs),
@@ -52,6 +53,7 @@ def restore(described: Iterable[Mapping[str, Any]], fds: Sequence[int]) -> list[
     for one in described:
         middle = at + one["programs"]
         end = middle + one["links"]
-        hooks.append(Hook(one["rung"], tuple(one["paths"]), one["symbol"], list(fds[at:middle]), list(fds[middle:end])))
+        programs, links = list(fds[at:middle]), list(fds[middle:end])
+        hooks.append(Hook(one["rung"], one["attach"], tuple(one["paths"]), one["symbol"], programs, links))
         at = end
     return hooks

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.canary import SUFFIX_LABELS, CanaryPort, canary_suffix
+from dnsprobe.kernel.layout import KERNEL_BTF
 from dnsprobe.kernel.lineage_table import LineageTable
 from dnsprobe.kernel.loader_client import LoaderClient
 from dnsprobe.kernel.maps import Maps, NameVerdict, Settings, Sizes
-from dnsprobe.kernel.prover import Prover
+from dnsprobe.kernel.prover import HookChoice, Prover
 from dnsprobe.names.ruleset import TrieEntry
 from dnsprobe.privileges import HINT
 
@@ -29,15 +30,16 @@ _LINEAGE_STATISTICS = {statistic for statistic in abi.Statistic if statistic.nam
 class ProbeOptions:
     """What to watch: UDP and TCP ports that carry DNS, TCP ports that carry DNS over TLS, and by which hooks.
 
-    ``hook`` and ``tcp_hook`` are the name of a rung or ``auto``; ``tcp_hook`` may be ``none``. ``btf`` is the path of
-    the kernel's BTF.
+    ``hook`` and ``tcp_hook`` are the name of a rung or ``auto``; ``tcp_hook`` may be ``none``. ``fentry`` is whether
+    functions may be attached to by fentry. ``btf`` is the path of the kernel's BTF.
     """
 
     ports: Sequence[int]
     dot_ports: Sequence[int] = ()
     hook: str = "auto"
     tcp_hook: str = "auto"
-    btf: str = "/sys/kernel/btf/vmlinux"
+    btf: str = KERNEL_BTF
+    fentry: bool = True
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -120,7 +122,7 @@ class Probe:
     ) -> None:
         """Attach and prove the hooks, then put the rules in force. UserError if a UDP path has no hook.
 
-        ``log`` gets the messages of compiler and verifier, ``trying`` the name of a hook before each attempt to attach
+        ``log`` gets the messages of compiler and verifier, ``trying`` the title of a hook before each attempt to attach
         it. If lineage tracking is on, ``seed`` is called when forks are seen, to add the processes that exist already.
         """
         try:
@@ -130,8 +132,10 @@ class Probe:
                 canary_port=self._canary_port.port,
                 btf=self._options.btf,
                 maps=self.maps.descriptors,
+                fentry=self._options.fentry,
             )
-            self.prover.climb(self._loader, self._options.hook, self._options.tcp_hook, log, trying)
+            choice = HookChoice(self._options.hook, self._options.tcp_hook, self._options.fentry)
+            self.prover.climb(self._loader, choice, log, trying)
             if self._tracks_lineage:
                 self._start_lineage_tracking(seed)
         except UserError:

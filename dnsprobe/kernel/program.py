@@ -18,6 +18,8 @@ from typing import Any
 INSTRUCTION = struct.Struct("=BBhi")
 #: BPF_LD | BPF_DW | BPF_IMM: loads 64 bits and takes two instructions. Its source register gives the kind of the value.
 _LOAD_64 = 0x18
+#: ``return 0``: BPF_ALU64 | BPF_MOV | BPF_K with register 0, then BPF_JMP | BPF_EXIT.
+EMPTY_PROGRAM = INSTRUCTION.pack(0xB7, 0, 0, 0) + INSTRUCTION.pack(0x95, 0, 0, 0)
 #: BPF_PSEUDO_MAP_FD: the value is a map. The kernel expects its descriptor; the compiler puts its number there.
 _MAP = 1
 #: The value is the port of the canaries. The kernel does not know this kind, so it refuses a mark that was overlooked.

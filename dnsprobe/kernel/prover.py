@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dnsprobe.errors import UserError
+from dnsprobe.hook_names import Attach
 from dnsprobe.kernel.canary import Canaries, CanaryPort
 from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung
 from dnsprobe.kernel.loader_client import LoaderClient
@@ -20,10 +21,12 @@ from dnsprobe.kernel.maps import EventRing
 class PathState:
     """The state of a path: the rung and symbol that see it, empty if none does; whether the last canaries proved it.
 
-    ``tried`` are the hooks that were refused or not proved, each with the reason.
+    ``rung`` and ``attach`` are the key of the rung in RUNGS. ``tried`` are the hooks that were refused or not proved,
+    each with the reason.
     """
 
     rung: str = ""
+    attach: str = ""
     symbol: str = ""
     verified: bool = False
     tried: list[str] = field(default_factory=list)
@@ -31,14 +34,28 @@ class PathState:
     @property
     def place(self) -> str:
         """How messages call the hook: ``kprobe udp_send_skb.isra.51``. Empty if there is none."""
-        return RUNGS[self.rung].place(self.symbol) if self.rung else ""
+        return RUNGS[self.rung, self.attach].place(self.symbol) if self.rung else ""
+
+
+@dataclass(frozen=True, slots=True)
+class HookChoice:
+    """Which rungs may serve: ``udp`` and ``tcp`` are the name of a rung, or ``auto`` for all.
+
+    ``fentry`` is whether functions may be attached to by fentry.
+    """
+
+    udp: str = "auto"
+    tcp: str = "auto"
+    fentry: bool = True
 
 
 class _Climb:
     """The way up one ladder: the rung and the attempt that come next, for the paths that have no hook yet."""
 
-    def __init__(self, ladder: Sequence[Rung], hook: str, paths: Sequence[str]) -> None:
-        self._rungs = [rung for rung in ladder if hook in {"auto", rung.name}]
+    def __init__(self, ladder: Sequence[Rung], choice: HookChoice, hook: str, paths: Sequence[str]) -> None:
+        self._rungs = [
+            rung for rung in ladder if hook in {"auto", rung.name} and (choice.fentry or rung.attach != Attach.FENTRY)
+        ]
         self.open_paths = [path for path in paths if path in ladder[0].functions]
         self.attempt = 0
 
@@ -90,19 +107,17 @@ class Prover:
     def climb(
         self,
         loader: LoaderClient,
-        hook: str,
-        tcp_hook: str,
+        choice: HookChoice,
         log: Callable[[str], None],
         trying: Callable[[str], None],
     ) -> None:
         """Attach, for each path, the first rung that its canaries prove. UserError if a UDP path has none.
 
-        ``hook`` and ``tcp_hook`` are the name of a rung, or ``auto`` to try all. ``log`` gets the messages of compiler
-        and verifier, ``trying`` the name of a rung before each attempt.
+        ``log`` gets the messages of compiler and verifier, ``trying`` the title of a rung before each attempt.
         """
         paths = self.active_paths
-        udp = _Climb(UDP_LADDER, hook, paths)
-        tcp = _Climb(TCP_LADDER, tcp_hook, paths)
+        udp = _Climb(UDP_LADDER, choice, choice.udp, paths)
+        tcp = _Climb(TCP_LADDER, choice, choice.tcp, paths)
         # The sender of the canaries starts while the loader compiles.
         canaries = self._canaries(paths)
         try:
@@ -128,7 +143,7 @@ class Prover:
     ) -> list[Hook]:
         """Attach in the next way that the kernel accepts; no hook if there is none left."""
         while rung := climb.rung:
-            trying(rung.name)
+            trying(rung.title)
             attached = loader.attach(rung, climb.open_paths, climb.attempt)
             if attached.messages:
                 log(attached.messages)
@@ -154,11 +169,11 @@ class Prover:
         canaries.wait()
         verdicts = self._verdicts(canaries, paths)
         for hook in hooks:
-            place = RUNGS[hook.rung].place(hook.symbol)
+            place = RUNGS[hook.rung, hook.attach].place(hook.symbol)
             if not any(verdicts[path] for path in hook.paths):
                 for path in hook.paths:
                     state = self.paths[path]
-                    state.rung, state.symbol, state.verified = hook.rung, hook.symbol, True
+                    state.rung, state.attach, state.symbol, state.verified = hook.rung, hook.attach, hook.symbol, True
                 self.hooks.append(hook)
                 continue
             for path in hook.paths:
@@ -198,7 +213,7 @@ class Prover:
         return dict.fromkeys(self.served_paths, problem)
 
     def missed_runs(self) -> int:
-        """Return how many packets and writes were missed, because another BPF program ran on that CPU."""
+        """Return how many packets and writes were missed, because they interrupted a BPF program on that CPU."""
         return self._missed_before_close + sum(hook.missed_runs() for hook in self.hooks)
 
     def close(self) -> None:

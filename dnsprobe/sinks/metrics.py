@@ -27,12 +27,13 @@ _OF_QUERIES = ("domain", "qtype")
 class Snapshot:
     """The numbers that a scrape shows, at one moment.
 
-    ``hooks`` has a (path, hook, symbol) for each path with a hook. ``verified`` is True for a path whose last canary
-    queries came back. ``losses`` has every loss from the start, at zero. ``reload_time`` is in seconds since the epoch.
+    ``hooks`` has a (path, hook, attach, symbol) for each path with a hook. ``verified`` is True for a path whose last
+    canary queries came back. ``losses`` has every loss from the start, at zero. ``reload_time`` is in seconds since the
+    epoch.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)
-    hooks: Sequence[tuple[str, str, str]] = ()
+    hooks: Sequence[tuple[str, str, str, str]] = ()
     verified: Mapping[str, bool] = field(default_factory=dict)
     events: int = 0
     losses: Mapping[Loss, int] = field(default_factory=lambda: NO_LOSSES)
@@ -82,11 +83,11 @@ class DaemonCollector(Collector):
         yield InfoMetricFamily("dnsprobe_build", "The version of dnsprobe that runs.", {"version": __version__})
         hooks = InfoMetricFamily(
             "dnsprobe_hook",
-            "The hook that sees the queries of a path, and its symbol in the kernel.",
-            labels=["path", "hook", "symbol"],
+            "The hook that sees the queries of a path, how it is attached, and its symbol in the kernel.",
+            labels=["path", "hook", "attach", "symbol"],
         )
-        for path, hook, symbol in now.hooks:
-            hooks.add_metric([shown(path), shown(hook), shown(symbol)], {})
+        for labels in now.hooks:
+            hooks.add_metric([shown(label) for label in labels], {})
         yield hooks
         verified = GaugeMetricFamily(
             "dnsprobe_path_verified", "Whether the last canary query down this path was seen, 1 or 0.", labels=["path"]

@@ -190,15 +190,16 @@ def _paths(page: Page) -> str:
     now = page.snapshot
     proof = {True: markup.good("proved"), False: markup.bad("not proved")}
     rows = [
-        (markup.text(path), markup.text(hook), markup.text(symbol), proof[bool(now.verified.get(path))])
-        for path, hook, symbol in now.hooks
+        (*map(markup.text, (path, hook, attach, symbol)), proof[bool(now.verified.get(path))])
+        for path, hook, attach, symbol in now.hooks
     ]
     rows += [
-        (markup.text(path), "none", markup.short_text(tried), markup.bad("not seen"))
+        (markup.text(path), "none", "", markup.short_text(tried), markup.bad("not seen"))
         for path, tried in page.unserved.items()
     ]
     lineage = f"off ({markup.short_text(page.lineage_problem)})" if page.lineage_problem else "on"
-    return f"{markup.table(('Path', 'Hook', 'Symbol', 'Proof'), rows)}\n<p>Lineage tracking is {lineage}.</p>"
+    table = markup.table(("Path", "Hook", "Attached by", "Symbol", "Proof"), rows)
+    return f"{table}\n<p>Lineage tracking is {lineage}.</p>"
 
 
 def _losses(page: Page) -> str:

@@ -232,7 +232,14 @@ def health() -> Iterator[Json]:
             )
         ],
         "The hook of each path, and whether the last test queries came back as they were sent.",
-        columns={"instance": "Host", "path": "Path", "Value": "Proved", "hook": "Hook", "symbol": "Symbol"},
+        columns={
+            "instance": "Host",
+            "path": "Path",
+            "Value": "Proved",
+            "hook": "Hook",
+            "attach": "Attached by",
+            "symbol": "Symbol",
+        },
         overrides=[
             override(
                 "Proved",

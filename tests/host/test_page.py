@@ -378,7 +378,7 @@ def test_without_javascript_all_but_the_graph_is_shown(open_tab: Open, service: 
             expect(page.locator(f"#{part} table")).to_be_visible()
         paths = [row.split("\t") for row in page.locator("#paths tbody tr").all_inner_texts()]
         hooks = [labels for labels, _ in service.samples("dnsprobe_hook_info")]
-        assert paths == [[hook["path"], hook["hook"], hook["symbol"], "proved"] for hook in hooks]
+        assert paths == [[hook["path"], hook["hook"], hook["attach"], hook["symbol"], "proved"] for hook in hooks]
 
 
 def test_every_loss_is_listed(open_tab: Open, service: Service) -> None:

@@ -93,5 +93,5 @@ def test_tcp_has_two_programs_if_one_can_be_interrupted(
 def test_a_refused_program_comes_with_the_log_of_the_verifier() -> None:
     exit_without_result = struct.pack("=BBhi", 0x95, 0, 0, 0)
     with pytest.raises(libbpf.RefusedError, match="Permission denied") as refused:
-        libbpf.load_program(libbpf.RAW_TRACEPOINT, "refused", exit_without_result)
+        libbpf.load_program(libbpf.ProgramKind(libbpf.RAW_TRACEPOINT), "refused", exit_without_result)
     assert "R0 !read_ok" in refused.value.log

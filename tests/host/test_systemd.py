@@ -73,7 +73,7 @@ def test_systemd_gets_each_state_of_the_service(start: Start, scene: Scene, mana
     assert trying["STATUS"].startswith("trying ")
     ready = manager.receive("READY")
     hooks = ", ".join(
-        f"{labels['path']} at {RUNGS[labels['hook']].place(labels['symbol'])}"
+        f"{labels['path']} at {RUNGS[labels['hook'], labels['attach']].place(labels['symbol'])}"
         for labels, _ in service.samples("dnsprobe_hook_info")
     )
     assert ready == {"READY": "1", "STATUS": f"{hooks}; 1 rule; 0 queries"}

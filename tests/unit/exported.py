@@ -11,7 +11,7 @@ _FULL = Snapshot(
         Series("watched.test", "A", "udp", "dig", "bash;dig", "session-3.scope", ""): 3,
         Series("", "", "dot", "firefox", "sway;firefox", "session-3.scope", ""): 1,
     },
-    hooks=[("udp4", "ip_send_skb", "ip_send_skb")],
+    hooks=[("udp4", "ip_send_skb", "fentry", "ip_send_skb")],
     verified={"udp4": True},
 )
 

@@ -340,7 +340,7 @@ SCALARS = [
         "probe",
         "hook",
         "kprobe",
-        "not a possible value (kprobe); use one of auto, ip_send_skb, udp_send_skb, net_dev_queue",
+        "not a possible value (kprobe); use one of auto, ip_send_skb, udp_send_skb, cgroup_skb, net_dev_queue",
     ),
     ("probe", "hook", "", "not a possible value (no value); use one of auto"),
     ("probe", "btf", "vmlinux", "not an absolute path (vmlinux); use a path that begins with /"),

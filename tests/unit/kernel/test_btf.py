@@ -69,7 +69,12 @@ def btf() -> Btf:
     make.compound("struct", "bits", ("flag", u32, 3 << 24 | 5), ("plain", u32, 64), flag=1)
     values = [("MINUS", -1), ("SEVEN", 7)]
     make.add("enum", "named", 4, 2, b"".join(struct.pack("=Ii", make.name(name), value) for name, value in values))
-    return Btf(make.data(), frozenset({"outer", "inner", "bits", "missing", "named"}))
+    return Btf(make.data(), frozenset({"outer", "inner", "bits", "missing", "named", "call", "inner_t"}))
+
+
+def test_functions_have_their_ids(btf: Btf) -> None:
+    # The sixth type. Type 0 is void, so they are numbered from 1.
+    assert btf.functions == {"call": 6}
 
 
 def test_names_are_found_as_a_whole(btf: Btf) -> None:

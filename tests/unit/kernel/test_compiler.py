@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dnsprobe.errors import UserError
+from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import compiler as compiler_module
 from dnsprobe.kernel.compiler import Compiler
 from dnsprobe.kernel.hooks import RUNGS
@@ -33,33 +34,43 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def made(cache: str = "", *, tcp_problem: str = "", preemptible: bool = False) -> Compiler:
-    layout = Layout({"SKB_HEAD": 200}, tcp_problem, "", preemptible)
+    layout = Layout({"SKB_HEAD": 200}, tcp_problem, "", preemptible, {})
     return Compiler(layout, [53, 5353], [853], ["SETTINGS", "COUNTS"], ProgramCache(cache))
 
 
 @pytest.mark.parametrize(
-    ("tcp_problem", "preemptible", "kprobes", "macros"),
+    ("tcp_problem", "preemptible", "rung", "streams", "macros"),
     [
-        ("", False, True, ("HOOK_IP_SEND_SKB", "STREAM_FUNCTION")),
-        ("", False, False, ("HOOK_IP_SEND_SKB", "STREAM_TRACEPOINT")),
-        ("", True, False, ("HOOK_IP_SEND_SKB", "STREAM_TRACEPOINT", "STREAM_TWICE")),
-        ("this kernel has no tcp_sock.snd_una", False, True, ("HOOK_IP_SEND_SKB",)),
+        ("", False, ("ip_send_skb", "kprobe"), "kprobe", ("HOOK_IP_SEND_SKB", "STREAM_FUNCTION")),
+        ("", False, ("ip_send_skb", "kprobe"), "fentry", ("HOOK_IP_SEND_SKB", "STREAM_FUNCTION")),
+        ("", False, ("ip_send_skb", "fentry"), "fentry", ("HOOK_IP_SEND_SKB", "ATTACH_FENTRY", "STREAM_FUNCTION")),
+        ("", False, ("cgroup_skb", "cgroup"), "fentry", ("HOOK_EGRESS", "ATTACH_FENTRY", "STREAM_FUNCTION")),
+        ("", False, ("cgroup_skb", "cgroup"), "kprobe", ("HOOK_EGRESS", "STREAM_FUNCTION")),
+        ("", False, ("cgroup_skb", "cgroup"), "tracepoint", ("HOOK_EGRESS", "STREAM_TRACEPOINT")),
+        ("", True, ("cgroup_skb", "cgroup"), "tracepoint", ("HOOK_EGRESS", "STREAM_TRACEPOINT", "STREAM_TWICE")),
+        ("no tcp_sock.snd_una", False, ("ip_send_skb", "kprobe"), "kprobe", ("HOOK_IP_SEND_SKB",)),
+        ("no tcp_sock.snd_una", False, ("ip_send_skb", "fentry"), "fentry", ("HOOK_IP_SEND_SKB", "ATTACH_FENTRY")),
     ],
 )
 @pytest.mark.usefixtures("runs")
 def test_a_udp_rung_comes_with_the_program_for_tcp(
-    tcp_problem: str, preemptible: bool, kprobes: bool, macros: tuple[str, ...]
+    tcp_problem: str, preemptible: bool, rung: tuple[str, str], streams: Attach, macros: tuple[str, ...]
 ) -> None:
     compiler = made(tcp_problem=tcp_problem, preemptible=preemptible)
-    assert compiler.compile_rung(RUNGS["ip_send_skb"], kprobes=kprobes).macros == macros
+    assert compiler.compile_rung(RUNGS[rung], streams=streams).macros == macros
 
 
 def test_a_tcp_rung_uses_what_is_compiled_already(runs: list[list[str]]) -> None:
     compiler = made()
-    udp = compiler.compile_rung(RUNGS["udp_send_skb"], ("PORT_IN_FLOW=1",), kprobes=True)
-    assert compiler.compile_rung(RUNGS["tcp_sendmsg"], kprobes=True) is udp
+    kprobe, fentry = Attach.KPROBE, Attach.FENTRY
+    udp = compiler.compile_rung(RUNGS["udp_send_skb", kprobe], ("PORT_IN_FLOW=1",), streams=kprobe)
+    assert compiler.compile_rung(RUNGS["tcp_sendmsg", kprobe], streams=kprobe) is udp
     assert len(runs) == 1
-    assert compiler.compile_rung(RUNGS["tcp_tracepoint"], kprobes=True).macros == ("STREAM_TRACEPOINT",)
+    # Programs for fentry find the arguments in another place.
+    macros = compiler.compile_rung(RUNGS["tcp_sendmsg", fentry], streams=fentry).macros
+    assert macros == ("ATTACH_FENTRY", "STREAM_FUNCTION")
+    tracepoint = compiler.compile_rung(RUNGS["tcp_tracepoint", "tracepoint"], streams=kprobe)
+    assert tracepoint.macros == ("STREAM_TRACEPOINT",)
     assert compiler.latest.macros == ("STREAM_TRACEPOINT",)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER, attempts
+from dnsprobe.kernel import libbpf
+from dnsprobe.kernel.hooks import FUNCTIONS, PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, attempts
 from dnsprobe.kernel.kallsyms import Symbol
 
 
@@ -16,7 +17,7 @@ def symbols(*names: str) -> list[Symbol]:
 def ways(rung: str, *names: str) -> list[tuple[list[str], tuple[str, ...]]]:
     return [
         ([symbol.name for symbol in attempt.symbols], attempt.macros)
-        for attempt in attempts(RUNGS[rung], symbols(*names), "udp_send_skb")
+        for attempt in attempts(RUNGS[rung, "kprobe"], symbols(*names), "udp_send_skb")
     ]
 
 
@@ -27,6 +28,35 @@ def test_every_rung_serves_every_path() -> None:
     for protocol, ladder in (("udp", UDP_LADDER), ("tcp", TCP_LADDER)):
         for rung in ladder:
             assert set(rung.functions) == {path for path in PATHS if path.startswith(protocol)}
+
+
+def test_both_ways_to_attach_to_a_function_have_the_same_programs() -> None:
+    assert {"ip_send_skb", "udp_v6_send_skb", "tcp_sendmsg_locked", "tcp_sendmsg"} < FUNCTIONS
+    for (name, attach), rung in RUNGS.items():
+        if attach == "fentry":
+            other = RUNGS[name, "kprobe"]
+            assert (rung.functions, rung.macro) == (other.functions, other.macro)
+            assert [rung.program(function) for function in rung.functions.values()] == [
+                other.program(function) for function in other.functions.values()
+            ]
+
+
+def test_messages_say_how_a_hook_is_attached() -> None:
+    assert [RUNGS[key].place("symbol") for key in (("ip_send_skb", "fentry"), ("tcp_tracepoint", "tracepoint"))] == [
+        "fentry symbol",
+        "tracepoint symbol",
+    ]
+    assert RUNGS["cgroup_skb", "cgroup"].place("egress") == "cgroup egress"
+    assert RUNGS["cgroup_skb", "cgroup"].program("egress") == "egress_entry"
+
+
+def test_runs_are_missed_only_if_all_programs_for_tcp_miss_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    missed = {1: 5, 2: 3}
+    runs = libbpf.ProgramRuns
+    monkeypatch.setattr(libbpf, "program_runs", lambda program: runs(0, 0, missed[program], 0))
+    assert Hook("tcp_tracepoint", "tracepoint", ("tcp4",), "", [1, 2], []).missed_runs() == 3
+    assert Hook("ip_send_skb", "fentry", ("udp4",), "", [1, 2], []).missed_runs() == 8
+    assert Hook("ip_send_skb", "fentry", ("udp4",), "", [], []).missed_runs() == 0
 
 
 def test_a_global_function_has_one_way() -> None:

@@ -20,6 +20,7 @@ class FakeBtf:
 
     def __init__(self, missing: frozenset[str], offsets: Mapping[str, int], names: frozenset[str]) -> None:
         self.missing, self.offsets, self.names = missing, offsets, names
+        self.functions = {"ip_send_skb": 7}
 
     def offset(self, struct_name: str, *path: str) -> int:
         member = f"{struct_name}.{'.'.join(path)}"
@@ -44,6 +45,7 @@ def test_a_kernel_with_all_members_has_no_problem() -> None:
     found = of()
     assert (found.tcp_problem, found.lineage_problem, found.preemptible_tracepoints) == ("", "", False)
     assert MISSING not in found.macros.values()
+    assert found.functions == {"ip_send_skb": 7}
     assert found.macros["ITER_KIND(type)"] == "((type)&255)"
 
 

@@ -27,8 +27,8 @@ def test_hooks_come_back_with_their_descriptors(channels: Channels) -> None:
     pipes = [os.pipe() for _ in range(3)]
     fds = [fd for pair in pipes for fd in pair]
     hooks = [
-        Hook("ip_send_skb", ("udp4",), "ip_send_skb", fds[:1], fds[1:3]),
-        Hook("tcp_tracepoint", ("tcp4", "tcp6"), "tcp_sendmsg_locked", fds[3:5], fds[5:]),
+        Hook("ip_send_skb", "fentry", ("udp4",), "ip_send_skb", fds[:1], fds[1:3]),
+        Hook("tcp_tracepoint", "tracepoint", ("tcp4", "tcp6"), "tcp_sendmsg_locked", fds[3:5], fds[5:]),
     ]
     message = {"hooks": loader_protocol.describe(hooks), "refused": {}}
     loader_protocol.send(channels[0], message, loader_protocol.descriptors(hooks))
@@ -36,8 +36,8 @@ def test_hooks_come_back_with_their_descriptors(channels: Channels) -> None:
     assert answer is not None
     restored = loader_protocol.restore(answer["hooks"], received)
     try:
-        assert [(hook.rung, hook.paths, hook.symbol) for hook in restored] == [
-            (hook.rung, hook.paths, hook.symbol) for hook in hooks
+        assert [(hook.rung, hook.attach, hook.paths, hook.symbol) for hook in restored] == [
+            (hook.rung, hook.attach, hook.paths, hook.symbol) for hook in hooks
         ]
         files = [[os.fstat(fd).st_ino for fd in (*hook.programs, *hook.links)] for hook in (*hooks, *restored)]
         assert files[:2] == files[2:]

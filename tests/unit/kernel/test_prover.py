@@ -14,9 +14,10 @@ from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.hooks import Hook, Rung
 from dnsprobe.kernel.loader_client import Attached, LoaderClient
 from dnsprobe.kernel.maps import EventRing
-from dnsprobe.kernel.prover import Prover
+from dnsprobe.kernel.prover import HookChoice, Prover
 
 NO_KPROBES = "this kernel has no kprobes"
+NO_FENTRY = "BTF has no such function"
 
 
 class FakeHook(Hook):
@@ -27,16 +28,17 @@ class FakeHook(Hook):
 
 
 class FakeLoader:
-    """Attaches the rungs in ``attempts``, which has the number of ways for each; refuses all others."""
+    """Attaches the rungs in ``attempts``, which has the number of ways for each title; refuses all others."""
 
     def __init__(self, attempts: Mapping[str, int], messages: str = "") -> None:
         self.attempts, self.messages = attempts, messages
         self.hooks: list[FakeHook] = []
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> Attached:
-        if attempt >= self.attempts.get(rung.name, 0):
-            return Attached([], dict.fromkeys(paths, NO_KPROBES), self.messages)
-        hook = FakeHook(rung.name, tuple(paths), f"symbol{attempt}", [], [])
+        if attempt >= self.attempts.get(rung.title, 0):
+            reason = NO_FENTRY if rung.attach == "fentry" else NO_KPROBES
+            return Attached([], dict.fromkeys(paths, reason), self.messages)
+        hook = FakeHook(rung.name, rung.attach, tuple(paths), f"symbol{attempt}", [], [])
         self.hooks.append(hook)
         return Attached([hook], {}, "")
 
@@ -78,21 +80,24 @@ def prover(*paths: str) -> Prover:
     return Prover(cast(CanaryPort, port), b"\0", cast(EventRing, SimpleNamespace(read=list)))
 
 
-def climb(made: Prover, loader: FakeLoader, hook: str = "auto", tcp_hook: str = "auto") -> list[str]:
+def climb(
+    made: Prover, loader: FakeLoader, hook: str = "auto", tcp_hook: str = "auto", *, fentry: bool = True
+) -> list[str]:
     """Climb, and return the rungs that were tried."""
     tried: list[str] = []
-    made.climb(cast(LoaderClient, loader), hook, tcp_hook, lambda _: None, tried.append)
+    made.climb(cast(LoaderClient, loader), HookChoice(hook, tcp_hook, fentry), lambda _: None, tried.append)
     return tried
 
 
 @pytest.mark.usefixtures("problems")
 def test_the_best_rung_serves_if_it_is_proved() -> None:
     made = prover("udp4", "udp6", "tcp4")
-    assert climb(made, FakeLoader({"ip_send_skb": 1, "tcp_sendmsg_locked": 1})) == ["ip_send_skb", "tcp_sendmsg_locked"]
+    ways = ["ip_send_skb by fentry", "tcp_sendmsg_locked by fentry"]
+    assert climb(made, FakeLoader(dict.fromkeys(ways, 1))) == ways
     assert made.active_paths == ("udp4", "udp6", "tcp4")
     assert made.served_paths == ["udp4", "udp6", "tcp4"]
     assert (made.unserved, len(made.hooks)) == ({}, 2)
-    assert (made.paths["tcp4"].place, made.paths["tcp4"].verified) == ("kprobe symbol0", True)
+    assert (made.paths["tcp4"].place, made.paths["tcp4"].verified) == ("fentry symbol0", True)
     assert made.paths["tcp6"].place == ""
 
 
@@ -100,44 +105,76 @@ def test_the_best_rung_serves_if_it_is_proved() -> None:
 def test_a_refused_rung_gives_way_to_the_next() -> None:
     made = prover("udp4", "udp6")
     log = "first line\nR1 is wrong\nprocessed 7 insns"
-    assert climb(made, FakeLoader({"net_dev_queue": 1}, log)) == ["ip_send_skb", "udp_send_skb", "net_dev_queue"]
-    assert made.paths["udp6"].place == "tracepoint symbol0"
+    assert climb(made, FakeLoader({"cgroup_skb": 1}, log)) == [
+        "ip_send_skb by fentry",
+        "ip_send_skb by kprobe",
+        "udp_send_skb by fentry",
+        "udp_send_skb by kprobe",
+        "cgroup_skb",
+    ]
+    assert made.paths["udp6"].place == "cgroup symbol0"
     assert made.paths["udp6"].tried == [
+        f"fentry ip6_send_skb: {NO_FENTRY} (R1 is wrong)",
         f"kprobe ip6_send_skb: {NO_KPROBES} (R1 is wrong)",
+        f"fentry udp_v6_send_skb: {NO_FENTRY} (R1 is wrong)",
         f"kprobe udp_v6_send_skb: {NO_KPROBES} (R1 is wrong)",
+    ]
+
+
+@pytest.mark.usefixtures("problems")
+def test_without_fentry_only_kprobes_are_tried_at_functions() -> None:
+    made = prover("udp4", "tcp4")
+    loader = FakeLoader({"udp_send_skb by fentry": 1, "udp_send_skb by kprobe": 1, "tcp_sendmsg by kprobe": 1})
+    tried = climb(made, loader, fentry=False)
+    assert tried == [
+        "ip_send_skb by kprobe",
+        "udp_send_skb by kprobe",
+        "tcp_sendmsg_locked by kprobe",
+        "tcp_sendmsg by kprobe",
+    ]
+    assert made.paths["udp4"].place == "kprobe symbol0"
+
+
+@pytest.mark.usefixtures("problems")
+def test_a_hook_that_is_named_is_tried_in_all_its_ways() -> None:
+    made = prover("udp4")
+    assert climb(made, FakeLoader({"udp_send_skb by kprobe": 1}), hook="udp_send_skb") == [
+        "udp_send_skb by fentry",
+        "udp_send_skb by kprobe",
     ]
 
 
 def test_a_hook_that_is_not_proved_is_closed_and_tried_in_another_way(problems: list[dict[str, str]]) -> None:
     problems += [{"udp4": "port is 1, not 2"}, {}]
-    loader = FakeLoader({"udp_send_skb": 2})
+    loader = FakeLoader({"udp_send_skb by kprobe": 2})
     made = prover("udp4", "udp6")
     climb(made, loader, hook="udp_send_skb")
     assert [hook.closed for hook in loader.hooks] == [True, False]
-    assert made.paths["udp4"].tried == ["kprobe symbol0: port is 1, not 2"]
-    assert made.paths["udp6"].tried == ["kprobe symbol0: shared with a path that it does not serve"]
+    assert made.paths["udp4"].tried[1:] == ["kprobe symbol0: port is 1, not 2"]
+    assert made.paths["udp6"].tried[1:] == ["kprobe symbol0: shared with a path that it does not serve"]
     assert made.paths["udp4"].place == "kprobe symbol1"
 
 
 @pytest.mark.usefixtures("problems")
 def test_without_a_hook_for_udp_the_start_fails() -> None:
     made = prover("udp4", "tcp4")
-    with pytest.raises(UserError, match=rf"^no hook could be verified\. udp4: kprobe ip_send_skb: {NO_KPROBES}$"):
-        climb(made, FakeLoader({"tcp_sendmsg": 1}), hook="ip_send_skb")
+    reasons = f"fentry ip_send_skb: {NO_FENTRY}; kprobe ip_send_skb: {NO_KPROBES}"
+    with pytest.raises(UserError, match=rf"^no hook could be verified\. udp4: {reasons}$"):
+        climb(made, FakeLoader({"tcp_sendmsg by fentry": 1}), hook="ip_send_skb")
     assert made.served_paths == ["tcp4"]
 
 
 @pytest.mark.usefixtures("problems")
 def test_without_a_hook_for_tcp_udp_is_served() -> None:
     made = prover("udp4", "tcp4")
-    climb(made, FakeLoader({"ip_send_skb": 1}), tcp_hook="tcp_sendmsg")
+    climb(made, FakeLoader({"ip_send_skb by fentry": 1}), tcp_hook="tcp_tracepoint")
     assert made.served_paths == ["udp4"]
-    assert made.unserved == {"tcp4": f"kprobe tcp_sendmsg: {NO_KPROBES}"}
+    assert made.unserved == {"tcp4": f"tracepoint tcp_sendmsg_locked: {NO_KPROBES}"}
 
 
 def test_later_rounds_change_whether_a_path_is_verified(problems: list[dict[str, str]]) -> None:
     made = prover("udp4", "udp6")
-    climb(made, FakeLoader({"ip_send_skb": 1}))
+    climb(made, FakeLoader({"ip_send_skb by fentry": 1}))
     problems.append({"udp6": "the hook did not report the canary"})
     assert made.finish_round(made.start_round()) == {"udp6": "the hook did not report the canary"}
     assert [made.paths[path].verified for path in made.served_paths] == [True, False]

@@ -27,7 +27,11 @@ FULL = Snapshot(
         Series("example.test", "(other)", "udp", "(other)", "(other)", "", ""): 5,
         Series(".", "HTTPS", "udp", NASTY, f"x;{NASTY}", "user@1000.service", ""): 11,
     },
-    hooks=[("udp", "kprobe", "ip_send_skb"), ("udp6", "kprobe", "ip6_send_skb"), ("tcp", "raw_tp", "x.isra.51")],
+    hooks=[
+        ("udp4", "ip_send_skb", "fentry", "ip_send_skb"),
+        ("udp6", "ip_send_skb", "fentry", "ip6_send_skb"),
+        ("tcp4", "tcp_sendmsg", "kprobe", "x.isra.51"),
+    ],
     verified={"udp": True, "udp6": True, "tcp": False},
     events=42,
     losses=NO_LOSSES | {loss: place for place, loss in enumerate(LOSSES)},
@@ -130,7 +134,7 @@ def test_hostile_labels_do_not_break_the_scrape(raw: bytes, form: str) -> None:
     label = raw.decode("utf-8", "surrogateescape") * 20
     snapshot = Snapshot(
         counts={Series(label, label, label, label, label, label, label): 3},
-        hooks=[(label, label, label)],
+        hooks=[(label, label, label, label)],
         verified={label: True},
     )
     registry = Registry(lambda: snapshot)

@@ -101,7 +101,7 @@ def in_full(raw: bytes) -> Page:
     return Page(
         snapshot=replace(
             snapshot({asked.ancestry.tree: 2}),
-            hooks=[("udp4", "ip_send_skb", text)],
+            hooks=[("udp4", "ip_send_skb", "kprobe", text)],
             verified={"udp4": True},
         ),
         rules=(replace(RULE, name=text or "x", pattern=text or "x"),),
@@ -276,7 +276,7 @@ def test_losses_are_there_at_zero() -> None:
 def test_problems_are_shown() -> None:
     wrong = Page(
         Snapshot(
-            hooks=[("udp4", "ip_send_skb", "ip_send_skb")],
+            hooks=[("udp4", "ip_send_skb", "fentry", "ip_send_skb")],
             verified={"udp4": False, "tcp4": False},
             reload_successful=False,
         ),

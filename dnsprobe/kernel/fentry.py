@@ -1,0 +1,46 @@
+"""To which functions of the running kernel programs can be attached by fentry (trampolines at their entries)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from dnsprobe.kernel import libbpf
+from dnsprobe.kernel.attach import attach_fentry
+from dnsprobe.kernel.program import EMPTY_PROGRAM
+
+
+class Fentry:
+    """Finds out whether a function can be attached to. ``functions`` are the BTF ids of functions by their names."""
+
+    def __init__(self, functions: Mapping[str, int]) -> None:
+        self._functions = functions
+        self._problems: dict[str, str] = {}
+
+    def kind(self, function: str) -> libbpf.ProgramKind:
+        """Return what programs for a function are loaded as; KeyError if BTF does not have the function."""
+        return libbpf.ProgramKind(libbpf.TRACING, libbpf.TRACE_FENTRY, self._functions[function])
+
+    def problem(self, function: str) -> str:
+        """Return why the kernel cannot attach to a function by fentry, an empty text if it can.
+
+        This attaches an empty program for a moment. It costs little, whereas the compiler takes a second.
+        """
+        if function not in self._problems:
+            self._problems[function] = self._try(function)
+        return self._problems[function]
+
+    def _try(self, function: str) -> str:
+        if function not in self._functions:
+            return f"BTF has no function {function}"
+        try:
+            program = libbpf.load_program(self.kind(function), "empty", EMPTY_PROGRAM)
+        except OSError as error:
+            return f"the kernel refuses an empty program for {function}: {libbpf.reason(error)}"
+        try:
+            os.close(attach_fentry(program))
+        except OSError as error:
+            return f"cannot attach to {function} by fentry: {libbpf.reason(error)}"
+        finally:
+            os.close(program)
+        return ""
