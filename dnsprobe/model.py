@@ -144,16 +144,19 @@ class Query:
 
     - ``time_ns`` is the moment of the send in nanoseconds (CLOCK_MONOTONIC).
     - ``qname`` is in wire format (RFC 1035, section 3.1): lower case, with the root byte.
-    - ``transport`` is ``udp`` or ``tcp``. mDNS and LLMNR are recognized by their port: ``mdns``, ``llmnr``.
+    - ``qclass`` is 1 (IN) for nearly all queries. Over mDNS, it has not the bit that asks for an answer by unicast.
+    - ``transport`` is ``udp``, ``tcp``, ``mdns`` or ``llmnr``.
     - ``uid`` and ``gid`` are those of the sender in the initial user namespace.
     - ``net_ns`` is the inode number of the network namespace that the query leaves, 0 if it is not known.
-    - ``repeats`` is the number of equal queries (process, name, type, transport) without an event since the last event.
+    - ``repeats`` is the number of equal queries (process, name, type, class, transport) without an event since the
+      last event.
     """
 
     time_ns: int
     rule: Rule
     qname: bytes
     qtype: int
+    qclass: int
     transport: str
     server: IPv4Address | IPv6Address
     port: int

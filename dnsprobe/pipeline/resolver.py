@@ -56,6 +56,7 @@ def _query(event: abi.Event, rule: Rule, ancestry: Ancestry) -> Query:
         rule=rule,
         qname=event.name,
         qtype=event.qtype,
+        qclass=event.qclass,
         transport=abi.TRANSPORTS[event.transport],
         server=ip_address(event.server),
         port=event.port,

@@ -7,11 +7,10 @@ import os
 from collections.abc import Callable
 
 from dnsprobe.model import Container, Identity, Process, Query
-from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
 from dnsprobe.sinks.fields import json_values
 from dnsprobe.sinks.queue import QueuedSink
-from dnsprobe.sinks.wording import command, endpoint, moment, name, other_chain, summary
+from dnsprobe.sinks.wording import command, endpoint, kind, moment, name, other_chain, summary
 from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, PLAIN, Look, cells, cut
 from dnsprobe.text import printable, shown
 
@@ -50,7 +49,7 @@ def _headline(query: Query, offset_ns: int, look: Look) -> str:
     facts = [
         paint(moment(query.time_ns + offset_ns).astimezone().strftime("%H:%M:%S.%f")[:-3], DIM),
         paint(plain(to_text(query.qname)), BOLD),
-        paint(qtype_name(query.qtype), CYAN),
+        paint(kind(query), CYAN),
         shown(query.transport),
         endpoint(query),
     ]

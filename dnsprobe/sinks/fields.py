@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from dnsprobe.model import Container, Identity, Process, Query
+from dnsprobe.names.qclass import IN, qclass_name
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
 from dnsprobe.sinks.wording import arguments, command
@@ -41,6 +42,8 @@ RAW: Form[str | bytes] = Form(printable, lambda raw: [printable(raw)])
 #: Text that has its escapes already.
 TEXT: Form[str] = Form(shown, lambda text: [shown(text)])
 NUMBER: Form[int] = Form(int, lambda value: [str(value)])
+#: A query class: only another one than IN is worth a field.
+CLASS: Form[int] = Form(qclass_name, lambda qclass: [] if qclass == IN else [qclass_name(qclass)])
 #: A command line separated by NUL: a list of arguments in JSON, quoted as for a shell in the journal.
 COMMAND: Form[bytes] = Form(arguments, lambda cmdline: [command(cmdline)])
 #: Words in alphabetical order: a list in JSON, separated by spaces in the journal.
@@ -108,11 +111,19 @@ FACTS: tuple[Fact[Any], ...] = (
         "the query type, such as `AAAA`, or `TYPE65280` for a type without a mnemonic",
     ),
     Fact(
+        "DNSPROBE_CLASS",
+        "qclass",
+        lambda query, _: query.qclass,
+        CLASS,
+        "the query class, such as `CH`, or `CLASS2` for a class without a mnemonic",
+        "it is `IN`",
+    ),
+    Fact(
         "DNSPROBE_TRANSPORT",
         "transport",
         lambda query, _: query.transport,
         TEXT,
-        "`udp` or `tcp`; `mdns` for port 5353 and `llmnr` for port 5355",
+        "`udp`, `tcp`, [`mdns` or `llmnr`](how-it-works.md#multicast-dns-and-llmnr)",
     ),
     Fact("DNSPROBE_SERVER", "server", lambda query, _: str(query.server), TEXT, "the address of the server"),
     Fact("DNSPROBE_PORT", "port", lambda query, _: query.port, NUMBER, "the port of the server"),
@@ -300,7 +311,8 @@ FACTS: tuple[Fact[Any], ...] = (
         "repeats",
         lambda query, _: query.repeats,
         NUMBER,
-        "how many queries like this one (same process, name, type and transport) made no entry since the last entry",
+        "how many queries like this one (same process, name, type, class and transport) made no entry since the last "
+        "entry",
     ),
     Fact(
         "DNSPROBE_ANCESTOR",

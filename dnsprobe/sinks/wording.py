@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from dnsprobe.model import Ancestry, Process, Query
+from dnsprobe.names.qclass import IN, qclass_name
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
 from dnsprobe.text import printable, shown
@@ -63,11 +64,17 @@ def endpoint(query: Query) -> str:
     return f"{query.server}#{query.port}"
 
 
+def kind(query: Query) -> str:
+    """Return the query type. A class that is not IN stands before it, as in zone files: ``CH TXT``."""
+    qtype = qtype_name(query.qtype)
+    return qtype if query.qclass == IN else f"{qclass_name(query.qclass)} {qtype}"
+
+
 def summary(query: Query) -> str:
     """Return who asked for what, in one line."""
     ancestry = query.ancestry
     text = (
-        f"{name(ancestry.asker)} asked for {to_text(query.qname)} ({qtype_name(query.qtype)}, {shown(query.transport)})"
+        f"{name(ancestry.asker)} asked for {to_text(query.qname)} ({kind(query)}, {shown(query.transport)})"
         f" by {ancestry.tree}"
     )
     return f"{text}, and {query.repeats} more like it" if query.repeats else text

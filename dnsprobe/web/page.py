@@ -16,11 +16,10 @@ from pathlib import Path
 
 from dnsprobe import __version__
 from dnsprobe.model import Query, Rule
-from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.sinks.metrics import Snapshot
-from dnsprobe.sinks.wording import endpoint, moment, name
+from dnsprobe.sinks.wording import endpoint, kind, moment, name
 from dnsprobe.text import number
 from dnsprobe.treeview.nodes import Node, add, largest
 from dnsprobe.web import markup
@@ -152,7 +151,7 @@ def _last(page: Page) -> str:
             markup.text(name(query.ancestry.asker)),
             markup.text(query.ancestry.tree),
             markup.text(to_text(query.qname)),
-            markup.text(qtype_name(query.qtype)),
+            markup.text(kind(query)),
             markup.text(query.transport),
             markup.text(endpoint(query)),
         )

@@ -34,6 +34,7 @@ QUERY = Query(
     rule=RULE,
     qname=b"\3www\7example\4test\0",
     qtype=1,
+    qclass=1,
     transport="udp",
     server=IPv4Address("127.0.0.53"),
     port=53,

@@ -65,8 +65,9 @@ def pipeline(tmp_path: Path) -> Pipeline:
 
 def test_an_event_becomes_a_query_with_an_identity(pipeline: Pipeline) -> None:
     pipeline.add_facts("dig")
-    ((query, identity),) = pipeline.resolve(EVENT)
+    ((query, identity),) = pipeline.resolve(replace(EVENT, qclass=3))
     assert (query.rule, query.qname, query.transport) == (pipeline.rules.by_id[1], b"\4test\0", "udp")
+    assert (query.qtype, query.qclass) == (1, 3)
     assert query.server == IPv4Address("127.0.0.1")
     assert query.ancestry.chain == (DIG,)
     assert (identity.exe, identity.user, identity.unit) == ("/bin/dig", "root", f"docker-{ID}.scope")

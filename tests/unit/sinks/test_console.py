@@ -62,6 +62,15 @@ def test_tree_in_ascii() -> None:
     ]
 
 
+def test_another_class_than_in_stands_before_the_type() -> None:
+    version = query(qtype=16, qclass=3)
+    assert tree(version, IDENTITY, OFFSET).split("\n")[0] == (
+        "03:04:05.678 www.example.test CH TXT udp 127.0.0.53#53 (example.test)"
+    )
+    assert line(version, IDENTITY).startswith("dig[4242] asked for www.example.test (CH TXT, udp) by ")
+    assert json.loads(json_line(version, IDENTITY, OFFSET))["qclass"] == "CH"
+
+
 def test_the_rule_for_all_names_is_not_shown() -> None:
     text = tree(query(rule=Rule(1, ".", ".")), IDENTITY, OFFSET)
     assert text.split("\n")[0] == "03:04:05.678 www.example.test A udp 127.0.0.53#53"
@@ -167,6 +176,7 @@ def test_json_has_all_facts() -> None:
         "domain": "example.test",
         "qname": "www.example.test",
         "qtype": "A",
+        "qclass": "IN",
         "transport": "udp",
         "server": "127.0.0.53",
         "port": 53,

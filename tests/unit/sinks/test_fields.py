@@ -105,7 +105,7 @@ def test_names_of_containers_are_escaped() -> None:
 
 def test_unknown_facts_have_no_field() -> None:
     known = dict(fields(QUERY, Identity()))
-    unknown = ("EXE", "CMDLINE", "USER", "UNIT", "CGROUP", "LOGINUID", "PID_NS", "MNT_NS", "FROM_PROCFS")
+    unknown = ("CLASS", "EXE", "CMDLINE", "USER", "UNIT", "CGROUP", "LOGINUID", "PID_NS", "MNT_NS", "FROM_PROCFS")
     assert not known.keys() & {f"DNSPROBE_{name}" for name in unknown}
     assert known["DNSPROBE_UID"] == "1000"
 
@@ -119,6 +119,8 @@ def test_unknown_facts_have_no_field() -> None:
         ({"qname": b"\0"}, "DNSPROBE_QNAME", "."),
         ({"qname": b"\3a.b\1 \0"}, "DNSPROBE_QNAME", r"a\.b.\032"),
         ({"qtype": 65280}, "DNSPROBE_QTYPE", "TYPE65280"),
+        ({"qclass": 3}, "DNSPROBE_CLASS", "CH"),
+        ({"qclass": 1234}, "DNSPROBE_CLASS", "CLASS1234"),
         ({"transport": "tcp"}, "DNSPROBE_TRANSPORT", "tcp"),
         ({"server": IPv6Address("2001:db8::53"), "port": 5353}, "DNSPROBE_SERVER", "2001:db8::53"),
         ({"server": IPv6Address("2001:db8::53"), "port": 5353}, "DNSPROBE_PORT", "5353"),
@@ -128,6 +130,11 @@ def test_unknown_facts_have_no_field() -> None:
             {"repeats": 12},
             "MESSAGE",
             "dig[4242] asked for www.example.test (A, udp) by bash;make;dig, and 12 more like it",
+        ),
+        (
+            {"qtype": 255, "qclass": 255},
+            "MESSAGE",
+            "dig[4242] asked for www.example.test (ANY ANY, udp) by bash;make;dig",
         ),
         ({"ancestry": Ancestry(ANCESTRY.chain, complete=False)}, "DNSPROBE_ANCESTRY_CUT", "yes"),
         ({"ancestry": Ancestry(ANCESTRY.chain, complete=False)}, "DNSPROBE_TREE", "...;bash;make;dig"),

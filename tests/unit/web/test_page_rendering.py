@@ -294,11 +294,11 @@ def test_problems_are_shown() -> None:
 
 
 def test_the_last_queries_are_shown_newest_first() -> None:
-    newer = query(time_ns=QUERY.time_ns + 1_500_000_000, qname=b"\5newer\4test\0")
+    newer = query(time_ns=QUERY.time_ns + 1_500_000_000, qname=b"\5newer\4test\0", qclass=3)
     document = Document(render(Page(last=[QUERY, newer], offset_ns=1_700_000_000 * 10**9)))
     times = [attributes["datetime"] for tag, attributes in document.elements if tag == "time"]
     assert times[1:3] == ["2023-11-14T22:13:33.845Z", "2023-11-14T22:13:32.345Z"]
-    row = ["dig[4242]", "bash;make;dig", "newer.test", "A", "udp", "127.0.0.53#53"]
+    row = ["dig[4242]", "bash;make;dig", "newer.test", "CH A", "udp", "127.0.0.53#53"]
     assert document.text["bdi"][: len(row)] == row
     assert re.search(r">\d\d:\d\d:33\.845</time>", document.source)
 
