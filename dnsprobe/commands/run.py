@@ -200,6 +200,7 @@ class Daemon:
             verified={path: probe.prover.paths[path].verified for path in probe.prover.active_paths},
             events=probe.statistics()[Statistic.EVENTS],
             losses=self._session.losses(self._sink.dropped),
+            other_messages=self._session.other_messages(),
             journal_entries=self._sink.entries,
             rules=len(self._session.rules.rules),
             reload_successful=self._reloader.successful,

@@ -10,6 +10,7 @@ from dnsprobe.config.main import Config, ProbeConfig
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Loss, Source, read_losses
 from dnsprobe.kernel.maps import Sizes
+from dnsprobe.kernel.other_messages import read_other_messages
 from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.model import Identity, Query, Series
 from dnsprobe.names.ruleset import RuleSet
@@ -127,6 +128,10 @@ class Session:
                 Source.SERIES_FOLDED: self.totals.series_folded,
             },
         )
+
+    def other_messages(self) -> dict[str, int]:
+        """Return how many messages were not standard queries up to now, by reason."""
+        return read_other_messages(self.probe.statistics())
 
     def detach(self) -> None:
         """Detach the hooks. Counters and events can still be read."""

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from dnsprobe import __version__
 from dnsprobe.kernel.losses import METRICS, NO_LOSSES, Loss
+from dnsprobe.kernel.other_messages import OTHER_MESSAGES
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
 from dnsprobe.sinks.exposition import Encoder, SeriesLines, encode, end_of_document
 from dnsprobe.text import shown
@@ -28,8 +29,8 @@ class Snapshot:
     """The numbers that a scrape shows, at one moment.
 
     ``hooks`` has a (path, hook, attach, symbol) for each path with a hook. ``verified`` is True for a path whose last
-    canary queries came back. ``losses`` has every loss from the start, at zero. ``reload_time`` is in seconds since the
-    epoch.
+    canary queries came back. ``losses`` has every loss from the start, at zero, and ``other_messages`` every reason of
+    :data:`OTHER_MESSAGES`. ``reload_time`` is in seconds since the epoch.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Snapshot:
     verified: Mapping[str, bool] = field(default_factory=dict)
     events: int = 0
     losses: Mapping[Loss, int] = field(default_factory=lambda: NO_LOSSES)
+    other_messages: Mapping[str, int] = field(default_factory=lambda: {kind.reason: 0 for kind in OTHER_MESSAGES})
     journal_entries: int = 0
     rules: int = 0
     reload_successful: bool = True
@@ -77,6 +79,14 @@ class DaemonCollector(Collector):
         """Yield the metrics whose number of series does not depend on processes."""
         yield from self._state(now)
         yield from self._losses(now)
+        other = CounterMetricFamily(
+            "dnsprobe_messages_other",
+            "Messages to a watched port that are not standard queries, by reason.",
+            labels=["reason"],
+        )
+        for reason, messages in sorted(now.other_messages.items()):
+            other.add_metric([reason], messages)
+        yield other
 
     @staticmethod
     def _state(now: Snapshot) -> Iterator[Metric]:

@@ -1,8 +1,9 @@
-"""DNS over TCP, connections of DNS over TLS, and the ports of mDNS and LLMNR."""
+"""DNS over TCP, connections of DNS over TLS, mDNS and LLMNR, classes, and messages that are no queries."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -24,6 +25,30 @@ sys.path.append(str(GUEST))
 import stream_sender  # noqa: E402 - it lies where the guests need it
 
 CONTEXT = "import os, socket, sys\nsys.path.append(sys.argv[1])\nfrom stream_sender import *\nREADING.set()\n"
+
+
+#: Sends to the ports of multicast DNS and LLMNR, from the port ``source`` if it is not 0.
+ASK = """
+GROUPS = {4: "224.0.0.251", 6: "ff02::fb"}
+for line in (
+    "link add link0 type veth peer name link1",
+    "link set link0 up",
+    "link set link1 up",
+    "address add 192.0.2.1/24 dev link0",
+    "address add fe80::1/64 dev link0 nodad",
+):
+    subprocess.run(["ip", *line.split()], check=True)
+
+def ask(to, port, octets, source=0):
+    family = socket.AF_INET6 if ":" in to else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        if family == socket.AF_INET:
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("192.0.2.1"))
+        else:
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("link0"))
+        sender.bind(("", source))
+        sender.sendto(octets, (to, port))
+"""
 
 
 @pytest.fixture
@@ -54,6 +79,10 @@ def start_either(request: pytest.FixtureRequest, start: Start, tmp_path: Path) -
 
 def unparsed(service: Service) -> dict[str, float]:
     return {reason: value for reason, value in service.by("dnsprobe_packets_unparsed_total", "reason").items() if value}
+
+
+def other_messages(service: Service) -> dict[str, float]:
+    return {reason: value for reason, value in service.by("dnsprobe_messages_other_total", "reason").items() if value}
 
 
 def test_each_form_of_tcp_is_counted_exactly(start_either: Start, in_namespace: Sequence[str]) -> None:
@@ -178,18 +207,53 @@ sender.sendall(bytes.fromhex("0012 0001 0100 0001 0000 0000 0000 ff 01 0001 0001
 def test_messages_that_are_no_queries_are_skipped(start_either: Start, python: Callable[[str], str]) -> None:
     service = start_either("domains: [passed.test]")
     python("""
-server = Server()
-server.start()
-sender = connect("4")
 query = message("www.passed.test")
-response, update = query[:2] + bytes([0x81]) + query[3:], query[:2] + bytes([0x28]) + query[3:]
-long = query + bytes(3000)
-for octets in (response, update, long):
-    sender.sendall(len(octets).to_bytes(2, "big") + octets + frame("www.passed.test"))
-sender.close()
+# OPCODEs: NOTIFY, UPDATE, DSO, STATUS; then no question, two questions, and a response.
+begins = ["2000 0001", "2800 0001", "3000 0000", "1000 0001", "0000 0000", "0000 0002", "8100 0001"]
+others = [query[:2] + bytes.fromhex(begin) + query[6:] for begin in begins]
+with socket.create_server(("127.0.0.1", 53)):
+    sender = connect("4")
+    for octets in (*others, query + bytes(3000)):
+        framed = len(octets).to_bytes(2, "big") + octets
+        sender.sendall(framed + frame("www.passed.test"))
+        # In pieces, such a message counts once, too.
+        for piece in (framed[:1], framed[1:14], framed[14:20], framed[20:] + frame("www.passed.test")):
+            sender.sendall(piece)
 """)
-    assert service.by("dnsprobe_queries_total", "domain") == {"passed.test": 4}
+    assert service.by("dnsprobe_queries_total", "domain") == {"passed.test": 2 * (7 + 2)}
+    reasons = ("notify", "update", "dso", "opcode", "no_question", "questions")
+    assert other_messages(service) == dict.fromkeys(reasons, 2)
     assert unparsed(service) == {}
+
+
+def test_a_class_other_than_in_is_reported(start: Start, python: Callable[[str], str]) -> None:
+    service = start("domains: [class.test]\nprobe: {ports: [53, 5353]}\njournal: {repeat: 1h}")
+    python(f"""{ASK}
+def of_class(number):
+    query = message("www.class.test")
+    return query[:-13] + number.to_bytes(2, "big") + query[-11:]
+
+with socket.create_server(("127.0.0.1", 53)), connect("4") as sender:
+    # IN, CH, none; the second time, each is like the one before.
+    for octets in [of_class(number) for number in (1, 3, 2, 3, 2, 1)]:
+        ask("127.0.0.1", 53, octets)
+        sender.sendall(len(octets).to_bytes(2, "big") + octets)
+# Over multicast DNS, the top bit is not part of the class. Elsewhere it is.
+for number in (0x8001, 1, 0x80FF, 255):
+    ask(GROUPS[4], 5353, of_class(number))
+ask("127.0.0.1", 5353, of_class(0x8001))
+""")
+    assert service.by("dnsprobe_queries_total", "transport") == {"udp": 7, "tcp": 6, "mdns": 4}
+    # At its end, it writes all entries.
+    assert service.stop() == 0
+    found = re.findall(r"asked for www\.class\.test \((.*?)\)", "\n".join(service.entries()))
+    assert Counter(found) == dict.fromkeys(
+        [
+            *(f"{kind}A, {transport}" for kind in ("", "CH ", "CLASS2 ") for transport in ("udp", "tcp")),
+            *("A, mdns", "ANY A, mdns", "CLASS32769 A, udp"),
+        ],
+        1,
+    )
 
 
 def test_connections_of_dns_over_tls_are_counted(start_either: Start, python: Callable[[str], str]) -> None:
@@ -261,30 +325,6 @@ def test_udp_is_watched_even_if_no_hook_for_tcp_works(start: Start, scene: Scene
     assert "proved again" not in service.err.read_text("utf-8")
 
 
-#: Sends to the ports of multicast DNS and LLMNR, from the port ``source`` if it is not 0.
-ASK = """
-GROUPS = {4: "224.0.0.251", 6: "ff02::fb"}
-for line in (
-    "link add link0 type veth peer name link1",
-    "link set link0 up",
-    "link set link1 up",
-    "address add 192.0.2.1/24 dev link0",
-    "address add fe80::1/64 dev link0 nodad",
-):
-    subprocess.run(["ip", *line.split()], check=True)
-
-def ask(to, port, octets, source=0):
-    family = socket.AF_INET6 if ":" in to else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sender:
-        if family == socket.AF_INET:
-            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("192.0.2.1"))
-        else:
-            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("link0"))
-        sender.bind(("", source))
-        sender.sendto(octets, (to, port))
-"""
-
-
 def test_mdns_is_multicast_or_comes_from_its_port(start: Start, python: Callable[[str], str]) -> None:
     service = start("probe: {ports: [53, 5353]}\ndomains: [local, link.test]\njournal: {repeat: 0}")
     python(f"""{ASK}
@@ -311,6 +351,8 @@ ask(GROUPS[4], 53, message("www.link.test"))
 """)
     assert by_transport(service) == {("local", "mdns"): 5, ("link.test", "udp"): 4, ("link.test", "tcp"): 1}
     assert unparsed(service) == {"more_questions": 1}
+    # The message with two questions that went to an ordinary server.
+    assert other_messages(service) == {"questions": 1}
 
 
 def test_llmnr_is_recognized_by_its_port(start: Start, python: Callable[[str], str]) -> None:

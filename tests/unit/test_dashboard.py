@@ -17,6 +17,7 @@ BUILT_IN = {"__rate_interval", "__range"}
 #: Metrics without a panel: another panel has the fact, or it matters too little.
 NOT_SHOWN = {
     "dnsprobe_events_total",
+    "dnsprobe_messages_other_total",
     "dnsprobe_config_last_reload_success_timestamp_seconds",
     "dnsprobe_web_config_last_reload_successful",
 }

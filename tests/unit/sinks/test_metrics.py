@@ -12,6 +12,7 @@ from promtool import promtool
 
 from dnsprobe import __version__
 from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
+from dnsprobe.kernel.other_messages import OTHER_MESSAGES
 from dnsprobe.model import Series
 from dnsprobe.sinks.metrics import DaemonCollector, Registry, Snapshot
 
@@ -35,6 +36,7 @@ FULL = Snapshot(
     verified={"udp": True, "udp6": True, "tcp": False},
     events=42,
     losses=NO_LOSSES | {loss: place for place, loss in enumerate(LOSSES)},
+    other_messages={kind.reason: 100 + place for place, kind in enumerate(OTHER_MESSAGES)},
     journal_entries=40,
     rules=2,
     reload_successful=False,
@@ -82,6 +84,7 @@ def test_everything_is_there_from_the_start() -> None:
         "dnsprobe_events_lost_total",
         "dnsprobe_queries_unattributed_total",
         "dnsprobe_packets_unparsed_total",
+        "dnsprobe_messages_other_total",
         "dnsprobe_lineage_lost_total",
         "dnsprobe_journal_entries_total",
         "dnsprobe_journal_dropped_total",
@@ -99,6 +102,7 @@ def test_everything_is_there_from_the_start() -> None:
     for sample in (
         "dnsprobe_events_total 0.0",
         *(f'{loss.metric}{{reason="{loss.reason}"}} 0.0' for loss in LOSSES if loss.reason),
+        *(f'dnsprobe_messages_other_total{{reason="{kind.reason}"}} 0.0' for kind in OTHER_MESSAGES),
         "dnsprobe_journal_entries_total 0.0",
         "dnsprobe_journal_dropped_total 0.0",
         "dnsprobe_series_folded_total 0.0",
