@@ -44,7 +44,8 @@ int ip6_send_skb_entry(FUNCTION_CONTEXT *ctx)
  * flow (struct flowi4 or flowi6) or with the port itself. */
 static __always_inline u16 port_from(u64 argument, u32 flow_offset)
 {
-	u16 port = argument;
+	/* The verifier refuses to store a part of a pointer. */
+	u16 port = PORT_IN_FLOW ? 0 : argument;
 
 	if (PORT_IN_FLOW && bpf_probe_read_kernel(&port, sizeof(port), (void *)(argument + flow_offset)))
 		return 0;
