@@ -17,6 +17,8 @@ from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import libbpf
+from dnsprobe.kernel.cgroup_root import open_root
+from dnsprobe.kernel.fentry import function_problems
 from dnsprobe.kernel.hooks import TCP_LADDER, UDP_LADDER, kprobes_available
 from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
 from dnsprobe.kernel.maps import Sizes
@@ -86,8 +88,9 @@ def _findings(config: Config) -> Iterator[Finding]:
     yield _btf(config.probe.btf)
     yield Finding("bcc", *_bcc())
     yield _ring_buffer()
-    kprobes = kprobes_available()
-    yield Finding("kprobes", kprobes, "available" if kprobes else "this kernel has none; tracepoints are used instead")
+    yield _fentry()
+    yield _kprobes()
+    yield _control_groups()
     yield from _symbols()
     yield _capabilities()
 
@@ -115,6 +118,34 @@ def _ring_buffer() -> Finding:
     except UserError as error:
         return Finding("ring buffer", False, error.message)
     return Finding("ring buffer", True, "available")
+
+
+def _fentry() -> Finding:
+    """Attach an empty program to each function. fentry is not needed: a kprobe serves in its place."""
+    try:
+        problems = function_problems()
+    except UserError as error:
+        return Finding("fentry", None, error.message)
+    good = [function for function, problem in problems.items() if not problem]
+    bad = "; ".join(dict.fromkeys(problem for problem in problems.values() if problem))
+    if not bad:
+        return Finding("fentry", True, "available")
+    return Finding("fentry", None, f"for {', '.join(good)}; not for all: {bad}" if good else f"not available: {bad}")
+
+
+def _kprobes() -> Finding:
+    if kprobes_available():
+        return Finding("kprobes", True, "available")
+    return Finding("kprobes", None, "this kernel has none")
+
+
+def _control_groups() -> Finding:
+    """Open the root of the control groups, which only the hook cgroup_skb needs."""
+    try:
+        os.close(open_root())
+    except UserError as error:
+        return Finding("control groups", None, error.message)
+    return Finding("control groups", True, "the root (cgroup2) is visible")
 
 
 def _symbols() -> Iterator[Finding]:
@@ -170,7 +201,8 @@ def _prove(probe: Probe, *, as_json: bool) -> bool:
 
 def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) -> None:
     if as_json:
-        facts = {"path": path, "present": present, "hook": state.rung, "symbol": state.symbol}
+        facts = {"path": path, "present": present, "hook": state.rung, "attach": state.attach}
+        facts["symbol"] = state.symbol
         print(json.dumps({**facts, "proved": state.verified, "tried": state.tried}))
         return
     if not present:

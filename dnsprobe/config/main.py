@@ -30,7 +30,7 @@ from dnsprobe.config.readers import (
     power_of_two,
     whole_number,
 )
-from dnsprobe.hook_names import TcpHook, UdpHook
+from dnsprobe.hook_names import Attach, TcpHook, UdpHook
 from dnsprobe.model import OPTIONAL_LABELS
 from dnsprobe.names.pattern import Pattern, RuleError, parse_pattern
 from dnsprobe.names.ruleset import MAX_RULE_ID
@@ -38,6 +38,8 @@ from dnsprobe.text import shorten
 
 HOOKS = ("auto", *UdpHook)
 TCP_HOOKS = ("auto", *TcpHook, "none")
+#: How hooks at functions may be attached: by fentry or a kprobe, or only by a kprobe.
+ATTACH = ("auto", Attach.KPROBE)
 #: What a process tree shows: the parents that a process has now, or the processes that started it.
 TREES = ("current", "lineage")
 
@@ -59,14 +61,15 @@ class DomainSpec(NamedTuple):
 class ProbeConfig:
     """The kernel side.
 
-    ``hook`` is one of HOOKS, ``tcp_hook`` one of TCP_HOOKS, ``tree`` one of TREES. ``ports`` are destination ports of
-    DNS, ``dot_ports`` of DNS over TLS. ``btf`` is the path of the kernel's BTF. ``verify_interval_ns`` is in
-    nanoseconds; 0 verifies only at start. ``ring_size`` is in bytes. ``processes``, ``counters``, ``names``,
-    ``recent`` and ``lineage`` are numbers of map entries; 0 turns ``lineage`` off.
+    ``hook`` is one of HOOKS, ``tcp_hook`` one of TCP_HOOKS, ``attach`` one of ATTACH, ``tree`` one of TREES. ``ports``
+    are destination ports of DNS, ``dot_ports`` of DNS over TLS. ``btf`` is the path of the kernel's BTF.
+    ``verify_interval_ns`` is in nanoseconds; 0 verifies only at start. ``ring_size`` is in bytes. ``processes``,
+    ``counters``, ``names``, ``recent`` and ``lineage`` are numbers of map entries; 0 turns ``lineage`` off.
     """
 
     hook: str = "auto"
     tcp_hook: str = "auto"
+    attach: str = "auto"
     ports: tuple[int, ...] = (53,)
     dot_ports: tuple[int, ...] = (853,)
     btf: str = "/sys/kernel/btf/vmlinux"
@@ -226,6 +229,7 @@ SECTIONS: Mapping[str, Section] = {
         {
             "hook": Key("hook", choice(HOOKS)),
             "tcp_hook": Key("tcp_hook", choice(TCP_HOOKS)),
+            "attach": Key("attach", choice(ATTACH)),
             "ports": Key("ports", ports(1, "[53]")),
             "dot_ports": Key("dot_ports", ports(0, "[853]")),
             "btf": Key("btf", absolute_path),

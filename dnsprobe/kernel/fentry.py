@@ -7,7 +7,16 @@ from collections.abc import Mapping
 
 from dnsprobe.kernel import libbpf
 from dnsprobe.kernel.attach import attach_fentry
+from dnsprobe.kernel.hooks import FUNCTIONS
+from dnsprobe.kernel.layout import read_functions
 from dnsprobe.kernel.program import EMPTY_PROGRAM
+from dnsprobe.kernel.program_cache import ProgramCache
+
+
+def function_problems() -> dict[str, str]:
+    """Return the problem of each function that hooks attach to, an empty text if there is none."""
+    fentry = Fentry(read_functions(ProgramCache("")))
+    return {function: fentry.problem(function) for function in sorted(FUNCTIONS)}
 
 
 class Fentry:
@@ -36,11 +45,11 @@ class Fentry:
         try:
             program = libbpf.load_program(self.kind(function), "empty", EMPTY_PROGRAM)
         except OSError as error:
-            return f"the kernel refuses an empty program for {function}: {libbpf.reason(error)}"
+            return f"the kernel refuses even an empty program: {libbpf.reason(error)}"
         try:
             os.close(attach_fentry(program))
         except OSError as error:
-            return f"cannot attach to {function} by fentry: {libbpf.reason(error)}"
+            return f"cannot attach even an empty program: {libbpf.reason(error)}"
         finally:
             os.close(program)
         return ""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from dnsprobe.config.main import Config, ProbeConfig
+from dnsprobe.hook_names import Attach
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Loss, Source, read_losses
 from dnsprobe.kernel.maps import Sizes
@@ -33,7 +34,8 @@ _SWEEP_FILL = 1 / 8
 
 def probe_options(config: ProbeConfig) -> ProbeOptions:
     """Return the ports and hooks of a configuration."""
-    return ProbeOptions(config.ports, config.dot_ports, config.hook, config.tcp_hook, config.btf)
+    fentry = config.attach != Attach.KPROBE
+    return ProbeOptions(config.ports, config.dot_ports, config.hook, config.tcp_hook, config.btf, fentry)
 
 
 class Session:

@@ -125,7 +125,10 @@ KERNEL_SURFACE = {
 }
 #: Modules that import more from ``kernel/``, with the reason.
 KERNEL_EXCEPTIONS = {
-    "commands.doctor": ({"kernel.hooks", "kernel.kallsyms", "kernel.libbpf"}, "shows what the kernel offers"),
+    "commands.doctor": (
+        {"kernel.cgroup_root", "kernel.fentry", "kernel.hooks", "kernel.kallsyms", "kernel.libbpf"},
+        "shows what the kernel offers",
+    ),
 }
 
 #: What other layers may import from ``kernel.maps``: sizes, and types of keys. The maps themselves belong to the probe.

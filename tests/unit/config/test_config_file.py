@@ -150,7 +150,8 @@ domains:
     priority: notice
   - {pattern: =x.example, priority: 0}
 probe:
-  hook: net_dev_queue
+  hook: cgroup_skb
+  attach: kprobe
   ports: [53, 5353]
   btf: /boot/vmlinux
   verify_interval: 1.5h
@@ -182,7 +183,8 @@ metrics:
             DomainSpec("=x.example", "=x.example", 0),
         ),
         probe=ProbeConfig(
-            hook="net_dev_queue",
+            hook="cgroup_skb",
+            attach="kprobe",
             ports=(53, 5353),
             btf="/boot/vmlinux",
             verify_interval_ns=5400 * 10**9,
@@ -375,7 +377,7 @@ STRUCTURE = [
     ("domains: [a]\ndomains: [b]", "2: domains: a duplicate of the key in line 1; remove one of them"),
     ("- a", "1: not a mapping of keys to values (a list); known keys: domains, probe, journal, metrics"),
     ("example.com", "1: not a mapping of keys to values (example.com); known keys"),
-    ("probe: auto", "1: probe: not a mapping of keys to values (auto); known keys: hook, tcp_hook, ports"),
+    ("probe: auto", "1: probe: not a mapping of keys to values (auto); known keys: hook, tcp_hook, attach, ports"),
     ("journal: []", "1: journal: not a mapping of keys to values (a list); known keys: repeat, queue"),
     ("domains: example.com", "1: domains: not a list of domains (example.com); begin each domain with a hyphen"),
     ("domains: {a: b}", "1: domains: not a list of domains (a mapping); begin each domain with a hyphen"),
