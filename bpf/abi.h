@@ -39,6 +39,9 @@ enum transport {
 	TRANSPORT_DOT,	 /* RFC 7858 */
 };
 
+/* Words of the key of hash_name() and hash_query(): two for each eight octets of the longest name, and the rest. */
+#define HASH_KEYS 72
+
 enum kind {
 	KIND_QUERY = 0,
 	KIND_UNDECIDED = 1, /* user space decides by the whole name whether a rule matches */
@@ -65,6 +68,10 @@ enum statistic {
 	STAT_LINEAGE_ADDED,	  /* entries made in the lineage map */
 	STAT_LINEAGE_LEFT,	  /* entries kept after the process ended, for its children */
 	STAT_LINEAGE_FULL,	  /* processes without an entry in the lineage map: no room */
+	STAT_PARTS_LEFT,	  /* packets that a hook at a function left to the hook at egress */
+	STAT_PARTS_TAKEN,	  /* such packets that the hook at egress has handled */
+	STAT_LOST_SEGMENTED,	  /* events of datagrams in a packet with too many for an event each */
+	STAT_UNPARSED_BUSY,	  /* all scratch spaces for the hook at egress were in use */
 	/* Messages to a watched port that are not standard queries, by the reason why they are none. */
 	STAT_OTHER_NOTIFY,	/* RFC 1996 */
 	STAT_OTHER_UPDATE,	/* RFC 2136 */
@@ -76,10 +83,12 @@ enum statistic {
 };
 
 struct settings {
-	u64 repeat_ns;	 /* how long repeated queries cause no event; 0: each query causes one */
-	u64 name_key[2]; /* SipHash key, random at each start */
-	u32 generation;	 /* of the rules: one more after each change */
-	u32 seeding;	 /* 1 while user space reads the processes in /proc that were there before */
+	u64 repeat_ns;	/* how long repeated queries cause no event; 0: each query causes one */
+	u32 generation; /* of the rules: one more after each change */
+	u32 seeding;	/* 1 while user space reads the processes in /proc that were there before */
+	u32 parts_only; /* 1: the hook at egress handles what the hooks at functions cannot read, and nothing else */
+	u32 pad;
+	u64 hash_key[HASH_KEYS]; /* random at each start */
 };
 
 /* The outcomes of the longest matching suffix: each is the id of a rule, NO_RULE, CANARY or DECIDE. */
@@ -117,19 +126,25 @@ struct pending_key {
 	u8 pad[5];
 };
 
-struct seen_key {
-	u64 start_ns;
-	u64 name_hash;
-	u32 tgid;
-	u16 qtype;
-	u16 qclass;
-	u8 transport;
-	u8 pad[7];
+/* A query that was asked before. The key of the map is the hash of its process, name, type, class and transport. */
+struct seen {
+	u64 last_ns; /* CLOCK_MONOTONIC: when it last caused an event */
+	u64 repeats;
 };
 
-struct seen {
-	u64 last_ns;
-	u64 repeats;
+/* Slots of the cache of outcomes. A power of two. */
+#define OUTCOMES 8192
+
+/*
+ * What became of a query, for the next one that is the same. Runs on other CPUs read and write a slot at the same time,
+ * so `check` is the exclusive or of the hash, the value and the generation of the rules: a slot that two runs wrote at
+ * once fits no query.
+ */
+struct cached {
+	u64 check;
+	u64 value;   /* the rule, or NO_RULE; above it, the time in jiffies until which the query causes no event */
+	u64 repeats; /* queries that this slot answered since the last event */
+	u64 hash;    /* for the map of queries that were asked before */
 };
 
 struct name {
@@ -159,14 +174,6 @@ struct stream {
 	u64 head[STREAM_HEAD]; /* the first octets of that write, head_size of them */
 	u8 octets[STREAM_SIZE];
 	u8 pad[7];
-};
-
-/* A packet that was counted and will pass a hook again: after its neighbour has answered, or at another device. */
-struct deferred {
-	u64 ports_id;
-	u64 since_ns; /* CLOCK_MONOTONIC */
-	u32 hook_kind;
-	u32 pad;
 };
 
 /* A process of the lineage, by facts that /proc/PID/stat has as well. A pid is not given out twice in one tick. */

@@ -6,8 +6,8 @@
 #include "kernel_read.h"
 #include "scratch.h"
 #include "process/lineage.h"
-#include "udp/handler.h"
-#include "udp/packet.h"
+#include "udp/egress.h"
+#include "udp/function.h"
 #include "tcp/handler.h"
 
 /*
@@ -29,13 +29,23 @@
 /* net/ipv4/ip_output.c: int ip_send_skb(struct net *net, struct sk_buff *skb) */
 int ip_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet(ARGUMENT(ctx, 2), PORT_IN_HEADER, HOOK_FUNCTION);
+	return handle_packet(ctx, ARGUMENT(ctx, 2), PORT_IN_HEADER, HOOK_IP4);
+}
+
+int ip_send_skb_slow(FUNCTION_CONTEXT *ctx)
+{
+	return handle_packet_slowly(HOOK_IP4);
 }
 
 /* net/ipv6/ip6_output.c: int ip6_send_skb(struct sk_buff *skb) */
 int ip6_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet(ARGUMENT(ctx, 1), PORT_IN_HEADER, HOOK_FUNCTION);
+	return handle_packet(ctx, ARGUMENT(ctx, 1), PORT_IN_HEADER, HOOK_IP6);
+}
+
+int ip6_send_skb_slow(FUNCTION_CONTEXT *ctx)
+{
+	return handle_packet_slowly(HOOK_IP6);
 }
 #endif
 
@@ -57,7 +67,12 @@ int udp_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
 	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI4_DPORT);
 
-	return port ? handle_packet(ARGUMENT(ctx, 1), port, HOOK_FUNCTION) : 0;
+	return port ? handle_packet(ctx, ARGUMENT(ctx, 1), port, HOOK_IP4) : 0;
+}
+
+int udp_send_skb_slow(FUNCTION_CONTEXT *ctx)
+{
+	return handle_packet_slowly(HOOK_IP4);
 }
 
 /* net/ipv6/udp.c: static int udp_v6_send_skb(struct sk_buff *skb, struct flowi6 *fl6, struct inet_cork *cork) */
@@ -65,33 +80,25 @@ int udp_v6_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
 	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI6_DPORT);
 
-	return port ? handle_packet(ARGUMENT(ctx, 1), port, HOOK_FUNCTION) : 0;
+	return port ? handle_packet(ctx, ARGUMENT(ctx, 1), port, HOOK_IP6) : 0;
+}
+
+int udp_v6_send_skb_slow(FUNCTION_CONTEXT *ctx)
+{
+	return handle_packet_slowly(HOOK_IP6);
 }
 #endif
 
-#ifdef HOOK_NET_DEV_QUEUE
-/* include/trace/events/net.h: net_dev_queue(struct sk_buff *skb) */
-int net_dev_queue_entry(struct bpf_raw_tracepoint_args *ctx)
+#ifdef HOOK_EGRESS
+/* BPF_CGROUP_RUN_PROG_INET_EGRESS() in net/ipv4/ip_output.c, ip_finish_output(), and net/ipv6/ip6_output.c */
+int egress_entry(struct __sk_buff *skb)
 {
-	return handle_packet(ctx->args[0], PORT_IN_HEADER, HOOK_DEVICE);
+	return handle_egress(skb);
 }
 
-/*
- * include/trace/events/neigh.h: neigh_event_send_done(struct neighbour *n, int rc)
- *
- * While the address of the next hop is not known, a packet waits in the queue of that neighbour. It passes
- * net_dev_queue later, in the context of any process. The sender hits this tracepoint, right after it has put the
- * packet at the end of the queue.
- */
-int neigh_event_send_done_entry(struct bpf_raw_tracepoint_args *ctx)
+int egress_slow(struct __sk_buff *skb)
 {
-	u64 queue = ctx->args[0] + NEIGHBOUR_ARP_QUEUE;
-	u64 last;
-
-	if ((u32)ctx->args[1] == 0)
-		return 0;
-	last = read_u64(queue + SKB_HEAD_PREV);
-	return last && last != queue ? handle_packet(last, PORT_IN_HEADER, HOOK_NEIGHBOUR) : 0;
+	return handle_egress_slowly(skb);
 }
 #endif
 

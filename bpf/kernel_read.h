@@ -42,6 +42,7 @@ struct skb_span {
 } __attribute__((aligned(8)));
 
 #define SPAN_U16(span, member) (*(u16 *)&(span).bytes[(member) - SKB_PROTOCOL])
+#define SPAN_U32(span, member) (*(u32 *)&(span).bytes[(member) - SKB_PROTOCOL])
 #define SPAN_U64(span, member)                                                                                         \
 	({                                                                                                             \
 		u64 value_;                                                                                            \

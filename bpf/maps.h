@@ -26,12 +26,18 @@ static __always_inline struct settings *get_settings(void)
 	return bpf_map_lookup_elem(MAP(SETTINGS), &zero);
 }
 
-static __always_inline void count_statistic(u32 which)
+/* The map has a slot for each CPU, but a program may be interrupted by another one there. */
+static __always_inline void add_statistic(u32 which, u64 number)
 {
 	u64 *value = bpf_map_lookup_elem(MAP(STATISTICS), &which);
 
 	if (value)
-		*value += 1;
+		__sync_fetch_and_add(value, number);
+}
+
+static __always_inline void count_statistic(u32 which)
+{
+	add_statistic(which, 1);
 }
 
 #endif

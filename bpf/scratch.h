@@ -6,13 +6,17 @@
 #define DNSPROBE_SCRATCH_H
 
 #include "maps.h"
+#include "dns/hash.h"
 
-/* Kinds of hooks. Each has its own scratch space on each CPU, since a hook of one kind can interrupt another. */
-#define HOOK_FUNCTION 0
-#define HOOK_DEVICE 1
-#define HOOK_NEIGHBOUR 2
-#define HOOK_STREAM 3
-#define HOOK_STREAM_SECOND 4
+/*
+ * Programs that have a scratch space of their own on each CPU. A program may interrupt another one, but never itself:
+ * the kernel skips and counts such runs. The program at egress is not among them: nothing keeps it from interrupting
+ * itself, so each of its runs takes a scratch space from a pool (udp/egress.h).
+ */
+#define HOOK_IP4 0
+#define HOOK_IP6 1
+#define HOOK_STREAM 2
+#define HOOK_STREAM_SECOND 3
 
 /* Room in front of a message: the name is reversed in steps of eight octets, which may begin before the message does.
  */
@@ -42,12 +46,14 @@ struct lpm_key {
 };
 
 struct question {
-	u64 hash;
-	u32 length; /* of the name in wire format, root included */
-	u32 labels; /* root excluded */
+	struct sums sums; /* of the name */
+	u64 hash;	  /* of the name */
+	u64 query_hash;	  /* of the name, type, class, transport and process */
+	u32 length;	  /* of the name in wire format, root included */
+	u32 labels;	  /* root excluded */
 	u16 qtype;
-	u16 qclass;	/* over mDNS, without the bit that asks for an answer by unicast */
-	bool segmented; /* other datagrams follow in the same packet */
+	u16 qclass; /* over mDNS, without the bit that asks for an answer by unicast */
+	bool plain; /* no label has an octet that is 0 */
 	u8 pad[3];
 };
 
@@ -64,8 +70,8 @@ struct scratch {
 	/* The reversed name. Written by reverse_name; read by hash_name, match_name, count_pending, complete_event. */
 	struct lpm_key key;
 	u32 pad;
-	/* Written by walk_question, hash_name (hash), read_segmentation (segmented) and count_encrypted_connection
-	 * (qtype); read by dns/, query/ and handle_packet. */
+	/* Written by walk_question, identify_query, hash_name (sums, hash, plain) and count_encrypted_connection
+	 * (qtype); read by dns/, query/ and handle_datagram. */
 	struct question question;
 	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;
@@ -103,12 +109,30 @@ struct scratch {
 	u32 submit;
 	/* Not 0: this run has added the entry of MAP(SEEN). Written by is_event_due, read by update_seen. */
 	u32 seen_added;
-	/* The packet before this one, with the device that it passed first. Written and read by is_first_device. */
-	u64 last_skb;
-	u64 last_sock;
-	u64 first_device;
-	u64 last_ports_id;
-	u64 last_server[2];
+	/* Not 0: the next query that is the same has the same outcome. Written by handle_datagram, read by
+	 * remember_query. */
+	u32 repeatable;
+	/* The rule of that outcome, DECIDE if it is not known. Written and read by query/. */
+	u32 outcome;
+	/* For how many nanoseconds the same query causes no event. Written by is_event_due and update_seen, read by
+	 * remember_query. */
+	u64 quiet_ns;
+	/* Of a datagram: its octets in `packet` or, while it is not copied, in the linear part of its packet. Written
+	 * by handle_packet and copy_datagram; read by handle_datagram. */
+	u32 present;
+	/* How many datagrams the packet has. Written by handle_packet, read by handle_packet_slowly. */
+	u32 datagrams;
+	/* Of a packet at egress: the offset of its first DNS message, the octets from there on, those of each datagram
+	 * but the last, where the next datagram begins behind the first octet of the first one, and how many runs the
+	 * packet had. Written by read_cut, handle_next and handle_datagrams, which read them as well. */
+	u32 message_at;
+	u32 total;
+	u32 segment;
+	u32 at;
+	u32 runs;
+	/* Of a datagram: octets of its packet behind the linear part. Written by handle_packet and copy_datagram, read
+	 * by read_question and handle_packet_slowly. */
+	u32 beyond;
 };
 
 static __always_inline struct scratch *get_scratch(u32 hook_kind)

@@ -41,6 +41,21 @@
 #define KEEP_BELOW_64(value) asm volatile("%0 &= 63" : "+r"(value))
 #define KEEP_BELOW_128(value) asm volatile("%0 &= 127" : "+r"(value))
 #define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
+#define KEEP_BELOW_32768(value) asm volatile("%0 &= 32767" : "+r"(value))
+
+/*
+ * Reads and writes a member of the context. Written in C, the compiler may compute the address of the member once for
+ * both: "dereference of modified ctx ptr".
+ */
+#define LOAD_CONTEXT(value, context, member)                                                                           \
+	asm volatile("%0 = *(u32 *)(%1 + %2)"                                                                          \
+		     : "=r"(value)                                                                                     \
+		     : "r"(context), "i"(__builtin_offsetof(typeof(*(context)), member)))
+#define STORE_CONTEXT(context, member, value)                                                                          \
+	asm volatile("*(u32 *)(%0 + %1) = %2"                                                                          \
+		     :                                                                                                 \
+		     : "r"(context), "i"(__builtin_offsetof(typeof(*(context)), member)), "r"(value)                   \
+		     : "memory")
 
 /*
  * The helper bpf_probe_read_user(). BCC replaces a call by that name with bpf_probe_read(), unless it finds the helper
@@ -55,5 +70,9 @@ static long (*read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUN
  * method of its own tables.
  */
 static void (*tail_call)(void *ctx, void *map, u32 index) = (void *)BPF_FUNC_tail_call;
+
+/* The helpers bpf_map_pop_elem() and bpf_map_push_elem(). BCC offers them only as methods of its own tables. */
+static long (*map_pop)(void *map, void *value) = (void *)BPF_FUNC_map_pop_elem;
+static long (*map_push)(void *map, const void *value, u64 flags) = (void *)BPF_FUNC_map_push_elem;
 
 #endif

@@ -15,7 +15,6 @@ static __always_inline u64 walk_question(struct scratch *s, u32 size, u8 transpo
 {
 	u64 at = DNS_HEADER;
 
-	s->question.segmented = false;
 	s->question.length = 0;
 	for (u32 i = 0; i < 128; i++) {
 		/* The comparison at the end of the loop may be with a copy of `at`. */

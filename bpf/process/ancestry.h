@@ -7,19 +7,8 @@
 #define DNSPROBE_PROCESS_ANCESTRY_H
 
 #include "kernel_read.h"
+#include "process/current.h"
 #include "process/lineage.h"
-
-/* Returns the task of the leader of the thread group. The process is the group: dig sends from a thread called
- * isc-net-0000. */
-static __always_inline u64 current_process(struct process_key *key)
-{
-	u64 leader = read_u64(bpf_get_current_task() + TASK_GROUP_LEADER);
-
-	key->start_ns = read_u64(leader + TASK_START_BOOTTIME);
-	key->tgid = bpf_get_current_pid_tgid() >> 32;
-	key->exec = 0;
-	return leader;
-}
 
 /* Reads the chain of parents, and the lineage behind it. `leader` is the task of the process that sends. */
 static __always_inline void walk_ancestry(struct chain *chain, u64 leader)

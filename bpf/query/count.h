@@ -41,8 +41,8 @@ static __always_inline bool is_tree_kept(const struct scratch *s)
 	return bpf_map_lookup_elem(MAP(PROCESSES), (void *)&s->process) != NULL;
 }
 
-/* Counts a query for a rule. If there is no room, counts it in the overflow counter of the rule. */
-static __always_inline void count_query(struct scratch *s, u32 rule, u8 transport)
+/* Counts a query for a rule. False if there is no room: then it is counted in the overflow counter of the rule. */
+static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transport)
 {
 	struct count_key key = {
 		.start_ns = s->process.start_ns,
@@ -59,9 +59,10 @@ static __always_inline void count_query(struct scratch *s, u32 rule, u8 transpor
 		count_statistic(STAT_UNATTRIBUTED_COUNTERS_FULL);
 		if (overflow)
 			__sync_fetch_and_add(overflow, 1);
-		return;
+		return false;
 	}
 	s->keep_tree = added && !is_tree_kept(s);
+	return true;
 }
 
 /* Counts a query whose rule user space has to decide, and keeps its name, unless it is `known`. False if there is no

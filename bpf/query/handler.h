@@ -9,24 +9,33 @@
 #include "dns/name.h"
 #include "process/ancestry.h"
 #include "query/count.h"
+#include "query/recent.h"
 #include "query/repeat.h"
 
-/*
- * Counts a query whose question and destination are in the scratch space and for which match_name() found `rule`. Sets
- * s->keep_tree and s->submit for keep_and_submit().
- */
-static __always_inline void handle_query(struct scratch *s, const struct settings *settings, u32 rule)
+/* Notes which process asks what: the process and the hashes by which the query is looked up. */
+static __always_inline void identify_query(struct scratch *s, const struct settings *settings)
 {
-	struct seen_key key;
+	u32 type_class = __builtin_bswap16(s->question.qtype) | __builtin_bswap16(s->question.qclass) << 16;
 
 	hash_name(s, settings);
 	s->leader = current_process(&s->process);
+	s->question.query_hash = hash_query(s->question.sums, settings, type_class, s->to.transport, &s->process);
+}
+
+/*
+ * Counts a query whose question and destination are in the scratch space, which identify_query() has read and for which
+ * match_name() found `rule`. Sets s->keep_tree and s->submit for keep_and_submit(), and s->outcome.
+ */
+static __always_inline void handle_query(struct scratch *s, const struct settings *settings, u32 rule)
+{
 	s->event.transport = s->to.transport;
 	s->event.generation = settings->generation;
 	s->event.kind = rule == CANARY ? KIND_CANARY : KIND_QUERY;
 	s->event.rule = rule;
 	s->event.repeats = 0;
 	s->event.time_ns = bpf_ktime_get_ns();
+	s->outcome = DECIDE;
+	s->quiet_ns = 0;
 	s->submit = 1;
 	if (rule == CANARY)
 		return;
@@ -36,8 +45,10 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 
 		if (name && name->generation == settings->generation)
 			rule = name->verdict;
-		if (rule == NO_RULE)
+		if (rule == NO_RULE) {
+			s->outcome = NO_RULE;
 			return;
+		}
 		s->event.rule = rule;
 		if (rule == DECIDE) {
 			s->event.kind = KIND_UNDECIDED;
@@ -47,10 +58,21 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 			}
 		}
 	}
-	if (rule != DECIDE)
-		count_query(s, rule, s->to.transport);
-	set_seen_key(&key, s);
-	s->submit = is_event_due(s, &key, settings);
+	if (rule != DECIDE && count_query(s, rule, s->to.transport))
+		s->outcome = rule;
+	s->submit = is_event_due(s, settings);
+}
+
+/* Remembers the outcome of a query for the next one that is the same. Called after keep_and_submit(). */
+static __always_inline void remember_query(struct scratch *s, const struct settings *settings)
+{
+	/* FORGET: with registers, the verifier would follow this once for each branch of handle_query(). */
+	u32 rule = FORGET(s->outcome);
+
+	if (!FORGET(s->repeatable) || rule == DECIDE || (rule != NO_RULE && !s->quiet_ns))
+		return;
+	take_repeats(s->question.query_hash);
+	remember_outcome(s->question.query_hash, rule, s->quiet_ns, settings->generation);
 }
 
 #endif

@@ -7,20 +7,11 @@
 #define DNSPROBE_QUERY_REPEAT_H
 
 #include "scratch.h"
+#include "query/recent.h"
 
-static __always_inline void set_seen_key(struct seen_key *key, const struct scratch *s)
-{
-	key->start_ns = s->process.start_ns;
-	key->name_hash = s->question.hash;
-	key->tgid = s->process.tgid;
-	key->qtype = s->question.qtype;
-	key->qclass = s->question.qclass;
-	key->transport = s->event.transport;
-	__builtin_memset(key->pad, 0, sizeof(key->pad));
-}
-
-/* True unless the same query caused an event less than settings->repeat_ns ago. Sets s->event.repeats. */
-static __always_inline bool is_event_due(struct scratch *s, const struct seen_key *key, const struct settings *settings)
+/* True unless the same query caused an event less than settings->repeat_ns ago. Sets s->event.repeats and s->quiet_ns.
+ */
+static __always_inline bool is_event_due(struct scratch *s, const struct settings *settings)
 {
 	struct seen first = { .last_ns = s->event.time_ns };
 	struct seen *seen;
@@ -29,15 +20,20 @@ static __always_inline bool is_event_due(struct scratch *s, const struct seen_ke
 	s->event.repeats = 0;
 	if (!settings->repeat_ns)
 		return true;
-	seen = bpf_map_lookup_elem(MAP(SEEN), (void *)key);
+	take_repeats(s->question.query_hash);
+	seen = bpf_map_lookup_elem(MAP(SEEN), &s->question.query_hash);
 	if (!seen) {
 		s->seen_added = 1;
 		/* Fails if another thread of the process was first, a moment ago. */
-		return bpf_map_update_elem(MAP(SEEN), (void *)key, &first, BPF_NOEXIST) != -EEXIST;
+		return bpf_map_update_elem(MAP(SEEN), &s->question.query_hash, &first, BPF_NOEXIST) != -EEXIST;
 	}
+
 	/* Signed: another CPU may have read its clock after this one. */
-	if ((s64)(first.last_ns - seen->last_ns) < (s64)settings->repeat_ns) {
+	s64 left = settings->repeat_ns - (first.last_ns - seen->last_ns);
+
+	if (left > 0) {
 		__sync_fetch_and_add(&seen->repeats, 1);
+		s->quiet_ns = left;
 		return false;
 	}
 	s->event.repeats = seen->repeats;
@@ -47,20 +43,20 @@ static __always_inline bool is_event_due(struct scratch *s, const struct seen_ke
 /* Notes whether the event was submitted. If it was not, the next repeated query causes an event. */
 static __always_inline void update_seen(struct scratch *s, const struct settings *settings, bool submitted)
 {
-	struct seen_key key;
 	struct seen *seen;
 
 	if (!settings->repeat_ns)
 		return;
-	set_seen_key(&key, s);
+	if (submitted)
+		s->quiet_ns = settings->repeat_ns;
 	if (s->seen_added) {
 		if (!submitted)
-			bpf_map_delete_elem(MAP(SEEN), &key);
+			bpf_map_delete_elem(MAP(SEEN), &s->question.query_hash);
 		return;
 	}
 	if (!submitted)
 		return;
-	seen = bpf_map_lookup_elem(MAP(SEEN), &key);
+	seen = bpf_map_lookup_elem(MAP(SEEN), &s->question.query_hash);
 	if (seen) {
 		seen->repeats = 0;
 		seen->last_ns = s->event.time_ns;

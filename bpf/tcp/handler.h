@@ -36,8 +36,10 @@ static __always_inline void handle_message(struct scratch *s, const struct setti
 
 	u32 rule = match_name(s);
 
-	if (rule != NO_RULE && rule_fits_port(rule, s->to.port))
-		handle_query(s, settings, rule);
+	if (rule == NO_RULE || !rule_fits_port(rule, s->to.port))
+		return;
+	identify_query(s, settings);
+	handle_query(s, settings, rule);
 }
 
 /* Counts a connection whose queries cannot be read, when its first octets are written. */

@@ -1,96 +1,86 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
- * From a socket buffer (struct sk_buff) to the DNS message in it. Each UDP packet of the host comes through here: one
- * that goes to no watched port is rejected after two reads.
+ * From a socket buffer (struct sk_buff) at a kernel function to the DNS message in it. Each UDP packet of the host
+ * comes through here: one that goes to no watched port is rejected after two reads.
  */
 #ifndef DNSPROBE_UDP_PACKET_H
 #define DNSPROBE_UDP_PACKET_H
 
 #include "kernel_read.h"
 #include "maps.h"
-#include "scratch.h"
-#include "dns/message.h"
-
-#define IP4_HEADER 20
-#define IP6_HEADER 40
-#define UDP_HEADER 8
-/* Of the field Next Header of IPv6, too: https://www.iana.org/assignments/protocol-numbers */
-#define PROTOCOL_TCP 6
-#define PROTOCOL_UDP 17
-#define FRAGMENT_HEADER 44
-#define PROTOCOL_ICMPV6 58
+#include "udp/headers.h"
 
 /* What is known of a packet that may be a query. */
 struct packet {
 	struct destination to;
-	u64 payload;	     /* address of the DNS message */
-	u64 buffer;	     /* address of the start of the linear part */
-	u32 length;	     /* octets of the message in the linear part */
-	u32 beyond;	     /* octets of the packet behind the linear part */
-	u64 ports_id;	     /* both ports and the id of the message: tells packets of one socket apart */
-	u32 message;	     /* the result of classify() */
-	bool many_questions; /* more than one */
+	u64 payload; /* address of the DNS message */
+	u64 buffer;  /* address of the start of the linear part */
+	u32 length;  /* octets of the message in the linear part */
+	u32 beyond;  /* octets of the packet behind the linear part */
 };
 
 /* In place of a known port: read_packet() reads the port from the UDP header, which is complete only after
  * udp_send_skb(). */
 #define PORT_IN_HEADER 0
 
-struct ip4 {
-	u8 version_length;
-	u8 tos;
-	u16 length;
-	u16 id;
-	u16 fragment;
-	u8 ttl;
-	u8 protocol;
-	u16 checksum;
-	u8 source[4];
-	u8 destination[4];
-};
-
-struct ip6 {
-	u32 version_flow;
-	u16 length;
-	u8 next_header;
-	u8 hop_limit;
-	u8 source[16];
-	u8 destination[16];
-};
-
-struct udp {
-	u16 source;
-	u16 destination;
-	u16 length;
-	u16 checksum;
-};
-
 struct headers {
 	union {
 		struct {
 			struct ip4 ip;
 			struct udp udp;
-			struct dns dns;
 		} four;
 		struct {
 			struct ip6 ip;
 			struct udp udp;
-			struct dns dns;
 		} six;
 	};
 } __attribute__((packed, aligned(8)));
 
+/* Where the parts of a packet lie. */
+struct parts {
+	u64 head;    /* address of the buffer */
+	u32 tail;    /* the end of the linear part, as an offset from `head`: NET_SKBUFF_DATA_USES_OFFSET */
+	u32 beyond;  /* octets behind the linear part */
+	u16 network; /* offsets of the headers from `head` */
+	u16 transport;
+};
+
+#ifdef ATTACH_FENTRY
+/* The kernel knows the type of an argument of the function, so that members are loaded without a call. */
+static __always_inline bool read_parts(struct parts *parts, u64 skb)
+{
+	parts->network = *(u16 *)(skb + SKB_NETWORK_HEADER);
+	parts->transport = *(u16 *)(skb + SKB_TRANSPORT_HEADER);
+	parts->head = *(u64 *)(skb + SKB_HEAD);
+	parts->tail = *(u32 *)(skb + SKB_TAIL);
+	parts->beyond = *(u32 *)(skb + SKB_DATA_LEN);
+	return true;
+}
+#else
+static __always_inline bool read_parts(struct parts *parts, u64 skb)
+{
+	struct skb_span span;
+
+	if (bpf_probe_read_kernel(&span, sizeof(span), (void *)(skb + SKB_PROTOCOL)))
+		return false;
+	parts->network = SPAN_U16(span, SKB_NETWORK_HEADER);
+	parts->transport = SPAN_U16(span, SKB_TRANSPORT_HEADER);
+	parts->head = SPAN_U64(span, SKB_HEAD);
+	parts->tail = SPAN_U32(span, SKB_TAIL);
+	return bpf_probe_read_kernel(&parts->beyond, sizeof(parts->beyond), (void *)(skb + SKB_DATA_LEN)) == 0;
+}
+#endif
+
 /*
- * True for a UDP packet of IPv4. Its UDP and DNS headers are in `headers` then, wherever they begin: `transport` is the
- * address of the transport header, `ip_size` the size of the IP header in front of it.
+ * True for a UDP packet of IPv4. Its UDP header is in `headers` then, wherever it begins: `transport` is the address of
+ * the transport header, `ip_size` the size of the IP header in front of it.
  */
 static __always_inline bool read_udp_over_ip4(struct headers *headers, u64 transport, u32 ip_size)
 {
 	/* Only the first fragment has a UDP header. */
-	if (headers->four.ip.protocol != PROTOCOL_UDP || (headers->four.ip.fragment & __builtin_bswap16(0x1fff)))
+	if (headers->four.ip.protocol != PROTOCOL_UDP || (headers->four.ip.fragment & FRAGMENT_OFFSET))
 		return false;
-	if (ip_size != IP4_HEADER &&
-	    bpf_probe_read_kernel(&headers->four.udp, sizeof(struct udp) + sizeof(struct dns), (void *)transport))
+	if (ip_size != IP4_HEADER && bpf_probe_read_kernel(&headers->four.udp, sizeof(struct udp), (void *)transport))
 		return false;
 	return true;
 }
@@ -101,35 +91,12 @@ static __always_inline bool read_udp_over_ip6(struct headers *headers, u64 skb, 
 	u8 next = headers->six.ip.next_header;
 
 	/* Extension headers are rare. Behind them, the protocol is taken from the socket. */
-	if (next != PROTOCOL_UDP && (next == PROTOCOL_TCP || next == PROTOCOL_ICMPV6 || next == FRAGMENT_HEADER ||
+	if (next != PROTOCOL_UDP && (next == PROTOCOL_TCP || next == PROTOCOL_ICMPV6 ||
 				     (u16)read_u32(read_u64(skb + SKB_SK) + SOCK_PROTOCOL) != PROTOCOL_UDP))
 		return false;
-	if (ip_size != IP6_HEADER &&
-	    bpf_probe_read_kernel(&headers->six.udp, sizeof(struct udp) + sizeof(struct dns), (void *)transport))
+	if (ip_size != IP6_HEADER && bpf_probe_read_kernel(&headers->six.udp, sizeof(struct udp), (void *)transport))
 		return false;
 	return true;
-}
-
-static __always_inline void set_server(struct destination *to, u8 family, const u8 *address)
-{
-	to->family = family;
-	if (family == 4) {
-		__builtin_memset(to->server, 0, sizeof(to->server));
-		__builtin_memcpy(to->server, address, 4);
-	} else {
-		__builtin_memcpy(to->server, address, 16);
-	}
-}
-
-/* Sets the address of the DNS message, and the number of its octets in the linear part. */
-static __always_inline void set_payload(struct packet *packet, u64 head, u16 transport, u64 end)
-{
-	packet->buffer = head;
-	packet->payload = head + transport + UDP_HEADER;
-	/* Signed: if the layout was guessed wrong, a negative difference must not become a large number. */
-	s64 linear = (s64)end - (s64)packet->payload;
-
-	packet->length = linear > 0 && linear < 65536 ? linear : 0;
 }
 
 /*
@@ -143,76 +110,46 @@ static __always_inline u16 source_port(u64 skb, const struct udp *udp, u16 known
 	return known_port ? (u16)read_u32(read_u64(skb + SKB_SK) + SOCK_NUM) : __builtin_bswap16(udp->source);
 }
 
-/* False for a response, and for what is too short for a message. If the DNS header is not in the linear part, `dns` has
- * other octets. */
-static __always_inline bool read_kind(struct packet *packet, const struct dns *dns)
-{
-	packet->many_questions = false;
-	packet->message = STANDARD_QUERY;
-	if (packet->length < DNS_HEADER)
-		return packet->beyond != 0;
-	packet->many_questions = dns->questions != __builtin_bswap16(1);
-	packet->message = classify(dns, packet->to.transport);
-	return packet->message != RESPONSE;
-}
-
-/*
- * True for a UDP packet to a watched port that looks like a DNS message, but no response, or whose DNS header is out of
- * reach. `known_port` is the destination port in host byte order, or PORT_IN_HEADER.
- */
+/* True for a UDP packet to a watched port. `known_port` is the port in host byte order, or PORT_IN_HEADER. */
 static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 known_port)
 {
-	struct skb_span span;
+	struct parts parts;
 	struct headers headers;
 	const struct udp *udp;
-	const struct dns *dns;
 
-	if (bpf_probe_read_kernel(&span, sizeof(span), (void *)(skb + SKB_PROTOCOL)))
+	if (!read_parts(&parts, skb))
 		return false;
-
-	u16 network = SPAN_U16(span, SKB_NETWORK_HEADER);
-	u16 transport = SPAN_U16(span, SKB_TRANSPORT_HEADER);
-	u64 head = SPAN_U64(span, SKB_HEAD);
-
 	/* Behind a short packet lies struct skb_shared_info: a read of too much stays inside the buffer. */
-	if (bpf_probe_read_kernel(&headers, sizeof(headers), (void *)(head + network)))
+	if (bpf_probe_read_kernel(&headers, sizeof(headers), (void *)(parts.head + parts.network)))
 		return false;
 
-	u32 ip_size = transport - network;
+	u64 transport = parts.head + parts.transport;
+	u32 ip_size = parts.transport - parts.network;
 	u8 version = headers.four.ip.version_length >> 4;
 
-	if (version == 4) {
-		if (!read_udp_over_ip4(&headers, head + transport, ip_size))
-			return false;
+	if (version == 4 && read_udp_over_ip4(&headers, transport, ip_size))
 		udp = &headers.four.udp;
-		dns = &headers.four.dns;
-		set_server(&packet->to, 4, headers.four.ip.destination);
-	} else if (version == 6) {
-		if (!read_udp_over_ip6(&headers, skb, head + transport, ip_size))
-			return false;
+	else if (version == 6 && read_udp_over_ip6(&headers, skb, transport, ip_size))
 		udp = &headers.six.udp;
-		dns = &headers.six.dns;
-		set_server(&packet->to, 6, headers.six.ip.destination);
-	} else {
+	else
 		return false;
-	}
 	packet->to.port = known_port ?: __builtin_bswap16(udp->destination);
 	if (!WATCHED_PORT(packet->to.port))
 		return false;
-
-	u32 length[2]; /* skb->len, skb->data_len */
-	u64 data = SPAN_U64(span, SKB_DATA);
-
-	if (bpf_probe_read_kernel(length, sizeof(length), (void *)(skb + SKB_LEN)))
-		return false;
+	set_server(&packet->to, version, version == 4 ? headers.four.ip.destination : headers.six.ip.destination);
 	packet->to.skb = skb;
 	packet->to.sock = 0;
 	packet->to.transport =
 	    transport_of(&packet->to, source_port(skb, udp, known_port, packet->to.port), TRANSPORT_UDP);
-	packet->ports_id = (u64)udp->source << 32 | (u32)packet->to.port << 16 | dns->id;
-	set_payload(packet, head, transport, data + length[0] - length[1]);
-	packet->beyond = length[1];
-	return read_kind(packet, dns);
+	packet->buffer = parts.head;
+	packet->payload = transport + UDP_HEADER;
+	packet->beyond = parts.beyond;
+
+	/* Signed: if the layout was guessed wrong, a negative difference must not become a large number. */
+	s32 length = parts.tail - parts.transport - UDP_HEADER;
+
+	packet->length = length > 0 && length < 65536 ? length : 0;
+	return true;
 }
 
 #endif

@@ -23,6 +23,8 @@ RULE_IDS = 65536
 ENCRYPTED = RULE_IDS
 STREAM_SIZE = 2 + 12 + 255 + 4
 STREAM_HEAD = 4
+HASH_KEYS = 72
+OUTCOMES = 8192
 
 
 class Kind(IntEnum):
@@ -54,25 +56,28 @@ class Statistic(IntEnum):
     LINEAGE_ADDED = 15
     LINEAGE_LEFT = 16
     LINEAGE_FULL = 17
-    OTHER_NOTIFY = 18
-    OTHER_UPDATE = 19
-    OTHER_DSO = 20
-    OTHER_OPCODE = 21
-    OTHER_NO_QUESTION = 22
-    OTHER_QUESTIONS = 23
+    PARTS_LEFT = 18
+    PARTS_TAKEN = 19
+    LOST_SEGMENTED = 20
+    UNPARSED_BUSY = 21
+    OTHER_NOTIFY = 22
+    OTHER_UPDATE = 23
+    OTHER_DSO = 24
+    OTHER_OPCODE = 25
+    OTHER_NO_QUESTION = 26
+    OTHER_QUESTIONS = 27
 
 
 #: ``enum transport``
 TRANSPORTS = ("udp", "tcp", "mdns", "llmnr", "dot")
 
-SETTINGS = struct.Struct("=QQQII")
+SETTINGS = struct.Struct(f"=QIII4x{HASH_KEYS}Q")
 OUTCOME = struct.Struct("=IIBB2x")
 PROCESS_KEY = struct.Struct("=QII")
 COUNT_KEY = struct.Struct("=QIIHB5x")
 PENDING_KEY = struct.Struct("=QQIIHB5x")
-SEEN_KEY = struct.Struct("=QQIHHB7x")
 SEEN = struct.Struct("=QQ")
-DEFERRED = struct.Struct("=QQI4x")
+CACHED = struct.Struct("=QQQQ")
 STREAM = struct.Struct(f"=QIIIIIIII{STREAM_HEAD}Q{STREAM_SIZE}s7x")
 NAME = struct.Struct(f"=III{NAME_SIZE}s4x")
 ANCESTOR_KEY = struct.Struct("=QI4x")

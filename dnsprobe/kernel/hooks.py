@@ -82,13 +82,6 @@ UDP_LADDER = (
     *_at_function(UdpHook.IP_SEND_SKB, {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, "HOOK_IP_SEND_SKB"),
     *_at_function(UdpHook.UDP_SEND_SKB, {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, "HOOK_UDP_SEND_SKB"),
     Rung(UdpHook.CGROUP_SKB, Attach.CGROUP, _both("udp", "egress"), macro="HOOK_EGRESS"),
-    Rung(
-        UdpHook.NET_DEV_QUEUE,
-        Attach.TRACEPOINT,
-        _both("udp", "net_dev_queue"),
-        helpers=("neigh_event_send_done",),
-        macro="HOOK_NET_DEV_QUEUE",
-    ),
 )
 #: Inside tcp_sendmsg_locked(), no other thread writes to the socket, so the place of a write in the stream is certain.
 TCP_LADDER = (

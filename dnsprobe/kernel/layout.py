@@ -29,23 +29,17 @@ _REQUIRED = (
     ("SKB_PROTOCOL", "sk_buff", "protocol"),
     ("SKB_TRANSPORT_HEADER", "sk_buff", "transport_header"),
     ("SKB_NETWORK_HEADER", "sk_buff", "network_header"),
+    ("SKB_TAIL", "sk_buff", "tail"),
     ("SKB_END", "sk_buff", "end"),
     ("SKB_HEAD", "sk_buff", "head"),
     ("SKB_DATA", "sk_buff", "data"),
-    ("SKB_LEN", "sk_buff", "len"),
+    ("SKB_DATA_LEN", "sk_buff", "data_len"),
     ("SKB_SK", "sk_buff", "sk"),
-    ("SKB_DEV", "sk_buff", "dev"),
-    ("SKB_REFDST", "sk_buff", "_skb_refdst"),
-    ("DST_DEV", "dst_entry", "dev"),
-    ("DEVICE_FLAGS", "net_device", "flags"),
     ("SHINFO_GSO_SIZE", "skb_shared_info", "gso_size"),
     # 16 bits wide since Linux 5.6: kernel commit bf9765145b85 ("sock: Make sk_protocol a 16-bit value").
     ("SOCK_PROTOCOL", "sock", "sk_protocol"),
     ("SOCK_NET", "sock", "__sk_common.skc_net.net"),
     ("SOCK_NUM", "sock", "__sk_common.skc_num"),
-    ("DEVICE_NET", "net_device", "nd_net.net"),
-    ("NEIGHBOUR_ARP_QUEUE", "neighbour", "arp_queue"),
-    ("SKB_HEAD_PREV", "sk_buff_head", "prev"),
     ("FLOWI4_DPORT", "flowi4", "uli.ports.dport"),
     ("FLOWI6_DPORT", "flowi6", "uli.ports.dport"),
     ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
@@ -168,7 +162,7 @@ def read_layout(btf_path: str, cache: ProgramCache) -> Layout:
     key = f"layout-{digest(*map(_content, sources), *(name.encode() for name in sorted(FUNCTIONS)))}"
     if (cached := cache.get(key)) is not None:
         return Layout(**cached)
-    layout = layout_of(read_btf(btf_path, _STRUCTS | {"iter_type"} | FUNCTIONS))
+    layout = layout_of(read_btf(btf_path, _STRUCTS | {"iter_type", "bpf_func_id"} | FUNCTIONS))
     cache.put(key, asdict(layout))
     return layout
 
@@ -192,6 +186,8 @@ def _content(path: str) -> bytes:
 def layout_of(btf: Btf) -> Layout:
     """Return the layout that ``btf`` describes; UserError if a required member is missing."""
     macros: dict[str, int | str] = {**_required_macros(btf)}
+    if _has_helper(btf, "get_current_task_btf"):
+        macros["HAS_TASK_BTF"] = 1
     for member in (*_IDENTITY, *_LINEAGE):
         macros[member[0]] = _offset(btf, member)
     tcp_problem = ""
@@ -201,6 +197,15 @@ def layout_of(btf: Btf) -> Layout:
         tcp_problem = error.message
     preemptible = btf.has_name(_PREEMPTIBLE_GUARD)
     return Layout(macros, tcp_problem, _first_missing(btf, _LINEAGE), preemptible, btf.functions)
+
+
+def _has_helper(btf: Btf, name: str) -> bool:
+    """Return whether the kernel has a BPF helper."""
+    try:
+        btf.enumerator("bpf_func_id", f"BPF_FUNC_{name}")
+    except KeyError:
+        return False
+    return True
 
 
 def _offset(btf: Btf, member: tuple[str, ...]) -> int:

@@ -23,6 +23,7 @@ PERCPU_ARRAY = 6
 LRU_HASH = 9
 LPM_TRIE = 11
 ARRAY_OF_MAPS = 12
+STACK = 23
 RINGBUF = 27
 
 # enum bpf_prog_type, in the same file
@@ -196,6 +197,10 @@ class Map:
         """Store a value."""
         with real_time:
             _check(self._set(key, value, flags))
+
+    def push(self, value: bytes) -> None:
+        """Put a value on a STACK."""
+        _check(_libbpf().bpf_map_update_elem(self.fd, None, value, ANY))
 
     def set_many(self, items: Iterable[tuple[bytes, bytes]], flags: int = ANY) -> dict[bytes, int]:
         """Store values. Return the errno of each key that the kernel refused, in the order of the items."""

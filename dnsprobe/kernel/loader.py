@@ -19,7 +19,7 @@ from dnsprobe.errors import UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import libbpf, loader_protocol
 from dnsprobe.kernel.attach import attach_egress, attach_fentry, attach_kprobe, attach_tracepoint
-from dnsprobe.kernel.compiler import Compilation, Compiler, bpf_folder
+from dnsprobe.kernel.compiler import Compilation, Compiler
 from dnsprobe.kernel.fentry import Fentry
 from dnsprobe.kernel.hooks import (
     LINEAGE_TRACEPOINTS,
@@ -203,8 +203,6 @@ class Loader:
     def _attach_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> None:
         if attempt > 0:
             raise UserError("no other way to attach to the root of the control groups")
-        if "HOOK_EGRESS" not in (bpf_folder() / "dnsprobe.bpf.c").read_text("utf-8"):
-            raise UserError(f"the BPF sources have no program {rung.program(direction)}")
         kind = libbpf.ProgramKind(libbpf.CGROUP_SKB, libbpf.CGROUP_INET_EGRESS)
         with self._loading(rung, self._compile(rung, _families(hook)), kind) as loader:
             program = loader.load(hook, rung.program(direction))

@@ -27,6 +27,7 @@ class Source(Enum):
     """Where the number of a loss comes from, unless it is a :class:`Statistic` of the BPF programs."""
 
     MISSED_RUNS = auto()
+    PARTS_LOST = auto()
     LINEAGE_FULL = auto()
     LINEAGE_MISSED_RUNS = auto()
     JOURNAL_DROPPED = auto()
@@ -84,6 +85,13 @@ LOSSES = (
     ),
     Loss(_EVENTS, "run_missed", Source.MISSED_RUNS, "the kernel skipped a run of a BPF program", Counted.NO),
     Loss(
+        _EVENTS,
+        "segmented",
+        Statistic.LOST_SEGMENTED,
+        "a send of so many datagrams (UDP_SEGMENT) that not each new query has an event",
+        Counted.YES,
+    ),
+    Loss(
         _UNATTRIBUTED,
         "counters_full",
         Statistic.UNATTRIBUTED_COUNTERS_FULL,
@@ -120,10 +128,24 @@ LOSSES = (
     ),
     Loss(
         _UNPARSED,
+        "parts",
+        Source.PARTS_LOST,
+        "a packet whose question only the hook at egress can read, and which did not get there",
+        Counted.NO,
+    ),
+    Loss(
+        _UNPARSED,
         "segmented",
         Statistic.UNPARSED_SEGMENTED,
-        "several datagrams in one send, of which only the first is read",
-        Counted.IN_PART,
+        "a datagram in a send of several (UDP_SEGMENT) that is not read",
+        Counted.NO,
+    ),
+    Loss(
+        _UNPARSED,
+        "busy",
+        Statistic.UNPARSED_BUSY,
+        "no scratch space for a run of the BPF program at egress",
+        Counted.NO,
     ),
     Loss(
         _UNPARSED,
@@ -186,6 +208,9 @@ METRICS = {metric: _help(metric, title) for metric, title in _TITLES.items()}
 
 def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int]) -> dict[Loss, int]:
     """Return the number of each loss, including zeros. A source that is missing in ``others`` counts as zero."""
+    # The hook at a function counts a packet before the one at egress does, so the difference is never negative.
+    left = statistics[Statistic.PARTS_LEFT] - statistics[Statistic.PARTS_TAKEN]
+    others = {Source.PARTS_LOST: left, **others}
     return {
         loss: statistics[loss.source] if isinstance(loss.source, Statistic) else others.get(loss.source, 0)
         for loss in LOSSES

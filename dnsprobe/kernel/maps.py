@@ -32,13 +32,14 @@ ProcessKey = tuple[int, int]
 ProgramKey = tuple[int, int, int]
 
 #: Octets of ``struct scratch`` (bpf/scratch.h), rounded up, and the number of kinds of hooks that have one each.
-SCRATCH_SIZE, _SCRATCH_KINDS = 12288, 5
+SCRATCH_SIZE, _SCRATCH_KINDS = 12288, 4
+#: Scratch spaces for runs of the program at egress, of which several can be under way on one CPU: those of a thread, of
+#: threads that preempted it, and of an interrupt. Each takes some microseconds.
+_POOL_SIZE, _POOL_SIZE_PER_CPU = 16, 2
 #: Octets. Canaries have a ring of their own, so that they come back even while the ring of events is full.
 _CANARY_RING_SIZE = 64 * 1024
 #: The most records that are read at a time. A flood of events must not block other work; canaries are read all at once.
 _EVENTS_AT_ONCE, _CANARIES_AT_ONCE = 512, 1 << 16
-#: Packets that wait for a neighbour's address: a neighbour keeps about a hundred (net.ipv4.neigh.*.unres_qlen).
-_DEFERRED = 4096
 #: TCP connections in the middle of a message. The one that was used least recently makes room for another.
 _STREAMS = 8192
 
@@ -59,9 +60,10 @@ class Settings(NamedTuple):
     """``struct settings``. ``seeding`` is True while user space adds the processes that it finds in ``/proc``."""
 
     repeat_ns: int
-    name_key: tuple[int, int]
     generation: int
     seeding: bool
+    parts_only: bool
+    hash_key: tuple[int, ...]
 
 
 class NameVerdict(NamedTuple):
@@ -100,12 +102,12 @@ def _never(_: object) -> Any:
 
 
 def _encode_settings(settings: Settings) -> bytes:
-    return abi.SETTINGS.pack(settings.repeat_ns, *settings.name_key, settings.generation, settings.seeding)
+    return abi.SETTINGS.pack(*settings[:-1], *settings.hash_key)
 
 
 def _decode_settings(data: bytes) -> Settings:
-    repeat_ns, first, second, generation, seeding = abi.SETTINGS.unpack(data)
-    return Settings(repeat_ns, (first, second), generation, bool(seeding))
+    repeat_ns, generation, seeding, parts_only, *hash_key = abi.SETTINGS.unpack(data)
+    return Settings(repeat_ns, generation, bool(seeding), bool(parts_only), tuple(hash_key))
 
 
 def _encode_name(verdict: NameVerdict) -> bytes:
@@ -301,6 +303,12 @@ class Maps:
         self.settings = table.array("SETTINGS", _SETTINGS, 1)
         # The work space of a run, for each kind of hook. User space never reads it.
         table.add("SCRATCH", libbpf.PERCPU_ARRAY, _INDEX.size, SCRATCH_SIZE, _SCRATCH_KINDS)
+        # The same for the hook at egress, by number, and the numbers that no run uses now.
+        pool = _POOL_SIZE + _POOL_SIZE_PER_CPU * libbpf.possible_cpus()
+        table.add("SCRATCH_POOL", libbpf.ARRAY, _INDEX.size, SCRATCH_SIZE, pool)
+        free = table.add("FREE_SCRATCH", libbpf.STACK, 0, _INDEX.size, pool)
+        for index in range(pool):
+            free.push(_INDEX.encode(index))
         #: By abi.Statistic. Counted since the hooks were proved.
         self.statistics = table.array("STATISTICS", _CPU_COUNTER, len(abi.Statistic), libbpf.PERCPU_ARRAY)
         # By 0, the trie of the rules in force: put_rules().
@@ -318,11 +326,12 @@ class Maps:
         #: Queries for names that were not decided, by process, name, generation of the rules, type and transport.
         self.pending = table.hash("PENDING", _PENDING_KEY, _COUNTER, sizes.names)
         # Recent queries, which suppress the events of repeated ones. Only the kernel uses it.
-        table.add("SEEN", libbpf.LRU_HASH, abi.SEEN_KEY.size, abi.SEEN.size, sizes.recent)
+        table.add("SEEN", libbpf.LRU_HASH, _HASH.size, abi.SEEN.size, sizes.recent)
+        # What became of recent queries. Only the kernel uses it.
+        table.add("OUTCOMES", libbpf.ARRAY, _INDEX.size, abi.CACHED.size, abi.OUTCOMES)
         #: Processes and which process forked them.
         self.ancestors = table.hash("LINEAGE", _ANCESTOR_KEY, _ANCESTOR, max(sizes.lineage, 1))
-        # Packets that wait for a neighbour's address, and TCP connections. Only the kernel uses them.
-        table.add("DEFERRED", libbpf.LRU_HASH, _HASH.size, abi.DEFERRED.size, _DEFERRED)
+        # TCP connections. Only the kernel uses them.
         table.add("STREAMS", libbpf.LRU_HASH, _HASH.size, abi.STREAM.size, _STREAMS)
         self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE)
         self.canaries = table.ring("CANARIES", _CANARY_RING_SIZE, _CANARIES_AT_ONCE)

@@ -58,7 +58,8 @@ class Probe:
     def __init__(self, options: ProbeOptions, sizes: Sizes, repeat_ns: int) -> None:
         self._options, self._repeat_ns = options, repeat_ns
         self._tracks_lineage = sizes.lineage > 0
-        self._name_key = (secrets.randbits(64), secrets.randbits(64))
+        self._hash_key = tuple(secrets.randbits(64) for _ in range(abi.HASH_KEYS))
+        self._parts_only = False
         self._suffix = canary_suffix()
         #: Whether :meth:`start` has proved the hooks. Until then, the rules wait: see :meth:`set_rules`.
         self.proved = False
@@ -101,7 +102,7 @@ class Probe:
         self._write_settings()
 
     def _write_settings(self, *, seeding: bool = False) -> None:
-        self.maps.settings.put(0, Settings(self._repeat_ns, self._name_key, self.generation, seeding))
+        self.maps.settings.put(0, Settings(self._repeat_ns, self.generation, seeding, self._parts_only, self._hash_key))
 
     def decide(self, decisions: Iterable[tuple[int, bytes, int]]) -> list[int]:
         """Store verdicts on names under the rules in force. Return the hashes of the names that are still in the map.

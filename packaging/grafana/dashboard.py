@@ -151,7 +151,10 @@ def queries() -> Iterator[Json]:
     yield number(
         "Queries lost",
         "short",
-        now(f'ceil(sum(increase(dnsprobe_events_lost_total{{{OF_HOSTS}, reason!="ring_full"}}[$__range])))'),
+        now(
+            f'ceil(sum(increase(dnsprobe_events_lost_total{{{OF_HOSTS}, reason!="ring_full", reason!="segmented"}}'
+            "[$__range])))"
+        ),
         "Queries that the counts do not include, at least.",
         alarm=True,
     )

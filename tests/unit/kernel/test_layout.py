@@ -56,8 +56,8 @@ def test_a_renamed_member_is_found_by_its_other_name() -> None:
 
 
 def test_a_missing_required_member_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"^this kernel has no neighbour\.arp_queue$") as error:
-        of("neighbour.arp_queue")
+    with pytest.raises(UserError, match=r"^this kernel has no sock\.sk_protocol$") as error:
+        of("sock.sk_protocol")
     assert "Linux 5.10 or later" in error.value.hint
 
 

@@ -23,7 +23,11 @@ OF_WORK = {
 #: Statistics of messages that are not standard queries.
 OF_OTHER_MESSAGES = {statistic for statistic in Statistic if statistic.name.startswith("OTHER_")}
 #: Statistics that are read together with a number of the daemon itself.
-PART_OF_A_SOURCE = {Statistic.LINEAGE_FULL: Source.LINEAGE_FULL}
+PART_OF_A_SOURCE = {
+    Statistic.LINEAGE_FULL: Source.LINEAGE_FULL,
+    Statistic.PARTS_LEFT: Source.PARTS_LOST,
+    Statistic.PARTS_TAKEN: Source.PARTS_LOST,
+}
 #: Reasons without an alert. Anyone can send malformed packets, which are no queries. In multicast DNS, packets often
 #: have several questions.
 NO_ALERT = {"malformed", "more_questions"}

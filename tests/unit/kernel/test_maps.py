@@ -58,6 +58,9 @@ class MapInMemory:
         for key in keys:
             yield key, self.data.pop(key, None)
 
+    def push(self, value: bytes) -> None:
+        self.data[len(self.data).to_bytes(4, sys.byteorder)] = value
+
     def set(self, key: bytes, value: bytes, flags: int = libbpf.ANY) -> None:
         if refused := self.set_many([(key, value)], flags):
             raise OSError(refused[key], "refused")
@@ -183,7 +186,9 @@ def test_keys_and_values_come_back(maps: Maps) -> None:
 
 
 def test_each_type_of_value_comes_back(maps: Maps) -> None:
-    settings = Settings(repeat_ns=60, name_key=(1, 2), generation=3, seeding=True)
+    settings = Settings(
+        repeat_ns=60, generation=3, seeding=True, parts_only=False, hash_key=tuple(range(abi.HASH_KEYS))
+    )
     maps.settings.put(0, settings)
     assert dict(maps.settings.items()) == {0: settings}
     pending = {(1, 1 << 63, 2, 3, 4, 1): 5}

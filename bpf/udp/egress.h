@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * What the hook at egress does with a packet: cgroup_skb at the root of cgroup2. The kernel runs it once for each
+ * packet of a socket of this host, in ip_finish_output() and ip6_finish_output(), which the sender calls: after the
+ * firewall, before the packet is cut into fragments and before it waits for the address of its next hop.
+ *
+ * Its programs return 1 on every path: 0 would drop the packet.
+ */
+#ifndef DNSPROBE_UDP_EGRESS_H
+#define DNSPROBE_UDP_EGRESS_H
+
+#include "verifier.h"
+#include "scratch.h"
+#include "query/recent.h"
+#include "query/submit.h"
+#include "udp/datagram.h"
+#include "udp/headers.h"
+
+/* The hook can be limited to one family. */
+#ifndef SERVED_FAMILY
+#define SERVED_FAMILY(family) true
+#endif
+
+/* Extension headers of IPv6 that are followed, at most. */
+#define EXTENSION_HEADERS 8
+#define HOP_BY_HOP_HEADER 0
+#define ROUTING_HEADER 43
+#define FRAGMENT_HEADER 44
+#define AUTHENTICATION_HEADER 51
+#define DESTINATION_HEADER 60
+
+/* The longest packet that is handled without a second program. Verifier: offsets in a packet are below 65536. */
+#define LONGEST_PLAIN 32767
+
+/* Datagrams of one packet that a run handles at most: with 33 runs, all that a packet can have (UDP_MAX_SEGMENTS of
+ * include/linux/udp.h: 128 since Linux 6.9). */
+#define DATAGRAMS_IN_RUN 5
+/* The number of the last run for one packet, from 0: MAX_TAIL_CALL_CNT of include/linux/bpf.h is 33, and was 32. */
+#define LAST_RUN 31
+
+/* What the first program finds out about a packet. */
+enum finding {
+	NOT_WATCHED,
+	COUNTED,
+	UNKNOWN, /* the second program parses it */
+};
+
+/*
+ * Looks up the question of a packet in the cache of outcomes, in place: nothing is copied. `message` is the offset of
+ * the DNS message. As is_recent() of udp/function.h; here the octets of the message may end in the middle of a word.
+ */
+static __always_inline bool is_recent_packet(const struct __sk_buff *skb, const struct settings *settings, u32 message)
+{
+	u8 *data = (void *)(long)skb->data;
+	u8 *data_end = (void *)(long)skb->data_end;
+	u8 *at = data + message + DNS_HEADER;
+	const u64 *key = settings->hash_key;
+	struct sums sums = {};
+	u64 octets = 0, zeros = 0;
+
+	for (u32 i = 0; i < NAME_SIZE / 8; i++) {
+		if (at + 8 > data_end)
+			break;
+		octets = *(u64 *)at;
+		zeros = zero_octets(octets);
+		if (zeros)
+			break;
+		add_octets(&sums, key, lower_case(octets));
+		at += 8;
+		key += 2;
+	}
+	if (!zeros) {
+		/* The last octets of the packet are fewer than a word, so they are taken from its last word. */
+		u64 last = skb->len - 8;
+		u64 rest = data_end - at;
+
+		if (last > LONGEST_PLAIN || rest - 1 > 6)
+			return false;
+		/* The comparison above may be with a copy of `last`. */
+		KEEP_BELOW_32768(last);
+		data += last;
+		if (data + 8 > data_end)
+			return false;
+		octets = *(u64 *)data >> (64 - rest * 8);
+		zeros = zero_octets(octets | ~0ULL << rest * 8);
+		if (!zeros)
+			return false;
+	}
+
+	u64 first = lowest_lane(zeros);
+
+	add_octets(&sums, key, lower_case(octets & (first - 1)));
+	at += octets_below(first) + 1;
+	if (at + 4 > data_end)
+		return false;
+	return count_recent(&sums, settings, *(u32 *)at, TRANSPORT_UDP);
+}
+
+/* Handles a packet whose UDP header is at the offset `header`, which the caller has found to be in the linear part. */
+static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, u32 header)
+{
+	u8 *data = (void *)(long)skb->data;
+	u8 *data_end = (void *)(long)skb->data_end;
+	const struct udp *udp = (void *)(data + header);
+	const struct dns *dns = (void *)(udp + 1);
+	struct settings *settings;
+	u16 port;
+
+	if ((u8 *)dns > data_end)
+		return UNKNOWN;
+	port = __builtin_bswap16(udp->destination);
+	if (!WATCHED_PORT(port))
+		return NOT_WATCHED;
+	settings = get_settings();
+	if (!settings)
+		return NOT_WATCHED;
+	if (skb->gso_segs > 1 || (u8 *)(dns + 1) > data_end)
+		return UNKNOWN;
+	if (settings->parts_only) {
+		/* Most packets are no parts, and left to the hook at a function. */
+		if (!is_beyond_linear(data_end - (u8 *)dns, skb->len - (data_end - data)))
+			return NOT_WATCHED;
+		return UNKNOWN;
+	}
+	if (!may_be_recent(dns, port) || udp->length != __builtin_bswap16(skb->len - header))
+		return UNKNOWN;
+	return is_recent_packet(skb, settings, header + UDP_HEADER) ? COUNTED : UNKNOWN;
+}
+
+/* The first program. Most packets are UDP or TCP in plain IP headers. */
+static __always_inline int handle_egress(struct __sk_buff *skb)
+{
+	u8 *data = (void *)(long)skb->data;
+	u8 *data_end = (void *)(long)skb->data_end;
+	const struct ip4 *ip4 = (void *)data;
+	const struct ip6 *ip6 = (void *)data;
+	enum finding finding = UNKNOWN;
+
+	if ((u8 *)(ip4 + 1) > data_end)
+		goto parse;
+	if (ip4->version_length >> 4 == 4) {
+		if (ip4->protocol != PROTOCOL_UDP || !SERVED_FAMILY(4))
+			return 1;
+		if (ip4->version_length == 0x45)
+			finding = look_up_packet(skb, IP4_HEADER);
+	} else {
+		if ((u8 *)(ip6 + 1) > data_end)
+			goto parse;
+		if (ip6->next_header == PROTOCOL_TCP || ip6->next_header == PROTOCOL_ICMPV6 || !SERVED_FAMILY(6))
+			return 1;
+		if (ip6->next_header == PROTOCOL_UDP)
+			finding = look_up_packet(skb, IP6_HEADER);
+	}
+	if (finding != UNKNOWN)
+		return 1;
+parse:
+	/* The kernel clears it before the first program, unless a program of another owner runs before this one. */
+	STORE_CONTEXT(skb, cb[0], 0);
+	STORE_CONTEXT(skb, cb[1], 0);
+	/* The rest is another program, so that each of them is small for the verifier. */
+	tail_call(skb, MAP(SELF_CALLS), 0);
+	count_statistic(STAT_UNPARSED_BUSY);
+	return 1;
+}
+
+/* Reads a part of the packet, linear or not. */
+#define LOAD(skb, offset, destination) bpf_skb_load_bytes(skb, offset, &(destination), sizeof(destination))
+
+/* Returns the offset of the UDP header behind an IPv6 header and its extension headers, 0 if there is none. */
+static __always_inline u32 find_udp_over_ip6(struct __sk_buff *skb, u8 next)
+{
+	u32 at = IP6_HEADER;
+
+	for (u32 i = 0; i < EXTENSION_HEADERS; i++) {
+		u8 header[4]; /* next header, length; in a fragment header, the offset of the fragment */
+
+		if (next == PROTOCOL_UDP)
+			return at;
+		if (next != HOP_BY_HOP_HEADER && next != ROUTING_HEADER && next != FRAGMENT_HEADER &&
+		    next != AUTHENTICATION_HEADER && next != DESTINATION_HEADER)
+			return 0;
+		if (LOAD(skb, at, header))
+			return 0;
+		if (next == FRAGMENT_HEADER) {
+			/* Only the first fragment has a UDP header. The lower three bits are flags. */
+			if (header[2] || header[3] >> 3)
+				return 0;
+			at += 8;
+		} else {
+			/* RFC 4302, section 2.2, counts in words of four octets, without the first two. */
+			at += next == AUTHENTICATION_HEADER ? (header[1] + 2) * 4 : (header[1] + 1) * 8;
+		}
+		next = header[0];
+	}
+	return 0;
+}
+
+/* Reads the destination from the IP header, and returns the offset of the UDP header, 0 if there is none. */
+static __always_inline u32 read_ip_header(struct destination *to, struct __sk_buff *skb)
+{
+	union {
+		struct ip4 four;
+		struct ip6 six;
+	} ip;
+
+	if (LOAD(skb, 0, ip.four))
+		return 0;
+	if (ip.four.version_length >> 4 == 4) {
+		if (ip.four.protocol != PROTOCOL_UDP || (ip.four.fragment & FRAGMENT_OFFSET))
+			return 0;
+		set_server(to, 4, ip.four.destination);
+		return (ip.four.version_length & 15) * 4;
+	}
+	if (ip.four.version_length >> 4 != 6 || LOAD(skb, 0, ip.six))
+		return 0;
+	set_server(to, 6, ip.six.destination);
+	return find_udp_over_ip6(skb, ip.six.next_header);
+}
+
+/*
+ * Reads where the packet goes, and returns the offset of its DNS message; 0 if it is no UDP packet to a watched port.
+ */
+static __always_inline u32 read_egress(struct destination *to, struct __sk_buff *skb)
+{
+	struct udp udp;
+	u32 header = read_ip_header(to, skb);
+
+	if (!header || !SERVED_FAMILY(to->family) || LOAD(skb, header, udp))
+		return 0;
+	to->port = __builtin_bswap16(udp.destination);
+	if (!WATCHED_PORT(to->port))
+		return 0;
+	/* The program gets the address of struct sk_buff. */
+	to->skb = (u64)skb;
+	to->sock = 0;
+	to->transport = transport_of(to, __builtin_bswap16(udp.source), TRANSPORT_UDP);
+	return header + UDP_HEADER;
+}
+
+/* Copies the first octets of a datagram, which has `length` octets at the offset `at` of the packet. */
+static __always_inline void copy_datagram(struct scratch *s, struct __sk_buff *skb, u32 at, u32 length)
+{
+	u64 size = length < READ_SIZE ? length : READ_SIZE;
+
+	s->present = 0;
+	s->beyond = 0;
+	/* The comparison above may be with a copy of `size`. */
+	KEEP_BELOW_512(size);
+	if (size && bpf_skb_load_bytes(skb, at, s->packet + PACKET_FRONT, size) == 0)
+		s->present = size;
+}
+
+/* Finds out how a packet is cut into datagrams. False if it is not handled here. */
+static __always_inline bool read_cut(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
+{
+	u32 linear = skb->data_end - skb->data;
+	u32 message = read_egress(&s->to, skb);
+
+	if (!message || skb->len <= message)
+		return false;
+
+	u32 total = skb->len - message;
+	u32 segment = skb->gso_segs > 1 && skb->gso_size ? skb->gso_size : total;
+
+	s->message_at = message;
+	s->total = total;
+	s->segment = segment;
+	if (!settings->parts_only)
+		return true;
+	return segment < total || is_beyond_linear(linear > message ? linear - message : 0, skb->len - linear);
+}
+
+/* Handles the next datagram. */
+static __always_inline void handle_next(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
+{
+	u32 at = s->at;
+	u32 left = s->total - at;
+	u32 segment = s->segment;
+
+	s->at = at + segment;
+	copy_datagram(s, skb, s->message_at + at, left < segment ? left : segment);
+	handle_datagram(s, settings);
+}
+
+/*
+ * Handles the next datagrams of a packet, from number skb->cb[0] on, and returns how many are left. The context is the
+ * only place that a run keeps over a tail call.
+ *
+ * A run ends at the first datagram that causes an event, since there must be only one copy of what submits events. If
+ * the runs that are left could then not handle all datagrams, the event is lost instead.
+ */
+static __always_inline u32 handle_datagrams(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
+{
+	u32 number, runs;
+
+	if (!read_cut(s, settings, skb))
+		return 0;
+	LOAD_CONTEXT(number, skb, cb[0]);
+	LOAD_CONTEXT(runs, skb, cb[1]);
+	s->runs = runs;
+	if (settings->parts_only && !runs && s->to.port != CANARY_PORT)
+		count_statistic(STAT_PARTS_TAKEN);
+	s->at = number * s->segment;
+	for (u32 i = 0; i < DATAGRAMS_IN_RUN; i++) {
+		/* FORGET, here and below: with registers, the verifier would follow each round once for each way
+		 * through the rounds before it. */
+		if (FORGET(s->at) >= FORGET(s->total))
+			break;
+		handle_next(s, settings, skb);
+		if (FORGET(s->submit) || FORGET(s->keep_tree)) {
+			u32 left = FORGET(s->total) - FORGET(s->at);
+
+			if (left <= (LAST_RUN - FORGET(s->runs)) * DATAGRAMS_IN_RUN * FORGET(s->segment) ||
+			    FORGET(s->keep_tree))
+				break;
+			count_statistic(STAT_LOST_SEGMENTED);
+			update_seen(s, settings, false);
+			s->submit = 0;
+		}
+	}
+	keep_and_submit(s, settings);
+	remember_query(s, settings);
+	number = FORGET(s->at) / FORGET(s->segment);
+	runs = FORGET(s->runs) + 1;
+	STORE_CONTEXT(skb, cb[0], number);
+	STORE_CONTEXT(skb, cb[1], runs);
+	if (FORGET(s->at) >= FORGET(s->total))
+		return 0;
+	return (FORGET(s->total) - FORGET(s->at) - 1) / FORGET(s->segment) + 1;
+}
+
+/* The second program. */
+static __always_inline int handle_egress_slowly(struct __sk_buff *skb)
+{
+	struct settings *settings = get_settings();
+	struct scratch *s;
+	u32 index = 0;
+	u32 left = 0;
+
+	if (!settings || map_pop(MAP(FREE_SCRATCH), &index)) {
+		count_statistic(STAT_UNPARSED_BUSY);
+		return 1;
+	}
+	s = bpf_map_lookup_elem(MAP(SCRATCH_POOL), &index);
+	if (s)
+		left = handle_datagrams(s, settings, skb);
+	map_push(MAP(FREE_SCRATCH), &index, 0);
+	if (!left)
+		return 1;
+	/* The next datagrams. A loop around all of this would be too large for the verifier. */
+	tail_call(skb, MAP(SELF_CALLS), 0);
+	add_statistic(STAT_UNPARSED_SEGMENTED, left);
+	return 1;
+}
+
+#endif
