@@ -40,6 +40,7 @@ SYSTEM = (
     "libnss-systemd",
     "login",
     "netbase",
+    "nftables",
     "openssl",
     "procps",
     "python3-pytest",
@@ -49,6 +50,7 @@ SYSTEM = (
     "systemd-sysv",
     "udev",
     "util-linux",
+    "wireguard-tools",
 )
 
 #: Units that a guest does not need. Each costs seconds of an emulated processor.

@@ -22,9 +22,9 @@ _INIT = Path(__file__).parent / "initrd-init"
 _INITRD_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "crc32c_generic", "crc32c", "ext4")
 
 #: Modules below ``kernel/`` for hardware that no guest has: most of the size. Modules that are absent are not loaded at
-#: each boot.
+#: each boot. WireGuard needs those in arch/x86/crypto.
 _UNUSED = """
-    arch/x86/{crypto,kvm}
+    arch/x86/kvm
     sound
     drivers/{accel,ata,bluetooth,cdrom,comedi,cpufreq,crypto,edac,gnss,gpu,hid,hwmon,i2c,iio,infiniband,input,isdn,leds}
     drivers/{media,mmc,mtd,parport,platform,power,regulator,scsi,staging,thunderbolt,usb,video}
