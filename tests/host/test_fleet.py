@@ -66,8 +66,8 @@ class Fleet:
 def make_host(stack: ExitStack, centre: Net, number: int, folder: Path) -> Host:
     net, address = Net(), f"192.0.2.{10 + number}"
     stack.callback(net.close)
-    cable = ["ip", "link", "add", "eth0", "netns", str(net.pid), "type", "veth"]
-    subprocess.run([*cable, "peer", "name", f"host{number}", "netns", str(centre.pid)], check=True)
+    cable = ["ip", "link", "add", "eth0", "netns", net.path, "type", "veth"]
+    subprocess.run([*cable, "peer", "name", f"host{number}", "netns", centre.path], check=True)
     net.link("eth0", address, CENTRE)
     centre.link(f"host{number}", CENTRE, address)
     name = HOSTS[number]
