@@ -1,0 +1,210 @@
+"""Several dnsprobe at once, one for each rung of the ladder, and what each has made of a situation."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daemon import Service
+
+from ways_out.place import Asked
+from ways_out.situations import LAST, TITLES
+
+RIGHT, LOST, NOT_SEEN = "right", "counted as lost", "not seen"
+#: This kernel does not have what the situation needs; or, for all situations of a rung, not the rung.
+ABSENT = "-"
+
+#: Reasons that are not about queries that are missing: the entry is, or it was no query.
+_NO_LOSS = {"ring_full", "malformed"}
+_LOSSES = ("dnsprobe_events_lost_total", "dnsprobe_packets_unparsed_total", "dnsprobe_queries_unattributed_total")
+
+_LINE = re.compile(r"(\S+)\[\d+\] asked for (\S+) \(A, (\w+)\) by .*?, server (\S+)#(\d+), ")
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One way to see UDP: the hook as in ``probe.hook``, and how it is attached, as in ``dnsprobe_hook_info``."""
+
+    hook: str
+    attach: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.attach} {self.hook}"
+
+
+RUNGS = (
+    Rung("ip_send_skb", "kprobe"),
+    Rung("udp_send_skb", "kprobe"),
+    Rung("net_dev_queue", "tracepoint"),
+)
+
+
+class Unavailable(Exception):
+    """This kernel does not have a rung."""
+
+
+class Observer:
+    """A dnsprobe that uses one rung. Raises Unavailable if this kernel does not have it."""
+
+    def __init__(self, rung: Rung, folder: Path) -> None:
+        self.rung = rung
+        domains = ", ".join([*(f"{situation}.ways.test" for situation in TITLES), LAST])
+        try:
+            self._service = Service(
+                f"domains: [{domains}]\nprobe: {{ports: [53, 5353], hook: {rung.hook}}}\njournal: {{repeat: 1d}}\n",
+                folder,
+            )
+        except AssertionError as error:
+            if "no hook could be verified" in str(error):
+                raise Unavailable(str(error)) from None
+            raise
+        found = {
+            (labels["hook"], labels.get("attach", rung.attach))
+            for labels, _ in self._service.samples("dnsprobe_hook_info")
+            if labels["path"].startswith("udp")
+        }
+        if found != {(rung.hook, rung.attach)}:
+            self.close()
+            raise Unavailable(f"{rung.name}: dnsprobe uses {found}")
+
+    def close(self) -> None:
+        self._service.kill()
+
+    def wait_for_last(self, name: str) -> None:
+        """Wait until everything is reported that was sent before the query for this name."""
+        self._service.wait_for(f" asked for {name} ")
+
+    def counted(self, domain: str) -> Counter[tuple[str, str]]:
+        """Return the queries of a rule by process and transport."""
+        found: Counter[tuple[str, str]] = Counter()
+        for labels, value in self._service.samples("dnsprobe_queries_total"):
+            if labels["domain"] == domain:
+                found[labels["process"], labels["transport"]] += int(value)
+        return found
+
+    def shown(self, domain: str) -> set[Asked]:
+        """Return the queries of a rule in the log. A query that is repeated is there once."""
+        return {
+            Asked(name, comm, transport, server, int(port))
+            for comm, name, transport, server, port in _LINE.findall(self._service.err.read_text("utf-8"))
+            if name.endswith(f".{domain}")
+        }
+
+    def lost(self) -> int:
+        """Return how many queries are counted as lost, or as without their process."""
+        return sum(
+            value
+            for metric in _LOSSES
+            for reason, value in self._service.by(metric, "reason").items()
+            if reason not in _NO_LOSS
+        )
+
+
+def verdict(right: Counter[Asked], counted: Counter[tuple[str, str]], shown: set[Asked], lost: int) -> str:
+    """Return what a rung has made of a situation: RIGHT, LOST, NOT_SEEN, or a text that begins with ``wrong``.
+
+    A query without its process counts as lost, because ``dnsprobe_queries_unattributed_total`` has it. It is wrong if a
+    query is counted for another process, more often than it was sent, or shown with another server, or if it is counted
+    both as seen and as lost.
+    """
+    sent: Counter[tuple[str, str]] = Counter()
+    for query, count in right.items():
+        sent[query.comm, query.transport] += count
+    known = Counter({key: count for key, count in counted.items() if key[0] != "(unknown)"})
+    if extra := known - sent:
+        return f"wrong: {dict(extra)} more than {dict(sent)}"
+    if others := {query for query in shown if query.comm != "(unknown)"} - right.keys():
+        return f"wrong: shown {sorted(map(str, others))}"
+    missing = (sent - known).total()
+    if lost > missing:
+        return f"wrong: {missing} missing, {lost} counted as lost"
+    if not missing:
+        return RIGHT
+    return LOST if lost == missing else NOT_SEEN
+
+
+class Players:
+    """The program that plays situations. It starts before dnsprobe does, and opens some sockets then."""
+
+    def __init__(self, sender: Path) -> None:
+        command = [sys.executable, "-m", "ways_out.situations", str(sender)]
+        here = Path(__file__).parent.parent
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=here)
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def play(self, situation: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{situation}\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._answer())
+        return answer
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@contextmanager
+def observing(rungs: Iterable[Rung], folder: Path) -> Iterator[tuple[list[Observer], dict[str, str]]]:
+    """Start a dnsprobe for each rung; yield them, and for each rung that this kernel does not have the reason."""
+    with ExitStack() as stack:
+        observers: list[Observer] = []
+        unavailable: dict[str, str] = {}
+        for rung in rungs:
+            own = folder / rung.name.replace(" ", "-")
+            own.mkdir()
+            try:
+                observer = Observer(rung, own)
+            except Unavailable as reason:
+                unavailable[rung.name] = str(reason)
+                continue
+            stack.callback(observer.close)
+            observers.append(observer)
+        yield observers, unavailable
+
+
+def play(
+    players: Players, observers: Sequence[Observer], situations: Iterable[str]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Play situations; return the verdicts by rung and situation, and whatever is worth reading about them."""
+    verdicts: dict[str, dict[str, str]] = {observer.rung.name: {} for observer in observers}
+    notes: list[str] = []
+    before = {observer.rung.name: observer.lost() for observer in observers}
+    for situation in situations:
+        answer = players.play(situation)
+        assert "failed" not in answer, f"{situation}: {answer['failed']}"
+        if "absent" in answer:
+            notes.append(f"{situation}: absent: {answer['absent']}")
+        right = Counter({Asked(*query): count for *query, count in answer.get("asked", [])})
+        for observer in observers:
+            rung = observer.rung.name
+            observer.wait_for_last(answer["last"])
+            lost = observer.lost()
+            if "absent" in answer:
+                found = ABSENT
+            else:
+                domain = f"{situation}.ways.test"
+                counted, shown = observer.counted(domain), observer.shown(domain)
+                found = verdict(right, counted, shown, lost - before[rung])
+                if found != RIGHT:
+                    seen = f"counted {dict(counted)}, {lost - before[rung]} lost, of {right.total()}"
+                    notes.append(f"{situation} at {rung}: {found}: {seen}")
+            before[rung] = lost
+            verdicts[rung][situation] = found
+    return verdicts, notes
