@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon import PATIENCE, PROGRAM, Program, Service
+from running import PATIENCE, PROGRAM, Program, Service
 
 #: Names for the tests from another module. Whatever is defined here can be imported, too.
 __all__ = ["PATIENCE", "PROGRAM", "Program", "Service"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon import Program
 from installed import PATIENCE, SENDERS, keep, kernel
+from running import Program
 from ways_out.observers import RUNGS, Players, observing, play
 from ways_out.situations import TITLES
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daemon import Service
+from running import Service
 
 from ways_out.place import Asked
 from ways_out.situations import LAST, TITLES
