@@ -24,7 +24,6 @@
 /* Extension headers of IPv6 that are followed, at most. */
 #define EXTENSION_HEADERS 8
 #define HOP_BY_HOP_HEADER 0
-#define ROUTING_HEADER 43
 #define FRAGMENT_HEADER 44
 #define AUTHENTICATION_HEADER 51
 #define DESTINATION_HEADER 60
@@ -166,8 +165,9 @@ parse:
 /* Reads a part of the packet, linear or not. */
 #define LOAD(skb, offset, destination) bpf_skb_load_bytes(skb, offset, &(destination), sizeof(destination))
 
-/* Returns the offset of the UDP header behind an IPv6 header and its extension headers, 0 if there is none. */
-static __always_inline u32 find_udp_over_ip6(struct __sk_buff *skb, u8 next)
+/* Returns the offset of the UDP header behind an IPv6 header and its extension headers, 0 if there is none. A routing
+ * header may have the address of the receiver. */
+static __always_inline u32 find_udp_over_ip6(struct destination *to, struct __sk_buff *skb, u8 next)
 {
 	u32 at = IP6_HEADER;
 
@@ -181,6 +181,12 @@ static __always_inline u32 find_udp_over_ip6(struct __sk_buff *skb, u8 next)
 			return 0;
 		if (LOAD(skb, at, header))
 			return 0;
+		if (next == ROUTING_HEADER) {
+			struct routing_header routing;
+
+			if (LOAD(skb, at, routing) == 0 && has_receiver(&routing))
+				set_server(to, 6, routing.address);
+		}
 		if (next == FRAGMENT_HEADER) {
 			/* Only the first fragment has a UDP header. The lower three bits are flags. */
 			if (header[2] || header[3] >> 3)
@@ -214,7 +220,7 @@ static __always_inline u32 read_ip_header(struct destination *to, struct __sk_bu
 	if (ip.four.version_length >> 4 != 6 || LOAD(skb, 0, ip.six))
 		return 0;
 	set_server(to, 6, ip.six.destination);
-	return find_udp_over_ip6(skb, ip.six.next_header);
+	return find_udp_over_ip6(to, skb, ip.six.next_header);
 }
 
 /*

@@ -47,6 +47,30 @@ struct udp {
 	u16 checksum;
 };
 
+#define ROUTING_HEADER 43
+
+/*
+ * The routing headers that Linux sends with data: Segment Routing (RFC 8754, section 2) and Mobile IPv6 (RFC 6275,
+ * section 6.4). While segments are left, the destination in the IPv6 header is that of the next segment, and the first
+ * address here is that of the receiver.
+ */
+struct routing_header {
+	u8 next_header;
+	u8 length;
+	u8 type;
+	u8 segments_left;
+	u32 data;
+	u8 address[16];
+};
+
+#define ROUTING_MOBILE 2
+#define ROUTING_SEGMENTS 4
+
+static __always_inline bool has_receiver(const struct routing_header *header)
+{
+	return header->segments_left && (header->type == ROUTING_MOBILE || header->type == ROUTING_SEGMENTS);
+}
+
 static __always_inline void set_server(struct destination *to, u8 family, const u8 *address)
 {
 	to->family = family;

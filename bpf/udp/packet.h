@@ -110,6 +110,16 @@ static __always_inline u16 source_port(u64 skb, const struct udp *udp, u16 known
 	return known_port ? (u16)read_u32(read_u64(skb + SKB_SK) + SOCK_NUM) : __builtin_bswap16(udp->source);
 }
 
+/* A routing header may have the address of the receiver. It is looked for right behind the IPv6 header, where no other
+ * extension header has to be. */
+static __always_inline void read_receiver(struct destination *to, u64 address)
+{
+	struct routing_header routing;
+
+	if (READ(routing, address) == 0 && has_receiver(&routing))
+		set_server(to, 6, routing.address);
+}
+
 /* True for a UDP packet to a watched port. `known_port` is the port in host byte order, or PORT_IN_HEADER. */
 static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 known_port)
 {
@@ -137,6 +147,8 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 	if (!WATCHED_PORT(packet->to.port))
 		return false;
 	set_server(&packet->to, version, version == 4 ? headers.four.ip.destination : headers.six.ip.destination);
+	if (version == 6 && headers.six.ip.next_header == ROUTING_HEADER)
+		read_receiver(&packet->to, parts.head + parts.network + IP6_HEADER);
 	packet->to.skb = skb;
 	packet->to.sock = 0;
 	packet->to.transport =
