@@ -37,10 +37,10 @@ def main() -> None:
             subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", folder / sender, source], check=True)
         for probe in sys.argv[2:] or [""]:
             program = Path(sys.executable).with_name("dnsprobe")
-            result = contention.contend(program, folder, folder, queries, f"probe: {{{probe}}}")
-            wrong = contention.mistakes(result.sent, result.counted)
-            failed = failed or bool(wrong or result.unaccounted)
-            print("\n".join([f"{probe or 'auto'}: {result}", *wrong]), flush=True)
+            with contention.Daemon(program, folder, probe) as daemon:
+                result = daemon.contend(folder, queries)
+            failed = failed or bool(result.mistakes or result.unaccounted)
+            print("\n".join([f"{probe or 'auto'}: {result}", *result.mistakes]), flush=True)
     sys.exit(failed)
 
 

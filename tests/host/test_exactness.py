@@ -29,9 +29,10 @@ def senders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_counted_and_missed_are_what_was_sent(senders: Path, tmp_path: Path) -> None:
-    result = contention.contend(PROGRAM, senders, tmp_path, QUERIES)
+    with contention.Daemon(PROGRAM, tmp_path) as daemon:
+        result = daemon.contend(senders, QUERIES)
     assert result.reloads > 1
-    assert contention.mistakes(result.sent, result.counted) == []
+    assert result.mistakes == []
     assert result.unaccounted == 0, result
 
 

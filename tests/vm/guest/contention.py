@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from scraped import add_up, samples_of
 
@@ -93,12 +94,15 @@ def hammering(hammer: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What dnsprobe counted: by comm and kind of name; runs that the kernel skipped, by its own count; and queries that
-    were lost for want of room for their names."""
+    """What dnsprobe counted.
+
+    ``table`` has the queries, ``missed`` the runs that the kernel skipped, and ``lost`` what dnsprobe saw and could not
+    count: for want of room for a name, or because it could not be read.
+    """
 
     table: Table
     missed: int
-    names_full: int
+    lost: int
 
     @classmethod
     def of(cls, metrics: str) -> Counted:
@@ -106,8 +110,13 @@ class Counted:
         table: Table = Counter()
         for labels, value in samples_of("dnsprobe_queries_total", metrics):
             table[labels["process"], _KINDS.get(labels["domain"], labels["domain"])] += int(value)
-        lost = add_up(samples_of("dnsprobe_events_lost_total", metrics), "reason")
-        return cls(+table, lost["run_missed"], lost["names_full"])
+        events = add_up(samples_of("dnsprobe_events_lost_total", metrics), "reason")
+        unparsed = add_up(samples_of("dnsprobe_packets_unparsed_total", metrics), "reason")
+        return cls(+table, events["run_missed"], events["names_full"] + sum(unparsed.values()))
+
+    def since(self, before: Counted) -> Counted:
+        """Return what was added since an earlier scrape."""
+        return Counted(self.table - before.table, self.missed - before.missed, self.lost - before.lost)
 
     @property
     def total(self) -> int:
@@ -115,10 +124,15 @@ class Counted:
 
 
 class Daemon:
-    """``dnsprobe run`` with the first set of rules, after it is ready. ``more`` is the rest of its configuration."""
+    """``dnsprobe run`` with the first set of rules, after it is ready.
 
-    def __init__(self, program: Path, folder: Path, more: str = "") -> None:
-        self._more, self._configuration, self._log = more, folder / "dnsprobe.yaml", folder / "log"
+    ``program`` is dnsprobe, and ``probe`` a part of the section ``probe`` of its configuration. The rest of the section
+    keeps other runs of its programs away: a missed run is counted whatever it would have counted.
+    """
+
+    def __init__(self, program: Path, folder: Path, probe: str = "") -> None:
+        self._more = f"probe: {{tcp_hook: none, verify_interval: 0{', ' if probe else ''}{probe}}}"
+        self._configuration, self._log = folder / "dnsprobe.yaml", folder / "log"
         self._configure(RULE_SETS[0])
         command = [str(program), "run", "--config", str(self._configuration), "--listen", "127.0.0.1:0"]
         with self._log.open("wb") as log:
@@ -169,7 +183,26 @@ class Daemon:
             stop.set()
             thread.join()
 
-    def close(self) -> None:
+    def contend(self, senders: Path, queries: int) -> Result:
+        """Send at least ``queries`` queries from four processes while all others interfere.
+
+        ``senders`` is the folder with ``contend`` and ``hammer``.
+        """
+        before, reloads = Counted.of(self.metrics()), self._reloads()
+        started = time.monotonic()
+        with hammering(senders / "hammer"), self.reloading():
+            sent = send(senders / "contend", queries)
+        seconds = time.monotonic() - started
+        counted = Counted.of(self.metrics()).since(before)
+        return Result(sent, counted, self.hooks(), self._reloads() - reloads, seconds)
+
+    def _reloads(self) -> int:
+        return self.log().count("reloaded: ")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait()
 
@@ -186,42 +219,25 @@ class Result:
 
     @property
     def unaccounted(self) -> int:
-        """Return how many queries were neither counted nor counted as missed."""
-        return self.sent.total - self.counted.total - self.counted.missed - self.counted.names_full
+        """Return how many queries were neither counted nor counted as missed or lost."""
+        return self.sent.total - self.counted.total - self.counted.missed - self.counted.lost
+
+    @property
+    def mistakes(self) -> list[str]:
+        """Return what was counted without being sent: too many of a process and kind, or for others."""
+        sent = self.sent.table
+        return [
+            f"{comm}, {kind}: {count} counted, {sent[comm, kind]} sent"
+            for (comm, kind), count in sorted(self.counted.table.items())
+            if count > sent[comm, kind]
+        ]
 
     def __str__(self) -> str:
         return (
             f"{', '.join(sorted(self.hooks))}: {self.sent.total} sent, {self.counted.total} counted, "
-            f"{self.counted.missed} runs missed, {self.counted.names_full} names without room, "
+            f"{self.counted.missed} runs missed, {self.counted.lost} lost, "
             f"{self.unaccounted} unaccounted for, {self.reloads} reloads, {self.seconds:.0f} s"
         )
-
-
-def contend(program: Path, senders: Path, folder: Path, queries: int, more: str = "") -> Result:
-    """Send at least ``queries`` queries from four processes while all others interfere.
-
-    ``program`` is dnsprobe, ``senders`` the folder with ``contend`` and ``hammer``, and ``more`` the configuration
-    without rules.
-    """
-    daemon = Daemon(program, folder, more)
-    try:
-        started = time.monotonic()
-        with hammering(senders / "hammer"), daemon.reloading():
-            sent = send(senders / "contend", queries)
-        seconds = time.monotonic() - started
-        counted = Counted.of(daemon.metrics())
-        return Result(sent, counted, daemon.hooks(), daemon.log().count("reloaded: "), seconds)
-    finally:
-        daemon.close()
-
-
-def mistakes(sent: Sent, counted: Counted) -> list[str]:
-    """Return what was counted without being sent: too many of a process and kind, or for others."""
-    return [
-        f"{comm}, {kind}: {count} counted, {sent.table[comm, kind]} sent"
-        for (comm, kind), count in sorted(counted.table.items())
-        if count > sent.table[comm, kind]
-    ]
 
 
 def _filled(front: str, letter: str, label: int, suffix: str, octets: int) -> str:
