@@ -42,8 +42,8 @@ def _kind(info: int) -> int:
 class Btf:
     """The structs, enumerations and functions in ``names``, and the types of their members.
 
-    :meth:`offset` and :meth:`enumerator` raise KeyError if the kernel has no such member or enumerator. Raises
-    ValueError, struct.error or IndexError if ``data`` is not BTF.
+    :meth:`offset`, :meth:`size` and :meth:`enumerator` raise KeyError if the kernel has no such member, struct or
+    enumerator. Raises ValueError, struct.error or IndexError if ``data`` is not BTF.
     """
 
     def __init__(self, data: bytes, names: frozenset[str]) -> None:
@@ -101,6 +101,11 @@ class Btf:
             type_id, offset = found
             at += offset
         return at
+
+    def size(self, struct_name: str) -> int:
+        """Return the size of a struct in octets."""
+        size: int = _TYPE.unpack_from(self._data, self._start(self._structs[struct_name]))[2]
+        return size
 
     def enumerator(self, enum_name: str, name: str) -> int:
         """Return the value of an enumerator."""

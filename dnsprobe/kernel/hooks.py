@@ -95,6 +95,9 @@ TCP_LADDER = (
 #: By name and way to attach.
 RUNGS: dict[tuple[str, str], Rung] = {(rung.name, rung.attach): rung for rung in (*UDP_LADDER, *TCP_LADDER)}
 
+#: The function that gives a program the kernel's own struct in place of its context, since Linux 6.2.
+CAST_TO_KERNEL = "bpf_cast_to_kern_ctx"
+
 #: The functions that hooks attach to.
 FUNCTIONS = frozenset(
     function for rung in RUNGS.values() if rung.attach == Attach.FENTRY for function in rung.functions.values()

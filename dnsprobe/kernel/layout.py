@@ -15,7 +15,7 @@ from pathlib import Path
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import btf as btf_module
 from dnsprobe.kernel.btf import Btf, read_btf
-from dnsprobe.kernel.hooks import FUNCTIONS
+from dnsprobe.kernel.hooks import CAST_TO_KERNEL, FUNCTIONS
 from dnsprobe.kernel.program_cache import ProgramCache, digest
 
 #: The type information of the running kernel. Only the BTF ids in it are those that the kernel takes.
@@ -120,7 +120,66 @@ _TCP_FAST_OPEN = (
     ("NET_TCP_FASTOPEN", "net", "ipv4.sysctl_tcp_fastopen"),
 )
 
-_STRUCTS = frozenset(member[1] for member in (*_REQUIRED, *_IDENTITY, *_LINEAGE, *_TCP, *_TCP_FAST_OPEN))
+# A hook behind the firewall needs these to find the destination that NAT replaced.
+_NAT = (
+    # Since Linux 4.12: kernel commit a9e419dc7be6 ("netfilter: merge ctinfo into nfct pointer storage area").
+    ("SKB_NFCT", "sk_buff", "_nfct"),
+    ("CONNECTION_KEYS", "nf_conn", "tuplehash"),
+    ("KEY_TUPLE", "nf_conntrack_tuple_hash", "tuple"),
+    ("TUPLE_SOURCE", "nf_conntrack_tuple", "src"),
+    ("TUPLE_DESTINATION", "nf_conntrack_tuple", "dst"),
+)
+
+#: Their values on all 64-bit kernels since 4.12, for a kernel whose BTF lacks them because conntrack is a module. The
+#: BPF program uses nothing of a connection that does not fit the packet, so wrong values would only mean that NAT is
+#: not undone. The key of the other direction follows after KEY_SIZE octets.
+_NAT_FALLBACK = {"CONNECTION_KEYS": 16, "KEY_TUPLE": 16, "TUPLE_SOURCE": 0, "TUPLE_DESTINATION": 20, "KEY_SIZE": 56}
+
+# A hook behind the firewall needs these to tell the asker from a firewall in user space (NFQUEUE).
+_ASKER = (
+    ("TASK_FLAGS", "task_struct", "flags"),
+    ("TASK_FILES", "task_struct", "files"),
+    ("FILES_FDT", "files_struct", "fdt"),
+    ("FILES_NEXT_FD", "files_struct", "next_fd"),
+    ("FDTABLE_FD", "fdtable", "fd"),
+    ("FDTABLE_MAX_FDS", "fdtable", "max_fds"),
+    ("SOCK_SOCKET", "sock", "sk_socket"),
+    ("SOCKET_FILE", "socket", "file"),
+    ("SOCKET_SK", "socket", "sk"),
+    ("FILE_F_OP", "file", "f_op"),
+    ("FILE_PRIVATE_DATA", "file", "private_data"),
+    ("SOCK_FAMILY_AT", "sock", "__sk_common.skc_family"),
+)
+
+# It does without these. A kernel without one of the lists of firewall rules is taken to have rules.
+_ASKER_FURTHER = (
+    ("NET_HOOKS_IPV4", "net", "nf.hooks_ipv4"),
+    ("NET_HOOKS_IPV6", "net", "nf.hooks_ipv6"),
+    ("TASK_IO_URING", "task_struct", "io_uring"),
+    ("TASK_CRED", "task_struct", "cred"),
+    ("CRED_UID", "cred", "uid"),
+    ("CRED_GID", "cred", "gid"),
+)
+
+# It needs these to find the asker of a query that the firewall sends on.
+_WAITERS = (
+    # Since Linux 6.13: kernel commit 90ee6ed776c0 ("fs: port files to file_ref").
+    ("FILE_COUNT", "file", "f_count", "f_ref.refcnt"),
+    ("FILES_COUNT", "files_struct", "count"),
+    ("SOCK_WQ", "sock", "sk_wq"),
+    ("SOCKET_WQ_WAIT", "socket_wq", "wait"),
+    ("WAIT_HEAD", "wait_queue_head", "head"),
+    ("WAIT_ENTRY", "wait_queue_entry", "entry"),
+    ("WAIT_PRIVATE", "wait_queue_entry", "private"),
+    ("POLL_FILE", "poll_table_entry", "filp"),
+    ("POLL_WAIT", "poll_table_entry", "wait"),
+    ("POLL_TASK", "poll_wqueues", "polling_task"),
+)
+
+_OPTIONAL = (*_IDENTITY, *_LINEAGE, *_NAT, *_ASKER, *_ASKER_FURTHER, *_WAITERS)
+_STRUCTS = frozenset(member[1] for member in (*_REQUIRED, *_OPTIONAL, *_TCP, *_TCP_FAST_OPEN))
+
+_FUNCTIONS = FUNCTIONS | {CAST_TO_KERNEL}
 
 #: Kinds of buffers that a write can come in. ITER_UBUF exists since Linux 6.0: kernel commit fcb14cb1bdac ("new
 #: iov_iter flavour - ITER_UBUF").
@@ -143,7 +202,7 @@ class Layout:
     ``macros`` has the value of each macro of the BPF sources. ``tcp_problem`` is the reason why TCP cannot be watched
     on this kernel, ``lineage_problem`` the reason why lineage cannot be tracked; each is empty if there is no such
     reason. ``preemptible_tracepoints`` is True if programs at tracepoints can be preempted. ``functions`` has the BTF
-    ids of the functions in hooks.FUNCTIONS that this kernel has.
+    ids of the functions that this kernel has, of hooks.FUNCTIONS and CAST_TO_KERNEL.
     """
 
     macros: dict[str, int | str]
@@ -159,10 +218,10 @@ def read_layout(btf_path: str, cache: ProgramCache) -> Layout:
     Raises UserError if the BTF cannot be read, or describes a kernel that dnsprobe does not know.
     """
     sources = (btf_path, __file__, btf_module.__file__)
-    key = f"layout-{digest(*map(_content, sources), *(name.encode() for name in sorted(FUNCTIONS)))}"
+    key = f"layout-{digest(*map(_content, sources), *(name.encode() for name in sorted(_FUNCTIONS)))}"
     if (cached := cache.get(key)) is not None:
         return Layout(**cached)
-    layout = layout_of(read_btf(btf_path, _STRUCTS | {"iter_type", "bpf_func_id"} | FUNCTIONS))
+    layout = layout_of(read_btf(btf_path, _STRUCTS | {"iter_type", "bpf_func_id"} | _FUNCTIONS))
     cache.put(key, asdict(layout))
     return layout
 
@@ -188,8 +247,10 @@ def layout_of(btf: Btf) -> Layout:
     macros: dict[str, int | str] = {**_required_macros(btf)}
     if _has_helper(btf, "get_current_task_btf"):
         macros["HAS_TASK_BTF"] = 1
-    for member in (*_IDENTITY, *_LINEAGE):
+    for member in _OPTIONAL:
         macros[member[0]] = _offset(btf, member)
+    macros |= _nat_macros(btf)
+    macros |= _asker_macros(btf)
     tcp_problem = ""
     try:
         macros |= _tcp_macros(btf)
@@ -237,6 +298,25 @@ def _required_macros(btf: Btf) -> dict[str, int]:
             f"struct sk_buff of this kernel has an unknown layout: protocol to data are {span} octets",
             "report this to the authors of dnsprobe, with the output of uname -r",
         )
+    return macros
+
+
+def _nat_macros(btf: Btf) -> dict[str, int]:
+    """Return the macros of what conntrack notes of a connection."""
+    if _first_missing(btf, _NAT):
+        return _NAT_FALLBACK
+    return {"KEY_SIZE": btf.size("nf_conntrack_tuple_hash")}
+
+
+def _asker_macros(btf: Btf) -> dict[str, int]:
+    """Return the macros that depend on what the kernel knows about open files."""
+    macros = {
+        "KNOWS_OPEN_FILES": int(not _first_missing(btf, _ASKER)),
+        "KNOWS_WAITERS": int(not _first_missing(btf, _WAITERS)),
+    }
+    # What the member FILE_COUNT holds for a file with one reference. It was the number of references; file_ref_t of
+    # include/linux/file_ref.h begins with 0.
+    macros["FILE_COUNT_OF_ONE"] = int(_offset(btf, ("", "file", "f_count")) != MISSING)
     return macros
 
 

@@ -22,6 +22,10 @@ _LOAD_64 = 0x18
 EMPTY_PROGRAM = INSTRUCTION.pack(0xB7, 0, 0, 0) + INSTRUCTION.pack(0x95, 0, 0, 0)
 #: BPF_PSEUDO_MAP_FD: the value is a map. The kernel expects its descriptor; the compiler puts its number there.
 _MAP = 1
+#: BPF_JMP | BPF_CALL: calls a helper, or a kernel function if the source register is BPF_PSEUDO_KFUNC_CALL.
+_CALL, _KERNEL_FUNCTION = 0x85, 2
+#: The numbers of helpers are below this, the BTF ids of kernel functions above.
+_HELPERS = 1000
 #: The value is the port of the canaries. The kernel does not know this kind, so it refuses a mark that was overlooked.
 CANARY_MARK = 9
 
@@ -44,12 +48,19 @@ class Program:
 
     @classmethod
     def of(cls, instructions: bytes) -> Program:
-        """Find the marks in the instructions that the compiler emitted, and return the program."""
+        """Find the marks in the instructions that the compiler emitted, and return the program.
+
+        A call of a function in the BPF source whose address is a BTF id becomes a call of that kernel function.
+        """
         marks: dict[int, list[int]] = {_MAP: [], CANARY_MARK: []}
-        for at, (opcode, registers, _offset, _value) in enumerate(INSTRUCTION.iter_unpack(instructions)):
+        complete = bytearray(instructions)
+        for at, (opcode, registers, offset, value) in enumerate(INSTRUCTION.iter_unpack(instructions)):
             if opcode == _LOAD_64 and _source(registers) in marks:
                 marks[_source(registers)].append(at)
-        return cls(instructions, tuple(marks[_MAP]), tuple(marks[CANARY_MARK]))
+            elif opcode == _CALL and value >= _HELPERS:
+                call = _with_source(registers, _KERNEL_FUNCTION)
+                INSTRUCTION.pack_into(complete, at * INSTRUCTION.size, opcode, call, offset, value)
+        return cls(bytes(complete), tuple(marks[_MAP]), tuple(marks[CANARY_MARK]))
 
     def bound(self, maps: Sequence[int], canary_port: int) -> bytes:
         """Return the instructions for the kernel. ``maps`` has the descriptor of each map at the map's number."""

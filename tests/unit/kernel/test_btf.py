@@ -77,6 +77,12 @@ def test_functions_have_their_ids(btf: Btf) -> None:
     assert btf.functions == {"call": 6}
 
 
+def test_a_struct_has_its_size(btf: Btf) -> None:
+    assert btf.size("outer") == 64
+    with pytest.raises(KeyError):
+        btf.size("missing")
+
+
 def test_names_are_found_as_a_whole(btf: Btf) -> None:
     assert btf.has_name("inner_t")
     assert btf.has_name("call")

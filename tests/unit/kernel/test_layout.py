@@ -28,6 +28,9 @@ class FakeBtf:
             raise KeyError(member)
         return self.offsets.get(member, 8)
 
+    def size(self, struct_name: str) -> int:
+        return {"nf_conntrack_tuple_hash": 56}[struct_name]
+
     def enumerator(self, enum_name: str, name: str) -> int:
         if f"{enum_name}.{name}" in self.missing:
             raise KeyError(name)
@@ -99,6 +102,30 @@ def test_without_one_member_fast_open_is_left_out_as_a_whole() -> None:
     found = of("tcp_sock.segs_out")
     assert found.tcp_problem == ""
     assert not {"SOCK_STATE", "TCP_SEGS_OUT", "MSG_NAME", "MSG_FLAGS", "NET_TCP_FASTOPEN"} & found.macros.keys()
+
+
+def test_members_of_conntrack_come_from_btf() -> None:
+    found = of(offsets={"nf_conn.tuplehash": 24})
+    assert (found.macros["CONNECTION_KEYS"], found.macros["KEY_SIZE"]) == (24, 56)
+
+
+def test_without_conntrack_in_btf_its_members_are_where_they_have_always_been() -> None:
+    found = of("nf_conn.tuplehash", "nf_conntrack_tuple_hash.tuple", "nf_conntrack_tuple.src", "nf_conntrack_tuple.dst")
+    names = ("SKB_NFCT", "CONNECTION_KEYS", "KEY_TUPLE", "TUPLE_SOURCE", "TUPLE_DESTINATION", "KEY_SIZE")
+    assert [found.macros[name] for name in names] == [8, 16, 16, 0, 20, 56]
+
+
+def test_references_to_a_file_are_counted_from_0_or_1() -> None:
+    assert of().macros["FILE_COUNT_OF_ONE"] == 1
+    newer = of("file.f_count", offsets={"file.f_ref.refcnt": 176})
+    assert (newer.macros["FILE_COUNT"], newer.macros["FILE_COUNT_OF_ONE"]) == (176, 0)
+
+
+def test_without_a_member_the_current_task_is_taken_for_the_asker() -> None:
+    known = of()
+    assert (known.macros["KNOWS_OPEN_FILES"], known.macros["KNOWS_WAITERS"]) == (1, 1)
+    assert of("files_struct.fdt").macros["KNOWS_OPEN_FILES"] == 0
+    assert of("poll_wqueues.polling_task").macros["KNOWS_WAITERS"] == 0
 
 
 def test_without_a_member_lineage_tracking_is_off() -> None:

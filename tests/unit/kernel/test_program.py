@@ -30,3 +30,9 @@ def test_only_marks_are_replaced() -> None:
 def test_json_keeps_a_program() -> None:
     program = Program.of(COMPILED)
     assert Program.from_json(program.to_json()) == program
+
+
+def test_a_call_of_a_kernel_function_is_told_from_that_of_a_helper() -> None:
+    helper, function = instruction(0x85, 0, 0, 0, 113), instruction(0x85, 0, 0, 0, 63537)
+    bound = Program.of(helper + function).bound([], 0)
+    assert bound == helper + instruction(0x85, 0, 2, 0, 63537)
