@@ -73,12 +73,13 @@ enum statistic {
 	STAT_LOST_SEGMENTED,	  /* events of datagrams in a packet with too many for an event each */
 	STAT_UNPARSED_BUSY,	  /* all scratch spaces for the hook at egress were in use */
 	/* Messages to a watched port that are not standard queries, by the reason why they are none. */
-	STAT_OTHER_NOTIFY,	/* RFC 1996 */
-	STAT_OTHER_UPDATE,	/* RFC 2136 */
-	STAT_OTHER_DSO,		/* RFC 8490 */
-	STAT_OTHER_OPCODE,	/* any other OPCODE */
-	STAT_OTHER_NO_QUESTION, /* QDCOUNT 0 */
-	STAT_OTHER_QUESTIONS,	/* QDCOUNT above 1, except over mDNS */
+	STAT_OTHER_NOTIFY,	   /* RFC 1996 */
+	STAT_OTHER_UPDATE,	   /* RFC 2136 */
+	STAT_OTHER_DSO,		   /* RFC 8490 */
+	STAT_OTHER_OPCODE,	   /* any other OPCODE */
+	STAT_OTHER_NO_QUESTION,	   /* QDCOUNT 0 */
+	STAT_OTHER_QUESTIONS,	   /* QDCOUNT above 1, except over mDNS */
+	STAT_UNATTRIBUTED_SENT_ON, /* queries that another task sent on, whose asker is not known */
 	STATISTICS,
 };
 
@@ -174,6 +175,14 @@ struct stream {
 	u64 head[STREAM_HEAD]; /* the first octets of that write, head_size of them */
 	u8 octets[STREAM_SIZE];
 	u8 pad[7];
+};
+
+/* The process that opened a socket. The key of the map is the cookie of the socket. */
+struct opener {
+	u64 leader; /* its task: where the kernel keeps it, which may hold another one after the process has ended */
+	u64 start_ns;
+	u32 tgid;
+	u32 pad;
 };
 
 /* A process of the lineage, by facts that /proc/PID/stat has as well. A pid is not given out twice in one tick. */

@@ -100,6 +100,14 @@ int egress_slow(struct __sk_buff *skb)
 {
 	return handle_egress_slowly(skb);
 }
+
+/* BPF_CGROUP_RUN_PROG_INET_SOCK() in net/ipv4/af_inet.c, inet_create(), and net/ipv6/af_inet6.c. A program that returns
+ * 0 keeps the socket from being opened. */
+int sock_create_entry(struct bpf_sock *ctx)
+{
+	note_opener(ctx);
+	return 1;
+}
 #endif
 
 #ifdef STREAM_FUNCTION

@@ -130,6 +130,10 @@ struct scratch {
 	u32 segment;
 	u32 at;
 	u32 runs;
+	/* Not 0: the current task does not ask, but sends on the packet of another. Then `process` and `leader` are
+	 * those of the asker, 0 if it is not known. Only the hook behind the firewall sets it. Written by find_sender;
+	 * read by query/. */
+	u32 sent_on;
 	/* Of a datagram: octets of its packet behind the linear part. Written by handle_packet and copy_datagram, read
 	 * by read_question and handle_packet_slowly. */
 	u32 beyond;

@@ -125,10 +125,11 @@ static __always_inline u32 pid_namespace(u64 task)
 	return read_u32(read_u64(own + UPID_NS) + PID_NS_INUM);
 }
 
-static __always_inline void read_cmdline(struct identity *identity, u64 mm)
+static __always_inline void read_cmdline(struct identity *identity, u64 mm, u64 thread)
 {
 	identity->cmdline_length = 0;
-	if (!IS_THERE(MM_ARG_START) || !IS_THERE(MM_ARG_END))
+	/* Only the memory of the current task can be read. */
+	if (thread != bpf_get_current_task() || !IS_THERE(MM_ARG_START) || !IS_THERE(MM_ARG_END))
 		return;
 
 	u64 start = read_u64(mm + MM_ARG_START);
@@ -141,31 +142,31 @@ static __always_inline void read_cmdline(struct identity *identity, u64 mm)
 		identity->cmdline_length = size;
 }
 
-static __always_inline void read_identity(struct identity *identity, u64 task)
+static __always_inline void read_identity(struct identity *identity, u64 task, u64 thread)
 {
-	/* `current`: a leader that ended before its threads has no mm and no nsproxy any more (do_exit(),
+	/* `thread`: a leader that ended before its threads has no mm and no nsproxy any more (do_exit(),
 	 * kernel/exit.c). */
-	u64 current = bpf_get_current_task();
-	u64 mm = IS_THERE(TASK_MM) ? read_u64(current + TASK_MM) : 0;
+	u64 mm = IS_THERE(TASK_MM) ? read_u64(thread + TASK_MM) : 0;
 
 	identity->loginuid_plus_one = IS_THERE(TASK_LOGINUID) ? read_u32(task + TASK_LOGINUID) + 1 : 0;
 	identity->pid_ns = pid_namespace(task);
-	identity->mnt_ns = namespace(current, NSPROXY_MNT_NS, MNT_NS_INUM);
+	identity->mnt_ns = namespace(thread, NSPROXY_MNT_NS, MNT_NS_INUM);
 	/* In this order, since append_name() may write behind a path. */
 	read_cgroup(&identity->cgroup, task);
 	read_exe(&identity->exe, mm);
-	read_cmdline(identity, mm);
+	read_cmdline(identity, mm, thread);
 }
 
-/* Keeps the identity of a process, once for each program that it runs. */
-static __always_inline void keep_identity(struct scratch *s, const struct process_key *process, u64 leader)
+/* Keeps the identity of a process, once for each program that it runs. `thread` is the task of its thread that sends.
+ */
+static __always_inline void keep_identity(struct scratch *s, const struct process_key *process, u64 leader, u64 thread)
 {
 	struct process_key key = *process;
 
 	key.exec = s->event.chain.exec;
 	if (bpf_map_lookup_elem(MAP(IDENTITIES), &key))
 		return;
-	read_identity(&s->identity, leader);
+	read_identity(&s->identity, leader, thread);
 	if (bpf_map_update_elem(MAP(IDENTITIES), &key, &s->identity, BPF_ANY))
 		count_statistic(STAT_IDENTITIES_FULL);
 }

@@ -5,7 +5,16 @@
 #ifndef DNSPROBE_QUERY_COUNT_H
 #define DNSPROBE_QUERY_COUNT_H
 
+#include "verifier.h"
 #include "scratch.h"
+
+/* True if the current task sends on the packet of another one. Only the hook behind the firewall meets that. */
+#ifdef HOOK_EGRESS
+/* FORGET: with a register, the verifier would follow all that comes behind once for each outcome of find_sender(). */
+#define IS_SENT_ON(s) FORGET((s)->sent_on)
+#else
+#define IS_SENT_ON(s) 0
+#endif
 
 /* Adds one to the counter of `key`. False if the map has no room for a new key. `added`: the key is new. */
 static __always_inline bool count_one(void *map, const void *key, bool *added)

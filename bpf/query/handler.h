@@ -18,13 +18,15 @@ static __always_inline void identify_query(struct scratch *s, const struct setti
 	u32 type_class = __builtin_bswap16(s->question.qtype) | __builtin_bswap16(s->question.qclass) << 16;
 
 	hash_name(s, settings);
-	s->leader = current_process(&s->process);
+	if (!IS_SENT_ON(s))
+		s->leader = current_process(&s->process);
 	s->question.query_hash = hash_query(s->question.sums, settings, type_class, s->to.transport, &s->process);
 }
 
 /*
  * Counts a query whose question and destination are in the scratch space, which identify_query() has read and for which
- * match_name() found `rule`. Sets s->keep_tree and s->submit for keep_and_submit(), and s->outcome.
+ * match_name() found `rule`. Sets s->keep_tree and s->submit for keep_and_submit(), and s->outcome. If it is not known
+ * who asks, the query is counted for the process with tgid 0, which does not exist, and causes no event.
  */
 static __always_inline void handle_query(struct scratch *s, const struct settings *settings, u32 rule)
 {
@@ -36,7 +38,10 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 	s->event.time_ns = bpf_ktime_get_ns();
 	s->outcome = DECIDE;
 	s->quiet_ns = 0;
-	s->submit = 1;
+
+	bool is_asker_known = !IS_SENT_ON(s) || s->leader;
+
+	s->submit = is_asker_known;
 	if (rule == CANARY)
 		return;
 	s->submit = 0;
@@ -60,6 +65,12 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 	}
 	if (rule != DECIDE && count_query(s, rule, s->to.transport))
 		s->outcome = rule;
+	if (!is_asker_known) {
+		count_statistic(STAT_UNATTRIBUTED_SENT_ON);
+		s->keep_tree = 0;
+		s->outcome = DECIDE;
+		return;
+	}
 	s->submit = is_event_due(s, settings);
 }
 

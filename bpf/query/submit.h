@@ -13,13 +13,24 @@
 #include "query/count.h"
 #include "query/repeat.h"
 
+/* Returns the user id of the process that asks, and the group id above it. */
+static __always_inline u64 asker_uid_gid(const struct scratch *s)
+{
+	if (!IS_SENT_ON(s) || !IS_THERE(TASK_CRED) || !IS_THERE(CRED_UID) || !IS_THERE(CRED_GID))
+		return bpf_get_current_uid_gid();
+
+	u64 credentials = read_u64(s->leader + TASK_CRED);
+
+	return (u64)read_u32(credentials + CRED_GID) << 32 | read_u32(credentials + CRED_UID);
+}
+
 /* Fills in the event, except for its chain, which walk_ancestry() has written. Returns its size in octets, or 0 if the
  * chain is too long. */
 static __always_inline u64 complete_event(struct scratch *s)
 {
 	const struct destination *to = &s->to;
 	struct event *event = &s->event;
-	u64 uid_gid = bpf_get_current_uid_gid();
+	u64 uid_gid = asker_uid_gid(s);
 	u64 sock = to->sock ?: read_u64(to->skb + SKB_SK);
 
 	event->name_hash = s->question.hash;
@@ -59,7 +70,7 @@ static __always_inline void keep_and_submit(struct scratch *s, const struct sett
 	if (FORGET(s->keep_tree))
 		keep_tree(s);
 	if (s->event.kind != KIND_CANARY)
-		keep_identity(s, &s->process, s->leader);
+		keep_identity(s, &s->process, s->leader, IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
 	if (!FORGET(s->submit))
 		return;
 

@@ -15,6 +15,7 @@
 #include "query/submit.h"
 #include "udp/datagram.h"
 #include "udp/headers.h"
+#include "udp/origin.h"
 
 /* The hook can be limited to one family. */
 #ifndef SERVED_FAMILY
@@ -47,8 +48,10 @@ enum finding {
 /*
  * Looks up the question of a packet in the cache of outcomes, in place: nothing is copied. `message` is the offset of
  * the DNS message. As is_recent() of udp/function.h; here the octets of the message may end in the middle of a word.
+ * `packet` is the result of kernel_packet().
  */
-static __always_inline bool is_recent_packet(const struct __sk_buff *skb, const struct settings *settings, u32 message)
+static __always_inline bool is_recent_packet(const struct __sk_buff *skb, const struct settings *settings, u32 message,
+					     u64 packet, u8 family)
 {
 	u8 *data = (void *)(long)skb->data;
 	u8 *data_end = (void *)(long)skb->data_end;
@@ -90,24 +93,37 @@ static __always_inline bool is_recent_packet(const struct __sk_buff *skb, const 
 
 	add_octets(&sums, key, lower_case(octets & (first - 1)));
 	at += octets_below(first) + 1;
-	if (at + 4 > data_end)
+	if (at + 4 > data_end || !is_clearly_asker(packet, family))
 		return false;
 	return count_recent(&sums, settings, *(u32 *)at, TRANSPORT_UDP);
 }
 
-/* Handles a packet whose UDP header is at the offset `header`, which the caller has found to be in the linear part. */
-static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, u32 header)
+/* Handles a packet whose UDP header is at the offset `header`, which the caller has found to be in the linear part.
+ * `destination` is the offset of the destination in the IP header. */
+static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, u32 header, u8 family, u32 destination)
 {
 	u8 *data = (void *)(long)skb->data;
 	u8 *data_end = (void *)(long)skb->data_end;
 	const struct udp *udp = (void *)(data + header);
 	const struct dns *dns = (void *)(udp + 1);
 	struct settings *settings;
+	u64 packet = kernel_packet(skb);
+	u64 address[2] = {};
 	u16 port;
 
 	if ((u8 *)dns > data_end)
 		return UNKNOWN;
-	port = __builtin_bswap16(udp->destination);
+	port = udp->destination;
+	/* NAT may have replaced a watched port by any other. */
+	if (!WATCHED_PORT(__builtin_bswap16(port)) && (u8 *)(dns + 1) <= data_end && !looks_like_query(dns))
+		return NOT_WATCHED;
+	if (has_connection(packet)) {
+		__builtin_memcpy(address, data + destination, family == 4 ? 4 : 16);
+		undo_nat(packet, family, address, &port);
+	} else if (is_connected_elsewhere(skb, port)) {
+		return UNKNOWN;
+	}
+	port = __builtin_bswap16(port);
 	if (!WATCHED_PORT(port))
 		return NOT_WATCHED;
 	settings = get_settings();
@@ -123,7 +139,7 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 	}
 	if (!may_be_recent(dns, port) || udp->length != __builtin_bswap16(skb->len - header))
 		return UNKNOWN;
-	return is_recent_packet(skb, settings, header + UDP_HEADER) ? COUNTED : UNKNOWN;
+	return is_recent_packet(skb, settings, header + UDP_HEADER, packet, family) ? COUNTED : UNKNOWN;
 }
 
 /* The first program. Most packets are UDP or TCP in plain IP headers. */
@@ -141,14 +157,14 @@ static __always_inline int handle_egress(struct __sk_buff *skb)
 		if (ip4->protocol != PROTOCOL_UDP || !SERVED_FAMILY(4))
 			return 1;
 		if (ip4->version_length == 0x45)
-			finding = look_up_packet(skb, IP4_HEADER);
+			finding = look_up_packet(skb, IP4_HEADER, 4, __builtin_offsetof(struct ip4, destination));
 	} else {
 		if ((u8 *)(ip6 + 1) > data_end)
 			goto parse;
 		if (ip6->next_header == PROTOCOL_TCP || ip6->next_header == PROTOCOL_ICMPV6 || !SERVED_FAMILY(6))
 			return 1;
 		if (ip6->next_header == PROTOCOL_UDP)
-			finding = look_up_packet(skb, IP6_HEADER);
+			finding = look_up_packet(skb, IP6_HEADER, 6, __builtin_offsetof(struct ip6, destination));
 	}
 	if (finding != UNKNOWN)
 		return 1;
@@ -224,15 +240,24 @@ static __always_inline u32 read_ip_header(struct destination *to, struct __sk_bu
 }
 
 /*
- * Reads where the packet goes, and returns the offset of its DNS message; 0 if it is no UDP packet to a watched port.
+ * Reads where the sender wants the packet to go, and returns the offset of its DNS message; 0 if it is no UDP packet to
+ * a watched port.
  */
 static __always_inline u32 read_egress(struct destination *to, struct __sk_buff *skb)
 {
 	struct udp udp;
+	u64 packet = kernel_packet(skb);
+	u64 address[2];
 	u32 header = read_ip_header(to, skb);
 
 	if (!header || !SERVED_FAMILY(to->family) || LOAD(skb, header, udp))
 		return 0;
+	__builtin_memcpy(address, to->server, sizeof(address));
+	if (has_connection(packet))
+		undo_nat(packet, to->family, address, &udp.destination);
+	else
+		undo_translation(skb, packet, to->family, address, &udp.destination);
+	__builtin_memcpy(to->server, address, sizeof(address));
 	to->port = __builtin_bswap16(udp.destination);
 	if (!WATCHED_PORT(to->port))
 		return 0;
@@ -288,6 +313,19 @@ static __always_inline void handle_next(struct scratch *s, const struct settings
 	handle_datagram(s, settings);
 }
 
+/* Finds out whether the current task asks, and if it does not, who does. */
+static __always_inline void find_sender(struct scratch *s, struct __sk_buff *skb)
+{
+	u64 packet = kernel_packet(skb);
+
+	s->sent_on = !is_asker(packet, s->to.family);
+	if (!s->sent_on)
+		return;
+	s->leader = find_asker(skb, packet, &s->process);
+	if (!s->leader)
+		__builtin_memset(&s->process, 0, sizeof(s->process));
+}
+
 /*
  * Handles the next datagrams of a packet, from number skb->cb[0] on, and returns how many are left. The context is the
  * only place that a run keeps over a tail call.
@@ -307,6 +345,7 @@ static __always_inline u32 handle_datagrams(struct scratch *s, const struct sett
 	if (settings->parts_only && !runs && s->to.port != CANARY_PORT)
 		count_statistic(STAT_PARTS_TAKEN);
 	s->at = number * s->segment;
+	find_sender(s, skb);
 	for (u32 i = 0; i < DATAGRAMS_IN_RUN; i++) {
 		/* FORGET, here and below: with registers, the verifier would follow each round once for each way
 		 * through the rounds before it. */

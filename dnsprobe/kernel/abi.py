@@ -66,6 +66,7 @@ class Statistic(IntEnum):
     OTHER_OPCODE = 25
     OTHER_NO_QUESTION = 26
     OTHER_QUESTIONS = 27
+    UNATTRIBUTED_SENT_ON = 28
 
 
 #: ``enum transport``
@@ -77,6 +78,7 @@ PROCESS_KEY = struct.Struct("=QII")
 COUNT_KEY = struct.Struct("=QIIHB5x")
 PENDING_KEY = struct.Struct("=QQIIHB5x")
 SEEN = struct.Struct("=QQ")
+OPENER = struct.Struct("=QQI4x")
 CACHED = struct.Struct("=QQQQ")
 STREAM = struct.Struct(f"=QIIIIIIII{STREAM_HEAD}Q{STREAM_SIZE}s7x")
 NAME = struct.Struct(f"=III{NAME_SIZE}s4x")

@@ -66,15 +66,15 @@ def attach_fentry(program: int) -> int:
     return libbpf.open_fentry(program)
 
 
-def attach_egress(program: int) -> int:
-    """Attach a program to what all sockets of the host send, and return the descriptor; OSError if refused.
+def attach_cgroup(program: int, attach_type: int) -> int:
+    """Attach a program to all sockets of the host, and return the descriptor; OSError if refused.
 
     The link allows other programs at the same place, before and after it. Raises UserError if this process does not see
     the root of the control groups.
     """
     root = open_root()
     try:
-        return libbpf.create_link(program, root, libbpf.CGROUP_INET_EGRESS)
+        return libbpf.create_link(program, root, attach_type)
     finally:
         os.close(root)
 

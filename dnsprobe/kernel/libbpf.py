@@ -29,11 +29,13 @@ RINGBUF = 27
 # enum bpf_prog_type, in the same file
 KPROBE = 2
 CGROUP_SKB = 8
+CGROUP_SOCK = 9
 RAW_TRACEPOINT = 17
 TRACING = 26
 
 # enum bpf_attach_type, in the same file
 CGROUP_INET_EGRESS = 1
+CGROUP_INET_SOCK_CREATE = 2
 TRACE_FENTRY = 24
 
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC

@@ -18,10 +18,11 @@ from typing import Any
 from dnsprobe.errors import UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import libbpf, loader_protocol
-from dnsprobe.kernel.attach import attach_egress, attach_fentry, attach_kprobe, attach_tracepoint
+from dnsprobe.kernel.attach import attach_cgroup, attach_fentry, attach_kprobe, attach_tracepoint
 from dnsprobe.kernel.compiler import Compilation, Compiler
 from dnsprobe.kernel.fentry import Fentry
 from dnsprobe.kernel.hooks import (
+    CAST_TO_KERNEL,
     LINEAGE_TRACEPOINTS,
     RUNGS,
     TCP_LADDER,
@@ -129,6 +130,7 @@ class Loader:
         # A BTF file from elsewhere may give the functions other ids.
         functions = self._layout.functions if request["btf"] == KERNEL_BTF else read_functions(self.cache)
         self._fentry = Fentry(functions)
+        self._cast = functions.get(CAST_TO_KERNEL)
         self._fentry_allowed: bool = request["fentry"]
         self._kallsyms: bytes | None = None
 
@@ -201,12 +203,30 @@ class Loader:
             _add_link(hook, f"{symbol.name} by a kprobe", attach_kprobe, program, symbol)
 
     def _attach_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> None:
-        if attempt > 0:
+        # Direct loads cost less than reads by a helper. If a kernel refuses them, the second way does without.
+        ways = [(f"CAST_TO_KERNEL={self._cast}",), ()] if self._cast else [()]
+        if attempt >= len(ways):
             raise UserError("no other way to attach to the root of the control groups")
+        compilation = self._compile(rung, (*_families(hook), *ways[attempt]))
         kind = libbpf.ProgramKind(libbpf.CGROUP_SKB, libbpf.CGROUP_INET_EGRESS)
-        with self._loading(rung, self._compile(rung, _families(hook)), kind) as loader:
+        with self._loading(rung, compilation, kind) as loader:
             program = loader.load(hook, rung.program(direction))
-        _add_link(hook, "the root of the control groups", attach_egress, program)
+        _add_link(hook, "the root of the control groups", attach_cgroup, program, kind.attach_type)
+        self._note_openers(hook, rung, compilation)
+
+    def _note_openers(self, hook: Hook, rung: Rung, compilation: Compilation) -> None:
+        """Attach the program that notes who opens a socket.
+
+        Without it, a query that a firewall in user space sends on is counted without its process.
+        """
+        kind = libbpf.ProgramKind(libbpf.CGROUP_SOCK, libbpf.CGROUP_INET_SOCK_CREATE)
+        place = "the opening of sockets in the root of the control groups"
+        try:
+            with self._loading(rung, compilation, kind) as loader:
+                program = loader.load(hook, "sock_create_entry")
+            _add_link(hook, place, attach_cgroup, program, kind.attach_type)
+        except UserError as error:
+            print(error.message, file=sys.stderr, flush=True)
 
     def _attach_tracepoints(self, hook: Hook, rung: Rung, name: str, attempt: int) -> None:
         if attempt > 0:

@@ -60,7 +60,7 @@ _FOLDED = "dnsprobe_series_folded_total"
 _TITLES = {
     _EVENTS: "Events lost",
     _UNATTRIBUTED: "Queries counted without their process, processes without their tree, and processes that only /proc "
-    "can describe, for want of room",
+    "can describe, for want of room or because a firewall in user space sent the query on",
     _UNPARSED: "Packets and writes to a watched port that could not be read as a query, or not in full",
     _LINEAGE: "Processes whose lineage is not tracked for want of room, and forks, exits and changes of name that were "
     "missed",
@@ -96,6 +96,13 @@ LOSSES = (
         "counters_full",
         Statistic.UNATTRIBUTED_COUNTERS_FULL,
         "no room for one more counter, so the query has no process",
+        Counted.YES,
+    ),
+    Loss(
+        _UNATTRIBUTED,
+        "firewall",
+        Statistic.UNATTRIBUTED_SENT_ON,
+        "a firewall in user space (NFQUEUE) sent the query on, and it is not certain who asked",
         Counted.YES,
     ),
     Loss(

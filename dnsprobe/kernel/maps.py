@@ -42,6 +42,8 @@ _CANARY_RING_SIZE = 64 * 1024
 _EVENTS_AT_ONCE, _CANARIES_AT_ONCE = 512, 1 << 16
 #: TCP connections in the middle of a message. The one that was used least recently makes room for another.
 _STREAMS = 8192
+#: Sockets for UDP whose opener is noted. The one that was used least recently makes room for another.
+_OPENERS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +329,8 @@ class Maps:
         self.pending = table.hash("PENDING", _PENDING_KEY, _COUNTER, sizes.names)
         # Recent queries, which suppress the events of repeated ones. Only the kernel uses it.
         table.add("SEEN", libbpf.LRU_HASH, _HASH.size, abi.SEEN.size, sizes.recent)
+        # Who opened sockets in a network namespace with a firewall. Only the kernel uses it.
+        table.add("OPENERS", libbpf.LRU_HASH, _HASH.size, abi.OPENER.size, _OPENERS)
         # What became of recent queries. Only the kernel uses it.
         table.add("OUTCOMES", libbpf.ARRAY, _INDEX.size, abi.CACHED.size, abi.OUTCOMES)
         #: Processes and which process forked them.

@@ -26,6 +26,9 @@ _GRACE_SECONDS = 2.0
 #: Counters that are handled at once. It limits how many ancestries and facts are in memory at the same time.
 _BATCH = 256
 
+#: The kernel counts a query for this process if it is not certain who asks: bpf/query/handler.h.
+_NOBODY: ProcessKey = (0, 0)
+
 _Item = TypeVar("_Item")
 
 
@@ -154,7 +157,7 @@ class Counters:
             key = (start_ns, tgid)
             if key not in alive:
                 # Asked before the counter is read for the last time: a process that ended sends nothing more.
-                alive[key] = self._alive(Process(tgid, start_ns, b""))
+                alive[key] = key == _NOBODY or self._alive(Process(tgid, start_ns, b""))
             if alive[key] and not self._rules.is_retired(rule, sweep.before):
                 sweep.counting.add(key)
             else:

@@ -30,6 +30,7 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "cached": abi.CACHED,
     "name": abi.NAME,
     "stream": abi.STREAM,
+    "opener": abi.OPENER,
     "ancestor_key": abi.ANCESTOR_KEY,
     "ancestor": abi.ANCESTOR,
     "process": abi.PROCESS,

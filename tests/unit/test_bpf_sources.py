@@ -35,6 +35,7 @@ ORDER = (
     "udp/datagram.h",
     "udp/packet.h",
     "udp/function.h",
+    "udp/origin.h",
     "udp/egress.h",
     "tcp/destination.h",
     "tcp/iov.h",

@@ -86,6 +86,18 @@ def test_only_counters_of_ended_processes_are_swept(pipeline: Pipeline) -> None:
     assert set(pipeline.kernel.ancestries.entries) == {(CURL.start_ns, CURL.tgid)}
 
 
+def test_queries_without_an_asker_stay_in_the_kernel_and_count_as_unknown(pipeline: Pipeline) -> None:
+    nobody = Process(0, 0, b"")
+    pipeline.kernel.count(nobody, pipeline.rule("example.test"), 3)
+    pipeline.kernel.ancestries.entries.clear()
+    pipeline.ended = {nobody}
+    for _ in range(2):
+        pipeline.counters.sweep()
+        # The kernel may count for it at any time, as it does for a process that runs.
+        assert [key[:2] for key, _ in pipeline.kernel.counters.items()] == [(0, 0)]
+        assert pipeline.totals() == {("example.test", UNKNOWN): 3}
+
+
 def test_a_process_is_checked_before_its_counter_is_taken(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = pipeline.rule("example.test")
     pipeline.kernel.count(DIG, rule, 3)
