@@ -2,10 +2,11 @@
 
 Usage: .venv/bin/python benchmarks/exactness.py [QUERIES [PROBE...]]
 
-Four processes send QUERIES queries (10,000,000), for few names and some new ones, over IPv4 and IPv6. Four real-time
-processes wake up by timers on the same processors, interrupt them and send more. Meanwhile another program hammers its
-maps, and the rules change every 300 ms. PROBE is what the section `probe` of a configuration has, such as
-"hook: ip_send_skb"; each is tried in turn. Without one, dnsprobe chooses the hook.
+Four processes send QUERIES queries (10,000,000), for few names and some new ones, over IPv4 and IPv6, and some with
+UDP_SEGMENT. Four real-time processes wake up by timers on the same processors, interrupt them and send more. Meanwhile
+another program hammers its maps, and the rules change every 300 ms. PROBE is a part of the section `probe` of a
+configuration, such as "hook: ip_send_skb, attach: kprobe"; each is tried in turn. Without one, dnsprobe chooses the
+hook. With "tcp_hook: auto" or another hook for TCP, the queries are sent over TCP.
 
 Prints a line for each PROBE. The exit status is 1 if a query was lost, counted twice, or counted for another process or
 rule. Other programs of the host must be quiet: the skipped runs of their packets are counted as missed, too.

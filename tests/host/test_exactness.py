@@ -28,8 +28,9 @@ def senders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_counted_and_missed_are_what_was_sent(senders: Path, tmp_path: Path) -> None:
-    with contention.Daemon(PROGRAM, tmp_path) as daemon:
+@pytest.mark.parametrize("probe", ["hook: auto", "tcp_hook: auto"])
+def test_counted_and_missed_are_what_was_sent(probe: str, senders: Path, tmp_path: Path) -> None:
+    with contention.Daemon(PROGRAM, tmp_path, probe) as daemon:
         result = daemon.contend(senders, QUERIES)
     assert result.reloads > 1
     assert result.mistakes == []

@@ -25,7 +25,14 @@ from typing import Self
 from scraped import add_up, samples_of
 
 #: Two sets of rules that take turns. Some kinds of names have the same rule in both, the others change theirs.
-_COMMON = ["exact.test", "matched.exact.test", "ads*.wild.exact.test", "deep.exact.test", "long.exact.test"]
+_COMMON = [
+    "exact.test",
+    "matched.exact.test",
+    "ads*.wild.exact.test",
+    "deep.exact.test",
+    "long.exact.test",
+    "parts.exact.test",
+]
 RULE_SETS = ([*_COMMON, "new.exact.test"], [*_COMMON, "=other.exact.test", "'*.exact.invalid'"])
 
 #: The kind of names that a rule counts, by the domain of the rule. The kinds whose rule changes are one.
@@ -35,6 +42,7 @@ _KINDS = {
     "ads*.wild.exact.test": "wild",
     "deep.exact.test": "deep",
     "long.exact.test": "long",
+    "parts.exact.test": "parts",
     "exact.test": CHANGING,
     "=other.exact.test": CHANGING,
     "new.exact.test": CHANGING,
@@ -45,6 +53,7 @@ _RELOAD_EVERY = 0.3
 
 _PROCESSES = 4
 _URGENT = 4
+_SEGMENTS = 4
 
 #: Numbers of queries by comm of the process and kind of name.
 Table = Counter[tuple[str, str]]
@@ -62,10 +71,16 @@ class Sent:
     def total(self) -> int:
         return self.table.total()
 
+    @property
+    def calls(self) -> int:
+        """Return the number of sends: some have several queries."""
+        parts = sum(count for (_, kind), count in self.table.items() if kind == "parts")
+        return self.total - parts + parts // _SEGMENTS
 
-def send(program: Path, queries: int, *, new_names: bool = False) -> Sent:
+
+def send(program: Path, queries: int, protocol: str = "udp", *, new_names: bool = False) -> Sent:
     """Send ``queries`` from ordinary processes, while real-time processes interrupt them and send, too."""
-    command = [str(program), str(queries), str(_PROCESSES), str(_URGENT), "new" if new_names else "few"]
+    command = [str(program), protocol, str(queries), str(_PROCESSES), str(_URGENT), "new" if new_names else "few"]
     output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     table: Table = Counter()
     by_pid: Counter[int] = Counter()
@@ -126,12 +141,19 @@ class Counted:
 class Daemon:
     """``dnsprobe run`` with the first set of rules, after it is ready.
 
-    ``program`` is dnsprobe, and ``probe`` a part of the section ``probe`` of its configuration. The rest of the section
-    keeps other runs of its programs away: a missed run is counted whatever it would have counted.
+    ``program`` is dnsprobe, and ``probe`` a part of the section ``probe`` of its configuration. If it names a hook for
+    TCP, :meth:`contend` sends over TCP, otherwise over UDP, and TCP is not watched: a missed run is counted whatever it
+    would have counted, so there must be no other runs.
     """
 
     def __init__(self, program: Path, folder: Path, probe: str = "") -> None:
-        self._more = f"probe: {{tcp_hook: none, verify_interval: 0{', ' if probe else ''}{probe}}}"
+        self._protocol = "tcp" if "tcp_hook" in probe else "udp"
+        options = [
+            "verify_interval: 0",
+            *(["tcp_hook: none"] if self._protocol == "udp" else []),
+            *([probe] if probe else []),
+        ]
+        self._more = f"probe: {{{', '.join(options)}}}"
         self._configuration, self._log = folder / "dnsprobe.yaml", folder / "log"
         self._configure(RULE_SETS[0])
         command = [str(program), "run", "--config", str(self._configuration), "--listen", "127.0.0.1:0"]
@@ -151,11 +173,11 @@ class Daemon:
             return str(answer.read().decode())
 
     def hooks(self) -> set[str]:
-        """Return the hooks for UDP, such as ``ip_send_skb (kprobe)``."""
+        """Return the hooks for the protocol, such as ``ip_send_skb (kprobe)``."""
         return {
             f"{labels['hook']} ({labels.get('attach', labels['symbol'])})"
             for labels, _ in samples_of("dnsprobe_hook_info", self.metrics())
-            if labels["path"].startswith("udp")
+            if labels["path"].startswith(self._protocol)
         }
 
     def _configure(self, rules: Sequence[str]) -> None:
@@ -191,7 +213,7 @@ class Daemon:
         before, reloads = Counted.of(self.metrics()), self._reloads()
         started = time.monotonic()
         with hammering(senders / "hammer"), self.reloading():
-            sent = send(senders / "contend", queries)
+            sent = send(senders / "contend", queries, self._protocol)
         seconds = time.monotonic() - started
         counted = Counted.of(self.metrics()).since(before)
         return Result(sent, counted, self.hooks(), self._reloads() - reloads, seconds)

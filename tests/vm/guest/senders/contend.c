@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //
-// contend QUERIES PROCESSES URGENT few|new: sends DNS queries from processes that interrupt each other.
+// contend udp|tcp QUERIES PROCESSES URGENT few|new: sends DNS queries from processes that interrupt each other.
 //
 // PROCESSES ordinary processes (steady0, steady1, ...) send QUERIES queries together, as fast as they can. Until they
 // have finished, URGENT real-time processes (urgent0, ..., each with another priority) wake up by timers, on the same
@@ -15,11 +15,16 @@
 #include <arpa/inet.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -28,6 +33,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103 // linux/udp.h
+#endif
 #define HEADER 12
 #define PORT 53
 // Of real-time processes. dnsprobe itself uses the lowest one.
@@ -36,10 +44,12 @@
 #define BURST 4
 // After this many queries for few names, the same names follow, but for two new ones.
 #define REPEAT 640
+// Datagrams of a send that has several.
+#define SEGMENTS 4
 #define SHORTEST_PAUSE_NS 200000
 
-enum kind { MATCHED, OTHER, WILD, DEEP, LONG, NEW, KINDS };
-static const char *const kind_names[KINDS] = { "matched", "other", "wild", "deep", "long", "new" };
+enum kind { MATCHED, OTHER, WILD, DEEP, LONG, NEW, PARTS, KINDS };
+static const char *const kind_names[KINDS] = { "matched", "other", "wild", "deep", "long", "new", "parts" };
 
 struct asker {
 	char comm[24]; // the kernel keeps 15
@@ -59,7 +69,7 @@ struct query {
 };
 
 static struct shared *shared;
-static bool all_new;
+static bool all_new, over_tcp;
 
 static void fail(const char *what)
 {
@@ -130,6 +140,9 @@ static void make_query(struct query *query, const struct asker *asker, long numb
 	} else if (number % REPEAT == 96) {
 		query->kind = NEW;
 		sprintf(name, "n%ld.p%d.new.exact.test", number, asker->pid);
+	} else if (number % 64 == 40 && !over_tcp) {
+		query->kind = PARTS;
+		strcat(name, "parts.exact.test");
 	} else {
 		query->kind = number % 5;
 		switch (query->kind) {
@@ -173,7 +186,7 @@ static void address_of(struct sockaddr_storage *address, bool six)
 
 static int open_socket(bool six)
 {
-	int made = socket(six ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
+	int made = socket(six ? AF_INET6 : AF_INET, over_tcp ? SOCK_STREAM : SOCK_DGRAM, 0);
 
 	if (made < 0)
 		fail("socket");
@@ -184,27 +197,107 @@ static void open_senders(int sockets[2])
 {
 	for (int six = 0; six < 2; six++) {
 		struct sockaddr_storage to;
+		int yes = 1;
 
 		address_of(&to, six);
 		sockets[six] = open_socket(six);
+		if (over_tcp)
+			setsockopt(sockets[six], IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
 		if (connect(sockets[six], (struct sockaddr *)&to, sizeof(to)))
 			fail("connect");
 	}
 }
 
-// Nobody reads these sockets, and they have the smallest buffer. So the kernel drops the queries, and no error message
-// comes back, which would be a packet at the same hooks.
-static void open_receivers(void)
+// Reads what comes over TCP, and drops it.
+static void drain(const int listeners[2])
 {
+	int poller = epoll_create1(0);
+
+	for (int six = 0; six < 2; six++) {
+		struct epoll_event event = { .events = EPOLLIN, .data.fd = listeners[six] };
+
+		epoll_ctl(poller, EPOLL_CTL_ADD, listeners[six], &event);
+	}
+	for (;;) {
+		static char dropped[1 << 16];
+		struct epoll_event event;
+
+		if (epoll_wait(poller, &event, 1, -1) != 1)
+			continue;
+		if (event.data.fd == listeners[0] || event.data.fd == listeners[1]) {
+			event.data.fd = accept(event.data.fd, NULL, NULL);
+			epoll_ctl(poller, EPOLL_CTL_ADD, event.data.fd, &event);
+		} else if (recv(event.data.fd, dropped, sizeof(dropped), 0) <= 0) {
+			close(event.data.fd);
+		}
+	}
+}
+
+// Over UDP, nobody reads, and the sockets have the smallest buffer. So the kernel drops the queries, and no error
+// message comes back, which would be a packet at the same hooks. Over TCP, returns the process that reads.
+static pid_t open_receivers(void)
+{
+	int receivers[2], smallest = 1;
+	pid_t reader = 0;
+
 	for (int six = 0; six < 2; six++) {
 		struct sockaddr_storage to;
-		int receiver = open_socket(six), smallest = 1;
 
 		address_of(&to, six);
-		setsockopt(receiver, SOL_SOCKET, SO_RCVBUF, &smallest, sizeof(smallest));
-		if (bind(receiver, (struct sockaddr *)&to, sizeof(to)))
+		receivers[six] = open_socket(six);
+		if (!over_tcp)
+			setsockopt(receivers[six], SOL_SOCKET, SO_RCVBUF, &smallest, sizeof(smallest));
+		if (bind(receivers[six], (struct sockaddr *)&to, sizeof(to)))
 			fail("bind");
+		if (over_tcp && listen(receivers[six], 64))
+			fail("listen");
 	}
+	if (over_tcp) {
+		reader = fork();
+		if (!reader) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			drain(receivers);
+		}
+	}
+	return reader;
+}
+
+static void send_all(int to, const void *octets, size_t length)
+{
+	if (send(to, octets, length, 0) != (ssize_t)length)
+		fail("send");
+}
+
+// Sends the same message in several datagrams, by one system call.
+static void send_segmented(int to, const struct query *query)
+{
+	static unsigned char octets[SEGMENTS * sizeof(query->message)];
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(uint16_t))];
+	} control = { .header = {
+			  .cmsg_len = CMSG_LEN(sizeof(uint16_t)), .cmsg_level = SOL_UDP, .cmsg_type = UDP_SEGMENT } };
+	struct iovec part = { octets, query->length * SEGMENTS };
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
+	};
+	uint16_t size = (uint16_t)query->length;
+
+	memcpy(CMSG_DATA(&control.header), &size, sizeof(size));
+	for (int i = 0; i < SEGMENTS; i++)
+		memcpy(octets + i * query->length, query->message, query->length);
+	if (sendmsg(to, &message, 0) != (ssize_t)part.iov_len)
+		fail("sendmsg");
+}
+
+// With the length in front that messages have over TCP.
+static void send_framed(int to, const struct query *query)
+{
+	unsigned char framed[2 + sizeof(query->message)] = { (unsigned char)(query->length >> 8),
+							     (unsigned char)query->length };
+
+	memcpy(framed + 2, query->message, query->length);
+	send_all(to, framed, 2 + query->length);
 }
 
 static void send_query(struct asker *asker, const int sockets[2], long number)
@@ -217,9 +310,13 @@ static void send_query(struct asker *asker, const int sockets[2], long number)
 		make_query(query, asker, number);
 	query->message[0] = (unsigned char)(number >> 8);
 	query->message[1] = (unsigned char)number;
-	if (send(sockets[number >> 1 & 1], query->message, query->length, 0) != (ssize_t)query->length)
-		fail("send");
-	asker->sent[query->kind]++;
+	if (over_tcp)
+		send_framed(sockets[number >> 1 & 1], query);
+	else if (query->kind == PARTS)
+		send_segmented(sockets[number >> 1 & 1], query);
+	else
+		send_all(sockets[number >> 1 & 1], query->message, query->length);
+	asker->sent[query->kind] += query->kind == PARTS ? SEGMENTS : 1;
 }
 
 static void be_steady(struct asker *asker, const int sockets[2], long queries)
@@ -301,17 +398,19 @@ static void enter_own_network(void)
 
 int main(int count, char **arguments)
 {
-	if (count != 5) {
-		fprintf(stderr, "usage: %s QUERIES PROCESSES URGENT few|new\n", arguments[0]);
+	if (count != 6) {
+		fprintf(stderr, "usage: %s udp|tcp QUERIES PROCESSES URGENT few|new\n", arguments[0]);
 		return 2;
 	}
-	long queries = atol(arguments[1]);
-	int processes = atoi(arguments[2]), askers = processes + atoi(arguments[3]);
+	long queries = atol(arguments[2]);
+	int processes = atoi(arguments[3]), askers = processes + atoi(arguments[4]);
 	int failed = 0, status;
+	pid_t reader;
 
-	all_new = !strcmp(arguments[4], "new");
 	enter_own_network();
-	open_receivers();
+	over_tcp = !strcmp(arguments[1], "tcp");
+	all_new = !strcmp(arguments[5], "new");
+	reader = open_receivers();
 	shared = mmap(NULL, sizeof(*shared) + sizeof(*shared->askers) * (size_t)askers, PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
@@ -319,12 +418,14 @@ int main(int count, char **arguments)
 	shared->running = processes;
 	for (int i = 0; i < askers; i++)
 		start(i, processes, queries);
-	while (wait(&status) > 0) {
-		if (status) {
+	for (int i = 0; i < askers; i++) {
+		if (wait(&status) == reader || status) {
 			failed = 1;
 			shared->running = 0; // so that the urgent ones end
 		}
 	}
+	if (reader)
+		kill(reader, SIGKILL);
 	for (int i = 0; i < askers; i++)
 		for (int kind = 0; kind < KINDS; kind++)
 			printf("%s %d %s %ld\n", shared->askers[i].comm, shared->askers[i].pid, kind_names[kind],
