@@ -24,13 +24,15 @@ PREEMPTION = Path("/sys/kernel/debug/sched/preempt")
 TRACING = Path("/sys/kernel/tracing")
 FUNCTIONS = ("ip_send_skb", "ip6_send_skb")
 
+#: Parts of the section `probe` of a configuration. udp_send_skb has the programs of ip_send_skb.
 RUNGS = {
     "ip_send_skb-fentry": "hook: ip_send_skb",
     "ip_send_skb-kprobe": "hook: ip_send_skb, attach: kprobe",
-    "udp_send_skb-fentry": "hook: udp_send_skb",
-    "udp_send_skb-kprobe": "hook: udp_send_skb, attach: kprobe",
     "cgroup_skb": "hook: cgroup_skb",
+    "tcp": "tcp_hook: auto",
 }
+#: Where runs can interrupt each other: those of a kprobe cannot.
+INTERRUPTED = ("ip_send_skb-fentry", "cgroup_skb")
 
 RELEASE = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
 
@@ -106,6 +108,7 @@ def test_counted_and_missed_are_what_was_sent(probe: str, tmp_path: Path) -> Non
     with contention.Daemon(PROGRAM, tmp_path, probe) as daemon, Calls() as calls:
         for kind in kinds_of_preemption():
             before = calls.count()
+            print(f"{os.uname().release} {kind}: begin", flush=True)
             with preempting(kind):
                 result = daemon.contend(SENDERS, QUERIES)
             results.append((kind, result, calls.count() - before))
@@ -114,7 +117,8 @@ def test_counted_and_missed_are_what_was_sent(probe: str, tmp_path: Path) -> Non
         shown = f"{kind}: {result}, {called} calls"
         assert result.reloads > 0, shown
         assert result.mistakes == [], shown
-        assert called == result.sent.calls, shown
+        if "tcp" not in probe:
+            assert called == result.sent.calls, shown
         if reports_missed_runs(result.hooks):
             assert result.unaccounted == 0, shown
         else:
@@ -123,7 +127,7 @@ def test_counted_and_missed_are_what_was_sent(probe: str, tmp_path: Path) -> Non
             assert result.unaccounted >= 0, shown
 
 
-@pytest.mark.parametrize("probe", RUNGS.values(), ids=RUNGS)
+@pytest.mark.parametrize("probe", [RUNGS[rung] for rung in INTERRUPTED], ids=INTERRUPTED)
 def test_no_event_mixes_two_queries(probe: str, tmp_path: Path) -> None:
     configuration = tmp_path / "dnsprobe.yaml"
     configuration.write_text(f"probe: {{tcp_hook: none, verify_interval: 0, {probe}}}\n")
