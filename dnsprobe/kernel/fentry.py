@@ -47,6 +47,10 @@ class Fentry:
         except OSError as error:
             return f"the kernel refuses even an empty program: {libbpf.reason(error)}"
         try:
+            # Such kernels before 5.12 let a run interrupt another one, which has the same scratch space. Without
+            # preemption, they disable it during a run (migrate_disable() in __bpf_prog_enter()).
+            if "PREEMPT" in os.uname().version and not libbpf.guards_fentry(program):
+                return "this kernel is preemptible, and does not keep a program from interrupting itself"
             os.close(attach_fentry(program))
         except OSError as error:
             return f"cannot attach even an empty program: {libbpf.reason(error)}"

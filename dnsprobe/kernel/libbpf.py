@@ -409,9 +409,25 @@ class ProgramRuns:
     verified: int
 
 
-def program_runs(fd: int) -> ProgramRuns:
-    """Return the kernel's measurements of a loaded program."""
+def _program_info(fd: int) -> tuple[_ProgramInfo, int]:
+    """Return what the kernel knows about a loaded program, and how many octets of it the kernel has filled in."""
     info = _ProgramInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
     _check(_libbpf().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
+    return info, size.value
+
+
+def program_runs(fd: int) -> ProgramRuns:
+    """Return the kernel's measurements of a loaded program."""
+    info, _ = _program_info(fd)
     return ProgramRuns(info.run_time_ns, info.run_cnt, info.recursion_misses, info.verified_insns)
+
+
+def guards_fentry(fd: int) -> bool:
+    """Return whether the kernel skips a run at fentry that interrupts a run of the same program. ``fd`` is any program.
+
+    It does since Linux 5.12: kernel commit ca06f55b9002 ("bpf: Add per-program recursion prevention mechanism"). The
+    same release added the counter of these runs to ``struct bpf_prog_info``.
+    """
+    _, size = _program_info(fd)
+    return size >= _ProgramInfo.recursion_misses.offset + _ProgramInfo.recursion_misses.size
