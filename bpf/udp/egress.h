@@ -114,8 +114,18 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 	if ((u8 *)dns > data_end)
 		return UNKNOWN;
 	port = udp->destination;
+
+	bool is_readable = (u8 *)(dns + 1) <= data_end && skb->gso_segs <= 1;
+
 	/* NAT may have replaced a watched port by any other. */
 	if (!WATCHED_PORT(__builtin_bswap16(port)) && (u8 *)(dns + 1) <= data_end && !looks_like_query(dns))
+		return NOT_WATCHED;
+	settings = get_settings();
+	if (!settings)
+		return NOT_WATCHED;
+	/* Most packets are no parts, and left to the hook at a function. */
+	if (settings->parts_only && is_readable &&
+	    !is_beyond_linear(data_end - (u8 *)dns, skb->len - (data_end - data)))
 		return NOT_WATCHED;
 	if (has_connection(packet)) {
 		__builtin_memcpy(address, data + destination, family == 4 ? 4 : 16);
@@ -126,17 +136,8 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 	port = __builtin_bswap16(port);
 	if (!WATCHED_PORT(port))
 		return NOT_WATCHED;
-	settings = get_settings();
-	if (!settings)
-		return NOT_WATCHED;
-	if (skb->gso_segs > 1 || (u8 *)(dns + 1) > data_end)
+	if (!is_readable || settings->parts_only)
 		return UNKNOWN;
-	if (settings->parts_only) {
-		/* Most packets are no parts, and left to the hook at a function. */
-		if (!is_beyond_linear(data_end - (u8 *)dns, skb->len - (data_end - data)))
-			return NOT_WATCHED;
-		return UNKNOWN;
-	}
 	if (!may_be_recent(dns, port) || udp->length != __builtin_bswap16(skb->len - header))
 		return UNKNOWN;
 	return is_recent_packet(skb, settings, header + UDP_HEADER, packet, family) ? COUNTED : UNKNOWN;

@@ -116,6 +116,12 @@ static __always_inline bool has_firewall(u64 sock, u8 family)
 
 	u64 net = PACKET_U64(sock, SOCK_NET);
 
+#ifndef CAST_TO_KERNEL
+	u64 hooks[2]; /* at NF_INET_LOCAL_OUT and, behind it, at NF_INET_POST_ROUTING */
+
+	return READ(hooks, net + (family == 4 ? NET_HOOKS_IPV4 : NET_HOOKS_IPV6) + NF_INET_LOCAL_OUT * 8) || hooks[0] ||
+	       hooks[1];
+#endif
 	if (family == 4)
 		return PACKET_U64(net, NET_HOOKS_IPV4 + NF_INET_LOCAL_OUT * 8) ||
 		       PACKET_U64(net, NET_HOOKS_IPV4 + NF_INET_POST_ROUTING * 8);

@@ -102,7 +102,7 @@ LOSSES = (
         _UNATTRIBUTED,
         "firewall",
         Statistic.UNATTRIBUTED_SENT_ON,
-        "a firewall in user space (NFQUEUE) sent the query on, and it is not certain who asked",
+        "a firewall in user space (NFQUEUE) or a kernel thread sent the query on, and it is not certain who asked",
         Counted.YES,
     ),
     Loss(
