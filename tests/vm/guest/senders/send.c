@@ -71,7 +71,8 @@ static int make_socket(const char *family)
 	return made;
 }
 
-// io_uring without liburing: submits one entry, and waits for it.
+// io_uring without liburing: submits one entry, and waits for it. With IOSQE_FIXED_FILE, only the ring has the socket:
+// it is registered there, and closed.
 static void send_by_uring(int socket_fd, struct msghdr *header, int flags)
 {
 	static struct io_uring_params parameters;
@@ -92,13 +93,18 @@ static void send_by_uring(int socket_fd, struct msghdr *header, int flags)
 			       MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQES);
 		if (submission == MAP_FAILED || completion == MAP_FAILED || entries == MAP_FAILED)
 			fail("mmap");
+		if (flags & IOSQE_FIXED_FILE) {
+			if (syscall(SYS_io_uring_register, ring, IORING_REGISTER_FILES, &socket_fd, 1) < 0)
+				fail("io_uring_register");
+			close(socket_fd);
+		}
 	}
 	uint32_t *tail = (uint32_t *)(submission + parameters.sq_off.tail);
 	uint32_t mask = *(uint32_t *)(submission + parameters.sq_off.ring_mask);
 	uint32_t at = *tail & mask;
 	memset(&entries[at], 0, sizeof(entries[at]));
 	entries[at].opcode = IORING_OP_SENDMSG;
-	entries[at].fd = socket_fd;
+	entries[at].fd = flags & IOSQE_FIXED_FILE ? 0 : socket_fd;
 	entries[at].addr = (uint64_t)(uintptr_t)header;
 	entries[at].len = 1;
 	entries[at].flags = (uint8_t)flags;
@@ -145,8 +151,9 @@ static void send_one(const char *way, int to)
 		sent = sendto(to, message, 12, MSG_MORE, address, server_length) == 12
 			   ? 12 + sendto(to, message + 12, length - 12, 0, address, server_length)
 			   : -1;
-	else if (!strcmp(way, "uring") || !strcmp(way, "uringasync")) {
-		send_by_uring(to, &header, way[5] ? IOSQE_ASYNC : 0);
+	else if (!strncmp(way, "uring", 5)) {
+		send_by_uring(to, &header,
+			      (strstr(way, "async") ? IOSQE_ASYNC : 0) | (strstr(way, "fixed") ? IOSQE_FIXED_FILE : 0));
 		sent = (ssize_t)length;
 	} else {
 		fprintf(stderr, "no such way: %s\n", way);

@@ -139,7 +139,7 @@ def _attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def _accept_all(ready: Callable[[], None]) -> None:
+def accept_all(ready: Callable[[], None]) -> None:
     """Accept each packet of queue 0, from user space."""
     queue = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
     queue.bind((0, 0))
@@ -179,7 +179,7 @@ def queued(place: Place) -> None:
             for protocol in ("udp", "tcp"):
                 match = ("-p", protocol, "--dport", "53", "-j", "NFQUEUE", "--queue-num", "0")
                 place.iptables(program, "-A", "OUTPUT", *match)
-    with place.helper(_accept_all, "firewall"):
+    with place.helper(accept_all, "firewall"):
         for server in (FAR4, FAR6):
             tag = "six" if ":" in server else "four"
             names, (stream,) = place.names(3, tag), place.names(1, f"{tag}-tcp")
