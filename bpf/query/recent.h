@@ -11,6 +11,7 @@
 #include "maps.h"
 #include "verifier.h"
 #include "dns/hash.h"
+#include "process/asker.h"
 #include "process/current.h"
 
 /* Makes generations differ in all bits of struct cached.check: 2^64 divided by the golden ratio. */
@@ -43,10 +44,10 @@ static __always_inline struct cached *find_slot(u64 hash)
 
 /*
  * Counts a query if its outcome is in the cache. False if it is not: then the query has to be parsed. `sums` are those
- * of the name.
+ * of the name. At a hook behind the firewall, `packet` is the result of kernel_packet(), at others 0.
  */
 static __always_inline bool count_recent(const struct sums *sums, const struct settings *settings, u32 type_class,
-					 u8 transport)
+					 u8 transport, u64 packet, u8 family)
 {
 	struct process_key process;
 
@@ -66,6 +67,9 @@ static __always_inline bool count_recent(const struct sums *sums, const struct s
 	if (RULE_OF(value) == NO_RULE)
 		return true;
 	if (is_over(value))
+		return false;
+	/* The process may be remembered for its own query. */
+	if (packet && !is_clearly_asker(packet, family))
 		return false;
 
 	struct count_key key = {

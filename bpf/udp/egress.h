@@ -13,6 +13,7 @@
 #include "scratch.h"
 #include "query/recent.h"
 #include "query/submit.h"
+#include "process/asker.h"
 #include "udp/datagram.h"
 #include "udp/headers.h"
 #include "udp/origin.h"
@@ -93,9 +94,9 @@ static __always_inline bool is_recent_packet(const struct __sk_buff *skb, const 
 
 	add_octets(&sums, key, lower_case(octets & (first - 1)));
 	at += octets_below(first) + 1;
-	if (at + 4 > data_end || !is_clearly_asker(packet, family))
+	if (at + 4 > data_end)
 		return false;
-	return count_recent(&sums, settings, *(u32 *)at, TRANSPORT_UDP);
+	return count_recent(&sums, settings, *(u32 *)at, TRANSPORT_UDP, packet, family);
 }
 
 /* Handles a packet whose UDP header is at the offset `header`, which the caller has found to be in the linear part.

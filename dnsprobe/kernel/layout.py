@@ -122,7 +122,7 @@ _TCP_FAST_OPEN = (
 
 # A hook behind the firewall needs these to find the destination that NAT replaced.
 _NAT = (
-    # Since Linux 4.12: kernel commit a9e419dc7be6 ("netfilter: merge ctinfo into nfct pointer storage area").
+    # Since Linux 4.11: kernel commit a9e419dc7be6 ("netfilter: merge ctinfo into nfct pointer storage area").
     ("SKB_NFCT", "sk_buff", "_nfct"),
     ("CONNECTION_KEYS", "nf_conn", "tuplehash"),
     ("KEY_TUPLE", "nf_conntrack_tuple_hash", "tuple"),
@@ -130,7 +130,7 @@ _NAT = (
     ("TUPLE_DESTINATION", "nf_conntrack_tuple", "dst"),
 )
 
-#: Their values on all 64-bit kernels since 4.12, for a kernel whose BTF lacks them because conntrack is a module. The
+#: Their values on all 64-bit kernels since 4.11, for a kernel whose BTF lacks them because conntrack is a module. The
 #: BPF program uses nothing of a connection that does not fit the packet, so wrong values would only mean that NAT is
 #: not undone. The key of the other direction follows after KEY_SIZE octets.
 _NAT_FALLBACK = {"CONNECTION_KEYS": 16, "KEY_TUPLE": 16, "TUPLE_SOURCE": 0, "TUPLE_DESTINATION": 20, "KEY_SIZE": 56}

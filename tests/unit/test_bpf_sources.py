@@ -23,6 +23,7 @@ ORDER = (
     "dns/name.h",
     "dns/match.h",
     "process/current.h",
+    "process/asker.h",
     "process/lineage.h",
     "process/ancestry.h",
     "process/identity.h",
