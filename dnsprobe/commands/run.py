@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from dnsprobe import privileges
 from dnsprobe.commands.hooks import all_proved, describe_hooks
 from dnsprobe.commands.reload import RuleReloader
+from dnsprobe.commands.signals import once_for_all
 from dnsprobe.commands.systemd import notify, notify_attempt, passed_sockets
 from dnsprobe.commands.verification import verify_regularly
 from dnsprobe.config.main import Config, JournalConfig
@@ -111,7 +112,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for which in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(which, self._stopped.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, once_for_all(self._reload))
         try:
             self._start()
             _log.info("ready after %.2f s: %s, %s", time.monotonic() - started, self._url(), self._rules_in_force())
