@@ -48,7 +48,7 @@ _KINDS = {
     "new.exact.test": CHANGING,
 }
 
-#: Seconds between two changes of the rules.
+#: Seconds after a change of the rules until the next one.
 _RELOAD_EVERY = 0.3
 
 _PROCESSES = 4
@@ -195,7 +195,10 @@ class Daemon:
             while not stop.wait(_RELOAD_EVERY):
                 number += 1
                 self._configure(RULE_SETS[number % len(RULE_SETS)])
+                reloads = self._reloads()
                 self._process.send_signal(signal.SIGHUP)
+                while self._reloads() == reloads and not stop.wait(_RELOAD_EVERY / 10):
+                    pass
 
         thread = threading.Thread(target=reload)
         thread.start()
