@@ -11,8 +11,3 @@ def describe_hooks(prover: Prover) -> str:
         f"{path} at {state.place}{'' if state.verified else ' (not proved)'}"
         for path, state in ((path, prover.paths[path]) for path in prover.served_paths)
     )
-
-
-def all_proved(prover: Prover) -> bool:
-    """Return True if every path that has a hook is proved."""
-    return all(prover.paths[path].verified for path in prover.served_paths)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dnsprobe import privileges
-from dnsprobe.commands.hooks import all_proved, describe_hooks
+from dnsprobe.commands.hooks import describe_hooks
 from dnsprobe.commands.reload import RuleReloader
 from dnsprobe.commands.signals import once_for_all
 from dnsprobe.commands.systemd import notify, notify_attempt, passed_sockets
@@ -143,7 +143,7 @@ class Daemon:
         notify(f"READY=1\nSTATUS={self._status()}")
 
     def _sees_queries(self) -> bool:
-        return self._ready and all_proved(self._session.probe.prover)
+        return self._ready and self._session.probe.prover.all_proved
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         # The daemon ends, and systemd restarts it. To go on with counters that nothing updates would be worse.

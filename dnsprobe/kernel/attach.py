@@ -13,7 +13,6 @@ import platform
 import struct
 
 from dnsprobe.kernel import libbpf
-from dnsprobe.kernel.cgroup_root import open_root
 from dnsprobe.kernel.hooks import kprobe_type
 from dnsprobe.kernel.kallsyms import Symbol
 
@@ -66,17 +65,12 @@ def attach_fentry(program: int) -> int:
     return libbpf.open_fentry(program)
 
 
-def attach_cgroup(program: int, attach_type: int) -> int:
-    """Attach a program to all sockets of the host, and return the descriptor; OSError if refused.
+def attach_cgroup(program: int, group: int, attach_type: int) -> int:
+    """Attach a program to all sockets in a control group, and return the descriptor; OSError if refused.
 
-    The link allows other programs at the same place, before and after it. Raises UserError if this process does not see
-    the root of the control groups.
+    The link allows other programs at the same place, before and after it.
     """
-    root = open_root()
-    try:
-        return libbpf.create_link(program, root, attach_type)
-    finally:
-        os.close(root)
+    return libbpf.create_link(program, group, attach_type)
 
 
 def attach_tracepoint(program: int, name: str) -> int:

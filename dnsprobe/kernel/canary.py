@@ -18,10 +18,11 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from dnsprobe.kernel.abi import TRANSPORTS, Event
+from dnsprobe.kernel.hooks import whole_path
 
 _LOOPBACK = {"4": (socket.AF_INET, "127.0.0.1"), "6": (socket.AF_INET6, "::1")}
 _TYPES = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
-_WAYS = {"udp": ("sendto", "connected"), "tcp": ("whole", "split")}
+_WAYS = {"udp": ("sendto", "connected"), "tcp": ("whole", "split"), "parts": ("cut-header", "cut-name")}
 _TYPE_A = 1
 #: The first half of 127.0.0.1. On this port, a hook that reads part of an address as the port would be proved.
 _MISLEADING_PORT = 0x7F00
@@ -110,7 +111,7 @@ def _has_address(family: socket.AddressFamily, address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """One canary: its path, how it is sent (one of ``_WAYS``), and its name in wire format."""
+    """One canary: its path (of PATHS or PARTS), how it is sent (one of ``_WAYS``), and its name in wire format."""
 
     path: str
     way: str
@@ -120,6 +121,11 @@ class Canary:
     def address(self) -> str:
         """The destination address."""
         return _LOOPBACK[self.path[-1]][1]
+
+    @property
+    def transport(self) -> str:
+        """The protocol of its path."""
+        return whole_path(self.path)[:-1]
 
 
 class Canaries:
@@ -205,7 +211,7 @@ class Canaries:
         facts = (
             ("port", event.port, self._port),
             ("server", server, canary.address),
-            ("transport", TRANSPORTS[event.transport], canary.path[:-1]),
+            ("transport", TRANSPORTS[event.transport], canary.transport),
             ("type", event.qtype, _TYPE_A),
             ("process and parent", chain[:2], expected),
             ("uid", event.uid, os.getuid()),

@@ -8,14 +8,22 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dnsprobe.errors import UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel.clock import TICK_NS
-from dnsprobe.kernel.hooks import ATTACH_FENTRY, STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE, Rung
+from dnsprobe.kernel.hooks import (
+    ATTACH_FENTRY,
+    EGRESS,
+    SERVED_FAMILY,
+    STREAM_FUNCTION,
+    STREAM_TRACEPOINT,
+    STREAM_TWICE,
+    Rung,
+)
 from dnsprobe.kernel.layout import Layout
 from dnsprobe.kernel.program import CANARY_MARK, Program
 from dnsprobe.kernel.program_cache import ProgramCache, digest
@@ -68,19 +76,30 @@ class Compiler:
         """Return the programs of a rung, compiled with additional macros.
 
         A run of the compiler takes long, however little it compiles. So a UDP rung comes with the programs that TCP
-        will most likely need. ``streams`` is how those are attached, unless the rung itself is at functions.
+        will most likely need, and a rung at functions with the program at egress. ``streams`` is how the programs for
+        TCP are attached, unless the rung itself is at functions.
         """
         if rung.attach in {Attach.FENTRY, Attach.KPROBE}:
             streams = rung.attach
-        wanted = self._stream_macros(Attach(rung.attach) if rung.reads_streams else streams)
+        stream_macros = self._stream_macros(rung.attach if rung.reads_streams else streams)
+        wanted = stream_macros if rung.reads_streams else (rung.macro, *defines)
+        found = self._find(wanted, fentry=ATTACH_FENTRY in stream_macros if rung.reads_streams else None)
+        if found is not None:
+            return found
         if rung.reads_streams:
-            for macros, compilation in self._compilations.items():
-                if rung.macro in macros and (ATTACH_FENTRY in macros) == (ATTACH_FENTRY in wanted):
-                    return compilation
             return self.compile(wanted)
-        own = (ATTACH_FENTRY,) if rung.attach == Attach.FENTRY else ()
-        others = () if self._layout.tcp_problem else wanted
-        return self.compile(tuple(dict.fromkeys((rung.macro, *defines, *own, *others))))
+        fentry = (ATTACH_FENTRY,) if rung.attach == Attach.FENTRY else ()
+        egress = () if rung.attach == Attach.TRACEPOINT else (EGRESS.macro,)
+        others = () if self._layout.tcp_problem else stream_macros
+        return self.compile(tuple(dict.fromkeys((*wanted, *fentry, *egress, *others))))
+
+    def _find(self, wanted: Collection[str], *, fentry: bool | None) -> Compilation | None:
+        """Return a compilation that has programs with these macros, and those at functions for fentry or not."""
+        for macros, compilation in self._compilations.items():
+            restricted = any(macro.startswith(SERVED_FAMILY) for macro in set(macros) - set(wanted))
+            if set(wanted) <= set(macros) and fentry in {None, ATTACH_FENTRY in macros} and not restricted:
+                return compilation
+        return None
 
     def _stream_macros(self, attach: Attach) -> tuple[str, ...]:
         if attach == Attach.FENTRY:

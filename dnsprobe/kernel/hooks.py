@@ -13,12 +13,18 @@ from dnsprobe.kernel.kallsyms import Symbol
 
 #: The paths of queries out of the host. Each is proved by canaries of its own.
 PATHS = ("udp4", "udp6", "tcp4", "tcp6")
+#: The paths of datagrams that a program sends in parts (MSG_MORE, sendfile(2)), or several in one packet (UDP_SEGMENT).
+#: Their questions may lie in memory that only the hook at egress can read. dnsprobe works without these paths.
+PARTS = ("parts4", "parts6")
 
 #: Macros that add the program for TCP to a compilation: at a function, at a tracepoint, a second one at the tracepoint.
 STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE = "STREAM_FUNCTION", "STREAM_TRACEPOINT", "STREAM_TWICE"
 
 #: The macro for programs that are attached to functions by fentry: they find the arguments in another place.
 ATTACH_FENTRY = "ATTACH_FENTRY"
+
+#: The macro that restricts a program that sees both IP versions to some of them.
+SERVED_FAMILY = "SERVED_FAMILY(family)"
 
 #: Where a clone of udp_send_skb() may have the port, as (register, whether it holds the flow that has the port).
 #: The second argument in the source is the flow. GCC's IPA-SRA passes the port itself in one of the registers. The
@@ -78,10 +84,17 @@ def _both(protocol: str, function: str) -> dict[str, str]:
     return {f"{protocol}4": function, f"{protocol}6": function}
 
 
+#: The last rung for UDP. Where functions serve, it is attached in addition, for datagrams in parts.
+EGRESS = Rung(
+    UdpHook.CGROUP_SKB,
+    Attach.CGROUP,
+    {**_both("udp", "egress"), **_both("parts", "egress")},
+    macro="HOOK_EGRESS",
+)
 UDP_LADDER = (
     *_at_function(UdpHook.IP_SEND_SKB, {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, "HOOK_IP_SEND_SKB"),
     *_at_function(UdpHook.UDP_SEND_SKB, {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, "HOOK_UDP_SEND_SKB"),
-    Rung(UdpHook.CGROUP_SKB, Attach.CGROUP, _both("udp", "egress"), macro="HOOK_EGRESS"),
+    EGRESS,
 )
 #: Inside tcp_sendmsg_locked(), no other thread writes to the socket, so the place of a write in the stream is certain.
 TCP_LADDER = (
@@ -102,6 +115,11 @@ CAST_TO_KERNEL = "bpf_cast_to_kern_ctx"
 FUNCTIONS = frozenset(
     function for rung in RUNGS.values() if rung.attach == Attach.FENTRY for function in rung.functions.values()
 )
+
+
+def whole_path(path: str) -> str:
+    """Return the path of the same datagrams if they are not sent in parts: ``udp4`` for ``parts4``."""
+    return f"udp{path[-1]}" if path in PARTS else path
 
 
 def kprobe_type() -> int:
@@ -153,7 +171,7 @@ def port_macros(register: str, *, in_flow: bool) -> tuple[str, ...]:
 def family_macro(versions: Sequence[str]) -> str:
     """Return the macro that restricts a program that sees both IP versions to some of them: ``4``, ``6`` or both."""
     families = "||".join(f"(family)=={version}" for version in versions)
-    return f"SERVED_FAMILY(family)=({families})"
+    return f"{SERVED_FAMILY}=({families})"
 
 
 def by_function(rung: Rung, paths: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -12,13 +12,14 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dnsprobe.errors import UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import libbpf, loader_protocol
 from dnsprobe.kernel.attach import attach_cgroup, attach_fentry, attach_kprobe, attach_tracepoint
+from dnsprobe.kernel.cgroup_root import open_root
 from dnsprobe.kernel.compiler import Compilation, Compiler
 from dnsprobe.kernel.fentry import Fentry
 from dnsprobe.kernel.hooks import (
@@ -130,7 +131,9 @@ class Loader:
         # A BTF file from elsewhere may give the functions other ids.
         functions = self._layout.functions if request["btf"] == KERNEL_BTF else read_functions(self.cache)
         self._fentry = Fentry(functions)
-        self._cast = functions.get(CAST_TO_KERNEL)
+        # Direct loads cost less than reads by a helper. If a kernel refuses them, the second way does without.
+        cast = functions.get(CAST_TO_KERNEL)
+        self._egress_ways = [(f"CAST_TO_KERNEL={cast}",), ()] if cast else [()]
         self._fentry_allowed: bool = request["fentry"]
         self._kallsyms: bytes | None = None
 
@@ -203,18 +206,27 @@ class Loader:
             _add_link(hook, f"{symbol.name} by a kprobe", attach_kprobe, program, symbol)
 
     def _attach_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> None:
-        # Direct loads cost less than reads by a helper. If a kernel refuses them, the second way does without.
-        ways = [(f"CAST_TO_KERNEL={self._cast}",), ()] if self._cast else [()]
-        if attempt >= len(ways):
+        if attempt >= len(self._egress_ways):
             raise UserError("no other way to attach to the root of the control groups")
-        compilation = self._compile(rung, (*_families(hook), *ways[attempt]))
-        kind = libbpf.ProgramKind(libbpf.CGROUP_SKB, libbpf.CGROUP_INET_EGRESS)
-        with self._loading(rung, compilation, kind) as loader:
-            program = loader.load(hook, rung.program(direction))
-        _add_link(hook, "the root of the control groups", attach_cgroup, program, kind.attach_type)
-        self._note_openers(hook, rung, compilation)
+        with _open(open_root()) as root:
+            compilation, program = self._load_egress(hook, rung, direction, attempt)
+            _add_link(hook, "the root of the control groups", attach_cgroup, program, root, libbpf.CGROUP_INET_EGRESS)
+            self._note_openers(hook, rung, compilation, root)
 
-    def _note_openers(self, hook: Hook, rung: Rung, compilation: Compilation) -> None:
+    def _load_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> tuple[Compilation, int]:
+        """Load the program at egress in the first of the remaining ways that the kernel accepts."""
+        kind = libbpf.ProgramKind(libbpf.CGROUP_SKB, libbpf.CGROUP_INET_EGRESS)
+        for number, macros in enumerate(self._egress_ways[attempt:], attempt + 1):
+            compilation = self._compile(rung, (*_families(hook), *macros))
+            try:
+                with self._loading(rung, compilation, kind) as loader:
+                    return compilation, loader.load(hook, rung.program(direction))
+            except UserError:
+                if number == len(self._egress_ways):
+                    raise
+        raise AssertionError("there is no way")
+
+    def _note_openers(self, hook: Hook, rung: Rung, compilation: Compilation, root: int) -> None:
         """Attach the program that notes who opens a socket.
 
         Without it, a query that a firewall in user space sends on is counted without its process.
@@ -224,7 +236,7 @@ class Loader:
         try:
             with self._loading(rung, compilation, kind) as loader:
                 program = loader.load(hook, "sock_create_entry")
-            _add_link(hook, place, attach_cgroup, program, kind.attach_type)
+            _add_link(hook, place, attach_cgroup, program, root, kind.attach_type)
         except UserError as error:
             print(error.message, file=sys.stderr, flush=True)
 
@@ -256,7 +268,18 @@ class Loader:
 
 
 def _families(hook: Hook) -> tuple[str, ...]:
-    return (family_macro([path[-1] for path in hook.paths]),)
+    """Return the macros for the IP versions that a hook serves, none if it serves both."""
+    versions = sorted({path[-1] for path in hook.paths})
+    return (family_macro(versions),) if versions != ["4", "6"] else ()
+
+
+@contextlib.contextmanager
+def _open(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _serve(channel: socket.socket) -> None:

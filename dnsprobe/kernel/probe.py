@@ -137,6 +137,7 @@ class Probe:
             )
             choice = HookChoice(self._options.hook, self._options.tcp_hook, self._options.fentry)
             self.prover.climb(self._loader, choice, log, trying)
+            self.prover.serve_parts(self._loader, log, self._leave_parts_to_egress)
             if self._tracks_lineage:
                 self._start_lineage_tracking(seed)
         except UserError:
@@ -150,6 +151,10 @@ class Probe:
         self.proved = True
         self._put_in_force(self._waiting_rules, self.generation)
         self.maps.statistics.set_many((statistic, 0) for statistic in set(abi.Statistic) - _LINEAGE_STATISTICS)
+
+    def _leave_parts_to_egress(self, leave: bool) -> None:
+        self._parts_only = leave
+        self._write_settings()
 
     def _start_lineage_tracking(self, seed: Callable[[], None]) -> None:
         self._write_settings(seeding=True)

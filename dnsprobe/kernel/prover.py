@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from dnsprobe.errors import UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel.canary import Canaries, CanaryPort
-from dnsprobe.kernel.hooks import PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung
+from dnsprobe.kernel.hooks import EGRESS, PARTS, PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung, whole_path
 from dnsprobe.kernel.loader_client import LoaderClient
 from dnsprobe.kernel.maps import EventRing
 
@@ -30,6 +30,10 @@ class PathState:
     symbol: str = ""
     verified: bool = False
     tried: list[str] = field(default_factory=list)
+
+    def serve(self, rung: str, attach: str, symbol: str) -> None:
+        """Note which hook serves the path: its canaries have proved that."""
+        self.rung, self.attach, self.symbol, self.verified = rung, attach, symbol, True
 
     @property
     def place(self) -> str:
@@ -79,14 +83,14 @@ class Prover:
 
     def __init__(self, port: CanaryPort, suffix: bytes, ring: EventRing) -> None:
         self._port, self._suffix, self._ring = port, suffix, ring
-        self.paths: dict[str, PathState] = {path: PathState() for path in PATHS}
+        self.paths: dict[str, PathState] = {path: PathState() for path in (*PATHS, *PARTS)}
         self.hooks: list[Hook] = []
         self._missed_before_close = 0
 
     @property
     def active_paths(self) -> tuple[str, ...]:
         """The paths that are watched and that this host has: without IPv6 there is no udp6."""
-        return tuple(path for path in PATHS if path in self._port.paths)
+        return tuple(path for path in self.paths if whole_path(path) in self._port.paths)
 
     @property
     def served_paths(self) -> list[str]:
@@ -95,12 +99,17 @@ class Prover:
 
     @property
     def unserved(self) -> dict[str, str]:
-        """The active paths that have no hook, with the hooks that were tried."""
+        """The active paths that have no hook, with the hooks that were tried. Some may be of PARTS."""
         return {
             path: "; ".join(self.paths[path].tried) or "there was no hook to try"
             for path in self.active_paths
             if not self.paths[path].rung
         }
+
+    @property
+    def all_proved(self) -> bool:
+        """True if every path that has a hook is proved, except for those of PARTS."""
+        return all(self.paths[path].verified for path in self.served_paths if path not in PARTS)
 
     # The first proof
 
@@ -115,7 +124,7 @@ class Prover:
 
         ``log`` gets the messages of compiler and verifier, ``trying`` the title of a rung before each attempt.
         """
-        paths = self.active_paths
+        paths = [path for path in self.active_paths if path not in PARTS]
         udp = _Climb(UDP_LADDER, choice, choice.udp, paths)
         tcp = _Climb(TCP_LADDER, choice, choice.tcp, paths)
         # The sender of the canaries starts while the loader compiles.
@@ -134,6 +143,50 @@ class Prover:
             unserved = self.unserved
             reasons = " | ".join(f"{path}: {unserved[path]}" for path in udp.open_paths)
             raise UserError(f"no hook could be verified. {reasons}", "dnsprobe doctor shows what this kernel offers")
+
+    def serve_parts(self, loader: LoaderClient, log: Callable[[str], None], prepare: Callable[[bool], None]) -> None:
+        """Prove the paths of PARTS, after :meth:`climb`. Where functions serve UDP, attach the hook at egress for them.
+
+        ``prepare`` is called with True before that hook is proved: from then on, it handles datagrams in parts, and the
+        hooks at functions leave them to it. If it is not proved, ``prepare`` is called with False.
+        """
+        paths = [path for path in PARTS if path in self.active_paths]
+        if not paths:
+            return
+        at_egress = [path for path in paths if self.paths[whole_path(path)].attach == EGRESS.attach]
+        if at_egress:
+            for path in set(paths) - set(at_egress):
+                self.paths[path].tried.append(f"{EGRESS.place('egress')}: it serves only {whole_path(at_egress[0])}")
+            self._prove_at_egress(at_egress)
+            return
+        canaries = self._canaries(paths)
+        try:
+            attached = loader.attach(EGRESS, paths, 0)
+            if attached.messages:
+                log(attached.messages)
+            self._note_refusals(EGRESS, attached.refused, attached.messages)
+            if attached.hooks:
+                prepare(True)
+                self._prove(canaries, attached.hooks)
+                if not self.paths[paths[0]].rung:
+                    prepare(False)
+        finally:
+            canaries.dismiss()
+
+    def _prove_at_egress(self, paths: Sequence[str]) -> None:
+        """Prove paths of PARTS whose other datagrams the hook at egress serves as well."""
+        canaries = self._canaries(paths)
+        try:
+            canaries.release()
+            canaries.wait()
+            for path, problem in self._verdicts(canaries, paths).items():
+                state, other = self.paths[path], self.paths[whole_path(path)]
+                if problem:
+                    state.tried.append(f"{other.place}: {problem}")
+                else:
+                    state.serve(other.rung, other.attach, other.symbol)
+        finally:
+            canaries.dismiss()
 
     def _canaries(self, paths: Sequence[str]) -> Canaries:
         return Canaries(paths, self._port.port, self._suffix)
@@ -173,7 +226,7 @@ class Prover:
             if not any(verdicts[path] for path in hook.paths):
                 for path in hook.paths:
                     state = self.paths[path]
-                    state.rung, state.attach, state.symbol, state.verified = hook.rung, hook.attach, hook.symbol, True
+                    state.serve(hook.rung, hook.attach, hook.symbol)
                 self.hooks.append(hook)
                 continue
             for path in hook.paths:

@@ -25,6 +25,10 @@ from running import PATIENCE, PROGRAM, Program, Service
 __all__ = ["PATIENCE", "PROGRAM", "Program", "Service"]
 
 HERE = Path(__file__).parent
+
+#: The paths of a host that has IPv4 and IPv6.
+ALL_PATHS = ("udp4", "udp6", "tcp4", "tcp6", "parts4", "parts6")
+
 #: A command prefix: the command runs as an ordinary user with the three capabilities that dnsprobe needs.
 UNPRIVILEGED = [
     "setpriv",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Program, Service
+from conftest import ALL_PATHS, Program, Service
 
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
@@ -72,7 +72,7 @@ def test_other_ports_are_compiled_for(start: Start, scene: Scene, folder: Path) 
     start(RULES).stop()
     service = start(f"{RULES}\nprobe: {{ports: [53, 5353]}}")
     assert kinds(folder) == ["layout", "programs", "programs"]
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
+    assert service.by("dnsprobe_path_verified", "path") == dict.fromkeys(ALL_PATHS, 1)
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 
-from conftest import PATIENCE, PROGRAM
+from conftest import ALL_PATHS, PATIENCE, PROGRAM
 
-from dnsprobe.kernel.hooks import PATHS, RUNGS, kprobes_available
+from dnsprobe.kernel.hooks import RUNGS, kprobes_available
 
 
 def test_doctor_reports_each_path_as_proved() -> None:
@@ -17,7 +17,7 @@ def test_doctor_reports_each_path_as_proved() -> None:
     done = subprocess.run([str(PROGRAM), "doctor", "--json"], stdout=subprocess.PIPE, text=True, check=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     paths = {entry["path"]: entry for entry in found if "path" in entry}
-    assert {path: entry["proved"] for path, entry in paths.items()} == dict.fromkeys(PATHS, True)
+    assert {path: entry["proved"] for path, entry in paths.items()} == dict.fromkeys(ALL_PATHS, True)
     for path, entry in paths.items():
         place = RUNGS[entry["hook"], entry["attach"]].place(entry["symbol"])
         assert f"{entry['hook']} ({place}), proved" in next(line for line in lines if line.startswith(f"ok  {path}"))

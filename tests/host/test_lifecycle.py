@@ -13,19 +13,24 @@ from typing import Any
 from urllib.error import HTTPError
 
 import pytest
-from conftest import IN_OWN_NET, PATIENCE, PROGRAM, Program, Service
+from conftest import ALL_PATHS, IN_OWN_NET, PATIENCE, PROGRAM, Program, Service
+
+from dnsprobe.kernel import libbpf
 
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
 
 
 def attached(pid: str = "[0-9]*") -> set[str]:
-    """Return the ids of links to net_dev_queue that a process holds; by default, that any process holds."""
+    """Return the ids of links to what sockets send that a process holds; by default, that any process holds."""
     links = set()
     for path in Path("/proc").glob(f"{pid}/fdinfo/*"):
         with suppress(OSError):
             fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-            if fields.get("tp_name", "").strip() == "net_dev_queue":
+            if (
+                fields.get("link_type", "").strip() == "cgroup"
+                and int(fields["attach_type"]) == libbpf.CGROUP_INET_EGRESS
+            ):
                 links.add(fields["link_id"].strip())
     return links
 
@@ -44,8 +49,8 @@ def test_a_ready_service_serves_all_pages(start: Start) -> None:
     assert "dnsprobe" in service.get("/")
     with pytest.raises(HTTPError, match="404"):
         service.get("/metric")
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
-    assert {labels["path"] for labels, _ in service.samples("dnsprobe_hook_info")} == {"udp4", "udp6", "tcp4", "tcp6"}
+    assert service.by("dnsprobe_path_verified", "path") == dict.fromkeys(ALL_PATHS, 1)
+    assert {labels["path"] for labels, _ in service.samples("dnsprobe_hook_info")} == set(ALL_PATHS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -143,7 +148,7 @@ def test_a_bad_reload_leaves_the_old_rules_in_force(start: Start, scene: Scene) 
 def test_canaries_are_repeated_and_never_shown(start: Start) -> None:
     service = start("domains: [invalid]\nprobe: {verify_interval: 1s}\njournal: {repeat: 0}")
     time.sleep(4)
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
+    assert service.by("dnsprobe_path_verified", "path") == dict.fromkeys(ALL_PATHS, 1)
     assert service.samples("dnsprobe_queries_total") == []
     assert service.value("dnsprobe_events_total") == 0
     assert service.entries() == []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import IN_OWN_NET, PATIENCE, PROGRAM, UNPRIVILEGED, Service, free_ports
+from conftest import ALL_PATHS, IN_OWN_NET, PATIENCE, PROGRAM, UNPRIVILEGED, Service, free_ports
 
 from dnsprobe.kernel.hooks import RUNGS
 from dnsprobe.privileges import ONLY_AT_START, Capability
@@ -241,7 +241,7 @@ def test_capabilities_of_the_start_are_dropped(start: Start, scene: Scene) -> No
     service.process.send_signal(signal.SIGHUP)
     service.wait_for("reloaded: 2 rules")
     time.sleep(3)
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
+    assert service.by("dnsprobe_path_verified", "path") == dict.fromkeys(ALL_PATHS, 1)
     assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 101}
 
 
@@ -253,7 +253,7 @@ def test_the_service_runs_as_a_user_with_three_capabilities(start: Start, scene:
     assert capabilities(service.process.pid, "CapPrm") == 1 << Capability.CAP_BPF | 1 << Capability.CAP_SYS_PTRACE
     scene("clients")
     time.sleep(2)
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
+    assert service.by("dnsprobe_path_verified", "path") == dict.fromkeys(ALL_PATHS, 1)
     assert service.by("dnsprobe_queries_total", "domain") == {"ipv6.test": 19}
     (entry,) = service.entries()
     assert "exe /" in entry

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Program, Service, preemptible_btf
+from conftest import ALL_PATHS, PATIENCE, Program, Service, preemptible_btf
 
 from dnsprobe.kernel.hooks import kprobes_available
 
@@ -309,15 +309,15 @@ with socket.create_server(("127.0.0.1", 853)) as listener, socket.socket() as se
 """)
     assert service.samples("dnsprobe_encrypted_connections_total") == []
     assert service.samples("dnsprobe_queries_total") == []
-    assert set(service.by("dnsprobe_path_verified", "path")) == {"udp4", "udp6"}
+    assert set(service.by("dnsprobe_path_verified", "path")) == set(ALL_PATHS) - {"tcp4", "tcp6"}
 
 
 @pytest.mark.skipif(kprobes_available(), reason="this kernel has kprobes: run on one without")
 def test_udp_is_watched_even_if_no_hook_for_tcp_works(start: Start, scene: Scene) -> None:
     service = start("domains: [watched.test]\nprobe: {tcp_hook: tcp_sendmsg, verify_interval: 1s}")
     service.wait_for("no hook could be verified for tcp6: kprobe tcp_sendmsg: this kernel has no kprobes")
-    assert service.by("dnsprobe_path_verified", "path") == {"udp4": 1, "udp6": 1, "tcp4": 0, "tcp6": 0}
-    assert {labels["path"] for labels, _ in service.samples("dnsprobe_hook_info")} == {"udp4", "udp6"}
+    assert service.by("dnsprobe_path_verified", "path") == {path: path[:3] != "tcp" for path in ALL_PATHS}
+    assert {labels["path"] for labels, _ in service.samples("dnsprobe_hook_info")} == set(ALL_PATHS) - {"tcp4", "tcp6"}
     scene("send", "www.watched.test", 7)
     assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 7}
     assert service.get("/-/ready") == "ready\n"

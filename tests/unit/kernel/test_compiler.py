@@ -11,7 +11,7 @@ from dnsprobe.errors import UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import compiler as compiler_module
 from dnsprobe.kernel.compiler import Compiler
-from dnsprobe.kernel.hooks import RUNGS
+from dnsprobe.kernel.hooks import EGRESS, RUNGS, family_macro
 from dnsprobe.kernel.layout import Layout
 from dnsprobe.kernel.program import Program
 from dnsprobe.kernel.program_cache import ProgramCache
@@ -38,18 +38,33 @@ def made(cache: str = "", *, tcp_problem: str = "", preemptible: bool = False) -
     return Compiler(layout, [53, 5353], [853], ["SETTINGS", "COUNTS"], ProgramCache(cache))
 
 
+FENTRY = ("ip_send_skb", "fentry")
+
+
 @pytest.mark.parametrize(
     ("tcp_problem", "preemptible", "rung", "streams", "macros"),
     [
-        ("", False, ("ip_send_skb", "kprobe"), "kprobe", ("HOOK_IP_SEND_SKB", "STREAM_FUNCTION")),
-        ("", False, ("ip_send_skb", "kprobe"), "fentry", ("HOOK_IP_SEND_SKB", "STREAM_FUNCTION")),
-        ("", False, ("ip_send_skb", "fentry"), "fentry", ("HOOK_IP_SEND_SKB", "ATTACH_FENTRY", "STREAM_FUNCTION")),
+        ("", False, ("ip_send_skb", "kprobe"), "kprobe", ("HOOK_IP_SEND_SKB", "HOOK_EGRESS", "STREAM_FUNCTION")),
+        ("", False, ("ip_send_skb", "kprobe"), "fentry", ("HOOK_IP_SEND_SKB", "HOOK_EGRESS", "STREAM_FUNCTION")),
+        (
+            "",
+            False,
+            ("ip_send_skb", "fentry"),
+            "fentry",
+            ("HOOK_IP_SEND_SKB", "ATTACH_FENTRY", "HOOK_EGRESS", "STREAM_FUNCTION"),
+        ),
         ("", False, ("cgroup_skb", "cgroup"), "fentry", ("HOOK_EGRESS", "ATTACH_FENTRY", "STREAM_FUNCTION")),
         ("", False, ("cgroup_skb", "cgroup"), "kprobe", ("HOOK_EGRESS", "STREAM_FUNCTION")),
         ("", False, ("cgroup_skb", "cgroup"), "tracepoint", ("HOOK_EGRESS", "STREAM_TRACEPOINT")),
         ("", True, ("cgroup_skb", "cgroup"), "tracepoint", ("HOOK_EGRESS", "STREAM_TRACEPOINT", "STREAM_TWICE")),
-        ("no tcp_sock.snd_una", False, ("ip_send_skb", "kprobe"), "kprobe", ("HOOK_IP_SEND_SKB",)),
-        ("no tcp_sock.snd_una", False, ("ip_send_skb", "fentry"), "fentry", ("HOOK_IP_SEND_SKB", "ATTACH_FENTRY")),
+        ("no tcp_sock.snd_una", False, ("ip_send_skb", "kprobe"), "kprobe", ("HOOK_IP_SEND_SKB", "HOOK_EGRESS")),
+        (
+            "no tcp_sock.snd_una",
+            False,
+            ("ip_send_skb", "fentry"),
+            "fentry",
+            ("HOOK_IP_SEND_SKB", "ATTACH_FENTRY", "HOOK_EGRESS"),
+        ),
     ],
 )
 @pytest.mark.usefixtures("runs")
@@ -72,6 +87,23 @@ def test_a_tcp_rung_uses_what_is_compiled_already(runs: list[list[str]]) -> None
     tracepoint = compiler.compile_rung(RUNGS["tcp_tracepoint", "tracepoint"], streams=kprobe)
     assert tracepoint.macros == ("STREAM_TRACEPOINT",)
     assert compiler.latest.macros == ("STREAM_TRACEPOINT",)
+
+
+def test_the_program_at_egress_comes_with_those_at_functions(runs: list[list[str]]) -> None:
+    compiler = made()
+    udp = compiler.compile_rung(RUNGS["ip_send_skb", "fentry"], streams=Attach.FENTRY)
+    assert compiler.compile_rung(EGRESS, streams=Attach.FENTRY) is udp
+    assert len(runs) == 1
+    restricted = compiler.compile_rung(EGRESS, (family_macro("6"),), streams=Attach.FENTRY)
+    assert restricted is not udp
+    assert compiler.compile_rung(EGRESS, streams=Attach.FENTRY) is udp
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_program_at_egress_of_one_family_does_not_serve_both() -> None:
+    compiler = made()
+    restricted = compiler.compile_rung(EGRESS, (family_macro("6"),), streams=Attach.KPROBE)
+    assert compiler.compile_rung(EGRESS, streams=Attach.KPROBE) is not restricted
 
 
 def test_the_compiler_gets_ports_maps_and_layout(runs: list[list[str]]) -> None:

@@ -6,7 +6,18 @@ import pytest
 
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import libbpf
-from dnsprobe.kernel.hooks import FUNCTIONS, PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, attempts
+from dnsprobe.kernel.hooks import (
+    EGRESS,
+    FUNCTIONS,
+    PARTS,
+    PATHS,
+    RUNGS,
+    TCP_LADDER,
+    UDP_LADDER,
+    Hook,
+    attempts,
+    whole_path,
+)
 from dnsprobe.kernel.kallsyms import Symbol
 
 
@@ -27,7 +38,9 @@ FLOW = ("PORT_ARGUMENT=PT_REGS_PARM2", "PORT_IN_FLOW=1")
 def test_every_rung_serves_every_path() -> None:
     for protocol, ladder in (("udp", UDP_LADDER), ("tcp", TCP_LADDER)):
         for rung in ladder:
-            assert set(rung.functions) == {path for path in PATHS if path.startswith(protocol)}
+            assert set(rung.functions) - set(PARTS) == {path for path in PATHS if path.startswith(protocol)}
+    assert set(PARTS) < set(EGRESS.functions)
+    assert [whole_path(path) for path in (*PATHS, *PARTS)] == [*PATHS, "udp4", "udp6"]
 
 
 def test_both_ways_to_attach_to_a_function_have_the_same_programs() -> None:

@@ -62,6 +62,9 @@ class FakeProver:
     def climb(self, *_: object) -> None:
         type(self).during()
 
+    def serve_parts(self, *_: object) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 

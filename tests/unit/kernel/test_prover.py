@@ -33,14 +33,17 @@ class FakeLoader:
     def __init__(self, attempts: Mapping[str, int], messages: str = "") -> None:
         self.attempts, self.messages = attempts, messages
         self.hooks: list[FakeHook] = []
+        #: Whether each path has a hook of its own, as at functions.
+        self.split = False
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> Attached:
         if attempt >= self.attempts.get(rung.title, 0):
             reason = NO_FENTRY if rung.attach == "fentry" else NO_KPROBES
             return Attached([], dict.fromkeys(paths, reason), self.messages)
-        hook = FakeHook(rung.name, rung.attach, tuple(paths), f"symbol{attempt}", [], [])
-        self.hooks.append(hook)
-        return Attached([hook], {}, "")
+        groups = [[path] for path in paths] if self.split else [paths]
+        hooks = [FakeHook(rung.name, rung.attach, tuple(group), f"symbol{attempt}", [], []) for group in groups]
+        self.hooks += hooks
+        return Attached(list(hooks), {}, "")
 
 
 class FakeCanaries:
@@ -94,11 +97,85 @@ def test_the_best_rung_serves_if_it_is_proved() -> None:
     made = prover("udp4", "udp6", "tcp4")
     ways = ["ip_send_skb by fentry", "tcp_sendmsg_locked by fentry"]
     assert climb(made, FakeLoader(dict.fromkeys(ways, 1))) == ways
-    assert made.active_paths == ("udp4", "udp6", "tcp4")
+    assert made.active_paths == ("udp4", "udp6", "tcp4", "parts4", "parts6")
     assert made.served_paths == ["udp4", "udp6", "tcp4"]
-    assert (made.unserved, len(made.hooks)) == ({}, 2)
+    assert (set(made.unserved), len(made.hooks)) == ({"parts4", "parts6"}, 2)
     assert (made.paths["tcp4"].place, made.paths["tcp4"].verified) == ("fentry symbol0", True)
     assert made.paths["tcp6"].place == ""
+
+
+def with_parts(made: Prover, loader: FakeLoader) -> list[bool]:
+    """Climb and serve datagrams in parts. Return what the hooks at functions were told."""
+    told: list[bool] = []
+    climb(made, loader)
+    made.serve_parts(cast(LoaderClient, loader), lambda _: None, told.append)
+    return told
+
+
+@pytest.mark.usefixtures("problems")
+def test_parts_are_read_at_egress_where_functions_serve() -> None:
+    made = prover("udp4", "udp6", "tcp4")
+    loader = FakeLoader({"ip_send_skb by fentry": 1, "tcp_sendmsg by kprobe": 1, "cgroup_skb": 1})
+    assert with_parts(made, loader) == [True]
+    assert made.active_paths == ("udp4", "udp6", "tcp4", "parts4", "parts6")
+    assert [hook.paths for hook in made.hooks] == [("udp4", "udp6"), ("tcp4",), ("parts4", "parts6")]
+    assert (made.paths["parts6"].place, made.paths["udp6"].place) == ("cgroup symbol0", "fentry symbol0")
+    assert made.all_proved
+    made.fail_round("no process")
+    assert not made.all_proved
+
+
+def test_parts_that_are_not_proved_stay_with_the_function(problems: list[dict[str, str]]) -> None:
+    problems += [{}, {"parts6": "the hook did not report the canary"}]
+    made = prover("udp4", "udp6")
+    loader = FakeLoader({"ip_send_skb by fentry": 1, "cgroup_skb": 1})
+    assert with_parts(made, loader) == [True, False]
+    assert [hook.closed for hook in loader.hooks] == [False, True]
+    assert made.unserved == {
+        "parts4": "cgroup symbol0: shared with a path that it does not serve",
+        "parts6": "cgroup symbol0: the hook did not report the canary",
+    }
+    assert made.all_proved
+
+
+@pytest.mark.usefixtures("problems")
+def test_without_the_hook_at_egress_parts_are_not_read() -> None:
+    made = prover("udp4")
+    assert with_parts(made, FakeLoader({"ip_send_skb by kprobe": 1})) == []
+    assert made.unserved == {"parts4": f"cgroup egress: {NO_KPROBES}"}
+    assert made.served_paths == ["udp4"]
+    assert made.all_proved
+
+
+def test_the_hook_at_egress_reads_parts_itself(problems: list[dict[str, str]]) -> None:
+    problems += [{}, {"parts6": "the hook reported one canary 2 times"}]
+    made = prover("udp4", "udp6")
+    loader = FakeLoader({"cgroup_skb": 1})
+    assert with_parts(made, loader) == []
+    assert len(loader.hooks) == 1
+    assert made.paths["parts4"].place == "cgroup symbol0"
+    assert made.unserved == {"parts6": "cgroup symbol0: the hook reported one canary 2 times"}
+    problems.append({"parts4": "the hook did not report the canary"})
+    assert made.finish_round(made.start_round()) == {"parts4": "the hook did not report the canary"}
+    assert made.all_proved, "datagrams in parts are no reason to take the service as not ready"
+
+
+def test_the_hook_at_egress_of_one_family_does_not_serve_another(problems: list[dict[str, str]]) -> None:
+    problems += [{"udp6": "the hook did not report the canary"}]
+    made = prover("udp4", "udp6")
+    loader = FakeLoader({"ip_send_skb by fentry": 1, "cgroup_skb": 1})
+    loader.split = True
+    with_parts(made, loader)
+    assert (made.paths["udp4"].attach, made.paths["udp6"].attach) == ("fentry", "cgroup")
+    assert made.paths["parts6"].place == "cgroup symbol0"
+    assert made.paths["parts4"].tried == ["cgroup egress: it serves only udp6"]
+
+
+@pytest.mark.usefixtures("problems")
+def test_without_udp_there_are_no_parts() -> None:
+    made = prover("tcp4")
+    assert with_parts(made, FakeLoader({"tcp_sendmsg by fentry": 1})) == []
+    assert made.active_paths == ("tcp4",)
 
 
 @pytest.mark.usefixtures("problems")
@@ -169,7 +246,7 @@ def test_without_a_hook_for_tcp_udp_is_served() -> None:
     made = prover("udp4", "tcp4")
     climb(made, FakeLoader({"ip_send_skb by fentry": 1}), tcp_hook="tcp_tracepoint")
     assert made.served_paths == ["udp4"]
-    assert made.unserved == {"tcp4": f"tracepoint tcp_sendmsg_locked: {NO_KPROBES}"}
+    assert made.unserved["tcp4"] == f"tracepoint tcp_sendmsg_locked: {NO_KPROBES}"
 
 
 def test_later_rounds_change_whether_a_path_is_verified(problems: list[dict[str, str]]) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from installed import OUT, TREE, Service, entries, keep, kernel, run, status
 
+#: The paths of a host that has IPv4 and IPv6.
+ALL_PATHS = ("udp4", "udp6", "tcp4", "tcp6", "parts4", "parts6")
+
 
 def test_the_package_installs_and_starts_nothing(service: Service) -> None:
     (package,) = TREE.glob("dnsprobe_*.deb")
@@ -21,12 +24,12 @@ def test_enable_now_makes_it_ready(service: Service) -> None:
     assert service.state == "active (running)"
     # READY comes after the proof, so there is nothing to wait for.
     assert service.get("/-/ready") == "ready\n"
-    assert service.by("path", "dnsprobe_path_verified") == {"udp4": 1, "udp6": 1, "tcp4": 1, "tcp6": 1}
+    assert service.by("path", "dnsprobe_path_verified") == dict.fromkeys(ALL_PATHS, 1)
     assert len(service.programs()) > 0
 
 
 def test_the_status_line_has_hooks_rules_and_queries(service: Service) -> None:
-    hooks = ", ".join(rf"{path} at (kprobe|tracepoint) \w[\w.]*" for path in ("udp4", "udp6", "tcp4", "tcp6"))
+    hooks = ", ".join(rf"{path} at (fentry|kprobe|tracepoint|cgroup) \w[\w.]*" for path in ALL_PATHS)
     shown = service.show("StatusText")
     assert re.fullmatch(f"{hooks}; 1 rule; [0-9]+ quer(y|ies)", shown), shown
 
@@ -35,16 +38,16 @@ def test_doctor_and_metrics_agree_on_the_hook_of_each_path(service: Service) -> 
     output = run("dnsprobe", "doctor")
     (OUT / "doctor.txt").write_text(output)
     used = {labels["path"]: labels for labels, _ in service.samples("dnsprobe_hook_info")}
-    assert set(used) == {"udp4", "udp6", "tcp4", "tcp6"}
+    assert set(used) == set(ALL_PATHS)
     for path, labels in used.items():
         shown = rf"{labels['hook']} \(\w+ {labels['symbol']}\)"
         assert re.search(f"^ok +{path} +{shown}, proved$", output, re.MULTILINE), output
     keep("hooks", {"kernel": kernel(), "hooks": {path: labels["symbol"] for path, labels in used.items()}})
 
 
-def test_kprobes_are_used_on_these_kernels(service: Service) -> None:
-    hooks = {labels["hook"] for labels, _ in service.samples("dnsprobe_hook_info")}
-    assert hooks == {"ip_send_skb", "tcp_sendmsg_locked"}
+def test_these_kernels_attach_to_functions_by_fentry(service: Service) -> None:
+    hooks = {(labels["hook"], labels["attach"]) for labels, _ in service.samples("dnsprobe_hook_info")}
+    assert hooks == {("ip_send_skb", "fentry"), ("tcp_sendmsg_locked", "fentry"), ("cgroup_skb", "cgroup")}
 
 
 def test_the_service_runs_as_an_ordinary_user_with_two_capabilities(service: Service) -> None:
