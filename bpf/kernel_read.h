@@ -12,6 +12,17 @@
 #define NOT_THERE 0xffffffffU
 #define IS_THERE(member) ((member) != NOT_THERE)
 
+/*
+ * BCC defines bpf_probe_read_kernel() as bpf_probe_read(), unless it finds the address of the helper in /proc/kallsyms,
+ * which may be hidden. Programs at control groups may not call bpf_probe_read(). BCC does not know these names.
+ */
+static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_kernel;
+static long (*read_kernel_str)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_kernel_str;
+#undef bpf_probe_read_kernel
+#undef bpf_probe_read_kernel_str
+#define bpf_probe_read_kernel read_kernel
+#define bpf_probe_read_kernel_str read_kernel_str
+
 /* Reads as much as the destination takes; returns 0 on success. */
 #define READ(destination, address) bpf_probe_read_kernel(&(destination), sizeof(destination), (void *)(address))
 
