@@ -102,7 +102,9 @@ class Probe:
         self._write_settings()
 
     def _write_settings(self, *, seeding: bool = False) -> None:
-        self.maps.settings.put(0, Settings(self._repeat_ns, self.generation, seeding, self._parts_only, self._hash_key))
+        # Before the proof, no rule matches. The kernel may cache that, under a generation that no rules have.
+        generation = self.generation if self.proved else 0
+        self.maps.settings.put(0, Settings(self._repeat_ns, generation, seeding, self._parts_only, self._hash_key))
 
     def decide(self, decisions: Iterable[tuple[int, bytes, int]]) -> list[int]:
         """Store verdicts on names under the rules in force. Return the hashes of the names that are still in the map.
