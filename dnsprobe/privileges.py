@@ -12,6 +12,7 @@ from dnsprobe.errors import UserError
 class Capability(IntEnum):
     """The capabilities that dnsprobe uses, with their bits: include/uapi/linux/capability.h."""
 
+    CAP_NET_ADMIN = 12
     CAP_SYS_PTRACE = 19
     CAP_SYS_ADMIN = 21
     CAP_SYSLOG = 34
@@ -19,11 +20,11 @@ class Capability(IntEnum):
     CAP_BPF = 39
 
 
-#: Needed to attach kprobes and to read addresses in /proc/kallsyms. Maps that exist already need CAP_BPF only.
-ONLY_AT_START = (Capability.CAP_SYS_ADMIN, Capability.CAP_SYSLOG, Capability.CAP_PERFMON)
+#: Needed to attach hooks and to read addresses in /proc/kallsyms. Maps that exist already need CAP_BPF only.
+ONLY_AT_START = (Capability.CAP_NET_ADMIN, Capability.CAP_SYS_ADMIN, Capability.CAP_SYSLOG, Capability.CAP_PERFMON)
 
 #: The hint for a user whose process lacks capabilities.
-HINT = "run it as root, or with CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN if kernel.perf_event_paranoid is above 2"
+HINT = "run it as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 
 _VERSION_3 = 0x20080522
 

@@ -39,6 +39,9 @@ def open_root(mountinfo: str = "/proc/self/mountinfo") -> int:
         what = "not the root, but a group below it" if status.st_dev == device else "covered by another mount"
         reasons.append(f"{folder} is {what}")
     try:
+        if is_filtered():
+            # The filter of the unit would end this process.
+            raise PermissionError(errno.EPERM, "a filter of system calls is in force")
         fd = _private_mount()
     except OSError as error:
         reasons.append(f"it cannot be mounted: {error.strerror}")
@@ -62,6 +65,11 @@ def find_mounts(mountinfo: str) -> Iterator[tuple[str, int]]:
         _id, _parent, device, _root, folder, *_ = mount.split(" ")
         major, minor = map(int, device.split(":"))
         yield re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), folder), os.makedev(major, minor)
+
+
+def is_filtered(status: str = "/proc/self/status") -> bool:
+    """Return whether a filter decides which system calls this process may use (seccomp(2))."""
+    return "\nSeccomp:\t0\n" not in Path(status).read_text("utf-8", "surrogateescape")
 
 
 def _private_mount() -> int:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from dnsprobe import privileges
 from dnsprobe.errors import UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import libbpf, loader_protocol
@@ -210,7 +211,10 @@ class Loader:
             raise UserError("no other way to attach to the root of the control groups")
         with _open(open_root()) as root:
             compilation, program = self._load_egress(hook, rung, direction, attempt)
-            _add_link(hook, "the root of the control groups", attach_cgroup, program, root, libbpf.CGROUP_INET_EGRESS)
+            place = "the root of the control groups"
+            if privileges.Capability.CAP_NET_ADMIN not in privileges.held():
+                place += ", which needs CAP_NET_ADMIN"
+            _add_link(hook, place, attach_cgroup, program, root, libbpf.CGROUP_INET_EGRESS)
             self._note_openers(hook, rung, compilation, root)
 
     def _load_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> tuple[Compilation, int]:
@@ -222,6 +226,7 @@ class Loader:
                 with self._loading(rung, compilation, kind) as loader:
                     return compilation, loader.load(hook, rung.program(direction))
             except UserError:
+                hook.close()
                 if number == len(self._egress_ways):
                     raise
         raise AssertionError("there is no way")

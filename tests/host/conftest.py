@@ -29,15 +29,15 @@ HERE = Path(__file__).parent
 #: The paths of a host that has IPv4 and IPv6.
 ALL_PATHS = ("udp4", "udp6", "tcp4", "tcp6", "parts4", "parts6")
 
-#: A command prefix: the command runs as an ordinary user with the three capabilities that dnsprobe needs.
+#: A command prefix: the command runs as an ordinary user with the capabilities that the shipped unit gives it.
 UNPRIVILEGED = [
     "setpriv",
     "--reuid=65534",
     "--regid=65534",
     "--clear-groups",
-    "--inh-caps=-all,+bpf,+perfmon,+sys_ptrace",
-    "--ambient-caps=+bpf,+perfmon,+sys_ptrace",
-    "--bounding-set=-all,+bpf,+perfmon,+sys_ptrace",
+    "--inh-caps=-all,+bpf,+net_admin,+perfmon,+sys_ptrace",
+    "--ambient-caps=+bpf,+net_admin,+perfmon,+sys_ptrace",
+    "--bounding-set=-all,+bpf,+net_admin,+perfmon,+sys_ptrace",
     "--no-new-privs",
 ]
 #: A command prefix: the command runs in a network namespace with loopback only.

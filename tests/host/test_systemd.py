@@ -245,7 +245,9 @@ def test_capabilities_of_the_start_are_dropped(start: Start, scene: Scene) -> No
     assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 101}
 
 
-def test_the_service_runs_as_a_user_with_three_capabilities(start: Start, scene: Scene, tmp_path: Path) -> None:
+def test_the_service_runs_as_a_user_with_the_capabilities_of_the_unit(
+    start: Start, scene: Scene, tmp_path: Path
+) -> None:
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
             folder.chmod(0o755)
