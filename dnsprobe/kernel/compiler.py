@@ -17,6 +17,7 @@ from dnsprobe.hook_names import Attach
 from dnsprobe.kernel.clock import TICK_NS
 from dnsprobe.kernel.hooks import (
     ATTACH_FENTRY,
+    CAST_TO_KERNEL_MACRO,
     EGRESS,
     SERVED_FAMILY,
     STREAM_FUNCTION,
@@ -79,11 +80,12 @@ class Compiler:
         will most likely need, and a rung at functions with the program at egress. ``streams`` is how the programs for
         TCP are attached, unless the rung itself is at functions.
         """
-        if rung.attach in {Attach.FENTRY, Attach.KPROBE}:
+        at_function = rung.attach in {Attach.FENTRY, Attach.KPROBE}
+        if at_function:
             streams = rung.attach
         stream_macros = self._stream_macros(rung.attach if rung.reads_streams else streams)
         wanted = stream_macros if rung.reads_streams else (rung.macro, *defines)
-        found = self._find(wanted, fentry=ATTACH_FENTRY in stream_macros if rung.reads_streams else None)
+        found = self._find(wanted, fentry=rung.attach == Attach.FENTRY if at_function else None)
         if found is not None:
             return found
         if rung.reads_streams:
@@ -94,10 +96,15 @@ class Compiler:
         return self.compile(tuple(dict.fromkeys((*wanted, *fentry, *egress, *others))))
 
     def _find(self, wanted: Collection[str], *, fentry: bool | None) -> Compilation | None:
-        """Return a compilation that has programs with these macros, and those at functions for fentry or not."""
+        """Return a compilation that has the programs of a rung.
+
+        ``wanted`` are its macros. ``fentry`` is whether its programs at functions have to be for fentry; None if it has
+        no such programs.
+        """
         for macros, compilation in self._compilations.items():
-            restricted = any(macro.startswith(SERVED_FAMILY) for macro in set(macros) - set(wanted))
-            if set(wanted) <= set(macros) and fentry in {None, ATTACH_FENTRY in macros} and not restricted:
+            more = set(macros) - set(wanted)
+            differs = any(macro.startswith((SERVED_FAMILY, CAST_TO_KERNEL_MACRO)) for macro in more)
+            if set(wanted) <= set(macros) and fentry in {None, ATTACH_FENTRY in macros} and not differs:
                 return compilation
         return None
 

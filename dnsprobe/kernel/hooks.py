@@ -110,6 +110,8 @@ RUNGS: dict[tuple[str, str], Rung] = {(rung.name, rung.attach): rung for rung in
 
 #: The function that gives a program the kernel's own struct in place of its context, since Linux 6.2.
 CAST_TO_KERNEL = "bpf_cast_to_kern_ctx"
+#: The macro with its BTF id, for the program at egress.
+CAST_TO_KERNEL_MACRO = "CAST_TO_KERNEL"
 
 #: The functions that hooks attach to.
 FUNCTIONS = frozenset(

@@ -25,6 +25,7 @@ from dnsprobe.kernel.compiler import Compilation, Compiler
 from dnsprobe.kernel.fentry import Fentry
 from dnsprobe.kernel.hooks import (
     CAST_TO_KERNEL,
+    CAST_TO_KERNEL_MACRO,
     LINEAGE_TRACEPOINTS,
     RUNGS,
     TCP_LADDER,
@@ -134,7 +135,7 @@ class Loader:
         self._fentry = Fentry(functions)
         # Direct loads cost less than reads by a helper. If a kernel refuses them, the second way does without.
         cast = functions.get(CAST_TO_KERNEL)
-        self._egress_ways = [(f"CAST_TO_KERNEL={cast}",), ()] if cast else [()]
+        self._egress_ways = [(f"{CAST_TO_KERNEL_MACRO}={cast}",), ()] if cast else [()]
         self._fentry_allowed: bool = request["fentry"]
         self._kallsyms: bytes | None = None
 
@@ -263,6 +264,8 @@ class Loader:
         streams = Attach.KPROBE if kprobes_available() else Attach.TRACEPOINT
         if self._fentry_allowed and not self._fentry.problem(TCP_LADDER[0].functions["tcp4"]):
             streams = Attach.FENTRY
+        if rung.attach in {Attach.FENTRY, Attach.KPROBE} and not rung.reads_streams:
+            macros = (*macros, *self._egress_ways[0])
         return self._compiler.compile_rung(rung, macros, streams=streams)
 
     def _loading(

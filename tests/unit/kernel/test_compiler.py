@@ -99,6 +99,21 @@ def test_the_program_at_egress_comes_with_those_at_functions(runs: list[list[str
     assert compiler.compile_rung(EGRESS, streams=Attach.FENTRY) is udp
 
 
+def test_programs_for_fentry_do_not_serve_a_kprobe(runs: list[list[str]]) -> None:
+    compiler = made()
+    fentry = compiler.compile_rung(RUNGS["ip_send_skb", "fentry"], streams=Attach.FENTRY)
+    assert compiler.compile_rung(RUNGS["ip_send_skb", "kprobe"], streams=Attach.KPROBE) is not fentry
+    assert len(runs) == 2
+
+
+def test_another_way_to_read_at_egress_is_compiled_again(runs: list[list[str]]) -> None:
+    compiler = made()
+    first = compiler.compile_rung(RUNGS["ip_send_skb", "fentry"], ("CAST_TO_KERNEL=7",), streams=Attach.FENTRY)
+    assert compiler.compile_rung(EGRESS, ("CAST_TO_KERNEL=7",), streams=Attach.FENTRY) is first
+    assert compiler.compile_rung(EGRESS, streams=Attach.FENTRY) is not first
+    assert len(runs) == 2
+
+
 @pytest.mark.usefixtures("runs")
 def test_the_program_at_egress_of_one_family_does_not_serve_both() -> None:
     compiler = made()
