@@ -214,10 +214,15 @@ METRICS = {metric: _help(metric, title) for metric, title in _TITLES.items()}
 
 
 def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int]) -> dict[Loss, int]:
-    """Return the number of each loss, including zeros. A source that is missing in ``others`` counts as zero."""
-    # The hook at a function counts a packet before the one at egress does, so the difference is never negative.
+    """Return the number of each loss, including zeros. A source that is missing in ``others`` counts as zero.
+
+    The numbers are read one after the other. So a loss that is computed from two of them may be lower than before.
+    """
     left = statistics[Statistic.PARTS_LEFT] - statistics[Statistic.PARTS_TAKEN]
-    others = {Source.PARTS_LOST: left, **others}
+    missed = others.get(Source.MISSED_RUNS, 0)
+    # A packet that the hook at egress took, but the one at the function did not leave to it: the kernel skipped the run
+    # at the function and counted it as missed, although the packet was read.
+    others = {**others, Source.PARTS_LOST: max(left, 0), Source.MISSED_RUNS: max(missed + min(left, 0), 0)}
     return {
         loss: statistics[loss.source] if isinstance(loss.source, Statistic) else others.get(loss.source, 0)
         for loss in LOSSES

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dnsprobe.config.main import Config, ProbeConfig
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel.abi import Statistic
-from dnsprobe.kernel.losses import Loss, Source, read_losses
+from dnsprobe.kernel.losses import NO_LOSSES, Loss, Source, read_losses
 from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.other_messages import read_other_messages
 from dnsprobe.kernel.probe import Probe, ProbeOptions
@@ -61,6 +61,7 @@ class Session:
         self._lineage = Lineage(self.probe.lineage_table, probe.lineage, procfs)
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
+        self._losses = NO_LOSSES
 
     def start(self, trying: Callable[[str], None] = lambda _: None) -> None:
         """Attach the hooks and prove them. Raises UserError if no hook can be verified for UDP.
@@ -68,6 +69,7 @@ class Session:
         ``trying`` is called with the name of a hook before each attempt to attach it.
         """
         self.probe.start(_log.debug, trying, self._lineage.seed)
+        self._losses = NO_LOSSES
         if self.probe.cache_problem:
             _log.warning("cannot cache the compiled BPF programs: %s", self.probe.cache_problem)
         if self.probe.lineage_table.problem:
@@ -120,7 +122,7 @@ class Session:
 
     def losses(self, journal_dropped: int = 0) -> dict[Loss, int]:
         """Return every loss with its number up to now; ``journal_dropped`` is that of the sink."""
-        return read_losses(
+        losses = read_losses(
             self.probe.statistics(),
             {
                 Source.MISSED_RUNS: self.probe.prover.missed_runs(),
@@ -130,6 +132,9 @@ class Session:
                 Source.SERIES_FOLDED: self.totals.series_folded,
             },
         )
+        # A counter of Prometheus never decreases.
+        self._losses = {loss: max(times, self._losses[loss]) for loss, times in losses.items()}
+        return self._losses
 
     def other_messages(self) -> dict[str, int]:
         """Return how many messages were not standard queries up to now, by reason."""

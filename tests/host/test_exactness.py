@@ -15,6 +15,12 @@ import contention
 import pytest
 from conftest import HERE, PROGRAM, Program
 
+from dnsprobe.config.main import Config
+from dnsprobe.kernel.abi import Statistic
+from dnsprobe.kernel.losses import Source
+from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.pipeline.session import Session
+
 QUERIES = 400_000
 
 
@@ -48,3 +54,18 @@ def test_no_event_mixes_two_queries(start_watch: Callable[..., Program], senders
     counted = re.search(r"^([0-9,]+) queries .* ([0-9,]+) shown", summary, re.MULTILINE)
     assert counted, summary
     assert [int(number.replace(",", "")) for number in counted.groups()] == [sent.total, shown]
+
+
+def test_no_loss_decreases_if_a_packet_passes_between_two_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(Config(), RuleSet.build([("exact.test", "exact.test", 6)]))
+    try:
+        statistics = dict.fromkeys(Statistic, 0)
+        monkeypatch.setattr(session.probe, "statistics", lambda: statistics)
+        monkeypatch.setattr(session.probe.prover, "missed_runs", lambda: 5)
+        shown = []
+        for taken in (0, 1, 0):
+            statistics[Statistic.PARTS_TAKEN] = taken
+            shown += [times for loss, times in session.losses().items() if loss.source is Source.MISSED_RUNS]
+        assert shown == [5, 5, 5]
+    finally:
+        session.close()

@@ -99,13 +99,26 @@ def test_alerts_name_no_other_reason() -> None:
 
 
 def test_numbers_come_from_statistics_and_other_sources() -> None:
-    statistics = {statistic: 100 + statistic for statistic in Statistic}
+    statistics = {statistic: 100 + statistic for statistic in Statistic} | {Statistic.PARTS_TAKEN: 115}
     losses = read_losses(statistics, {Source.MISSED_RUNS: 7})
     by_source = {loss.source: times for loss, times in losses.items()}
     assert by_source[Statistic.LOST_RING_FULL] == 101
     assert by_source[Source.MISSED_RUNS] == 7
+    assert by_source[Source.PARTS_LOST] == 100 + Statistic.PARTS_LEFT - 115
     assert by_source[Source.JOURNAL_DROPPED] == 0
     assert losses.keys() == NO_LOSSES.keys()
+
+
+@pytest.mark.parametrize(
+    ("left", "taken", "missed", "parts_lost", "runs_lost"),
+    [(9, 9, 0, 0, 0), (9, 7, 4, 2, 4), (9, 10, 4, 0, 3), (9, 13, 4, 0, 0), (9, 14, 4, 0, 0)],
+)
+def test_a_skipped_run_is_no_loss_if_the_hook_at_egress_took_the_packet(
+    left: int, taken: int, missed: int, parts_lost: int, runs_lost: int
+) -> None:
+    statistics = dict.fromkeys(Statistic, 0) | {Statistic.PARTS_LEFT: left, Statistic.PARTS_TAKEN: taken}
+    by_source = {loss.source: times for loss, times in read_losses(statistics, {Source.MISSED_RUNS: missed}).items()}
+    assert (by_source[Source.PARTS_LOST], by_source[Source.MISSED_RUNS]) == (parts_lost, runs_lost)
 
 
 def test_every_loss_above_zero_is_named() -> None:
