@@ -216,12 +216,13 @@ static __always_inline bool is_asker(u64 packet, u8 family)
 static __always_inline void note_opener(struct bpf_sock *ctx)
 {
 	u64 sock = kernel_sock(ctx);
-	u64 cookie = bpf_get_socket_cookie(ctx);
 	struct process_key process;
 	struct opener opener;
+	u64 cookie;
 
 	if (ctx->protocol != OPENER_PROTOCOL || (!has_firewall(sock, 4) && !has_firewall(sock, 6)))
 		return;
+	cookie = bpf_get_socket_cookie(ctx);
 	opener.leader = current_process(&process);
 	opener.start_ns = process.start_ns;
 	opener.tgid = process.tgid;
