@@ -202,7 +202,7 @@ static __always_inline bool is_asker(u64 packet, u8 family)
 	/* It may be one of more files than were compared. Or it is not open in the task, but registered in a ring of
 	 * io_uring(7). */
 	bool is_doubtful = flags & PF_IO_WORKER || (IS_THERE(TASK_IO_URING) && TASK_U64(task, TASK_IO_URING)) ||
-			   !is_below(open.size, FILE_BLOCKS * FILES_AT_ONCE + 1);
+			   !is_below(open.size, (FILE_BLOCKS - 1) * FILES_AT_ONCE + 1);
 
 	return is_doubtful && !has_netfilter_socket(&open, file);
 }

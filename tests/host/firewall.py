@@ -207,7 +207,7 @@ def in_front(sender: str) -> None:
         for _ in range(3):
             asking.sendto(message("crowded.front.test", 1), (LOCAL4, 53))
 
-    for before, behind in ((0, 0), (0, 100), (100, 0), (1000, 1000), (3000, 10)):
+    for before, behind in ((0, 0), (0, 100), (100, 0), (1000, 1000), (2035, 0), (3000, 10)):
         play(f"files-{before}-{behind}", lambda: crowded(before, behind))  # noqa: B023 - runs now
         for _ in range(3):
             bound[0].recv(4096)

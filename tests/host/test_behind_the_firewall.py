@@ -92,7 +92,7 @@ def test_a_firewall_in_user_space_is_not_the_asker(scene: Scene) -> None:
 
 def test_a_firewall_that_holds_nothing_back_hides_no_asker(scene: Scene) -> None:
     service = scene("in_front")
-    files = ("0-0", "0-100", "100-0", "1000-1000", "3000-10")
+    files = ("0-0", "0-100", "100-0", "1000-1000", "2035-0", "3000-10")
     ways = ("sendto", "send", "sendmmsg", "thread", "uring", "uringasync", "uringfixed", "uringasyncfixed")
     expected = {f"files-{number}": 3 for number in files} | {
         f"{family}{way}"[:15]: 3 for way in ways for family in "46"
