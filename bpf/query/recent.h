@@ -44,10 +44,11 @@ static __always_inline struct cached *find_slot(u64 hash)
 
 /*
  * Counts a query if its outcome is in the cache. False if it is not: then the query has to be parsed. `sums` are those
- * of the name. At a hook behind the firewall, `packet` is the result of kernel_packet(), at others 0.
+ * of the name. At a hook behind the firewall, `packet` is the result of kernel_packet(), at others 0. Sets
+ * `query_hash` to the hash of the query.
  */
-static __always_inline bool count_recent(const struct sums *sums, const struct settings *settings, u32 type_class,
-					 u8 transport, u64 packet, u8 family)
+static __always_inline bool count_recent(u64 *query_hash, const struct sums *sums, const struct settings *settings,
+					 u32 type_class, u8 transport, u64 packet, u8 family)
 {
 	struct process_key process;
 
@@ -56,6 +57,7 @@ static __always_inline bool count_recent(const struct sums *sums, const struct s
 	u64 hash = hash_query(*sums, settings, type_class, transport, &process);
 	struct cached *slot = find_slot(hash);
 
+	*query_hash = hash;
 	if (!slot)
 		return false;
 

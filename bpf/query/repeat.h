@@ -36,7 +36,8 @@ static __always_inline bool is_event_due(struct scratch *s, const struct setting
 		s->quiet_ns = left;
 		return false;
 	}
-	s->event.repeats = seen->repeats;
+	/* Two runs that take the repeats of a slot at once take them twice, and the slot goes below zero. */
+	s->event.repeats = (s64)seen->repeats > 0 ? seen->repeats : 0;
 	return true;
 }
 

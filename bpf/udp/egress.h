@@ -41,22 +41,29 @@
 
 /* What the first program finds out about a packet. */
 enum finding {
-	NOT_WATCHED,
-	COUNTED,
+	DONE,	 /* it is no query, or handled */
+	NEW,	 /* a query that is not in the cache */
 	UNKNOWN, /* the second program parses it */
 };
 
+/* The question of a packet, in place. */
+struct place {
+	u32 name;   /* offset of the name in the packet */
+	u32 length; /* of the name in wire format, root included */
+	u64 hash;   /* of the query */
+};
+
 /*
- * Looks up the question of a packet in the cache of outcomes, in place: nothing is copied. `message` is the offset of
- * the DNS message. As is_recent() of udp/function.h; here the octets of the message may end in the middle of a word.
- * `packet` is the result of kernel_packet().
+ * Looks up the question of a packet in the cache of outcomes, in place: nothing is copied. As is_recent() of
+ * udp/function.h; here the octets of the message may end in the middle of a word. Returns UNKNOWN if it cannot be
+ * looked up, and NEW if it is not there.
  */
-static __always_inline bool is_recent_packet(const struct __sk_buff *skb, const struct settings *settings, u32 message,
-					     u64 packet, u8 family)
+static __always_inline enum finding look_up_question(struct place *place, const struct __sk_buff *skb,
+						     const struct settings *settings, u64 packet, u8 family)
 {
 	u8 *data = (void *)(long)skb->data;
 	u8 *data_end = (void *)(long)skb->data_end;
-	u8 *at = data + message + DNS_HEADER;
+	u8 *at = data + place->name;
 	const u64 *key = settings->hash_key;
 	struct sums sums = {};
 	u64 octets = 0, zeros = 0;
@@ -78,16 +85,16 @@ static __always_inline bool is_recent_packet(const struct __sk_buff *skb, const 
 		u64 rest = data_end - at;
 
 		if (last > LONGEST_PLAIN || rest - 1 > 6)
-			return false;
+			return UNKNOWN;
 		/* The comparison above may be with a copy of `last`. */
 		KEEP_BELOW_32768(last);
 		data += last;
 		if (data + 8 > data_end)
-			return false;
+			return UNKNOWN;
 		octets = *(u64 *)data >> (64 - rest * 8);
 		zeros = zero_octets(octets | ~0ULL << rest * 8);
 		if (!zeros)
-			return false;
+			return UNKNOWN;
 	}
 
 	u64 first = lowest_lane(zeros);
@@ -95,8 +102,76 @@ static __always_inline bool is_recent_packet(const struct __sk_buff *skb, const 
 	add_octets(&sums, key, lower_case(octets & (first - 1)));
 	at += octets_below(first) + 1;
 	if (at + 4 > data_end)
+		return UNKNOWN;
+	place->length = at - (u8 *)(long)skb->data - place->name;
+	return count_recent(&place->hash, &sums, settings, *(u32 *)at, TRANSPORT_UDP, packet, family) ? DONE : NEW;
+}
+
+/* True if the labels of a name end where its first octet that is 0 is. */
+static __always_inline bool has_labels(const struct __sk_buff *skb, const struct place *place)
+{
+	u8 *data_end = (void *)(long)skb->data_end;
+	u64 at = 0;
+
+	for (u32 i = 0; i < 128; i++) {
+		if (at >= place->length - 1)
+			break;
+		/* The comparison above may be with a copy of `at`. */
+		KEEP_BELOW_512(at);
+
+		u8 *label = (u8 *)(long)skb->data + place->name + at;
+
+		if (label + 1 > data_end || *label > 63)
+			return false;
+		at += *label + 1;
+	}
+	return at == place->length - 1;
+}
+
+/*
+ * Remembers that no rule matches a name. False if one may match, or if the name cannot be read in place. As
+ * reverse_name() and match_name(), on the stack: this is what becomes of most names that are new.
+ */
+static __always_inline bool is_without_rule(const struct __sk_buff *skb, const struct settings *settings,
+					    const struct place *place)
+{
+	u8 *data_end = (void *)(long)skb->data_end;
+	u32 zero = 0;
+	void *rules = bpf_map_lookup_elem(MAP(RULES), &zero);
+	/* Verifier: words on the stack must be aligned. */
+	struct {
+		u32 pad;
+		u32 bits;
+		u64 reversed[NAME_SIZE / 8];
+	} key = { .bits = place->length * 8 };
+
+	if (!rules || place->length > 255 || !has_labels(skb, place))
 		return false;
-	return count_recent(&sums, settings, *(u32 *)at, TRANSPORT_UDP, packet, family);
+	for (u32 i = 0; i < NAME_SIZE / 8; i++) {
+		u64 from = place->length - i * 8;
+
+		if (i * 8 >= place->length)
+			break;
+		/* The comparison above bounds it, but in another register. */
+		KEEP_BELOW_512(from);
+
+		u8 *word = (u8 *)(long)skb->data + place->name - 8 + from;
+
+		if (word + 8 > data_end)
+			return false;
+
+		u64 octets = lower_case(__builtin_bswap64(*(u64 *)word));
+
+		/* Octets in front of the name are not part of it. */
+		if (from < 8)
+			octets &= (1ULL << from * 8) - 1;
+		key.reversed[i] = octets;
+	}
+	if (bpf_map_lookup_elem(rules, &key.bits))
+		return false;
+	take_repeats(place->hash);
+	remember_outcome(place->hash, NO_RULE, 0, settings->generation);
+	return true;
 }
 
 /* Handles a packet whose UDP header is at the offset `header`, which the caller has found to be in the linear part.
@@ -120,14 +195,14 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 
 	/* NAT may have replaced a watched port by any other. */
 	if (!WATCHED_PORT(__builtin_bswap16(port)) && (u8 *)(dns + 1) <= data_end && !looks_like_query(dns))
-		return NOT_WATCHED;
+		return DONE;
 	settings = get_settings();
 	if (!settings)
-		return NOT_WATCHED;
+		return DONE;
 	/* Most packets are no parts, and left to the hook at a function. */
 	if (settings->parts_only && is_readable &&
 	    !is_beyond_linear(data_end - (u8 *)dns, skb->len - (data_end - data)))
-		return NOT_WATCHED;
+		return DONE;
 	if (has_connection(packet)) {
 		__builtin_memcpy(address, data + destination, family == 4 ? 4 : 16);
 		undo_nat(packet, family, address, &port);
@@ -136,12 +211,18 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 	}
 	port = __builtin_bswap16(port);
 	if (!WATCHED_PORT(port))
-		return NOT_WATCHED;
+		return DONE;
 	if (!is_readable || settings->parts_only)
 		return UNKNOWN;
 	if (!may_be_recent(dns, port) || udp->length != __builtin_bswap16(skb->len - header))
 		return UNKNOWN;
-	return is_recent_packet(skb, settings, header + UDP_HEADER, packet, family) ? COUNTED : UNKNOWN;
+
+	struct place place = { .name = header + UDP_HEADER + DNS_HEADER };
+	enum finding finding = look_up_question(&place, skb, settings, packet, family);
+
+	if (finding == NEW)
+		return is_without_rule(skb, settings, &place) ? DONE : UNKNOWN;
+	return finding;
 }
 
 /* The first program. Most packets are UDP or TCP in plain IP headers. */

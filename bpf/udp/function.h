@@ -35,7 +35,7 @@ static __always_inline bool is_recent(struct scratch *s, const struct settings *
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
 	struct sums sums = {};
-	u64 at = 0, octets = 0, zeros = 0;
+	u64 at = 0, octets = 0, zeros = 0, query_hash;
 
 	if (s->present < SHORTEST_QUERY || !may_be_recent(dns, s->to.port))
 		return false;
@@ -60,7 +60,7 @@ static __always_inline bool is_recent(struct scratch *s, const struct settings *
 	KEEP_BELOW_512(end);
 	if (packet->length - end >= 4 + SHORTEST_QUERY && count_datagrams(packet) > 1)
 		return false;
-	return count_recent(&sums, settings, *(u32 *)&s->packet[PACKET_FRONT + end], TRANSPORT_UDP, 0, 0);
+	return count_recent(&query_hash, &sums, settings, *(u32 *)&s->packet[PACKET_FRONT + end], TRANSPORT_UDP, 0, 0);
 }
 
 /* Handles one packet at one of the hooks. Each step rejects what it can, the cheapest first. */
