@@ -14,7 +14,10 @@ class UdpHook(StrEnum):
     IP_SEND_SKB = "ip_send_skb"
     UDP_SEND_SKB = "udp_send_skb"
     CGROUP_SKB = "cgroup_skb"
-    NET_DEV_QUEUE = "net_dev_queue"
+
+
+#: Hooks that the configuration may still name, and those that replace them. net_dev_queue was a tracepoint.
+OLD_HOOKS = {"net_dev_queue": UdpHook.CGROUP_SKB}
 
 
 class TcpHook(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dnsprobe.config.main import Config
+from dnsprobe.config.main import Config, warnings
 from dnsprobe.errors import EXIT_GOOD
 from dnsprobe.text import number
 
@@ -18,5 +18,7 @@ def check(config: Config, web_config: str | None) -> int:
         from dnsprobe.web.protection import read  # noqa: PLC0415 - start-up: most hosts have no web configuration
 
         read(path)
+    for warning in warnings(config):
+        print(f"warning: {warning}")
     print(f"good: {number(len(config.domains), 'rule')}{'' if config.domains else ', so all names are watched'}")
     return EXIT_GOOD

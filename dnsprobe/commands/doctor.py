@@ -202,7 +202,7 @@ def _prove(probe: Probe, *, as_json: bool) -> bool:
 def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) -> None:
     if as_json:
         facts = {"path": path, "present": present, "hook": state.rung, "attach": state.attach}
-        facts["symbol"] = state.symbol
+        facts |= {"symbol": state.symbol, "unseen": state.unseen}
         print(json.dumps({**facts, "proved": state.verified, "tried": state.tried}))
         return
     if not present:
@@ -212,6 +212,8 @@ def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) ->
         _print_line(True, path, f"{state.rung} ({state.place}), proved")
     else:
         _print_line(False, path, "NOT PROVED: no hook could be verified")
+    if state.unseen:
+        _print_below(f"does not see {state.unseen}")
     for tried in state.tried:
         _print_below(f"not {tried}")
 

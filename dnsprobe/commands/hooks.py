@@ -11,3 +11,14 @@ def describe_hooks(prover: Prover) -> str:
         f"{path} at {state.place}{'' if state.verified else ' (not proved)'}"
         for path, state in ((path, prover.paths[path]) for path in prover.served_paths)
     )
+
+
+def describe_unseen(prover: Prover) -> str:
+    """Return what the hooks in use do not see: ``udp4 and udp6 do not see raw sockets and packet sockets``."""
+    paths: dict[str, list[str]] = {}
+    for path in prover.served_paths:
+        paths.setdefault(prover.paths[path].unseen, []).append(path)
+    return "; ".join(
+        f"{' and '.join(group)} {'do' if len(group) > 1 else 'does'} not see {unseen}"
+        for unseen, group in paths.items()
+    )

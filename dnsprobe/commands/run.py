@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dnsprobe import privileges
-from dnsprobe.commands.hooks import describe_hooks
+from dnsprobe.commands.hooks import describe_hooks, describe_unseen
 from dnsprobe.commands.reload import RuleReloader
 from dnsprobe.commands.signals import once_for_all
 from dnsprobe.commands.systemd import notify, notify_attempt, passed_sockets
@@ -127,6 +127,7 @@ class Daemon:
         self._session.start(notify_attempt)
         probe = self._session.probe
         _log.info("%s", describe_hooks(probe.prover))
+        _log.info("%s", describe_unseen(probe.prover))
         for path, tried in probe.prover.unserved.items():
             _log.warning("no hook could be verified for %s: %s", path, tried, extra={"message_id": PATH_LOST_ID})
         loop = asyncio.get_running_loop()

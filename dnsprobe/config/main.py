@@ -30,7 +30,7 @@ from dnsprobe.config.readers import (
     power_of_two,
     whole_number,
 )
-from dnsprobe.hook_names import Attach, TcpHook, UdpHook
+from dnsprobe.hook_names import OLD_HOOKS, Attach, TcpHook, UdpHook
 from dnsprobe.model import OPTIONAL_LABELS
 from dnsprobe.names.pattern import Pattern, RuleError, parse_pattern
 from dnsprobe.names.ruleset import MAX_RULE_ID
@@ -61,9 +61,9 @@ class DomainSpec(NamedTuple):
 class ProbeConfig:
     """The kernel side.
 
-    ``hook`` is one of HOOKS, ``tcp_hook`` one of TCP_HOOKS, ``attach`` one of ATTACH, ``tree`` one of TREES. ``ports``
-    are destination ports of DNS, ``dot_ports`` of DNS over TLS. ``btf`` is the path of the kernel's BTF.
-    ``verify_interval_ns`` is in nanoseconds; 0 verifies only at start. ``ring_size`` is in bytes. ``processes``,
+    ``hook`` is one of HOOKS or OLD_HOOKS, ``tcp_hook`` one of TCP_HOOKS, ``attach`` one of ATTACH, ``tree`` one of
+    TREES. ``ports`` are destination ports of DNS, ``dot_ports`` of DNS over TLS. ``btf`` is the path of the kernel's
+    BTF. ``verify_interval_ns`` is in nanoseconds; 0 verifies only at start. ``ring_size`` is in bytes. ``processes``,
     ``counters``, ``names``, ``recent`` and ``lineage`` are numbers of map entries; 0 turns ``lineage`` off.
     """
 
@@ -122,6 +122,12 @@ class Config:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+
+def warnings(config: Config) -> list[str]:
+    """Return what should be changed in a configuration, although it is good."""
+    hook = config.probe.hook
+    return [f"probe.hook: {hook} is an old name; use {OLD_HOOKS[hook]}"] if hook in OLD_HOOKS else []
 
 
 def default() -> Config:
@@ -227,7 +233,7 @@ SECTIONS: Mapping[str, Section] = {
     "probe": Section(
         ProbeConfig,
         {
-            "hook": Key("hook", choice(HOOKS)),
+            "hook": Key("hook", choice(HOOKS, OLD_HOOKS)),
             "tcp_hook": Key("tcp_hook", choice(TCP_HOOKS)),
             "attach": Key("attach", choice(ATTACH)),
             "ports": Key("ports", ports(1, "[53]")),

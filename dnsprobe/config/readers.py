@@ -78,12 +78,12 @@ def power_of_two(low: int, high: int, limits: str) -> Reader:
     return read
 
 
-def choice(choices: Collection[str]) -> Reader:
-    """Return a reader of one of ``choices``."""
+def choice(choices: Collection[str], old: Collection[str] = ()) -> Reader:
+    """Return a reader of one of ``choices``, or of a value in ``old``, which errors do not mention."""
 
     def read(place: Place) -> str:
         text = place.scalar("str") or ""
-        if text not in choices:
+        if text not in choices and text not in old:
             place.wrong("not a possible value", f"use one of {', '.join(choices)}")
         return text
 

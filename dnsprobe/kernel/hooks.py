@@ -44,7 +44,8 @@ class Rung:
     ``name`` is the name in the configuration and in the metrics; two rungs have the same name if a function can be
     attached to in two ways. ``functions`` has, for each path, the kernel function or tracepoint to attach to, or the
     direction of packets at a control group. ``helpers`` are tracepoints that it needs in addition. ``macro`` adds its
-    programs to a compilation. ``entry`` is the name of the program, unless that follows from the function.
+    programs to a compilation. ``entry`` is the name of the program, unless that follows from the function. ``unseen``
+    is what it does not see, as the end of a sentence; docs/how-it-works.md explains it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Rung:
     helpers: tuple[str, ...] = ()
     entry: str = ""
     macro: str = ""
+    unseen: str = ""
 
     def program(self, function: str) -> str:
         """Return the name of the BPF program for a function."""
@@ -73,10 +75,12 @@ class Rung:
         return self.macro in {STREAM_FUNCTION, STREAM_TRACEPOINT}
 
 
-def _at_function(name: str, functions: dict[str, str], macro: str, entry: str = "") -> tuple[Rung, Rung]:
+def _at_function(
+    name: str, functions: dict[str, str], macro: str, *, unseen: str, entry: str = ""
+) -> tuple[Rung, Rung]:
     """Return both ways to attach to a function. fentry costs less, and is not skipped while another program runs."""
     ways = (Attach.FENTRY, Attach.KPROBE)
-    fentry, kprobe = (Rung(name, attach, functions, macro=macro, entry=entry) for attach in ways)
+    fentry, kprobe = (Rung(name, attach, functions, macro=macro, entry=entry, unseen=unseen) for attach in ways)
     return fentry, kprobe
 
 
@@ -90,20 +94,43 @@ EGRESS = Rung(
     Attach.CGROUP,
     {**_both("udp", "egress"), **_both("parts", "egress")},
     macro="HOOK_EGRESS",
+    unseen="what the firewall of this host drops, and packet sockets",
 )
+_UDP_UNSEEN = "raw sockets and packet sockets"
 UDP_LADDER = (
-    *_at_function(UdpHook.IP_SEND_SKB, {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"}, "HOOK_IP_SEND_SKB"),
-    *_at_function(UdpHook.UDP_SEND_SKB, {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"}, "HOOK_UDP_SEND_SKB"),
+    *_at_function(
+        UdpHook.IP_SEND_SKB,
+        {"udp4": "ip_send_skb", "udp6": "ip6_send_skb"},
+        "HOOK_IP_SEND_SKB",
+        unseen=_UDP_UNSEEN,
+    ),
+    *_at_function(
+        UdpHook.UDP_SEND_SKB,
+        {"udp4": "udp_send_skb", "udp6": "udp_v6_send_skb"},
+        "HOOK_UDP_SEND_SKB",
+        unseen=_UDP_UNSEEN,
+    ),
     EGRESS,
 )
+_TCP_UNSEEN = "Multipath TCP"
 #: Inside tcp_sendmsg_locked(), no other thread writes to the socket, so the place of a write in the stream is certain.
 TCP_LADDER = (
     *_at_function(
-        TcpHook.TCP_SENDMSG_LOCKED, _both("tcp", "tcp_sendmsg_locked"), STREAM_FUNCTION, entry="tcp_sendmsg_entry"
+        TcpHook.TCP_SENDMSG_LOCKED,
+        _both("tcp", "tcp_sendmsg_locked"),
+        STREAM_FUNCTION,
+        entry="tcp_sendmsg_entry",
+        unseen=_TCP_UNSEEN,
     ),
-    *_at_function(TcpHook.TCP_SENDMSG, _both("tcp", "tcp_sendmsg"), STREAM_FUNCTION),
+    *_at_function(TcpHook.TCP_SENDMSG, _both("tcp", "tcp_sendmsg"), STREAM_FUNCTION, unseen=_TCP_UNSEEN),
     # Since Linux 6.16: kernel commit 0f08335ade71 ("trace: tcp: Add tracepoint for tcp_sendmsg_locked()").
-    Rung(TcpHook.TCP_TRACEPOINT, Attach.TRACEPOINT, _both("tcp", "tcp_sendmsg_locked"), macro=STREAM_TRACEPOINT),
+    Rung(
+        TcpHook.TCP_TRACEPOINT,
+        Attach.TRACEPOINT,
+        _both("tcp", "tcp_sendmsg_locked"),
+        macro=STREAM_TRACEPOINT,
+        unseen=f"data of a SYN (TCP Fast Open), and {_TCP_UNSEEN}",
+    ),
 )
 #: By name and way to attach.
 RUNGS: dict[tuple[str, str], Rung] = {(rung.name, rung.attach): rung for rung in (*UDP_LADDER, *TCP_LADDER)}

@@ -40,6 +40,11 @@ class PathState:
         """How messages call the hook: ``kprobe udp_send_skb.isra.51``. Empty if there is none."""
         return RUNGS[self.rung, self.attach].place(self.symbol) if self.rung else ""
 
+    @property
+    def unseen(self) -> str:
+        """What the hook does not see, empty if there is no hook."""
+        return RUNGS[self.rung, self.attach].unseen if self.rung else ""
+
 
 @dataclass(frozen=True, slots=True)
 class HookChoice:

@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from dnsprobe.config.main import Config, ProbeConfig
-from dnsprobe.hook_names import Attach
+from dnsprobe.config.main import Config, ProbeConfig, warnings
+from dnsprobe.hook_names import OLD_HOOKS, Attach
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import NO_LOSSES, Loss, Source, read_losses
 from dnsprobe.kernel.maps import Sizes
@@ -35,7 +35,8 @@ _SWEEP_FILL = 1 / 8
 def probe_options(config: ProbeConfig) -> ProbeOptions:
     """Return the ports and hooks of a configuration."""
     fentry = config.attach != Attach.KPROBE
-    return ProbeOptions(config.ports, config.dot_ports, config.hook, config.tcp_hook, config.btf, fentry)
+    hook = OLD_HOOKS.get(config.hook, config.hook)
+    return ProbeOptions(config.ports, config.dot_ports, hook, config.tcp_hook, config.btf, fentry)
 
 
 class Session:
@@ -46,6 +47,7 @@ class Session:
 
     def __init__(self, config: Config, rules: RuleSet, *, repeat_ns: int | None = None) -> None:
         probe = config.probe
+        self._warnings = warnings(config)
         self.probe = Probe(
             probe_options(probe),
             Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage),
@@ -68,6 +70,8 @@ class Session:
 
         ``trying`` is called with the name of a hook before each attempt to attach it.
         """
+        for warning in self._warnings:
+            _log.warning("%s", warning)
         self.probe.start(_log.debug, trying, self._lineage.seed)
         self._losses = NO_LOSSES
         if self.probe.cache_problem:

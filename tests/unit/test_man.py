@@ -86,7 +86,11 @@ def test_the_manual_has_every_key_with_values_and_default() -> None:
         assert described[key].endswith(f"Default: {shown}."), key
         assert "Values: " in described[key], key
     assert all(priority in described["domains[].priority"] for priority in config.PRIORITIES)
-    for key, choices in {"probe.hook": config.HOOKS, "probe.tcp_hook": config.TCP_HOOKS}.items():
+    for key, choices in {
+        "probe.hook": config.HOOKS,
+        "probe.tcp_hook": config.TCP_HOOKS,
+        "probe.attach": config.ATTACH,
+    }.items():
         assert f"Values: {', '.join(choices)}." in described[key]
 
 

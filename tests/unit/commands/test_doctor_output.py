@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from made_up_stream import Stream, set_terminal
 
 from dnsprobe.commands import doctor
+from dnsprobe.commands.hooks import describe_unseen
+from dnsprobe.config.main import default
+from dnsprobe.errors import UserError
+from dnsprobe.kernel.prover import PathState, Prover
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +40,60 @@ def test_a_long_detail_is_wrapped_below_its_column(monkeypatch: pytest.MonkeyPat
     assert len(printed(terminal=False).splitlines()) == 1
     monkeypatch.delenv("NO_COLOR")
     assert printed(terminal=True).startswith("\x1b[31mNO\x1b[0m  check")
+
+
+def test_a_path_says_how_it_is_attached_and_what_it_does_not_see(capsys: pytest.CaptureFixture[str]) -> None:
+    state = PathState("cgroup_skb", "cgroup", "egress", True, ["fentry ip_send_skb: no"])
+    doctor._print_path("udp4", state, present=True, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "ok  udp4           cgroup_skb (cgroup egress), proved",
+        "      does not see what the firewall of this host drops, and packet sockets",
+        "      not fentry ip_send_skb: no",
+    ]
+    doctor._print_path("udp4", state, present=True, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "path": "udp4",
+        "present": True,
+        "hook": "cgroup_skb",
+        "attach": "cgroup",
+        "symbol": "egress",
+        "unseen": "what the firewall of this host drops, and packet sockets",
+        "proved": True,
+        "tried": ["fentry ip_send_skb: no"],
+    }
+
+
+def test_the_log_has_what_the_hooks_do_not_see() -> None:
+    paths = {
+        "udp4": PathState("udp_send_skb", "kprobe", "udp_send_skb.isra.51", True),
+        "udp6": PathState("udp_send_skb", "fentry", "udp_v6_send_skb", True),
+        "tcp4": PathState("tcp_sendmsg", "fentry", "tcp_sendmsg", True),
+    }
+    prover = cast(Prover, SimpleNamespace(paths=paths, served_paths=list(paths)))
+    assert describe_unseen(prover) == (
+        "udp4 and udp6 do not see raw sockets and packet sockets; tcp4 does not see Multipath TCP"
+    )
+
+
+@pytest.mark.parametrize(
+    ("problems", "good", "detail"),
+    [
+        ({"a": "", "b": ""}, True, "available"),
+        ({"a": "", "b": "BTF has no function b"}, None, "for a; not for all: BTF has no function b"),
+        ({"a": "not supported", "b": "not supported"}, None, "not available: not supported"),
+    ],
+)
+def test_fentry_is_examined_for_each_function(
+    problems: dict[str, str], good: bool | None, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "function_problems", lambda: problems)
+    assert doctor._fentry() == doctor.Finding("fentry", good, detail)
+
+
+def test_a_container_does_not_show_the_root_of_the_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise UserError("the root is not visible")
+
+    monkeypatch.setattr(doctor, "open_root", fail)
+    findings = {finding.check: finding for finding in doctor._findings(default())}
+    assert findings["control groups"] == doctor.Finding("control groups", None, "the root is not visible")

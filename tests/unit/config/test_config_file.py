@@ -28,6 +28,7 @@ from dnsprobe.model import OPTIONAL_LABELS
 from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.names.wire import to_text
+from dnsprobe.pipeline.session import probe_options
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHIPPED = REPOSITORY / "config" / "dnsprobe.yaml"
@@ -115,6 +116,18 @@ def rows(heading: str) -> dict[str, list[str]]:
     lines = PAGE.split(f"{heading}\n", 1)[1].split("\n#", 1)[0].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines if line.startswith("| `")]
     return {first.strip("`"): others for first, *others in cells}
+
+
+def test_an_old_name_of_a_hook_is_accepted_with_a_warning(file: Path) -> None:
+    old = loaded(file, "probe: {hook: net_dev_queue}")
+    assert config.warnings(old) == ["probe.hook: net_dev_queue is an old name; use cgroup_skb"]
+    assert probe_options(old.probe).hook == "cgroup_skb"
+    assert config.warnings(loaded(file, "probe: {hook: cgroup_skb}")) == []
+
+
+def test_fentry_can_be_turned_off(file: Path) -> None:
+    assert not probe_options(loaded(file, "probe: {attach: kprobe}").probe).fentry
+    assert probe_options(config.default().probe).fentry
 
 
 def test_the_examples_on_the_page_are_good(file: Path) -> None:
@@ -342,7 +355,7 @@ SCALARS = [
         "probe",
         "hook",
         "kprobe",
-        "not a possible value (kprobe); use one of auto, ip_send_skb, udp_send_skb, cgroup_skb, net_dev_queue",
+        "not a possible value (kprobe); use one of auto, ip_send_skb, udp_send_skb, cgroup_skb",
     ),
     ("probe", "hook", "", "not a possible value (no value); use one of auto"),
     ("probe", "btf", "vmlinux", "not an absolute path (vmlinux); use a path that begins with /"),
