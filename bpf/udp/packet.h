@@ -120,7 +120,8 @@ static __always_inline void read_receiver(struct destination *to, u64 address)
 		set_server(to, 6, routing.address);
 }
 
-/* True for a UDP packet to a watched port. `known_port` is the port in host byte order, or PORT_IN_HEADER. */
+/* True for a UDP packet to a watched port that is not empty. `known_port` is the port in host byte order, or
+ * PORT_IN_HEADER. */
 static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 known_port)
 {
 	struct parts parts;
@@ -161,7 +162,7 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 	s32 length = parts.tail - parts.transport - UDP_HEADER;
 
 	packet->length = length > 0 && length < 65536 ? length : 0;
-	return true;
+	return packet->length || packet->beyond;
 }
 
 #endif

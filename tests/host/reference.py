@@ -33,8 +33,8 @@ class Question:
 class Refusal:
     """Why a payload is no query, and the reason under which it is counted.
 
-    ``malformed``: it has the header of a query, but no complete question. Nothing counts a response, or a payload
-    without a whole header.
+    ``malformed``: it has no complete header, or the header of a query, but no complete question. Nothing counts a
+    response, or an empty payload.
     """
 
     reason: str
@@ -44,7 +44,7 @@ class Refusal:
 def parse(payload: bytes) -> Question | Refusal:
     """Return the question of a payload if it is a standard query with one question. The rest is ignored."""
     if len(payload) < HEADER.size:
-        return Refusal("no whole header")
+        return Refusal("no whole header", "malformed" if payload else "")
     _id, flags, questions, _answers, _authorities, _additional = HEADER.unpack_from(payload)
     if flags & QR:
         return Refusal("a response")
