@@ -13,15 +13,15 @@
 #include "query/count.h"
 #include "query/repeat.h"
 
-/* Returns the user id of the process that asks, and the group id above it. */
-static __always_inline u64 asker_uid_gid(const struct scratch *s)
+/* Sets the user and group of the thread that asks. Not by bpf_get_current_uid_gid(): older kernels refuse it to
+ * programs at egress (6.12 does). */
+static __always_inline void set_user(struct event *event, const struct scratch *s)
 {
-	if (!IS_SENT_ON(s) || !IS_THERE(TASK_CRED) || !IS_THERE(CRED_UID) || !IS_THERE(CRED_GID))
-		return bpf_get_current_uid_gid();
+	u64 thread = IS_SENT_ON(s) ? s->leader : bpf_get_current_task();
+	u64 credentials = read_u64(thread + TASK_CRED);
 
-	u64 credentials = read_u64(s->leader + TASK_CRED);
-
-	return (u64)read_u32(credentials + CRED_GID) << 32 | read_u32(credentials + CRED_UID);
+	event->uid = read_u32(credentials + CRED_UID);
+	event->gid = read_u32(credentials + CRED_GID);
 }
 
 /* Fills in the event, except for its chain, which walk_ancestry() has written. Returns its size in octets, or 0 if the
@@ -30,12 +30,10 @@ static __always_inline u64 complete_event(struct scratch *s)
 {
 	const struct destination *to = &s->to;
 	struct event *event = &s->event;
-	u64 uid_gid = asker_uid_gid(s);
 	u64 sock = to->sock ?: read_u64(to->skb + SKB_SK);
 
 	event->name_hash = s->question.hash;
-	event->uid = uid_gid;
-	event->gid = uid_gid >> 32;
+	set_user(event, s);
 	event->net_ns = IS_THERE(NET_INUM) ? read_u32(read_u64(sock + SOCK_NET) + NET_INUM) : 0;
 	event->qtype = s->question.qtype;
 	event->qclass = s->question.qclass;

@@ -48,6 +48,9 @@ _REQUIRED = (
     # Since Linux 5.5: kernel commit cf25e24db61c ("time: Rename tsk->real_start_time to ->start_boottime").
     ("TASK_START_BOOTTIME", "task_struct", "start_boottime"),
     ("TASK_COMM", "task_struct", "comm"),
+    ("TASK_CRED", "task_struct", "cred"),
+    ("CRED_UID", "cred", "uid"),
+    ("CRED_GID", "cred", "gid"),
     ("TASK_SELF_EXEC_ID", "task_struct", "self_exec_id"),
 )
 
@@ -156,9 +159,6 @@ _ASKER_FURTHER = (
     ("NET_HOOKS_IPV4", "net", "nf.hooks_ipv4"),
     ("NET_HOOKS_IPV6", "net", "nf.hooks_ipv6"),
     ("TASK_IO_URING", "task_struct", "io_uring"),
-    ("TASK_CRED", "task_struct", "cred"),
-    ("CRED_UID", "cred", "uid"),
-    ("CRED_GID", "cred", "gid"),
 )
 
 # It needs these to find the asker of a query that the firewall sends on.
