@@ -155,6 +155,7 @@ class Daemon:
         ]
         self._more = f"probe: {{{', '.join(options)}}}"
         self._configuration, self._log = folder / "dnsprobe.yaml", folder / "log"
+        self._read = self._reloaded = 0
         self._configure(RULE_SETS[0])
         command = [str(program), "run", "--config", str(self._configuration), "--listen", "127.0.0.1:0"]
         with self._log.open("wb") as log:
@@ -222,7 +223,14 @@ class Daemon:
         return Result(sent, counted, self.hooks(), self._reloads() - reloads, seconds)
 
     def _reloads(self) -> int:
-        return self.log().count("reloaded: ")
+        with self._log.open("rb") as log:
+            log.seek(self._read)
+            found = log.read()
+        # The last line may not be whole.
+        lines, newline, _ = found.rpartition(b"\n")
+        self._read += len(lines) + len(newline)
+        self._reloaded += lines.count(b"reloaded: ")
+        return self._reloaded
 
     def __enter__(self) -> Self:
         return self

@@ -8,8 +8,9 @@
 // kernel is preemptible.
 //
 // Queries go over IPv4 and IPv6 to port 53 of loopback, in a network namespace of its own. With `few`, they are for a
-// few names, and one of 320 for a new one. With `new`, each is for a new name, which has the process and a number in
-// it: contention.py knows the names. Prints a line for each process and kind of name: COMM PID KIND SENT.
+// few names, sometimes for a new one, and over UDP, one of 64 sends has several datagrams (UDP_SEGMENT). With `new`,
+// each is for a new name, which has the process and a number in it: contention.py knows the names. Prints a line for
+// each process and kind of name: COMM PID KIND SENT, where SENT is a number of queries.
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -42,7 +43,7 @@
 #define LOWEST_PRIORITY 10
 // What an urgent process sends when it wakes up.
 #define BURST 4
-// After this many queries for few names, the same names follow, but for two new ones.
+// After this many queries for few names, the same names follow, but for one or two new ones.
 #define REPEAT 640
 // Datagrams of a send that has several.
 #define SEGMENTS 4
@@ -134,7 +135,7 @@ static void make_query(struct query *query, const struct asker *asker, long numb
 			sprintf(name, "ads%ldp%d.wild.exact.test", number, asker->pid);
 			break;
 		}
-	} else if (number % REPEAT == 416) {
+	} else if (number % (10 * REPEAT) == 416) {
 		query->kind = WILD;
 		sprintf(name, "ads%ldp%d.wild.exact.test", number, asker->pid);
 	} else if (number % REPEAT == 96) {
