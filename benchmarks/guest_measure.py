@@ -18,8 +18,9 @@ from programs import CGROUP_SKB, KPROBE, RAW_TRACEPOINT, TRACING, EmptyProgram, 
 
 #: By heading: whether the port is watched, whether the query counts, and its name.
 CASES = {
-    "not DNS": (False, False, "www.wanted.test"),
+    "not DNS": (False, False, "-"),
     "no rule": (True, False, "www.other.test"),
+    "new name": (True, False, "n########.other.test"),
     "counted": (True, True, "www.wanted.test"),
     "97 octets": (True, True, f"{'a' * 63}.{'b' * 20}.wanted.test"),
 }

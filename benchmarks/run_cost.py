@@ -54,8 +54,9 @@ class Case:
 
 
 CASES = (
-    Case("not DNS, connected", "udp", watched=False, aim=10),
-    Case("not DNS, unconnected", "udp-unconnected", watched=False, aim=10),
+    Case("not DNS, connected", "udp", "-", watched=False, aim=10),
+    Case("not DNS, unconnected", "udp-unconnected", "-", watched=False, aim=10),
+    Case("DNS, port not watched", "udp", watched=False),
     Case("TCP at the hook for UDP", "tcp", watched=False, aim=5),
     Case("no rule matches", "udp", "www.other.test", aim=60),
     Case("no rule, near misses", "udp", "www.nam.example.test", aim=60),

@@ -5,7 +5,8 @@
  *     sends udp|udp-unconnected|tcp|tcp-in-two PORT COUNT [NAME]
  *
  * Over TCP, in two: the length of the message is a write of its own. In NAME, each # is a digit of a number that grows
- * with each query. The receiver discards what it gets. The first WARM_UP sends of COUNT are not measured.
+ * with each query; NAME - sends octets that are no DNS message. The receiver discards what it gets. The first WARM_UP
+ * sends of COUNT are not measured.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -44,6 +45,11 @@ static void make_frame(const char *name)
 
 	if (strlen(name) > 253)
 		exit(2);
+	if (!strcmp(name, "-")) {
+		memset(frame, 0xff, sizeof(frame));
+		frame_size = LENGTH + HEADER + 64;
+		return;
+	}
 	for (; *name; name++) {
 		if (*name == '.') {
 			length = at++;
