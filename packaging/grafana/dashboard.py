@@ -145,7 +145,7 @@ def queries() -> Iterator[Json]:
         "Paths not proved",
         "short",
         target(f"count(dnsprobe_path_verified{{{OF_HOSTS}}} == 0) or vector(0)"),
-        "Paths (udp4, udp6, tcp4, tcp6) whose queries may not be seen. See Paths below.",
+        "Paths (udp4, udp6, tcp4, tcp6, parts4, parts6) whose queries may not be seen. See Paths below.",
         alarm=True,
     )
     yield number(
