@@ -8,11 +8,12 @@ import os
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # netdevice(7)
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x8914, 1, 0x40  # netdevice(7)
 
 
 class Net:
@@ -48,17 +49,30 @@ class Net:
             subprocess.run(["ip", "address", "add", own, "peer", peer, "dev", device], check=True)
             subprocess.run(["ip", "link", "set", device, "up"], check=True)
 
+    def wait_until_running(self, device: str) -> None:
+        """Wait until the kernel has noticed that a device is connected. Until then, it drops packets."""
+        until = time.monotonic() + 60
+        with self.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+            while not _flags(asked, device) & _IFF_RUNNING:
+                if time.monotonic() > until:
+                    raise TimeoutError(f"{device} is not connected")
+                time.sleep(0.005)
+
     def close(self) -> None:
         os.close(self._inside)
+
+
+def _flags(asked: socket.socket, device: str) -> int:
+    # struct ifreq: the name of the device, then its flags.
+    request = struct.pack("16sh14x", device.encode(), 0)
+    return int(struct.unpack_from("H", fcntl.ioctl(asked, _SIOCGIFFLAGS, request), 16)[0])
 
 
 def _set_up(device: str) -> None:
     """Set a device up. ip(8) would do the same, but starting it takes an emulated processor long."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        # struct ifreq: the name of the device, then its flags.
-        request = struct.pack("16sh14x", device.encode(), 0)
-        (flags,) = struct.unpack_from("h", fcntl.ioctl(asked, _SIOCGIFFLAGS, request), 16)
-        fcntl.ioctl(asked, _SIOCSIFFLAGS, struct.pack("16sh14x", device.encode(), flags | _IFF_UP))
+        flags = _flags(asked, device) | _IFF_UP
+        fcntl.ioctl(asked, _SIOCSIFFLAGS, struct.pack("16sH14x", device.encode(), flags))
 
 
 def _enter(namespace: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import subprocess
@@ -120,6 +121,7 @@ def docker(place: Place) -> None:
 
 
 def _ask_and_wait(server: str, name: str) -> None:
+    """Ask a server, and wait for its answer."""
     with sender_to(server, connected=False) as sender:
         sender.settimeout(PATIENCE)
         sender.sendto(message(name), (server, 53))
@@ -139,8 +141,8 @@ def _attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def accept_all(ready: Callable[[], None]) -> None:
-    """Accept each packet of queue 0, from user space."""
+def accept_all(ready: Callable[[], None], gate: int | None = None) -> None:
+    """Accept each packet of queue 0, from user space. ``gate``: read an octet from there before each packet."""
     queue = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
     queue.bind((0, 0))
     # Bind the queue, then ask for whole packets. Each request is acknowledged.
@@ -161,12 +163,12 @@ def accept_all(ready: Callable[[], None]) -> None:
             if kind & 0x3FFF == 1:  # NFQA_PACKET_HDR begins with the id of the packet
                 packet = data[at + 4 : at + 8]
             at += (length + 3) & ~3
+        if gate is not None:
+            os.read(gate, 1)
         queue.sendall(_queue_message(1, _attribute(2, struct.pack(">I", 1) + packet), flags=1))
 
 
-def queued(place: Place) -> None:
-    """A firewall in user space: Portmaster, OpenSnitch, Suricata."""
-    far = place.receiver(place.cable())
+def _queue(place: Place) -> None:
     try:
         place.nft("""
             table inet t { chain out { type filter hook output priority 0;
@@ -179,6 +181,12 @@ def queued(place: Place) -> None:
             for protocol in ("udp", "tcp"):
                 match = ("-p", protocol, "--dport", "53", "-j", "NFQUEUE", "--queue-num", "0")
                 place.iptables(program, "-A", "OUTPUT", *match)
+
+
+def queued(place: Place) -> None:
+    """A firewall in user space: Portmaster, OpenSnitch, Suricata. The asker waits for an answer, as resolvers do."""
+    far = place.receiver(place.cable())
+    _queue(place)
     with place.helper(accept_all, "firewall"):
         for server in (FAR4, FAR6):
             tag = "six" if ":" in server else "four"
@@ -186,11 +194,28 @@ def queued(place: Place) -> None:
             place.right(*names, server=server)
             place.right(stream, server=server, transport="tcp")
             for name in names:
-                place.ask(partial(send_to, server, name))
-                far.over_udp(1)
+                asker = place.start(partial(_ask_and_wait, server, name))
+                far.answer()
+                place.wait(asker)
             asker = place.start(partial(send_over_tcp, server, stream))
             far.over_tcp()
             place.wait(asker)
+
+
+def queued_gone(place: Place) -> None:
+    """As :func:`queued`, but the asker has ended when the firewall decides."""
+    far = place.receiver(place.cable())
+    _queue(place)
+    gate, opened = os.pipe()
+    with place.helper(partial(accept_all, gate=gate), "firewall"):
+        for server in (FAR4, FAR6):
+            for name in place.names(3, "six" if ":" in server else "four"):
+                place.right(name, server=server)
+                place.ask(partial(send_to, server, name))
+                os.write(opened, b"1")
+                far.over_udp(1)
+    os.close(gate)
+    os.close(opened)
 
 
 def _asked_in_vain(place: Place, server: str = FAR4, count: int = 3) -> None:
@@ -243,17 +268,15 @@ def dropped_by_program(place: Place) -> None:
 
 
 def address_deny(place: Place) -> None:
-    """IPAddressDeny= of systemd, in a transient unit in our network namespace."""
+    """IPAddressDeny= of systemd, in a transient unit."""
     if not Path("/run/systemd/system").exists():
         raise Absent("systemd does not run here")
-    place.cable()
-    names = place.names(2)
-    place.right(*names, comm="send", server="127.0.0.1")
-    for name in names:
-        unit = ["systemd-run", "--wait", "--quiet", "--collect", "--property=IPAddressDeny=any"]
-        done = subprocess.run([*unit, place.sender, "sendto", "4", name, "1", "send"], capture_output=True, check=False)
-        if not done.returncode:
-            raise NotPlayed("systemd did not deny the send")
+    (name,) = place.names(1)
+    place.right(name, comm="send", server="127.0.0.1")
+    unit = ["systemd-run", "--wait", "--quiet", "--collect", "--property=IPAddressDeny=any"]
+    done = subprocess.run([*unit, place.sender, "sendto", "4", name, "1"], capture_output=True, check=False)
+    if not done.returncode:
+        raise NotPlayed("systemd did not deny the send")
 
 
 def redirected_by_tc(place: Place) -> None:

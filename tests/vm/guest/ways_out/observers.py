@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from running import Service
+from scraped import samples_of
 
 from ways_out.place import Asked
 from ways_out.situations import LAST, TITLES
@@ -22,9 +23,11 @@ RIGHT, LOST, NOT_SEEN = "right", "counted as lost", "not seen"
 #: This kernel does not have what the situation needs; or, for all situations of a rung, not the rung.
 ABSENT = "-"
 
-#: Reasons that are not about queries that are missing: the entry is, or it was no query.
-_NO_LOSS = {"ring_full", "malformed"}
-_LOSSES = ("dnsprobe_events_lost_total", "dnsprobe_packets_unparsed_total", "dnsprobe_queries_unattributed_total")
+#: The losses of queries. The help text of each says which reasons mean that a query is not counted.
+_LOSSES = ("dnsprobe_events_lost_total", "dnsprobe_packets_unparsed_total")
+_UNCOUNTED = re.compile(r"(?:not counted|counted in part): ([^;)]*)")
+#: The queries that are counted without their process.
+_UNATTRIBUTED = "dnsprobe_queries_unattributed_total"
 
 _LINE = re.compile(r"(\S+)\[\d+\] asked for (\S+) \(A, (\w+)\) by .*?, server (\S+)#(\d+), ")
 
@@ -42,14 +45,29 @@ class Rung:
 
 
 RUNGS = (
+    Rung("ip_send_skb", "fentry"),
     Rung("ip_send_skb", "kprobe"),
+    Rung("udp_send_skb", "fentry"),
     Rung("udp_send_skb", "kprobe"),
-    Rung("net_dev_queue", "tracepoint"),
+    Rung("cgroup_skb", "cgroup"),
 )
 
 
 class Unavailable(Exception):
     """This kernel does not have a rung."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an observer has of a situation: the counts by process and transport, and the queries in the log.
+
+    A query that is repeated is in the log once. ``lost`` is how many queries were counted as lost, or as without their
+    process, since the observer looked last.
+    """
+
+    counted: Counter[tuple[str, str]]
+    shown: set[Asked]
+    lost: int
 
 
 class Observer:
@@ -58,9 +76,12 @@ class Observer:
     def __init__(self, rung: Rung, folder: Path) -> None:
         self.rung = rung
         domains = ", ".join([*(f"{situation}.ways.test" for situation in TITLES), LAST])
+        attach = "kprobe" if rung.attach == "kprobe" else "auto"
         try:
             self._service = Service(
-                f"domains: [{domains}]\nprobe: {{ports: [53, 5353], hook: {rung.hook}}}\njournal: {{repeat: 1d}}\n",
+                f"domains: [{domains}]\n"
+                f"probe: {{ports: [53, 5353], hook: {rung.hook}, attach: {attach}}}\n"
+                "journal: {repeat: 1d}\n",
                 folder,
             )
         except AssertionError as error:
@@ -68,48 +89,47 @@ class Observer:
                 raise Unavailable(str(error)) from None
             raise
         found = {
-            (labels["hook"], labels.get("attach", rung.attach))
+            (labels["hook"], labels["attach"])
             for labels, _ in self._service.samples("dnsprobe_hook_info")
             if labels["path"].startswith("udp")
         }
         if found != {(rung.hook, rung.attach)}:
             self.close()
             raise Unavailable(f"{rung.name}: dnsprobe uses {found}")
+        self._lost = _lost(self._service.get("/metrics"))
 
     def close(self) -> None:
         self._service.kill()
 
-    def wait_for_last(self, name: str) -> None:
-        """Wait until everything is reported that was sent before the query for this name."""
-        self._service.wait_for(f" asked for {name} ")
-
-    def counted(self, domain: str) -> Counter[tuple[str, str]]:
-        """Return the queries of a rule by process and transport."""
-        found: Counter[tuple[str, str]] = Counter()
-        for labels, value in self._service.samples("dnsprobe_queries_total"):
+    def look(self, domain: str, last: str) -> Seen:
+        """Return what there is of a rule, as soon as the query ``last`` is reported: everything before it is, too."""
+        self._service.wait_for(f" asked for {last} ")
+        text = self._service.get("/metrics")
+        counted: Counter[tuple[str, str]] = Counter()
+        for labels, value in samples_of("dnsprobe_queries_total", text):
             if labels["domain"] == domain:
-                found[labels["process"], labels["transport"]] += int(value)
-        return found
-
-    def shown(self, domain: str) -> set[Asked]:
-        """Return the queries of a rule in the log. A query that is repeated is there once."""
-        return {
+                counted[labels["process"], labels["transport"]] += int(value)
+        shown = {
             Asked(name, comm, transport, server, int(port))
             for comm, name, transport, server, port in _LINE.findall(self._service.err.read_text("utf-8"))
             if name.endswith(f".{domain}")
         }
-
-    def lost(self) -> int:
-        """Return how many queries are counted as lost, or as without their process."""
-        return sum(
-            value
-            for metric in _LOSSES
-            for reason, value in self._service.by(metric, "reason").items()
-            if reason not in _NO_LOSS
-        )
+        lost = _lost(text)
+        since, self._lost = lost - self._lost, lost
+        return Seen(counted, shown, since)
 
 
-def verdict(right: Counter[Asked], counted: Counter[tuple[str, str]], shown: set[Asked], lost: int) -> str:
+def _lost(text: str) -> int:
+    """Return how many queries a scrape has as lost, or as without their process."""
+    lost = 0
+    for metric in _LOSSES:
+        (explained,) = re.findall(rf"^# HELP {metric} (.*)$", text, re.MULTILINE)
+        reasons = {reason for part in _UNCOUNTED.findall(explained) for reason in part.split(", ")}
+        lost += sum(int(value) for labels, value in samples_of(metric, text) if labels["reason"] in reasons)
+    return lost + sum(int(value) for _, value in samples_of(_UNATTRIBUTED, text))
+
+
+def verdict(right: Counter[Asked], seen: Seen) -> str:
     """Return what a rung has made of a situation: RIGHT, LOST, NOT_SEEN, or a text that begins with ``wrong``.
 
     A query without its process counts as lost, because ``dnsprobe_queries_unattributed_total`` has it. It is wrong if a
@@ -119,17 +139,17 @@ def verdict(right: Counter[Asked], counted: Counter[tuple[str, str]], shown: set
     sent: Counter[tuple[str, str]] = Counter()
     for query, count in right.items():
         sent[query.comm, query.transport] += count
-    known = Counter({key: count for key, count in counted.items() if key[0] != "(unknown)"})
+    known = Counter({key: count for key, count in seen.counted.items() if key[0] != "(unknown)"})
     if extra := known - sent:
         return f"wrong: {dict(extra)} more than {dict(sent)}"
-    if others := {query for query in shown if query.comm != "(unknown)"} - right.keys():
+    if others := {query for query in seen.shown if query.comm != "(unknown)"} - right.keys():
         return f"wrong: shown {sorted(map(str, others))}"
     missing = (sent - known).total()
-    if lost > missing:
-        return f"wrong: {missing} missing, {lost} counted as lost"
+    if seen.lost > missing:
+        return f"wrong: {missing} missing, {seen.lost} counted as lost"
     if not missing:
         return RIGHT
-    return LOST if lost == missing else NOT_SEEN
+    return LOST if seen.lost == missing else NOT_SEEN
 
 
 class Players:
@@ -185,26 +205,20 @@ def play(
     """Play situations; return the verdicts by rung and situation, and whatever is worth reading about them."""
     verdicts: dict[str, dict[str, str]] = {observer.rung.name: {} for observer in observers}
     notes: list[str] = []
-    before = {observer.rung.name: observer.lost() for observer in observers}
     for situation in situations:
         answer = players.play(situation)
-        assert "failed" not in answer, f"{situation}: {answer['failed']}"
+        unknown = ""
         if "absent" in answer:
+            unknown = ABSENT
             notes.append(f"{situation}: absent: {answer['absent']}")
+        elif "failed" in answer:
+            unknown = f"wrong: it could not be played: {answer['failed']}"
         right = Counter({Asked(*query): count for *query, count in answer.get("asked", [])})
         for observer in observers:
             rung = observer.rung.name
-            observer.wait_for_last(answer["last"])
-            lost = observer.lost()
-            if "absent" in answer:
-                found = ABSENT
-            else:
-                domain = f"{situation}.ways.test"
-                counted, shown = observer.counted(domain), observer.shown(domain)
-                found = verdict(right, counted, shown, lost - before[rung])
-                if found != RIGHT:
-                    seen = f"counted {dict(counted)}, {lost - before[rung]} lost, of {right.total()}"
-                    notes.append(f"{situation} at {rung}: {found}: {seen}")
-            before[rung] = lost
+            seen = observer.look(f"{situation}.ways.test", answer["last"])
+            found = unknown or verdict(right, seen)
+            if found not in {ABSENT, RIGHT}:
+                notes.append(f"{situation} at {rung}: {found}: {seen.lost} lost, counted {dict(seen.counted)}")
             verdicts[rung][situation] = found
     return verdicts, notes

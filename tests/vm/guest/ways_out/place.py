@@ -104,7 +104,7 @@ def ip4_header(protocol: int, size: int, source: str, destination: str) -> bytes
 
 
 class Receiver:
-    """A DNS server that does not answer. It holds whatever arrives, over UDP and TCP, until it is asked."""
+    """A DNS server that answers only when it is told to. It holds whatever arrives, over UDP and TCP, until then."""
 
     def __init__(self, net: Net, port: int = 53) -> None:
         with net.entered():
@@ -127,6 +127,12 @@ class Receiver:
                     raise NotPlayed(f"the TCP connection ended after {received!r}")
                 received += part
         return name_in(received[2:])
+
+    def answer(self) -> None:
+        """Wait for a datagram, and send it back."""
+        self._udp.settimeout(PATIENCE)
+        query, client = self._udp.recvfrom(65535)
+        self._udp.sendto(query, client)
 
     def over_udp(self, count: int) -> Counter[str]:
         """Wait for ``count`` datagrams, and return their names."""
@@ -236,6 +242,8 @@ class Place:
         for net, device, four, six in ((self.net, "v0", NEAR4, NEAR6), (far, "v1", FAR4, FAR6)):
             lines = [f"address add {four}/24 dev {device}", f"address add {six}/64 dev {device} nodad"]
             self.ip(net, "\n".join([*(lines if addresses else []), f"link set {device} up"]))
+        self.net.wait_until_running("v0")
+        far.wait_until_running("v1")
         return far
 
     def receiver(self, net: Net, port: int = 53) -> Receiver:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,7 @@ _add(
     "Firewalls",
     {
         "queued": (firewalls.queued, "NFQUEUE: a program in user space accepts it"),
+        "queued_gone": (firewalls.queued_gone, "the same, after the asker has ended"),
         "dropped_in_output": (firewalls.dropped_in_output, "dropped by nft in OUTPUT"),
         "dropped_in_postrouting": (firewalls.dropped_in_postrouting, "dropped by nft in POSTROUTING"),
         "dropped_by_program": (firewalls.dropped_by_program, "dropped by a BPF program of its control group"),
@@ -150,6 +152,8 @@ def _play(situation: str, sender: Path, groups: Path | None) -> dict[str, object
         return {"absent": str(reason)}
     except NotPlayed as reason:
         return {"failed": str(reason)}
+    except Exception:  # the other situations go on
+        return {"failed": traceback.format_exc()}
     finally:
         place.close()
     rows = [[q.name, q.comm, q.transport, q.server, q.port, count] for q, count in place.asked.items()]
