@@ -9,7 +9,7 @@ from pathlib import Path
 from kernels import GUESTS
 
 #: The UDP hooks, as the results of the tests and the tables name them. ``hook: auto`` chooses the first.
-HOOKS = ("ip_send_skb", "udp_send_skb", "net_dev_queue")
+HOOKS = ("ip_send_skb", "udp_send_skb", "cgroup_skb")
 
 #: The TCP hooks. Not every kernel has the last one.
 TCP_HOOKS = ("tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint")
@@ -76,7 +76,8 @@ use it.
 _SUMMARY_TAIL = """
 - `sid` is the kernel of Debian unstable; the [versions](#the-kernels) are below.
 - With `hook: auto`, dnsprobe uses the first hook of a protocol that works: the columns are in this order.
-- Kernels without kprobes use `net_dev_queue` for UDP. For TCP they need Linux 6.16, which added the tracepoint.
+- Kernels without fentry and kprobes use `cgroup_skb` for UDP. For TCP they need Linux 6.16, which added the tracepoint.
+- On all these kernels, functions are attached to by fentry, except for `udp_send_skb.isra.51`.
 - On kernels where GCC's IPA-SRA has changed `udp_send_skb`, the function has another name, such as
   `udp_send_skb.isra.51`. dnsprobe finds it under that name.
 - Queries that cannot be read are counted as such, in `dnsprobe_packets_unparsed_total`.

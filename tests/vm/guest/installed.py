@@ -21,6 +21,8 @@ OUT = Path("/mnt/out")
 CONFIGURATION = Path("/etc/dnsprobe/dnsprobe.yaml")
 TREE = HERE.parent
 SENDERS = TREE / "senders"
+#: The types of the BPF programs of dnsprobe, as bpftool calls them.
+HOOK_TYPES = {"kprobe", "raw_tracepoint", "tracing", "cgroup_skb", "cgroup_sock"}
 #: Seconds. No step takes as long on an emulated processor; a test that waits as long has failed.
 PATIENCE = 300.0
 
@@ -113,7 +115,12 @@ class Service(Unit):
     def programs(self) -> list[str]:
         """Return the names of all BPF programs in the kernel that are hooks."""
         listed = json.loads(run("bpftool", "--json", "prog", "show") or "[]")
-        return [program["name"] for program in listed if program.get("type") in {"kprobe", "raw_tracepoint"}]
+        # systemd has programs at control groups, too.
+        return [
+            program["name"]
+            for program in listed
+            if program.get("type") in HOOK_TYPES and not program.get("name", "").startswith("sd_")
+        ]
 
 
 def entries(*matches: str) -> list[dict[str, Any]]:
