@@ -25,11 +25,15 @@ from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.kernel.prover import PathState
 from dnsprobe.pipeline.session import probe_options
+from dnsprobe.privileges import Capability
 from dnsprobe.terminal import DIM, GREEN, RED, look_of
 from dnsprobe.text import shown
 
 #: The column where details begin, and the least number of columns for them, even in a narrow terminal.
 _INDENT, _LEAST_DETAIL = 19, 30
+
+#: Above this kernel.perf_event_paranoid, which is Debian's addition, perf_event_open(2) requires CAP_SYS_ADMIN.
+_LEAST_PARANOID = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +167,28 @@ def _symbols() -> Iterator[Finding]:
 
 def _capabilities() -> Finding:
     held = privileges.held()
-    names = ", ".join(capability.name for capability in sorted(held))
-    return Finding("capabilities", privileges.can_load(held), names or f"none that BPF needs; {privileges.HINT}")
+    names = ", ".join(capability.name for capability in sorted(held)) or f"none that BPF needs; {privileges.HINT}"
+    lacks = [f"without {capability.name}, {what}" for capability, what in _needs().items() if capability not in held]
+    return Finding("capabilities", privileges.can_load(held), "; ".join((names, *lacks)))
+
+
+def _needs() -> dict[Capability, str]:
+    """Return what is missing on this host without each of the capabilities that only some hosts need."""
+    needs = {
+        Capability.CAP_NET_ADMIN: "there is no hook cgroup_skb",
+        Capability.CAP_SYS_PTRACE: "not all of /proc is readable",
+    }
+    paranoid = _perf_event_paranoid()
+    if kprobes_available() and paranoid > _LEAST_PARANOID:
+        needs[Capability.CAP_SYS_ADMIN] = f"there are no kprobes (kernel.perf_event_paranoid is {paranoid})"
+    return needs
+
+
+def _perf_event_paranoid() -> int:
+    try:
+        return int(Path("/proc/sys/kernel/perf_event_paranoid").read_text("ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _examine_paths(config: Config, *, as_json: bool) -> int:

@@ -10,11 +10,13 @@ from typing import cast
 import pytest
 from made_up_stream import Stream, set_terminal
 
+from dnsprobe import privileges
 from dnsprobe.commands import doctor
 from dnsprobe.commands.hooks import describe_unseen
 from dnsprobe.config.main import default
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.prover import PathState, Prover
+from dnsprobe.privileges import Capability
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,22 @@ def test_fentry_is_examined_for_each_function(
 ) -> None:
     monkeypatch.setattr(doctor, "function_problems", lambda: problems)
     assert doctor._fentry() == doctor.Finding("fentry", good, detail)
+
+
+def test_missing_capabilities_come_with_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {Capability.CAP_BPF, Capability.CAP_PERFMON}
+    monkeypatch.setattr(privileges, "held", lambda: frozenset(held))
+    monkeypatch.setattr(doctor, "kprobes_available", lambda: True)
+    monkeypatch.setattr(doctor, "_perf_event_paranoid", lambda: 3)
+    assert doctor._capabilities() == doctor.Finding(
+        "capabilities",
+        True,
+        "CAP_PERFMON, CAP_BPF; without CAP_NET_ADMIN, there is no hook cgroup_skb; without CAP_SYS_PTRACE, not all of "
+        "/proc is readable; without CAP_SYS_ADMIN, there are no kprobes (kernel.perf_event_paranoid is 3)",
+    )
+    held |= {Capability.CAP_NET_ADMIN, Capability.CAP_SYS_PTRACE}
+    monkeypatch.setattr(doctor, "_perf_event_paranoid", lambda: 2)
+    assert doctor._capabilities().detail == "CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_PERFMON, CAP_BPF"
 
 
 def test_a_container_does_not_show_the_root_of_the_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
