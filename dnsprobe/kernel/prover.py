@@ -164,17 +164,16 @@ class Prover:
                 self.paths[path].tried.append(f"{EGRESS.place('egress')}: it serves only {whole_path(at_egress[0])}")
             self._prove_at_egress(at_egress)
             return
+        climb = _Climb((EGRESS,), HookChoice(), "auto", paths)
         canaries = self._canaries(paths)
         try:
-            attached = loader.attach(EGRESS, paths, 0)
-            if attached.messages:
-                log(attached.messages)
-            self._note_refusals(EGRESS, attached.refused, attached.messages)
-            if attached.hooks:
+            while hooks := self._attach_next(loader, climb, log, lambda _: None):
                 prepare(True)
-                self._prove(canaries, attached.hooks)
-                if not self.paths[paths[0]].rung:
-                    prepare(False)
+                self._prove(canaries, hooks)
+                if self.paths[paths[0]].rung:
+                    break
+                prepare(False)
+                canaries = self._canaries(paths)
         finally:
             canaries.dismiss()
 

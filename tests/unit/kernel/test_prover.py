@@ -138,6 +138,15 @@ def test_parts_that_are_not_proved_stay_with_the_function(problems: list[dict[st
     assert made.all_proved
 
 
+def test_the_hook_at_egress_is_tried_in_another_way(problems: list[dict[str, str]]) -> None:
+    problems += [{}, {"parts4": "server is 0.0.0.0, not 127.0.0.1"}, {}]
+    made = prover("udp4")
+    loader = FakeLoader({"ip_send_skb by fentry": 1, "cgroup_skb": 2})
+    assert with_parts(made, loader) == [True, False, True]
+    assert [hook.closed for hook in loader.hooks] == [False, True, False]
+    assert made.paths["parts4"].place == "cgroup symbol1"
+
+
 @pytest.mark.usefixtures("problems")
 def test_without_the_hook_at_egress_parts_are_not_read() -> None:
     made = prover("udp4")
