@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from conftest import ALL_PATHS, PATIENCE, PROGRAM
 
+from dnsprobe.kernel.cgroup_root import find_mounts
 from dnsprobe.kernel.hooks import RUNGS, kprobes_available
 
 
@@ -35,3 +39,35 @@ def test_doctor_reports_paths_that_are_not_proved() -> None:
     assert done.returncode == 1
     assert "NOT PROVED" in done.stdout
     assert "the canary could not be sent" in done.stdout
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """Yield a control group below the root."""
+    mounts = list(find_mounts(Path("/proc/self/mountinfo").read_text("utf-8")))
+    if not mounts:
+        pytest.skip("cgroup2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+    folder = Path(mounts[0][0], "dnsprobe-test")
+    folder.mkdir()
+    yield folder
+    folder.rmdir()
+
+
+IN_GROUP = """\
+echo $$ >"$1/dnsprobe-test/cgroup.procs"
+exec unshare --cgroup --mount sh -ec 'umount --lazy "$1"; mount -t cgroup2 none "$1"; shift; exec "$@"' sh "$@"
+"""
+
+
+def test_a_container_does_not_show_the_root_of_the_control_groups(group: Path) -> None:
+    """A program there would see what this group sends, and miss the rest of the host."""
+    command = ["sh", "-ec", IN_GROUP, "sh", str(group.parent), str(PROGRAM), "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.stderr == ""
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    (finding,) = [entry for entry in found if entry.get("check") == "control groups"]
+    assert finding["good"] is None
+    assert f"{group.parent} is not the root, but a group below it" in finding["detail"]
+    assert "this process is in a control group namespace" in finding["detail"]
+    hooks = {entry["path"]: entry["hook"] for entry in found if "path" in entry}
+    assert "cgroup_skb" not in hooks.values()
