@@ -37,7 +37,7 @@ static __always_inline bool is_recent(struct scratch *s, const struct settings *
 	struct sums sums = {};
 	u64 at = 0, octets = 0, zeros = 0, query_hash;
 
-	if (s->present < SHORTEST_QUERY || !may_be_recent(dns, s->to.port))
+	if (s->present < SHORTEST_QUERY || !may_be_recent(dns, packet->to.port))
 		return false;
 	for (u32 i = 0; i < NAME_SIZE / 8; i++) {
 		at = i * 8;
@@ -79,15 +79,15 @@ static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u32
 
 	u32 size = packet.length < READ_SIZE ? packet.length : READ_SIZE;
 
-	s->to = packet.to;
 	s->present = size;
-	s->beyond = packet.beyond;
 	/* The comparison above may be with a copy of `size`. */
 	KEEP_BELOW_512(size);
 	if (size && bpf_probe_read_kernel(s->packet + PACKET_FRONT, size, (void *)packet.payload))
 		s->present = 0;
 	if (!is_beyond_linear(packet.length, packet.beyond) && is_recent(s, settings, &packet))
 		return 0;
+	s->to = packet.to;
+	s->beyond = packet.beyond;
 	s->datagrams = count_datagrams(&packet);
 	/* The rest is another program, so that each of them is small for the verifier. */
 	tail_call(ctx, MAP(SELF_CALLS), 0);

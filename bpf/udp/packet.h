@@ -40,7 +40,6 @@ struct headers {
 struct parts {
 	u64 head;    /* address of the buffer */
 	u32 tail;    /* the end of the linear part, as an offset from `head`: NET_SKBUFF_DATA_USES_OFFSET */
-	u32 beyond;  /* octets behind the linear part */
 	u16 network; /* offsets of the headers from `head` */
 	u16 transport;
 };
@@ -53,8 +52,13 @@ static __always_inline bool read_parts(struct parts *parts, u64 skb)
 	parts->transport = *(u16 *)(skb + SKB_TRANSPORT_HEADER);
 	parts->head = *(u64 *)(skb + SKB_HEAD);
 	parts->tail = *(u32 *)(skb + SKB_TAIL);
-	parts->beyond = *(u32 *)(skb + SKB_DATA_LEN);
 	return true;
+}
+
+/* Returns the number of octets behind the linear part. */
+static __always_inline u32 read_beyond(u64 skb)
+{
+	return *(u32 *)(skb + SKB_DATA_LEN);
 }
 #else
 static __always_inline bool read_parts(struct parts *parts, u64 skb)
@@ -67,7 +71,12 @@ static __always_inline bool read_parts(struct parts *parts, u64 skb)
 	parts->transport = SPAN_U16(span, SKB_TRANSPORT_HEADER);
 	parts->head = SPAN_U64(span, SKB_HEAD);
 	parts->tail = SPAN_U32(span, SKB_TAIL);
-	return bpf_probe_read_kernel(&parts->beyond, sizeof(parts->beyond), (void *)(skb + SKB_DATA_LEN)) == 0;
+	return true;
+}
+
+static __always_inline u32 read_beyond(u64 skb)
+{
+	return read_u32(skb + SKB_DATA_LEN);
 }
 #endif
 
@@ -156,7 +165,7 @@ static __always_inline bool read_packet(struct packet *packet, u64 skb, u16 know
 	    transport_of(&packet->to, source_port(skb, udp, known_port, packet->to.port), TRANSPORT_UDP);
 	packet->buffer = parts.head;
 	packet->payload = transport + UDP_HEADER;
-	packet->beyond = parts.beyond;
+	packet->beyond = read_beyond(skb);
 
 	/* Signed: if the layout was guessed wrong, a negative difference must not become a large number. */
 	s32 length = parts.tail - parts.transport - UDP_HEADER;
