@@ -57,7 +57,7 @@ enum statistic {
 	STAT_UNDECIDED_NAMES_FULL, /* queries that a rule may match, not counted: no room for their name */
 	STAT_UNPARSED_MALFORMED,
 	STAT_UNPARSED_NONLINEAR, /* the question is not in the linear part of the packet */
-	STAT_UNPARSED_SEGMENTED, /* one send has several datagrams (UDP_SEGMENT); only the first is read */
+	STAT_UNPARSED_SEGMENTED, /* datagrams in a send of several (UDP_SEGMENT) that are not read */
 	STAT_COUNTERS_ADDED,	 /* entries made in the counter maps */
 	STAT_NAMES_ADDED,
 	STAT_IDENTITIES_FULL,	  /* identities that could not be kept: no room */
@@ -71,7 +71,7 @@ enum statistic {
 	STAT_PARTS_LEFT,	  /* packets that a hook at a function left to the hook at egress */
 	STAT_PARTS_TAKEN,	  /* such packets that the hook at egress has handled */
 	STAT_LOST_SEGMENTED,	  /* events of datagrams in a packet with too many for an event each */
-	STAT_UNPARSED_BUSY,	  /* all scratch spaces for the hook at egress were in use */
+	STAT_UNPARSED_BUSY,	  /* no scratch space for the hook at egress was free, or the second program is gone */
 	/* Messages to a watched port that are not standard queries, by the reason why they are none. */
 	STAT_OTHER_NOTIFY,	   /* RFC 1996 */
 	STAT_OTHER_UPDATE,	   /* RFC 2136 */
