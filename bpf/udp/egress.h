@@ -354,14 +354,17 @@ static __always_inline u32 read_egress(struct destination *to, struct __sk_buff 
 /* Copies the first octets of a datagram, which has `length` octets at the offset `at` of the packet. */
 static __always_inline void copy_datagram(struct scratch *s, struct __sk_buff *skb, u32 at, u32 length)
 {
-	u64 size = length < READ_SIZE ? length : READ_SIZE;
+	u64 behind_first = (length < READ_SIZE ? length : READ_SIZE) - 1;
 
 	s->present = 0;
 	s->beyond = 0;
-	/* The comparison above may be with a copy of `size`. */
-	KEEP_BELOW_512(size);
-	if (size && bpf_skb_load_bytes(skb, at, s->packet + PACKET_FRONT, size) == 0)
-		s->present = size;
+	if (!length)
+		return;
+	/* The comparison above may be with a copy of the size. The helper takes no size of 0, and Linux 5.10 does not
+	 * learn from a comparison that a number is not 0. So the mask is for one octet less. */
+	KEEP_BELOW_512(behind_first);
+	if (bpf_skb_load_bytes(skb, at, s->packet + PACKET_FRONT, behind_first + 1) == 0)
+		s->present = behind_first + 1;
 }
 
 /* Finds out how a packet is cut into datagrams. False if it is not handled here. */
