@@ -40,8 +40,9 @@ class Case:
     """Sends of one kind.
 
     ``way`` and ``name`` are arguments of sends.c; ``watched``: the destination port is watched. ``at_tcp``: programs at
-    hooks for TCP are measured, otherwise those at hooks for UDP. ``counts``: each message is counted. ``aim`` are the
-    nanoseconds above an empty program that a run should take at most.
+    hooks for TCP are measured, otherwise those at hooks for UDP. ``counts``: each message is counted. ``firewall``: in
+    a network namespace with a firewall that tracks connections. ``aim`` are the nanoseconds above an empty program that
+    a run should take at most.
     """
 
     what: str
@@ -50,6 +51,7 @@ class Case:
     watched: bool = True
     at_tcp: bool = False
     counts: bool = False
+    firewall: bool = False
     aim: int | None = None
 
 
@@ -65,11 +67,21 @@ CASES = (
     Case("counted, unconnected", "udp-unconnected", counts=True, aim=80),
     Case("counted, name of 97 octets", "udp", _LONG_NAME, counts=True, aim=130),
     Case("counted, new each time", "udp", "n########.wanted.test", counts=True),
+    Case("not DNS, firewall", "udp", "-", watched=False, firewall=True),
+    Case("no rule, firewall", "udp", "www.other.test", firewall=True),
+    Case("counted, firewall", "udp", counts=True, firewall=True),
     Case("tcp, port not watched", "tcp", watched=False, at_tcp=True),
     Case("tcp, no rule matches", "tcp", "www.other.test", at_tcp=True),
     Case("tcp, counted", "tcp", at_tcp=True, counts=True),
     Case("tcp, counted, in two", "tcp-in-two", at_tcp=True, counts=True),
 )
+
+_WITH_FIREWALL = """
+ip link set lo up
+nft 'add table inet cost; add chain inet cost out { type filter hook output priority 0; }'
+nft 'add rule inet cost out ct state established accept'
+exec "$@"
+"""
 
 #: By the beginning of the name of each program, of which the kernel keeps 15 octets: whether it is for TCP, and the
 #: kernel function or tracepoint where it is attached.
@@ -140,8 +152,10 @@ class Benchmark:
     def _send(self, case: Case) -> None:
         port = self._port if case.watched else self._unwatched
         arguments = [case.way, str(port), str(self._options.sends), case.name]
-        pinned = ["taskset", "--cpu-list", str(self._cpu)]
-        subprocess.run([*pinned, self._sender, *arguments], check=True, stdout=subprocess.DEVNULL)
+        command = ["taskset", "--cpu-list", str(self._cpu), str(self._sender), *arguments]
+        if case.firewall:
+            command = ["unshare", "--net", "sh", "-ec", _WITH_FIREWALL, "sh", *command]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     def places(self) -> set[tuple[bool, Place]]:
         """Return where the programs of all installations are attached; print what the verifier says about them."""
