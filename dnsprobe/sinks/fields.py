@@ -125,8 +125,14 @@ FACTS: tuple[Fact[Any], ...] = (
         TEXT,
         "`udp`, `tcp`, [`mdns` or `llmnr`](how-it-works.md#multicast-dns-and-llmnr)",
     ),
-    Fact("DNSPROBE_SERVER", "server", lambda query, _: str(query.server), TEXT, "the address of the server"),
-    Fact("DNSPROBE_PORT", "port", lambda query, _: query.port, NUMBER, "the port of the server"),
+    Fact(
+        "DNSPROBE_SERVER",
+        "server",
+        lambda query, _: str(query.server),
+        TEXT,
+        "the address of the server that the process asked",
+    ),
+    Fact("DNSPROBE_PORT", "port", lambda query, _: query.port, NUMBER, "the port of that server"),
     Fact(
         "DNSPROBE_PID",
         "pid",
