@@ -214,8 +214,8 @@ class Hook:
     """An attached hook: its rung, the paths that it sees, its symbols joined by commas, and its descriptors.
 
     ``rung`` and ``attach`` are the key of the rung in RUNGS. ``programs`` are those that the kernel calls, not those
-    that they call. A hook is attached as long as its descriptors are open, so nothing stays behind when the process
-    dies.
+    that they call. ``links`` has the array of those first, if there is one. A hook is attached as long as its
+    descriptors are open, so nothing stays behind when the process dies.
     """
 
     rung: str
@@ -235,7 +235,11 @@ class Hook:
         return min(missed) if rung is not None and rung.reads_streams else sum(missed)
 
     def close(self) -> None:
-        """Detach."""
-        for fd in (*self.links, *self.programs):
+        """Detach.
+
+        What attaches the programs is closed first, and the array with the programs that they call last: the kernel
+        empties it when its last descriptor is closed, and a run without its second program reads nothing.
+        """
+        for fd in (*reversed(self.links), *self.programs):
             os.close(fd)
         self.links, self.programs = [], []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from dnsprobe.errors import UserError
@@ -70,6 +72,14 @@ def test_runs_are_missed_only_if_all_programs_for_tcp_miss_them(monkeypatch: pyt
     assert Hook("tcp_tracepoint", "tracepoint", ("tcp4",), "", [1, 2], []).missed_runs() == 3
     assert Hook("ip_send_skb", "fentry", ("udp4",), "", [1, 2], []).missed_runs() == 8
     assert Hook("ip_send_skb", "fentry", ("udp4",), "", [], []).missed_runs() == 0
+
+
+def test_a_hook_is_detached_before_the_programs_that_it_calls_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+    monkeypatch.setattr(os, "close", closed.append)
+    calls, program, first, second = 3, 4, 5, 6
+    Hook("udp_send_skb", "kprobe", ("udp4",), "", [program], [calls, first, second]).close()
+    assert closed == [second, first, calls, program]
 
 
 def test_a_global_function_has_one_way() -> None:
