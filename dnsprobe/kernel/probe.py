@@ -139,7 +139,7 @@ class Probe:
             )
             choice = HookChoice(self._options.hook, self._options.tcp_hook, self._options.fentry)
             self.prover.climb(self._loader, choice, log, trying)
-            self.prover.serve_parts(self._loader, log, self._leave_parts_to_egress)
+            self.prover.serve_parts(self._loader, log, trying, self._leave_parts_to_egress)
             if self._tracks_lineage:
                 self._start_lineage_tracking(seed)
         except UserError:

@@ -149,11 +149,18 @@ class Prover:
             reasons = " | ".join(f"{path}: {unserved[path]}" for path in udp.open_paths)
             raise UserError(f"no hook could be verified. {reasons}", "dnsprobe doctor shows what this kernel offers")
 
-    def serve_parts(self, loader: LoaderClient, log: Callable[[str], None], prepare: Callable[[bool], None]) -> None:
+    def serve_parts(
+        self,
+        loader: LoaderClient,
+        log: Callable[[str], None],
+        trying: Callable[[str], None],
+        prepare: Callable[[bool], None],
+    ) -> None:
         """Prove the paths of PARTS, after :meth:`climb`. Where functions serve UDP, attach the hook at egress for them.
 
         ``prepare`` is called with True before that hook is proved: from then on, it handles datagrams in parts, and the
-        hooks at functions leave them to it. If it is not proved, ``prepare`` is called with False.
+        hooks at functions leave them to it. If it is not proved, ``prepare`` is called with False. :meth:`climb`
+        explains ``log`` and ``trying``.
         """
         paths = [path for path in PARTS if path in self.active_paths]
         if not paths:
@@ -167,7 +174,7 @@ class Prover:
         climb = _Climb((EGRESS,), HookChoice(), "auto", paths)
         canaries = self._canaries(paths)
         try:
-            while hooks := self._attach_next(loader, climb, log, lambda _: None):
+            while hooks := self._attach_next(loader, climb, log, trying):
                 prepare(True)
                 self._prove(canaries, hooks)
                 if self.paths[paths[0]].rung:
