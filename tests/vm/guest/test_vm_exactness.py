@@ -79,8 +79,7 @@ class Calls:
 
     def __enter__(self) -> Calls:
         for function in FUNCTIONS:
-            with (TRACING / "kprobe_events").open("a") as events:
-                events.write(f"p:exactness/{function} {function}\n")
+            self._write(f"p:exactness/{function} {function}")
             (TRACING / f"events/exactness/{function}/enable").write_text("1")
         return self
 
@@ -92,8 +91,13 @@ class Calls:
     def __exit__(self, *_: object) -> None:
         for function in FUNCTIONS:
             (TRACING / f"events/exactness/{function}/enable").write_text("0")
-            with (TRACING / "kprobe_events").open("a") as events:
-                events.write(f"-:exactness/{function}\n")
+            self._write(f"-:exactness/{function}")
+
+    def _write(self, command: str) -> None:
+        # Python's mode "a" looks for the end of the file, which this one does not have.
+        file = os.open(TRACING / "kprobe_events", os.O_WRONLY | os.O_APPEND)
+        os.write(file, command.encode())
+        os.close(file)
 
 
 def reports_missed_runs(hooks: set[str]) -> bool:
