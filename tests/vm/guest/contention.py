@@ -340,3 +340,12 @@ def wrong_events(lines: Iterable[str], sent: Sent) -> tuple[int, list[str]]:
             wrong.append(line)
         seen.add((pid, number))
     return len(seen), wrong
+
+
+def totals_in(summary: str) -> tuple[int, int, int]:
+    """Return what the summary of ``dnsprobe watch`` says: queries counted, events shown, and queries not counted."""
+    counted = re.search(r"^([0-9,]+) quer(?:y|ies) .* ([0-9,]+) shown", summary, re.MULTILINE)
+    assert counted, summary
+    lost = re.findall(r"([0-9,]+) times? [^;]*\(not counted\)", summary)
+    queries, shown = (int(number.replace(",", "")) for number in counted.groups())
+    return queries, shown, sum(int(number.replace(",", "")) for number in lost)

@@ -17,7 +17,7 @@ import contention
 import pytest
 from installed import PATIENCE, SENDERS, Service, run, until
 
-QUERIES = int(os.environ.get("EXACTNESS_QUERIES", "40000"))
+QUERIES = int(os.environ.get("EXACTNESS_QUERIES", "10000"))
 PROGRAM = Path("/usr/bin/dnsprobe")
 #: Of the kernel: how it preempts itself. Without the file (5.10), it cannot be changed.
 PREEMPTION = Path("/sys/kernel/debug/sched/preempt")
@@ -145,7 +145,7 @@ def test_no_event_mixes_two_queries(probe: str, tmp_path: Path) -> None:
         try:
             until(lambda: "watching " in log.read_text() or watch.poll() is not None, "the hooks")
             with preempting("full"):
-                sent = contention.send(SENDERS / "contend", QUERIES // 20, new_names=True)
+                sent = contention.send(SENDERS / "contend", QUERIES // 8, new_names=True)
         finally:
             with suppress(ProcessLookupError):
                 watch.terminate()
@@ -153,4 +153,6 @@ def test_no_event_mixes_two_queries(probe: str, tmp_path: Path) -> None:
     shown, wrong = contention.wrong_events(out.read_text().splitlines(), sent)
     print(f"{os.uname().release}: {sent.total} sent, {shown} shown: {log.read_text()}", flush=True)
     assert wrong == []
+    queries, events, lost = contention.totals_in(log.read_text())
+    assert (queries + lost, events) == (sent.total, shown)
     assert shown > 0
