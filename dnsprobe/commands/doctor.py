@@ -175,7 +175,8 @@ def _capabilities() -> Finding:
 def _needs() -> dict[Capability, str]:
     """Return what is missing on this host without each of the capabilities that only some hosts need."""
     needs = {
-        Capability.CAP_NET_ADMIN: "there is no hook cgroup_skb",
+        # Some kernels accept CAP_SYS_ADMIN in its place: kernel/bpf/token.c, bpf_ns_capable(), in Linux 6.18.
+        Capability.CAP_NET_ADMIN: "the kernel may refuse the hook cgroup_skb",
         Capability.CAP_SYS_PTRACE: "not all of /proc is readable",
     }
     paranoid = _perf_event_paranoid()

@@ -100,8 +100,9 @@ def test_missing_capabilities_come_with_what_they_are_for(monkeypatch: pytest.Mo
     assert doctor._capabilities() == doctor.Finding(
         "capabilities",
         True,
-        "CAP_PERFMON, CAP_BPF; without CAP_NET_ADMIN, there is no hook cgroup_skb; without CAP_SYS_PTRACE, not all of "
-        "/proc is readable; without CAP_SYS_ADMIN, there are no kprobes (kernel.perf_event_paranoid is 3)",
+        "CAP_PERFMON, CAP_BPF; without CAP_NET_ADMIN, the kernel may refuse the hook cgroup_skb; without "
+        "CAP_SYS_PTRACE, not all of /proc is readable; without CAP_SYS_ADMIN, there are no kprobes "
+        "(kernel.perf_event_paranoid is 3)",
     )
     held |= {Capability.CAP_NET_ADMIN, Capability.CAP_SYS_PTRACE}
     monkeypatch.setattr(doctor, "_perf_event_paranoid", lambda: 2)
