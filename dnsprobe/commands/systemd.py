@@ -9,8 +9,9 @@ from dnsprobe.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-#: The time limit of one attempt to attach a hook. An attempt takes half a second on an idle host.
-_ATTEMPT_SECONDS = 150
+#: The time limit of one attempt to attach a hook. An attempt takes a second on an idle host, and three minutes on an
+#: emulated processor that shares a busy one.
+_ATTEMPT_SECONDS = 300
 
 
 def notify(state: str) -> None:
