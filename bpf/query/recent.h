@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  *
  * The cache of outcomes. Most queries of a process are the same as one before: same name, type, class and transport.
- * Their outcome is found here in one look-up, before anything is copied: no rule, or a rule whose counter is
+ * Their outcome is found here in one look-up, before anything is parsed: no rule, or a rule whose counter is
  * incremented. A slot is not used after a change of the rules, or when an event is due.
  */
 #ifndef DNSPROBE_QUERY_RECENT_H

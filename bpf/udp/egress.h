@@ -33,7 +33,7 @@
 /* The longest packet that is handled without a second program. Verifier: offsets in a packet are below 65536. */
 #define LONGEST_PLAIN 32767
 
-/* Datagrams of one packet that a run handles at most: with 33 runs, all that a packet can have (UDP_MAX_SEGMENTS of
+/* Datagrams of one packet that a run handles at most: with 32 runs, all that a packet can have (UDP_MAX_SEGMENTS of
  * include/linux/udp.h: 128 since Linux 6.9). */
 #define DATAGRAMS_IN_RUN 5
 /* The number of the last run for one packet, from 0: MAX_TAIL_CALL_CNT of include/linux/bpf.h is 33, and was 32. */

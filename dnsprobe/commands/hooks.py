@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dnsprobe.kernel.prover import Prover
 
 
@@ -19,6 +21,11 @@ def describe_unseen(prover: Prover) -> str:
     for path in prover.served_paths:
         paths.setdefault(prover.paths[path].unseen, []).append(path)
     return "; ".join(
-        f"{' and '.join(group)} {'do' if len(group) > 1 else 'does'} not see {unseen}"
-        for unseen, group in paths.items()
+        f"{_enumerated(group)} {'do' if len(group) > 1 else 'does'} not see {unseen}" for unseen, group in paths.items()
     )
+
+
+def _enumerated(words: Sequence[str]) -> str:
+    """Return words as a sentence has them: ``udp4, udp6 and parts4``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

@@ -43,15 +43,14 @@ class Rung:
 
     ``name`` is the name in the configuration and in the metrics; two rungs have the same name if a function can be
     attached to in two ways. ``functions`` has, for each path, the kernel function or tracepoint to attach to, or the
-    direction of packets at a control group. ``helpers`` are tracepoints that it needs in addition. ``macro`` adds its
-    programs to a compilation. ``entry`` is the name of the program, unless that follows from the function. ``unseen``
-    is what it does not see, as the end of a sentence; docs/how-it-works.md explains it.
+    direction of packets at a control group. ``macro`` adds its programs to a compilation. ``entry`` is the name of the
+    program, unless that follows from the function. ``unseen`` is what it does not see, as the end of a sentence;
+    docs/how-it-works.md explains it.
     """
 
     name: str
     attach: Attach
     functions: dict[str, str]
-    helpers: tuple[str, ...] = ()
     entry: str = ""
     macro: str = ""
     unseen: str = ""

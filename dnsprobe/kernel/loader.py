@@ -249,8 +249,7 @@ class Loader:
     def _attach_tracepoints(self, hook: Hook, rung: Rung, name: str, attempt: int) -> None:
         if attempt > 0:
             raise UserError(f"no other way to attach to the tracepoint {name}")
-        functions = [rung.program(tracepoint) for tracepoint in (name, *rung.helpers)]
-        places = [name, *rung.helpers]
+        functions, places = [rung.program(name)], [name]
         if rung.reads_streams and self._layout.preemptible_tracepoints:
             functions.append(f"{name}_again_entry")
             places.append(name)
