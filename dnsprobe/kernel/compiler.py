@@ -85,7 +85,8 @@ class Compiler:
             streams = rung.attach
         stream_macros = self._stream_macros(rung.attach if rung.reads_streams else streams)
         wanted = stream_macros if rung.reads_streams else (rung.macro, *defines)
-        found = self._find(wanted, fentry=rung.attach == Attach.FENTRY if at_function else None)
+        fentry_only = rung.attach == Attach.FENTRY if at_function else None
+        found = self._find(wanted, fentry=fentry_only, streams=rung.reads_streams)
         if found is not None:
             return found
         if rung.reads_streams:
@@ -95,15 +96,17 @@ class Compiler:
         others = () if self._layout.tcp_problem else stream_macros
         return self.compile(tuple(dict.fromkeys((*wanted, *fentry, *egress, *others))))
 
-    def _find(self, wanted: Collection[str], *, fentry: bool | None) -> Compilation | None:
+    def _find(self, wanted: Collection[str], *, fentry: bool | None, streams: bool) -> Compilation | None:
         """Return a compilation that has the programs of a rung.
 
         ``wanted`` are its macros. ``fentry`` is whether its programs at functions have to be for fentry; None if it has
-        no such programs.
+        no such programs. ``streams`` is whether they are for TCP: the macros of the program at egress do not matter to
+        those.
         """
         for macros, compilation in self._compilations.items():
             more = set(macros) - set(wanted)
-            differs = any(macro.startswith((SERVED_FAMILY, CAST_TO_KERNEL_MACRO)) for macro in more)
+            at_egress = any(macro.startswith((SERVED_FAMILY, CAST_TO_KERNEL_MACRO)) for macro in more)
+            differs = at_egress and not streams
             if set(wanted) <= set(macros) and fentry in {None, ATTACH_FENTRY in macros} and not differs:
                 return compilation
         return None

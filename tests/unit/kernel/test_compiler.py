@@ -114,6 +114,13 @@ def test_another_way_to_read_at_egress_is_compiled_again(runs: list[list[str]]) 
     assert len(runs) == 2
 
 
+def test_tcp_takes_its_programs_from_the_compilation_for_egress(runs: list[list[str]]) -> None:
+    compiler = made()
+    first = compiler.compile_rung(EGRESS, ("CAST_TO_KERNEL=7",), streams=Attach.TRACEPOINT)
+    tracepoint = RUNGS["tcp_tracepoint", "tracepoint"]
+    assert compiler.compile_rung(tracepoint, streams=Attach.TRACEPOINT) is first
+
+
 @pytest.mark.usefixtures("runs")
 def test_the_program_at_egress_of_one_family_does_not_serve_both() -> None:
     compiler = made()
