@@ -113,7 +113,7 @@ not have the hook.
 """
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -151,7 +151,7 @@ def kernels_table(folder: Path) -> str:
         userland = f"{guest.userland}: {_userland(folder, guest.name)}"
         served = [_served(hooks, protocol) for protocol in ("udp", "tcp")]
         rows.append((guest.name, _release(folder, guest.name), origin, userland, *served))
-    return _table(rows)
+    return table(rows)
 
 
 def _ways_verdicts(folder: Path, hook: str) -> dict[str, dict[str, str]]:
@@ -187,7 +187,7 @@ def summary_table(folder: Path) -> str:
             for verdicts, labels, absent in columns.values()
         )
         rows.append((guest.name, *cells))
-    return _table(rows)
+    return table(rows)
 
 
 def ways_table(folder: Path, hook: str) -> str:
@@ -198,7 +198,7 @@ def ways_table(folder: Path, hook: str) -> str:
         way, family = row.split("-")
         cells = (verdicts[guest].get(row, "refused") for guest in verdicts)
         rows.append((WAYS[way], FAMILIES[family], *cells))
-    return _table(rows)
+    return table(rows)
 
 
 def forms_table(folder: Path, hook: str) -> str:
@@ -208,7 +208,7 @@ def forms_table(folder: Path, hook: str) -> str:
     for row in next((rows for rows in verdicts.values() if rows), {}):
         form, _, family = row.rpartition("-")
         rows.append((FORMS[form], FAMILIES[family], *(verdicts[guest].get(row, "-") for guest in verdicts)))
-    return _table(rows)
+    return table(rows)
 
 
 def ways(folder: Path) -> str:

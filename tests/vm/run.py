@@ -9,16 +9,18 @@ import signal
 import sys
 from pathlib import Path
 
+import page
+import ways_out_page
 from archive import ArchiveError
 from children import CommandError
 from kernels import GUESTS, choose
-from page import drift, page
 from report import summary
 from session import END_SIGNALS, Request, Session
 
 _HERE = Path(__file__).resolve().parent
 _TREE = _HERE.parent.parent
-_PAGE = _TREE / "docs/kernels.md"
+#: The pages that are made from the results, and the modules that make them.
+_PAGES = {_TREE / "docs/kernels.md": page, _TREE / "docs/ways-out.md": ways_out_page}
 
 #: Seconds for all boots of one guest.
 _DEADLINE = 3000
@@ -70,7 +72,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="time limit for each guest (default: %(default)s)",
     )
     parser.add_argument(
-        "--write-docs", action="store_true", help="write docs/kernels.md from the results of all guests"
+        "--write-docs",
+        action="store_true",
+        help="write docs/kernels.md and docs/ways-out.md from the results of all guests",
     )
     parser.add_argument(
         "--guest-folder",
@@ -120,14 +124,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _publish(out: Path, *, write: bool) -> int:
-    """Write the page about kernels, or compare it with the results."""
-    if write:
-        _PAGE.write_text(page(out))
-        print(f"scripts/vm: wrote {_PAGE}")
-    elif trouble := drift(out, _PAGE):
-        print(f"scripts/vm: {trouble}", file=sys.stderr)
-        return 1
-    return 0
+    """Write the pages about kernels, or compare them with the results."""
+    differences = []
+    for path, maker in _PAGES.items():
+        if write:
+            path.write_text(maker.page(out))
+            print(f"scripts/vm: wrote {path}")
+        elif trouble := maker.drift(out, path):
+            differences.append(trouble)
+            print(f"scripts/vm: {trouble}", file=sys.stderr)
+    return 1 if differences else 0
 
 
 def _request(parsed: argparse.Namespace) -> Request:

@@ -17,7 +17,7 @@ case $VM_BOOT in
 0)
 	# This order starts dnsprobe as seldom as possible: a start takes an emulated processor half a minute.
 	tests test_vm_install.py test_vm_queries.py test_vm_reload.py test_vm_identity.py "${commands[@]}" test_vm_ways_to_send.py \
-		test_vm_protocols.py "${web[@]}" test_vm_life.py test_vm_journald.py test_vm_before_reboot.py
+		test_vm_ways_out.py test_vm_protocols.py "${web[@]}" test_vm_life.py test_vm_journald.py test_vm_before_reboot.py
 	exit 85 # reboot, even if tests failed: the results have the failures
 	;;
 *) tests test_vm_after_reboot.py "${removal[@]}" ;;

@@ -271,6 +271,7 @@ def address_deny(place: Place) -> None:
     """IPAddressDeny= of systemd, in a transient unit."""
     if not Path("/run/systemd/system").exists():
         raise Absent("systemd does not run here")
+    programs.allow_programs(1)
     (name,) = place.names(1)
     place.right(name, comm="send", server="127.0.0.1")
     unit = ["systemd-run", "--wait", "--quiet", "--collect", "--property=IPAddressDeny=any"]
