@@ -20,6 +20,7 @@
 /* udp_send_skb() has the arguments of the source: fentry never attaches to a clone. */
 #define PORT_ARGUMENT(ctx) ARGUMENT(ctx, 2)
 #define PORT_IN_FLOW true
+#define CORK_ARGUMENT(ctx) ARGUMENT(ctx, 3)
 #else
 #define FUNCTION_CONTEXT struct pt_regs
 #define ARGUMENT(ctx, number) PT_REGS_PARM##number(ctx)
@@ -29,7 +30,7 @@
 /* net/ipv4/ip_output.c: int ip_send_skb(struct net *net, struct sk_buff *skb) */
 int ip_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet(ctx, ARGUMENT(ctx, 2), PORT_IN_HEADER, HOOK_IP4);
+	return handle_packet(ctx, ARGUMENT(ctx, 2), PORT_IN_HEADER, 0, HOOK_IP4);
 }
 
 int ip_send_skb_slow(FUNCTION_CONTEXT *ctx)
@@ -40,7 +41,7 @@ int ip_send_skb_slow(FUNCTION_CONTEXT *ctx)
 /* net/ipv6/ip6_output.c: int ip6_send_skb(struct sk_buff *skb) */
 int ip6_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet(ctx, ARGUMENT(ctx, 1), PORT_IN_HEADER, HOOK_IP6);
+	return handle_packet(ctx, ARGUMENT(ctx, 1), PORT_IN_HEADER, 0, HOOK_IP6);
 }
 
 int ip6_send_skb_slow(FUNCTION_CONTEXT *ctx)
@@ -50,6 +51,11 @@ int ip6_send_skb_slow(FUNCTION_CONTEXT *ctx)
 #endif
 
 #ifdef HOOK_UDP_SEND_SKB
+/* It is not known in which register a clone gets the cork. */
+#ifndef CORK_ARGUMENT
+#define CORK_ARGUMENT(ctx) 0
+#endif
+
 /* Returns the destination port that a function or its clone gets as an argument. PORT_ARGUMENT is the register with the
  * flow (struct flowi4 or flowi6) or with the port itself. */
 static __always_inline u16 port_from(u64 argument, u32 flow_offset)
@@ -67,7 +73,7 @@ int udp_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
 	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI4_DPORT);
 
-	return port ? handle_packet(ctx, ARGUMENT(ctx, 1), port, HOOK_IP4) : 0;
+	return port ? handle_packet(ctx, ARGUMENT(ctx, 1), port, CORK_ARGUMENT(ctx), HOOK_IP4) : 0;
 }
 
 int udp_send_skb_slow(FUNCTION_CONTEXT *ctx)
@@ -80,7 +86,7 @@ int udp_v6_send_skb_entry(FUNCTION_CONTEXT *ctx)
 {
 	u16 port = port_from(PORT_ARGUMENT(ctx), FLOWI6_DPORT);
 
-	return port ? handle_packet(ctx, ARGUMENT(ctx, 1), port, HOOK_IP6) : 0;
+	return port ? handle_packet(ctx, ARGUMENT(ctx, 1), port, CORK_ARGUMENT(ctx), HOOK_IP6) : 0;
 }
 
 int udp_v6_send_skb_slow(FUNCTION_CONTEXT *ctx)

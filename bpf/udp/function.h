@@ -14,16 +14,23 @@
 #include "udp/datagram.h"
 #include "udp/packet.h"
 
-/* Returns the number of datagrams in a packet (UDP_SEGMENT of udp(7)). */
-static __always_inline u32 count_datagrams(const struct packet *packet)
+/*
+ * Returns the number of datagrams in a packet (UDP_SEGMENT of udp(7)). udp_send_skb() notes their size in the packet.
+ * Before that, it is only in `cork` (struct inet_cork), 0 at hooks that do not have it.
+ */
+static __always_inline u32 count_datagrams(const struct packet *packet, u64 cork)
 {
 	u32 shared_info = 0;
 	u16 segment = 0;
 	u32 total = packet->length + packet->beyond;
 
-	/* skb_shinfo(): at skb->end, an offset from skb->head on 64-bit kernels. */
-	READ(shared_info, packet->to.skb + SKB_END);
-	READ(segment, packet->buffer + shared_info + SHINFO_GSO_SIZE);
+	if (cork) {
+		READ(segment, cork + CORK_GSO_SIZE);
+	} else {
+		/* skb_shinfo(): at skb->end, an offset from skb->head on 64-bit kernels. */
+		READ(shared_info, packet->to.skb + SKB_END);
+		READ(segment, packet->buffer + shared_info + SHINFO_GSO_SIZE);
+	}
 	return segment && segment < total ? (total + segment - 1) / segment : 1;
 }
 
@@ -31,7 +38,8 @@ static __always_inline u32 count_datagrams(const struct packet *packet)
  * Looks up the question in the scratch space in the cache of outcomes. True if it was found there. A packet with room
  * for a second message may have several, so it is not looked up.
  */
-static __always_inline bool is_recent(struct scratch *s, const struct settings *settings, const struct packet *packet)
+static __always_inline bool is_recent(struct scratch *s, const struct settings *settings, const struct packet *packet,
+				      u64 cork)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
 	struct sums sums = {};
@@ -58,13 +66,13 @@ static __always_inline bool is_recent(struct scratch *s, const struct settings *
 		return false;
 	/* The verifier does not know how many octets are below a lane. */
 	KEEP_BELOW_512(end);
-	if (packet->length - end >= 4 + SHORTEST_QUERY && count_datagrams(packet) > 1)
+	if (packet->length - end >= 4 + SHORTEST_QUERY && count_datagrams(packet, cork) > 1)
 		return false;
 	return count_recent(&query_hash, &sums, settings, *(u32 *)&s->packet[PACKET_FRONT + end], TRANSPORT_UDP, 0, 0);
 }
 
 /* Handles one packet at one of the hooks. Each step rejects what it can, the cheapest first. */
-static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u32 hook_kind)
+static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u64 cork, u32 hook_kind)
 {
 	struct packet packet;
 
@@ -84,11 +92,11 @@ static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u32
 	KEEP_BELOW_512(size);
 	if (size && bpf_probe_read_kernel(s->packet + PACKET_FRONT, size, (void *)packet.payload))
 		s->present = 0;
-	if (!is_beyond_linear(packet.length, packet.beyond) && is_recent(s, settings, &packet))
+	if (!is_beyond_linear(packet.length, packet.beyond) && is_recent(s, settings, &packet, cork))
 		return 0;
 	s->to = packet.to;
 	s->beyond = packet.beyond;
-	s->datagrams = count_datagrams(&packet);
+	s->datagrams = count_datagrams(&packet, cork);
 	/* The rest is another program, so that each of them is small for the verifier. */
 	tail_call(ctx, MAP(SELF_CALLS), 0);
 	count_statistic(STAT_UNPARSED_BUSY);

@@ -31,6 +31,9 @@ SERVED_FAMILY = "SERVED_FAMILY(family)"
 #: canaries find out which it is.
 PORT_SOURCES = (("PT_REGS_PARM2", True), ("PT_REGS_PARM3", False), ("PT_REGS_PARM2", False), ("PT_REGS_PARM4", False))
 
+#: The macro for the register in which udp_send_skb() gets the cork, if it has all arguments of the source.
+CORK_MACRO = "CORK_ARGUMENT=PT_REGS_PARM3"
+
 #: In the order in which they are attached. Forks come last: a fork adds a process, whose exit must be seen.
 LINEAGE_TRACEPOINTS = ("sched_process_exit", "task_rename", "sched_process_fork")
 
@@ -183,11 +186,14 @@ def attempts(rung: Rung, found: Sequence[Symbol], function: str) -> list[Attempt
     choices = [choice for choice in (whole, parts) if choice]
     if rung.name != UdpHook.UDP_SEND_SKB:
         return [Attempt(choice) for choice in choices]
-    renamed = any(symbol.name != function for symbol in found)
+    if all(symbol.name == function for symbol in found):
+        register, in_flow = PORT_SOURCES[0]
+        macros = (*port_macros(register, in_flow=in_flow), CORK_MACRO)
+        return [Attempt(choice, macros) for choice in choices]
     return [
         Attempt(choice, port_macros(register, in_flow=in_flow))
         for choice in choices
-        for register, in_flow in (PORT_SOURCES if renamed else PORT_SOURCES[:1])
+        for register, in_flow in PORT_SOURCES
     ]
 
 

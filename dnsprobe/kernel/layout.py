@@ -36,6 +36,7 @@ _REQUIRED = (
     ("SKB_DATA_LEN", "sk_buff", "data_len"),
     ("SKB_SK", "sk_buff", "sk"),
     ("SHINFO_GSO_SIZE", "skb_shared_info", "gso_size"),
+    ("CORK_GSO_SIZE", "inet_cork", "gso_size"),
     # 16 bits wide since Linux 5.6: kernel commit bf9765145b85 ("sock: Make sk_protocol a 16-bit value").
     ("SOCK_PROTOCOL", "sock", "sk_protocol"),
     ("SOCK_NET", "sock", "__sk_common.skc_net.net"),

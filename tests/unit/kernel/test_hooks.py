@@ -9,6 +9,7 @@ import pytest
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import libbpf
 from dnsprobe.kernel.hooks import (
+    CORK_MACRO,
     EGRESS,
     FUNCTIONS,
     PARTS,
@@ -87,7 +88,7 @@ def test_a_global_function_has_one_way() -> None:
 
 
 def test_a_function_under_its_own_name_has_the_arguments_of_the_source() -> None:
-    assert ways("udp_send_skb", "udp_send_skb") == [(["udp_send_skb"], FLOW)]
+    assert ways("udp_send_skb", "udp_send_skb") == [(["udp_send_skb"], (*FLOW, CORK_MACRO))]
 
 
 def test_a_clone_may_have_other_arguments() -> None:
