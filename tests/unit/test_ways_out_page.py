@@ -116,3 +116,9 @@ def test_a_verdict_compares_what_was_counted_with_what_was_sent(
     counted: dict[tuple[str, str], int], shown: set[Asked], lost: int, found: str
 ) -> None:
     assert verdict(Counter({ASKED: 2}), Seen(Counter(counted), shown, lost)).partition(":")[0] == found
+
+
+@pytest.mark.parametrize(("skipped", "lost", "found"), [(1, 0, "right"), (1, 1, "wrong"), (0, 1, "counted as lost")])
+def test_a_run_that_the_kernel_skipped_is_not_held_against_a_rung(skipped: int, lost: int, found: str) -> None:
+    seen = Seen(Counter({("asker", "udp"): 1}), {ASKED}, lost, skipped)
+    assert verdict(Counter({ASKED: 2}), seen).partition(":")[0] == found

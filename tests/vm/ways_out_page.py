@@ -38,7 +38,8 @@ situations while one dnsprobe for each hook observes them. They compare what it 
 - `right`: each query was counted once, for the process that asked, with its transport and with the server that it
   asked. Where there is nothing to count, nothing was counted.
 - `counted as lost`: queries are missing, and `dnsprobe_packets_unparsed_total` and `dnsprobe_events_lost_total` have as
-  many. Or they were counted without their process, and `dnsprobe_queries_unattributed_total` has as many.
+  many. Or they were counted without their process, and `dnsprobe_queries_unattributed_total` has as many. Runs that the
+  kernel skipped (`run_missed`) are left out: they depend on which process interrupts which, not on the situation.
 - `not seen`: queries are missing, and no counter has them.
 - `-`: the kernel does not have what the situation needs, or it does not have the hook.
 
