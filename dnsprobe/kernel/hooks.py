@@ -80,7 +80,7 @@ class Rung:
 def _at_function(
     name: str, functions: dict[str, str], macro: str, *, unseen: str, entry: str = ""
 ) -> tuple[Rung, Rung]:
-    """Return both ways to attach to a function. fentry costs less, and is not skipped while another program runs."""
+    """Return both ways to attach to a function. fentry comes first: it costs less."""
     ways = (Attach.FENTRY, Attach.KPROBE)
     fentry, kprobe = (Rung(name, attach, functions, macro=macro, entry=entry, unseen=unseen) for attach in ways)
     return fentry, kprobe
