@@ -150,6 +150,7 @@ class Query:
     - ``net_ns`` is the inode number of the network namespace that the query leaves, 0 if it is not known.
     - ``repeats`` is the number of equal queries (process, name, type, class, transport) without an event since the
       last event.
+    - ``share`` is the user or control group of the sender, as the kernel side numbers them; 0 if it is not known.
     """
 
     time_ns: int
@@ -165,6 +166,7 @@ class Query:
     net_ns: int
     ancestry: Ancestry
     repeats: int
+    share: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,11 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """The number of queries of one process, by rule, type and transport, with the labels of the process."""
+    """The number of queries of one process, by rule, type and transport, with the labels of the process.
+
+    ``share`` is who takes the room of the series: a user or a control group, as the kernel side numbers them, 0 if that
+    is not known.
+    """
 
     rule: Rule
     qtype: str
@@ -232,6 +238,7 @@ class Count:
     unit: str
     container: str
     queries: int
+    share: int = 0
 
 
 class Series(NamedTuple):

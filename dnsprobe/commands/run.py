@@ -185,7 +185,8 @@ class Daemon:
         return f"{describe_hooks(self._session.probe.prover)}; {self._rules_in_force()}; {self._queries_so_far()}"
 
     def _queries_so_far(self) -> str:
-        return number(total_queries(self._session.collect()), "query", "queries")
+        queries = total_queries(self._session.collect()) + self._session.totals.expired.total()
+        return number(queries, "query", "queries")
 
     def _rules_in_force(self) -> str:
         return number(len(self._session.rules.rules), "rule")
@@ -208,6 +209,9 @@ class Daemon:
             reload_successful=self._reloader.successful,
             reload_time=self._reloader.time,
             web_config_good=self._server.protection.good,
+            series_expired=self._session.totals.series_expired,
+            expired=self._session.totals.expired.copy(),
+            expired_connections=self._session.totals.expired_connections,
         )
 
     def _page(self) -> Page:

@@ -103,11 +103,13 @@ class MetricsConfig:
 
     ``listen`` is an IP address without brackets and a port; port 0 means any free port. ``labels`` are the labels of
     OPTIONAL_LABELS that are shown. ``page`` turns the page for people on. ``web_config`` is the path of a file for
-    :mod:`dnsprobe.config.web`, or None.
+    :mod:`dnsprobe.config.web`, or None. A series that had no query for ``series_ttl_ns`` may leave; 0 means that none
+    leaves for that.
     """
 
     listen: tuple[str, int] = ("127.0.0.1", 10059)
     max_series: int = 10000
+    series_ttl_ns: int = 24 * 3600 * NANOSECONDS["s"]
     labels: tuple[str, ...] = OPTIONAL_LABELS
     connections: int = 128
     page: bool = True
@@ -263,6 +265,7 @@ SECTIONS: Mapping[str, Section] = {
         {
             "listen": Key("listen", listen),
             "max_series": Key("max_series", whole_number(1, 1_000_000)),
+            "series_ttl": Key("series_ttl_ns", duration(NANOSECONDS["s"], "1s")),
             "labels": Key("labels", choices(OPTIONAL_LABELS)),
             "connections": Key("connections", whole_number(1, 65535)),
             "page": Key("page", boolean),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from dnsprobe.config.main import Config, ProbeConfig, warnings
+from dnsprobe.config.readers import NANOSECONDS
 from dnsprobe.hook_names import OLD_HOOKS, Attach
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import NO_LOSSES, Loss, Source, read_losses
@@ -53,7 +55,10 @@ class Session:
             Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage),
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
         )
-        self.totals = Totals(config.metrics.max_series, config.metrics.labels)
+        ttl_ns = config.metrics.series_ttl_ns
+        self.totals = Totals(
+            config.metrics.max_series, config.metrics.labels, ttl_ns / NANOSECONDS["s"] if ttl_ns else math.inf
+        )
         procfs = ProcFS()
         self._rules = RulesInForce(self.probe, rules)
         self._decisions = NameDecisions(self.probe, self._rules, probe.names)

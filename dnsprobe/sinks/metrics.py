@@ -30,7 +30,8 @@ class Snapshot:
 
     ``hooks`` has a (path, hook, attach, symbol) for each path with a hook. ``verified`` is True for a path whose last
     canary queries came back. ``losses`` has every loss from the start, at zero, and ``other_messages`` every reason of
-    :data:`OTHER_MESSAGES`. ``reload_time`` is in seconds since the epoch.
+    :data:`OTHER_MESSAGES`. ``reload_time`` is in seconds since the epoch. ``series_expired`` is how many
+    series have left; ``expired`` has their queries by domain, ``expired_connections`` their connections.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)
@@ -44,6 +45,9 @@ class Snapshot:
     reload_successful: bool = True
     reload_time: float = 0.0
     web_config_good: bool = True
+    series_expired: int = 0
+    expired: Mapping[str, int] = field(default_factory=dict)
+    expired_connections: int = 0
 
 
 class DaemonCollector(Collector):
@@ -87,6 +91,23 @@ class DaemonCollector(Collector):
         for reason, messages in sorted(now.other_messages.items()):
             other.add_metric([reason], messages)
         yield other
+        yield from self._expired(now)
+
+    @staticmethod
+    def _expired(now: Snapshot) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "dnsprobe_series_expired", "Series that have left to make room for new ones.", now.series_expired
+        )
+        queries = CounterMetricFamily(
+            "dnsprobe_queries_expired", "Queries of series that have left, by domain.", labels=["domain"]
+        )
+        shown_domains = {series.domain for series in now.counts if not series.encrypted}
+        for domain in sorted(shown_domains | set(now.expired)):
+            queries.add_metric([shown(domain)], now.expired.get(domain, 0))
+        yield queries
+        yield CounterMetricFamily(
+            "dnsprobe_encrypted_connections_expired", "Connections of series that have left.", now.expired_connections
+        )
 
     @staticmethod
     def _state(now: Snapshot) -> Iterator[Metric]:

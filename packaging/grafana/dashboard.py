@@ -293,6 +293,7 @@ def health() -> Iterator[Json]:
             target(
                 f"sum by (instance) (dnsprobe_series_folded_total{{{OF_HOSTS}}})", "{{instance}} folded into (other)"
             ),
+            target(f"sum by (instance) (dnsprobe_series_expired_total{{{OF_HOSTS}}})", "{{instance}} left"),
         ],
         "At most metrics.max_series, and one more for each domain and transport.",
     )

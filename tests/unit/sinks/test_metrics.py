@@ -42,6 +42,9 @@ FULL = Snapshot(
     reload_successful=False,
     reload_time=1_767_323_045.25,
     web_config_good=False,
+    series_expired=31,
+    expired={"example.test": 32, "gone.test": 33},
+    expired_connections=34,
 )
 
 
