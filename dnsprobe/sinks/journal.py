@@ -14,6 +14,7 @@ from typing import TextIO, cast
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Identity, Query
+from dnsprobe.sinks.budget import Budget
 from dnsprobe.sinks.fields import journal_values
 from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import summary
@@ -97,25 +98,25 @@ def _sendv() -> Callable[..., object]:
 class RateLimit:
     """Allows ``burst`` entries in each ``interval_ns`` nanoseconds of ``clock_ns``; 0 nanoseconds means no limit.
 
-    An interval begins with the first entry after the previous interval, as with journald's own limit.
+    An interval begins with the first entry after the previous interval, as with journald's own limit. Users share the
+    entries of an interval (:class:`~dnsprobe.sinks.budget.Budget`).
     """
 
     def __init__(self, interval_ns: int, burst: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._interval_ns, self._burst, self._clock_ns = interval_ns, burst, clock_ns
         self._ends_ns = 0
-        self._allowed = 0
+        self._places = Budget(burst)
         self._refused = 0
 
-    def allows(self) -> bool:
-        """Count one more entry. Return False if it must not be written."""
+    def allows(self, share: int = 0, priority: int = 6) -> bool:
+        """Count one more entry of a user (``Query.share``). Return False if it must not be written."""
         if not self._interval_ns:
             return True
         if self._clock_ns() >= self._ends_ns:
             self.report_refused()
             self._ends_ns = self._clock_ns() + self._interval_ns
-            self._allowed = 0
-        if self._allowed < self._burst:
-            self._allowed += 1
+            self._places.clear()
+        if self._places.take(share, priority):
             return True
         self._refused += 1
         return False
@@ -124,7 +125,8 @@ class RateLimit:
         """Log how many entries were refused, if the interval is over."""
         if self._refused and self._clock_ns() >= self._ends_ns:
             _log.warning(
-                "%s not written to the journal: more than %d in %g s (journal.rate_burst, journal.rate_interval)",
+                "%s not written to the journal: more than %d in %g s, or more than the share of one user "
+                "(journal.rate_burst, journal.rate_interval)",
                 number(self._refused, "entry was", "entries were"),
                 self._burst,
                 self._interval_ns / 1e9,
@@ -165,7 +167,7 @@ class JournalSink(QueuedSink):
 
     def put(self, query: Query, identity: Identity) -> bool:
         """Queue a query without waiting. Return False if it is dropped."""
-        if self._limit.allows():
+        if self._limit.allows(query.share, query.rule.priority):
             return super().put(query, identity)
         self.count_dropped()
         return False

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable
 
 from dnsprobe.model import Identity, Query
+from dnsprobe.sinks.budget import Budget
 
 _log = logging.getLogger(__name__)
 
 
 class QueuedSink:
-    """Calls ``write`` for each query in a daemon thread; at most ``size`` queries wait for it.
+    """Calls ``write`` for each query in a daemon thread; at most ``size`` queries wait for it, and not all of one user.
 
     If ``write`` raises, that query is lost; the first error after a success is logged. In the end every query that was
     put is counted either in ``entries`` or in ``dropped``.
@@ -21,7 +22,7 @@ class QueuedSink:
 
     def __init__(self, write: Callable[[Query, Identity], object], size: int, name: str) -> None:
         self._write = write
-        self._size = size
+        self._places = Budget(size)
         self._name = name
         self._queue: deque[tuple[Query, Identity]] = deque()
         self._changed = threading.Condition()
@@ -44,7 +45,7 @@ class QueuedSink:
     def put(self, query: Query, identity: Identity) -> bool:
         """Queue a query without waiting. Return False if it is dropped."""
         with self._changed:
-            if self._closing or len(self._queue) >= self._size:
+            if self._closing or not self._places.take(query.share, query.rule.priority):
                 self._refused += 1
                 return False
             self._queue.append((query, identity))
@@ -81,6 +82,7 @@ class QueuedSink:
                         return
                     self._changed.wait()
                 query, identity = self._queue.popleft()
+                self._places.give_back(query.share)
             try:
                 self._write(query, identity)
             except Exception as error:  # one query that fails must not end the thread

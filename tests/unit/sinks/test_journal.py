@@ -389,7 +389,8 @@ def test_a_rate_limit_refuses_entries_above_its_burst(caplog: pytest.LogCaptureF
     limit.report_refused()
     (record,) = caplog.records
     assert record.getMessage() == (
-        "3 entries were not written to the journal: more than 3 in 30 s (journal.rate_burst, journal.rate_interval)"
+        "3 entries were not written to the journal: more than 3 in 30 s, or more than the share of one user "
+        "(journal.rate_burst, journal.rate_interval)"
     )
     assert vars(record)["message_id"] == journal.OVER_LIMIT_ID
     assert [limit.allows() for _ in range(4)] == [True, True, True, False]
