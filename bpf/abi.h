@@ -30,6 +30,31 @@
  * the rules. */
 #define ENCRYPTED RULE_IDS
 
+/* The type of a query in its counter, if the type has no name: anyone can ask for 65,536 types. IANA reserves it. */
+#define OTHER_QTYPE 65535
+
+/*
+ * Who takes room in the maps and in the ring of events: a user, or a control group of root. Each may have only so much
+ * that others find room as well (process/share.h).
+ */
+#define SHARE_OF_NOBODY 0ULL	     /* it is not known who asks, or user space has made the entry */
+#define SHARE_OF_OTHERS 1ULL	     /* those that have no entry in MAP(SHARES), together */
+#define SHARE_OF_USER (1ULL << 32)   /* below it, the uid */
+#define SHARE_OF_CGROUP (1ULL << 62) /* below it, the id of the control group in the unified hierarchy */
+#define SHARES 4096
+
+/* What is shared. Its unit is an entry of a map, or an octet of the ring of events. */
+enum resource {
+	RESOURCE_COUNTERS = 0, /* MAP(COUNTS) */
+	RESOURCE_NAMES,	       /* MAP(NAMES) */
+	RESOURCE_PENDING,      /* MAP(PENDING) */
+	RESOURCE_PROCESSES,    /* MAP(PROCESSES) */
+	RESOURCE_IDENTITIES,   /* MAP(IDENTITIES) */
+	RESOURCE_LINEAGE,      /* MAP(LINEAGE) */
+	RESOURCE_EVENTS,       /* MAP(EVENTS) */
+	RESOURCES,
+};
+
 /* The transport of a query. mDNS, LLMNR and DoT are recognized by their port. */
 enum transport {
 	TRANSPORT_UDP = 0,
@@ -83,6 +108,17 @@ enum statistic {
 	STATISTICS,
 };
 
+/* What one user or control group has. Only the kernel side writes it. */
+struct share {
+	u64 used[RESOURCES];	/* units taken, less those that the kernel side gave back */
+	u64 refused[RESOURCES]; /* how often there was no room in the share */
+};
+
+/* What user space gave back of a share, in units. Only user space writes it. */
+struct returned {
+	u64 units[RESOURCES];
+};
+
 struct settings {
 	u64 repeat_ns;	/* how long repeated queries cause no event; 0: each query causes one */
 	u32 generation; /* of the rules: one more after each change */
@@ -105,6 +141,12 @@ struct process_key {
 	u64 start_ns; /* since boot: task_struct.start_boottime of the group leader */
 	u32 tgid;
 	u32 exec; /* for identities: task_struct.self_exec_id, which execve(2) changes; for trees: 0 */
+};
+
+/* A counter, and who takes its room. */
+struct count {
+	u64 queries;
+	u64 share;
 };
 
 struct count_key {
@@ -154,6 +196,7 @@ struct name {
 	u32 length;		/* in wire format, root included */
 	u8 reversed[NAME_SIZE]; /* lower case, last octet first */
 	u32 pad;
+	u64 share; /* who takes its room */
 };
 
 /* A DNS message over TCP, up to the end of its question: length (RFC 1035, section 4.2.2), header, longest question. */
@@ -195,6 +238,7 @@ struct ancestor_key {
 /* The parent that forked a process, and the state of the process. */
 struct ancestor {
 	u64 start_ns; /* 0: from /proc, which has only ticks */
+	u64 share;    /* who takes its room */
 	struct ancestor_key parent;
 	u32 children;  /* in the map, with counted_by_parent set */
 	u32 exited;    /* not 0: it has ended */
@@ -220,6 +264,7 @@ struct chain {
 	u32 shared;	   /* how many of the first processes belong to the lineage, too */
 	u32 lineage_depth; /* processes of the lineage behind the first `depth` ones */
 	u32 lineage_cut;   /* 1: the lineage is longer, or not known any further */
+	u64 share;	   /* of the process that asks */
 	struct process process[CHAIN_ROOM];
 };
 
@@ -236,6 +281,7 @@ struct identity {
 	u32 pid_ns;	       /* inode numbers of namespaces, as in /proc/PID/ns */
 	u32 mnt_ns;
 	u32 cmdline_length;
+	u64 share;	    /* who takes the room of this entry */
 	struct path cgroup; /* in the unified hierarchy */
 	struct path exe;
 	u8 cmdline[CMDLINE_SIZE]; /* the first octets; each argument has a NUL behind it */

@@ -102,6 +102,10 @@ struct scratch {
 	struct process_key process;
 	/* The task of the leader of its thread group. Written as `process`, read by keep_and_submit. */
 	u64 leader;
+	/* Who takes the room of what this query adds (SHARE_OF_*), and the type under which it is counted. Written by
+	 * set_share and count_encrypted_connection (counted_qtype); read by query/ and keep_identity. */
+	u64 share;
+	u32 counted_qtype;
 	/* Not 0: the process has a new counter and no tree yet. Written by handle_packet and handle_write (0),
 	 * count_query and count_pending; read by keep_and_submit. */
 	u32 keep_tree;

@@ -9,6 +9,7 @@
 #include "kernel_read.h"
 #include "verifier.h"
 #include "scratch.h"
+#include "process/share.h"
 
 /* Steps of a path that are read: names, and mounts. */
 #define PATH_STEPS 24
@@ -166,9 +167,20 @@ static __always_inline void keep_identity(struct scratch *s, const struct proces
 	key.exec = s->event.chain.exec;
 	if (bpf_map_lookup_elem(MAP(IDENTITIES), &key))
 		return;
-	read_identity(&s->identity, leader, thread);
-	if (bpf_map_update_elem(MAP(IDENTITIES), &key, &s->identity, BPF_ANY))
-		count_statistic(STAT_IDENTITIES_FULL);
+	if (take_room(s->share, RESOURCE_IDENTITIES, 1)) {
+		read_identity(&s->identity, leader, thread);
+		s->identity.share = s->share;
+
+		long failed = bpf_map_update_elem(MAP(IDENTITIES), &key, &s->identity, BPF_NOEXIST);
+
+		if (!failed)
+			return;
+		give_back(s->share, RESOURCE_IDENTITIES, 1);
+		/* Another thread of the process was first. */
+		if (failed == -EEXIST)
+			return;
+	}
+	count_statistic(STAT_IDENTITIES_FULL);
 }
 
 #endif

@@ -10,6 +10,7 @@
 #include "kernel_read.h"
 #include "verifier.h"
 #include "maps.h"
+#include "process/share.h"
 
 /* Ended ancestors that one exit removes, at most. */
 #define MAX_REMOVED 8
@@ -29,14 +30,35 @@ static __always_inline struct ancestor *find_ancestor(const struct ancestor_key 
 	return ancestor && (!ancestor->start_ns || ancestor->start_ns == start_ns) ? ancestor : NULL;
 }
 
-static __always_inline bool add_ancestor(const struct ancestor_key *key, const struct ancestor *ancestor)
+/* Replaces an entry with the same key: user space read the process from /proc first, or the exit of an earlier process
+ * with the same pid was missed. The room that it takes stays with who has it. */
+static __always_inline bool replace_ancestor(const struct ancestor_key *key, struct ancestor *ancestor)
 {
-	if (bpf_map_update_elem(MAP(LINEAGE), (void *)key, (void *)ancestor, BPF_ANY)) {
-		count_statistic(STAT_LINEAGE_FULL);
+	struct ancestor *present = bpf_map_lookup_elem(MAP(LINEAGE), (void *)key);
+
+	if (!present)
 		return false;
+	ancestor->share = present->share;
+	return bpf_map_update_elem(MAP(LINEAGE), (void *)key, ancestor, BPF_EXIST) == 0;
+}
+
+/* Adds the entry of a process. It takes room in the share of `task`. */
+static __always_inline bool add_ancestor(const struct ancestor_key *key, struct ancestor *ancestor, u64 task)
+{
+	ancestor->share = find_share(task);
+	if (take_room(ancestor->share, RESOURCE_LINEAGE, 1)) {
+		long failed = bpf_map_update_elem(MAP(LINEAGE), (void *)key, ancestor, BPF_NOEXIST);
+
+		if (!failed) {
+			count_statistic(STAT_LINEAGE_ADDED);
+			return true;
+		}
+		give_back(ancestor->share, RESOURCE_LINEAGE, 1);
+		if (failed == -EEXIST)
+			return replace_ancestor(key, ancestor);
 	}
-	count_statistic(STAT_LINEAGE_ADDED);
-	return true;
+	count_statistic(STAT_LINEAGE_FULL);
+	return false;
 }
 
 /*
@@ -58,7 +80,7 @@ static __always_inline struct ancestor *add_unseen_parent(const struct ancestor_
 		ancestor.parent_lost = 1;
 	}
 	bpf_probe_read_kernel(ancestor.comm, COMM_SIZE, (void *)(leader + TASK_COMM));
-	return add_ancestor(key, &ancestor) ? find_ancestor(key, start_ns) : NULL;
+	return add_ancestor(key, &ancestor, leader) ? find_ancestor(key, start_ns) : NULL;
 }
 
 /* `leader` is the leader of the thread group that forks. With CLONE_PARENT, that is not the parent of the child. */
@@ -83,7 +105,7 @@ static __always_inline int follow_fork(u64 leader, u64 child)
 	added.start_ns = read_u64(child + TASK_START_BOOTTIME);
 	bpf_probe_read_kernel(added.comm, COMM_SIZE, (void *)(child + TASK_COMM));
 	set_ancestor_key(&key, read_u32(child + TASK_TGID), added.start_ns);
-	if (!add_ancestor(&key, &added) && parent)
+	if (!add_ancestor(&key, &added, child) && parent)
 		__sync_fetch_and_add(&parent->children, -1);
 	return 0;
 }
@@ -118,8 +140,12 @@ static __always_inline void remove_ended(struct ancestor_key *key)
 
 		struct ancestor_key parent_key = ancestor->parent;
 		bool counted = ancestor->counted_by_parent;
+		u64 share = ancestor->share;
 
-		if (bpf_map_delete_elem(MAP(LINEAGE), key) || !counted)
+		if (bpf_map_delete_elem(MAP(LINEAGE), key))
+			return;
+		give_back(share, RESOURCE_LINEAGE, 1);
+		if (!counted)
 			return;
 
 		struct ancestor *parent = bpf_map_lookup_elem(MAP(LINEAGE), &parent_key);
@@ -132,6 +158,28 @@ static __always_inline void remove_ended(struct ancestor_key *key)
 			return;
 		*key = parent_key;
 	}
+}
+
+/*
+ * Removes the ended ancestors of an ended process that are beyond what an event shows. Without this, a process that
+ * forks and ends, again and again, leaves a chain that grows as long as its last child lives. An ancestor with other
+ * descendants is not removed: they may show it.
+ */
+static __always_inline void cut_lineage(struct ancestor_key *key)
+{
+	for (u32 i = 0; i < LINEAGE_SIZE; i++) {
+		struct ancestor *ancestor = bpf_map_lookup_elem(MAP(LINEAGE), key);
+
+		if (!ancestor || !ancestor->counted_by_parent)
+			return;
+		*key = ancestor->parent;
+		ancestor = bpf_map_lookup_elem(MAP(LINEAGE), key);
+		/* Both are read once: other CPUs change them. */
+		if (!ancestor || !READ_ONCE(ancestor->exited) || READ_ONCE(ancestor->children) != 1 ||
+		    ancestor->has_others)
+			return;
+	}
+	remove_ended(key);
 }
 
 static __always_inline int follow_exit(u64 task)
@@ -157,6 +205,7 @@ static __always_inline int follow_exit(u64 task)
 	/* Read after the addition: other CPUs change it. */
 	if (READ_ONCE(ancestor->children) || ancestor->has_others) {
 		count_statistic(STAT_LINEAGE_LEFT);
+		cut_lineage(&key);
 		return 0;
 	}
 	remove_ended(&key);

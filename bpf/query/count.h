@@ -7,6 +7,7 @@
 
 #include "verifier.h"
 #include "scratch.h"
+#include "process/share.h"
 
 /* True if the current task sends on the packet of another one. Only the hook behind the firewall meets that. */
 #ifdef HOOK_EGRESS
@@ -16,33 +17,56 @@
 #define IS_SENT_ON(s) 0
 #endif
 
-/* Adds one to the counter of `key`. False if the map has no room for a new key. `added`: the key is new. */
-static __always_inline bool count_one(void *map, const void *key, bool *added)
+/* Sets the share of the process that asks, and the type under which its query is counted. */
+static __always_inline void set_share(struct scratch *s, u64 thread)
 {
-	u64 one = 1;
-	u64 *count = bpf_map_lookup_elem(map, (void *)key);
+	u32 index = s->question.qtype / 64;
+	u64 *known = bpf_map_lookup_elem(MAP(QTYPES), &index);
+
+	s->share = thread ? find_share(thread) : SHARE_OF_NOBODY;
+	s->counted_qtype = known && *known >> s->question.qtype % 64 & 1 ? s->question.qtype : OTHER_QTYPE;
+}
+
+/* Adds one to the counter of `key`. False if the map or the share has no room for a new key. `added`: the key is new.
+ */
+static __always_inline bool count_one(const struct scratch *s, void *map, u32 resource, const void *key, bool *added)
+{
+	struct count first = { .queries = 1, .share = s->share };
+	struct count *count = bpf_map_lookup_elem(map, (void *)key);
 
 	*added = false;
 	if (!count) {
-		if (bpf_map_update_elem(map, (void *)key, &one, BPF_NOEXIST) == 0) {
-			count_statistic(STAT_COUNTERS_ADDED);
-			*added = true;
-			return true;
+		if (take_room(first.share, resource, 1)) {
+			if (bpf_map_update_elem(map, (void *)key, &first, BPF_NOEXIST) == 0) {
+				count_statistic(STAT_COUNTERS_ADDED);
+				*added = true;
+				return true;
+			}
+			give_back(first.share, resource, 1);
 		}
-		/* Another CPU was first, or the map is full. */
+		/* Another CPU was first, or there is no room. */
 		count = bpf_map_lookup_elem(map, (void *)key);
 		if (!count)
 			return false;
 	}
-	__sync_fetch_and_add(count, 1);
+	__sync_fetch_and_add(&count->queries, 1);
 	return true;
 }
 
 /* Keeps the tree of a process with a new counter. Its events may get lost, but each counter needs a tree. */
 static __always_inline void keep_tree(struct scratch *s)
 {
-	if (bpf_map_update_elem(MAP(PROCESSES), &s->process, &s->event.chain, BPF_ANY))
-		count_statistic(STAT_UNATTRIBUTED_PROCESSES_FULL);
+	if (take_room(s->share, RESOURCE_PROCESSES, 1)) {
+		long failed = bpf_map_update_elem(MAP(PROCESSES), &s->process, &s->event.chain, BPF_NOEXIST);
+
+		if (!failed)
+			return;
+		give_back(s->share, RESOURCE_PROCESSES, 1);
+		/* Another thread of the process was first. */
+		if (failed == -EEXIST)
+			return;
+	}
+	count_statistic(STAT_UNATTRIBUTED_PROCESSES_FULL);
 }
 
 static __always_inline bool is_tree_kept(const struct scratch *s)
@@ -57,12 +81,12 @@ static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transpor
 		.start_ns = s->process.start_ns,
 		.tgid = s->process.tgid,
 		.rule = rule,
-		.qtype = s->question.qtype,
+		.qtype = s->counted_qtype,
 		.transport = transport,
 	};
 	bool added;
 
-	if (!count_one(MAP(COUNTS), &key, &added)) {
+	if (!count_one(s, MAP(COUNTS), RESOURCE_COUNTERS, &key, &added)) {
 		u64 *overflow = bpf_map_lookup_elem(MAP(OVERFLOW), &rule);
 
 		count_statistic(STAT_UNATTRIBUTED_COUNTERS_FULL);
@@ -83,24 +107,29 @@ static __always_inline bool count_pending(struct scratch *s, u32 generation, boo
 		.name_hash = s->question.hash,
 		.tgid = s->process.tgid,
 		.generation = generation,
-		.qtype = s->question.qtype,
+		.qtype = s->counted_qtype,
 		.transport = transport,
 	};
 	u64 hash = s->question.hash;
 	bool added;
 
 	if (!known) {
+		if (!take_room(s->share, RESOURCE_NAMES, 1))
+			return false;
 		s->name.verdict = DECIDE;
 		s->name.generation = generation;
 		s->name.length = s->question.length;
 		__builtin_memcpy(s->name.reversed, s->key.reversed, NAME_SIZE);
+		s->name.share = s->share;
+		if (bpf_map_update_elem(MAP(NAMES), &hash, &s->name, BPF_NOEXIST) == 0)
+			count_statistic(STAT_NAMES_ADDED);
+		else
+			give_back(s->share, RESOURCE_NAMES, 1);
 		/* If another CPU was first, the name is there as well. */
-		bpf_map_update_elem(MAP(NAMES), &hash, &s->name, BPF_NOEXIST);
 		if (!bpf_map_lookup_elem(MAP(NAMES), &hash))
 			return false;
-		count_statistic(STAT_NAMES_ADDED);
 	}
-	if (!count_one(MAP(PENDING), &key, &added))
+	if (!count_one(s, MAP(PENDING), RESOURCE_PENDING, &key, &added))
 		return false;
 	s->keep_tree = added && !is_tree_kept(s);
 	return true;

@@ -41,6 +41,7 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 
 	bool is_asker_known = !IS_SENT_ON(s) || s->leader;
 
+	set_share(s, IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
 	s->submit = is_asker_known;
 	if (rule == CANARY)
 		return;
@@ -81,6 +82,9 @@ static __always_inline void remember_query(struct scratch *s, const struct setti
 	u32 rule = FORGET(s->outcome);
 
 	if (!FORGET(s->repeatable) || rule == DECIDE || (rule != NO_RULE && !s->quiet_ns))
+		return;
+	/* count_recent() counts under the type in the question. */
+	if (rule != NO_RULE && s->counted_qtype != s->question.qtype)
 		return;
 	take_repeats(s->question.query_hash);
 	remember_outcome(s->question.query_hash, rule, s->quiet_ns, settings->generation);

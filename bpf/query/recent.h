@@ -81,11 +81,11 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 		.qtype = __builtin_bswap16(type_class),
 		.transport = transport,
 	};
-	u64 *count = bpf_map_lookup_elem(MAP(COUNTS), &key);
+	struct count *count = bpf_map_lookup_elem(MAP(COUNTS), &key);
 
 	if (!count)
 		return false;
-	__sync_fetch_and_add(count, 1);
+	__sync_fetch_and_add(&count->queries, 1);
 	__sync_fetch_and_add(&slot->repeats, 1);
 	return true;
 }

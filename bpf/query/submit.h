@@ -13,6 +13,9 @@
 #include "query/count.h"
 #include "query/repeat.h"
 
+/* BPF_RINGBUF_HDR_SZ of include/uapi/linux/bpf.h */
+#define RING_HEADER 8
+
 /* Sets the user and group of the thread that asks. Not by bpf_get_current_uid_gid(): older kernels refuse it to
  * programs at egress (6.12 does). */
 static __always_inline void set_user(struct event *event, const struct scratch *s)
@@ -53,6 +56,12 @@ static __always_inline u64 complete_event(struct scratch *s)
 	return __builtin_offsetof(struct event, chain.process) + processes * sizeof(struct process);
 }
 
+/* Returns how many octets of the ring an event takes: kernel/bpf/ringbuf.c, __bpf_ringbuf_reserve(). */
+static __always_inline u64 ring_room(u64 size)
+{
+	return (size + RING_HEADER + 7) & ~7ULL;
+}
+
 /*
  * Keeps the tree of the process if s->keep_tree is set, and submits the event if s->submit is set. Both need the
  * ancestors. The walk over them is half of the program, so there must be only one copy of it: callers set the flags and
@@ -65,6 +74,7 @@ static __always_inline void keep_and_submit(struct scratch *s, const struct sett
 	if (!FORGET(s->keep_tree) && !FORGET(s->submit))
 		return;
 	walk_ancestry(&s->event.chain, s->leader);
+	s->event.chain.share = FORGET(s->share);
 	if (FORGET(s->keep_tree))
 		keep_tree(s);
 	if (s->event.kind != KIND_CANARY)
@@ -81,8 +91,13 @@ static __always_inline void keep_and_submit(struct scratch *s, const struct sett
 		return;
 	}
 
-	bool submitted = bpf_ringbuf_output(MAP(EVENTS), &s->event, size, 0) == 0;
+	u64 room = ring_room(size);
+	bool submitted = take_room(FORGET(s->share), RESOURCE_EVENTS, room);
 
+	if (submitted && bpf_ringbuf_output(MAP(EVENTS), &s->event, size, 0)) {
+		give_back(s->share, RESOURCE_EVENTS, room);
+		submitted = false;
+	}
 	count_statistic(submitted ? STAT_EVENTS : STAT_LOST_RING_FULL);
 	update_seen(s, settings, submitted);
 }

@@ -52,6 +52,8 @@ static __always_inline void count_encrypted_connection(struct scratch *s, struct
 	s->leader = current_process(&s->process);
 	s->question.qtype = 0;
 	s->event.kind = KIND_QUERY;
+	set_share(s, bpf_get_current_task());
+	s->counted_qtype = 0;
 	count_query(s, ENCRYPTED, TRANSPORT_DOT);
 }
 

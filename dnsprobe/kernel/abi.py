@@ -25,6 +25,12 @@ STREAM_SIZE = 2 + 12 + 255 + 4
 STREAM_HEAD = 4
 HASH_KEYS = 72
 OUTCOMES = 8192
+OTHER_QTYPE = 65535
+SHARE_OF_NOBODY = 0
+SHARE_OF_OTHERS = 1
+SHARE_OF_USER = 1 << 32
+SHARE_OF_CGROUP = 1 << 62
+SHARES = 4096
 
 
 class Kind(IntEnum):
@@ -33,6 +39,18 @@ class Kind(IntEnum):
     QUERY = 0
     UNDECIDED = 1
     CANARY = 2
+
+
+class Resource(IntEnum):
+    """What users share (``enum resource``)."""
+
+    COUNTERS = 0
+    NAMES = 1
+    PENDING = 2
+    PROCESSES = 3
+    IDENTITIES = 4
+    LINEAGE = 5
+    EVENTS = 6
 
 
 class Statistic(IntEnum):
@@ -75,21 +93,27 @@ TRANSPORTS = ("udp", "tcp", "mdns", "llmnr", "dot")
 SETTINGS = struct.Struct(f"=QIII4x{HASH_KEYS}Q")
 OUTCOME = struct.Struct("=IIBB2x")
 PROCESS_KEY = struct.Struct("=QII")
+SHARE = struct.Struct(f"={2 * len(Resource)}Q")
+RETURNED = struct.Struct(f"={len(Resource)}q")
+COUNT = struct.Struct("=QQ")
 COUNT_KEY = struct.Struct("=QIIHB5x")
 PENDING_KEY = struct.Struct("=QQIIHB5x")
 SEEN = struct.Struct("=QQ")
 OPENER = struct.Struct("=QQI4x")
 CACHED = struct.Struct("=QQQQ")
 STREAM = struct.Struct(f"=QIIIIIIII{STREAM_HEAD}Q{STREAM_SIZE}s7x")
-NAME = struct.Struct(f"=III{NAME_SIZE}s4x")
+NAME = struct.Struct(f"=III{NAME_SIZE}s4xQ")
 ANCESTOR_KEY = struct.Struct("=QI4x")
-ANCESTOR = struct.Struct(f"=Q{ANCESTOR_KEY.size}sIIBBB5x{COMM_SIZE}s")
+ANCESTOR = struct.Struct(f"=QQ{ANCESTOR_KEY.size}sIIBBB5x{COMM_SIZE}s")
 PROCESS = struct.Struct(f"=QII{COMM_SIZE}s")
-CHAIN_HEAD = struct.Struct("=IIIIII")
+CHAIN_HEAD = struct.Struct("=IIIIIIQ")
 PATH = struct.Struct(f"=II{PATH_SIZE}s")
-IDENTITY = struct.Struct(f"=IIII{PATH.size}s{PATH.size}s{CMDLINE_SIZE}s")
+IDENTITY = struct.Struct(f"=IIIIQ{PATH.size}s{PATH.size}s{CMDLINE_SIZE}s")
 EVENT_HEAD = struct.Struct(f"=QQQIIIIIHHHBBBB2x16s{NAME_SIZE}s")
 COUNTER = struct.Struct("=Q")
+#: The offsets of the share in ``struct identity`` and ``struct ancestor``.
+IDENTITY_SHARE_AT = 16
+ANCESTOR_SHARE_AT = 8
 CHAIN_AT = EVENT_HEAD.size
 CHAIN_BYTES = CHAIN_HEAD.size + CHAIN_ROOM * PROCESS.size
 #: ``struct lpm_key``: the length of the prefix in bits, then the longest prefix that the kernel's trie can hold.
@@ -102,7 +126,7 @@ class Chain:
 
     ``processes`` and ``lineage`` both begin with the asking process. ``complete`` is False if there are more parents,
     ``lineage_complete`` if there are more ancestors or they are unknown. ``execs`` changes with each program that the
-    asking process executes.
+    asking process executes. ``share`` is who took room for its entries (``SHARE_OF_*``).
     """
 
     processes: tuple[Process, ...]
@@ -110,6 +134,7 @@ class Chain:
     execs: int
     lineage: tuple[Process, ...]
     lineage_complete: bool
+    share: int = SHARE_OF_NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +154,7 @@ class Ancestor:
 
     ``start_ns`` is 0 if the process was read from ``/proc``. ``children`` is the number of its children in the map that
     have ``counted_by_parent``. ``has_others`` is True if there are or were other children. ``parent_lost`` is True if
-    its fork was not seen.
+    its fork was not seen. ``share`` is who takes its room (``SHARE_OF_*``).
     """
 
     start_ns: int
@@ -140,6 +165,7 @@ class Ancestor:
     counted_by_parent: bool
     parent_lost: bool
     comm: bytes
+    share: int = SHARE_OF_NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +219,14 @@ class Event:
 
 def decode_chain(data: bytes, at: int = 0) -> Chain:
     """Decode a ``struct chain``."""
-    depth, cut, execs, shared, lineage_depth, lineage_cut = CHAIN_HEAD.unpack_from(data, at)
+    depth, cut, execs, shared, lineage_depth, lineage_cut, share = CHAIN_HEAD.unpack_from(data, at)
     at += CHAIN_HEAD.size
     processes = tuple(
         Process(tgid, start_ns, comm.split(b"\0", 1)[0], bool(exited))
         for start_ns, tgid, exited, comm in PROCESS.iter_unpack(data[at : at + (depth + lineage_depth) * PROCESS.size])
     )
     parents, others = processes[:depth], processes[depth:]
-    return Chain(parents, not cut, execs, parents[:shared] + others, not lineage_cut)
+    return Chain(parents, not cut, execs, parents[:shared] + others, not lineage_cut, share)
 
 
 def encode_ancestor_key(key: AncestorKey) -> bytes:
@@ -212,6 +238,7 @@ def encode_ancestor(ancestor: Ancestor) -> bytes:
     """Encode a ``struct ancestor``."""
     return ANCESTOR.pack(
         ancestor.start_ns,
+        ancestor.share,
         encode_ancestor_key(ancestor.parent),
         ancestor.children,
         ancestor.exited,
@@ -224,7 +251,7 @@ def encode_ancestor(ancestor: Ancestor) -> bytes:
 
 def decode_ancestor(data: bytes) -> Ancestor:
     """Decode a ``struct ancestor``."""
-    start_ns, parent, children, exited, has_others, counted, parent_lost, comm = ANCESTOR.unpack(data)
+    start_ns, share, parent, children, exited, has_others, counted, parent_lost, comm = ANCESTOR.unpack(data)
     return Ancestor(
         start_ns,
         AncestorKey(*ANCESTOR_KEY.unpack(parent)),
@@ -234,6 +261,7 @@ def decode_ancestor(data: bytes) -> Ancestor:
         bool(counted),
         bool(parent_lost),
         comm.split(b"\0", 1)[0],
+        share,
     )
 
 
@@ -245,7 +273,7 @@ def decode_path(data: bytes) -> PathNames:
 
 def decode_identity(data: bytes) -> Facts:
     """Decode a ``struct identity``."""
-    loginuid_plus_one, pid_ns, mnt_ns, cmdline_length, cgroup, exe, cmdline = IDENTITY.unpack(data)
+    loginuid_plus_one, pid_ns, mnt_ns, cmdline_length, _share, cgroup, exe, cmdline = IDENTITY.unpack(data)
     return Facts(
         loginuid=loginuid_plus_one - 1 if loginuid_plus_one else None,
         pid_ns=pid_ns,

@@ -87,6 +87,17 @@ _IDENTITY = (
     ("PID_NS_INUM", "pid_namespace", "ns.inum"),
 )
 
+# Fair shares: who is responsible for a process. Without the members of namespaces, that is its user; without those of
+# control groups, all processes of root have one share.
+_SHARE = (
+    ("TASK_REAL_CRED", "task_struct", "real_cred"),
+    ("CRED_USER_NS", "cred", "user_ns"),
+    ("USER_NS_LEVEL", "user_namespace", "level"),
+    ("USER_NS_PARENT", "user_namespace", "parent"),
+    ("USER_NS_OWNER", "user_namespace", "owner"),
+    ("KERNFS_ID", "kernfs_node", "id"),
+)
+
 # Lineage tracking needs these to recognize the exit of the last thread. Without them, only lineage tracking is off.
 _LINEAGE = (
     ("TASK_SIGNAL", "task_struct", "signal"),
@@ -177,7 +188,7 @@ _WAITERS = (
     ("POLL_TASK", "poll_wqueues", "polling_task"),
 )
 
-_OPTIONAL = (*_IDENTITY, *_LINEAGE, *_NAT, *_ASKER, *_ASKER_FURTHER, *_WAITERS)
+_OPTIONAL = (*_IDENTITY, *_SHARE, *_LINEAGE, *_NAT, *_ASKER, *_ASKER_FURTHER, *_WAITERS)
 _STRUCTS = frozenset(member[1] for member in (*_REQUIRED, *_OPTIONAL, *_TCP, *_TCP_FAST_OPEN))
 
 _FUNCTIONS = FUNCTIONS | {CAST_TO_KERNEL}

@@ -8,17 +8,19 @@ Map calls run at real-time priority (:mod:`dnsprobe.kernel.real_time`). The code
 
 from __future__ import annotations
 
-import errno
-import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dnsprobe.kernel import abi, libbpf
+from dnsprobe.kernel.abi import Resource
+from dnsprobe.kernel.shares import Share, SharedMap, Shares
+from dnsprobe.kernel.typed_map import ArrayMap, Codec, TypedMap, raise_refusal
+from dnsprobe.names.qtype import QTYPES
 from dnsprobe.names.ruleset import TrieEntry
 
-_T = TypeVar("_T")
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -44,6 +46,10 @@ _EVENTS_AT_ONCE, _CANARIES_AT_ONCE = 512, 1 << 16
 _STREAMS = 8192
 #: Sockets for UDP whose opener is noted. The one that was used least recently makes room for another.
 _OPENERS = 8192
+#: The header in front of a record of a ring buffer (``BPF_RINGBUF_HDR_SZ``), and the multiple that a record takes.
+_RING_HEADER, _RING_UNIT = 8, 8
+#: Room of events that were read is given back once it is this part of the ring.
+_RING_PARTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +86,6 @@ class NameVerdict(NamedTuple):
     name: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Codec(Generic[_T]):
-    """The representation of a type in a map: its size in octets, and the conversion in both directions."""
-
-    size: int
-    encode: Callable[[_T], bytes]
-    decode: Callable[[bytes], _T]
-
-
 def _integer(layout: str) -> Codec[int]:
     number = struct.Struct(layout)
     unpack = number.unpack
@@ -114,12 +111,26 @@ def _decode_settings(data: bytes) -> Settings:
 
 def _encode_name(verdict: NameVerdict) -> bytes:
     reversed_name = verdict.name[::-1].ljust(abi.NAME_SIZE, b"\0")
-    return abi.NAME.pack(verdict.verdict, verdict.generation, len(verdict.name), reversed_name)
+    return abi.NAME.pack(verdict.verdict, verdict.generation, len(verdict.name), reversed_name, abi.SHARE_OF_NOBODY)
 
 
 def _decode_name(data: bytes) -> NameVerdict:
-    verdict, generation, length, reversed_name = abi.NAME.unpack(data)
+    verdict, generation, length, reversed_name, _share = abi.NAME.unpack(data)
     return NameVerdict(verdict, generation, abi.unreverse(reversed_name, length))
+
+
+def _encode_count(queries: int) -> bytes:
+    return abi.COUNT.pack(queries, abi.SHARE_OF_NOBODY)
+
+
+def _decode_count(data: bytes) -> int:
+    queries, _share = abi.COUNT.unpack(data)
+    return int(queries)
+
+
+def _decode_share(data: bytes) -> Share:
+    numbers = abi.SHARE.unpack(data)
+    return Share(numbers[: len(Resource)], numbers[len(Resource) :])
 
 
 def _encode_cpu_counter(total: int) -> bytes:
@@ -131,9 +142,21 @@ def _decode_cpu_counter(slots: bytes) -> int:
     return sum(value for (value,) in abi.COUNTER.iter_unpack(slots))
 
 
+def _bits(numbers: Iterable[int]) -> dict[int, int]:
+    """Return a set of numbers as words of 64 bits, by their index."""
+    words: dict[int, int] = {}
+    for number in numbers:
+        words[number // 64] = words.get(number // 64, 0) | 1 << number % 64
+    return words
+
+
 _INDEX = _integer("=I")
+_ROOM = _integer("=q")
 _HASH = _integer("=Q")
 _COUNTER = _integer(abi.COUNTER.format)
+_COUNT = Codec(abi.COUNT.size, _encode_count, _decode_count)
+_SHARE = Codec(abi.SHARE.size, lambda share: abi.SHARE.pack(*share.used, *share.refused), _decode_share)
+_RETURNED: Codec[tuple[int, ...]] = _fields(abi.RETURNED)
 _CPU_COUNTER = Codec(abi.COUNTER.size, _encode_cpu_counter, _decode_cpu_counter)
 _SETTINGS = Codec(abi.SETTINGS.size, _encode_settings, _decode_settings)
 _COUNT_KEY: Codec[CountKey] = _fields(abi.COUNT_KEY)
@@ -152,88 +175,13 @@ _ANCESTOR_KEY = Codec(
 _ANCESTOR = Codec(abi.ANCESTOR.size, abi.encode_ancestor, abi.decode_ancestor)
 
 
-def _raise_refusal(refused: Mapping[bytes, int], ignored: int = 0) -> None:
-    """Raise OSError if the kernel refused an entry for another reason than the ignored errno."""
-    for code in refused.values():
-        if code != ignored:
-            raise OSError(code, os.strerror(code))
-
-
-class TypedMap(Generic[_K, _V]):
-    """A map whose keys and values are encoded and decoded. All methods raise OSError with the kernel's errno."""
-
-    def __init__(self, raw: libbpf.Map, key: Codec[_K], value: Codec[_V]) -> None:
-        self._raw, self._key, self._value = raw, key, value
-
-    def put(self, key: _K, value: _V) -> None:
-        """Store a value."""
-        self._raw.set(self._key.encode(key), self._value.encode(value))
-
-    def items(self) -> Iterator[tuple[_K, _V]]:
-        """Yield all entries. Entries that are added or deleted meanwhile may be among them; no other is missed."""
-        decode_key, decode_value = self._key.decode, self._value.decode
-        for key, value in self._raw.items():
-            yield decode_key(key), decode_value(value)
-
-    def keys(self) -> Iterator[_K]:
-        """Yield the keys of all entries."""
-        for key, _value in self._raw.items():
-            yield self._key.decode(key)
-
-    def get_many(self, keys: Iterable[_K]) -> Iterator[tuple[_K, _V | None]]:
-        """Yield each key with its value, None if there is none."""
-        for key, value in self._raw.get_many(map(self._key.encode, keys)):
-            yield self._key.decode(key), None if value is None else self._value.decode(value)
-
-    def take_many(self, keys: Iterable[_K]) -> Iterator[tuple[_K, _V]]:
-        """Delete entries; yield each with its last value. Keys that are not in the map are left out.
-
-        The caller consumes all results, because deletion runs ahead of them.
-        """
-        for key, value in self._raw.take_many(map(self._key.encode, keys)):
-            if value is not None:
-                yield self._key.decode(key), self._value.decode(value)
-
-    def set_many(self, items: Iterable[tuple[_K, _V]]) -> None:
-        """Store values."""
-        _raise_refusal(self._refused(items, libbpf.ANY))
-
-    def insert_many(self, items: Iterable[tuple[_K, _V]]) -> int:
-        """Add entries whose keys are not in the map. Return how many found no room."""
-        refused = self._refused(items, libbpf.NOEXIST).values()
-        return sum(code != errno.EEXIST for code in refused)
-
-    def update_many(self, items: Iterable[tuple[_K, _V]]) -> set[_K]:
-        """Change entries whose keys are in the map. Return the keys that are not."""
-        refused = self._refused(items, libbpf.EXIST)
-        _raise_refusal(refused, ignored=errno.ENOENT)
-        return {self._key.decode(key) for key in refused}
-
-    def _refused(self, items: Iterable[tuple[_K, _V]], flags: int) -> dict[bytes, int]:
-        encoded = ((self._key.encode(key), self._value.encode(value)) for key, value in items)
-        return self._raw.set_many(encoded, flags)
-
-    def delete_many(self, keys: Iterable[_K]) -> None:
-        """Delete entries; keys that are not in the map are ignored."""
-        self._raw.delete_many(map(self._key.encode, keys))
-
-
-class ArrayMap(TypedMap[int, _V]):
-    """A map that has a value for each index from the start."""
-
-    def read(self, indexes: Iterable[int]) -> Iterator[tuple[int, _V]]:
-        """Yield each index with its value. IndexError if the array is shorter."""
-        for index, value in self.get_many(indexes):
-            if value is None:
-                raise IndexError(f"the map has no index {index}")
-            yield index, value
-
-
 class EventRing:
-    """A ring buffer of events."""
+    """A ring buffer of events of ``octets``. If its room is shared, ``shares`` get back the room of what was read."""
 
-    def __init__(self, ring: libbpf.Ring) -> None:
-        self._ring = ring
+    def __init__(self, ring: libbpf.Ring, octets: int, shares: Shares | None = None) -> None:
+        self._ring, self._shares = ring, shares
+        self._unreturned_limit = octets // _RING_PARTS
+        self._unreturned: Counter[int] = Counter()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while there are events."""
@@ -241,7 +189,36 @@ class EventRing:
 
     def read(self) -> list[abi.Event]:
         """Return the next events, a bounded number at a time, none if there are none."""
-        return [abi.decode_event(record) for record in self._ring.consume()]
+        records = self._ring.consume()
+        events = [abi.decode_event(record) for record in records]
+        if self._shares is not None:
+            for event, record in zip(events, records, strict=True):
+                self._unreturned[event.chain.share] += _room_of(record)
+            # Not after each event: it takes two map calls.
+            if self._unreturned.total() > self._unreturned_limit:
+                self._shares.give_back(Resource.EVENTS, self._unreturned)
+                self._unreturned.clear()
+        return events
+
+
+def _room_of(record: bytes) -> int:
+    """Return the octets that a record takes in a ring buffer: kernel/bpf/ringbuf.c, __bpf_ringbuf_reserve()."""
+    return -(-(len(record) + _RING_HEADER) // _RING_UNIT) * _RING_UNIT
+
+
+class _InShare(NamedTuple):
+    """A map that is shared: what it is, and where the share is in its values."""
+
+    resource: Resource
+    share_at: int
+
+
+_COUNTERS = _InShare(Resource.COUNTERS, abi.COUNT.size - _HASH.size)
+_PENDING = _InShare(Resource.PENDING, abi.COUNT.size - _HASH.size)
+_NAMES = _InShare(Resource.NAMES, abi.NAME.size - _HASH.size)
+_PROCESSES = _InShare(Resource.PROCESSES, abi.CHAIN_HEAD.size - _HASH.size)
+_IDENTITIES = _InShare(Resource.IDENTITIES, abi.IDENTITY_SHARE_AT)
+_LINEAGE = _InShare(Resource.LINEAGE, abi.ANCESTOR_SHARE_AT)
 
 
 class _Closable(Protocol):
@@ -262,6 +239,12 @@ class _Table:
     def hash(self, name: str, key: Codec[_K], value: Codec[_V], entries: int) -> TypedMap[_K, _V]:
         return TypedMap(self.add(name, libbpf.HASH, key.size, value.size, entries), key, value)
 
+    def shared(
+        self, name: str, key: Codec[_K], value: Codec[_V], entries: int, shares: Shares, place: _InShare
+    ) -> SharedMap[_K, _V]:
+        created = self.add(name, libbpf.HASH, key.size, value.size, entries)
+        return SharedMap(created, key, value, place.share_at, place.resource, shares)
+
     def add(self, name: str, kind: int, *sizes: int, inner: libbpf.Map | None = None) -> libbpf.Map:
         """Create a map with these sizes: octets of a key, octets of a value, number of entries."""
         created = self._create(kind, name.lower(), *sizes, inner=inner)
@@ -269,10 +252,10 @@ class _Table:
         self._open.append(created)
         return created
 
-    def ring(self, name: str, octets: int, at_once: int) -> EventRing:
+    def ring(self, name: str, octets: int, at_once: int, shares: Shares | None = None) -> EventRing:
         ring = self._read(self.add(name, libbpf.RINGBUF, 0, 0, octets), at_once)
         self._open.append(ring)
-        return EventRing(ring)
+        return EventRing(ring, octets, shares)
 
     def close(self) -> None:
         while self._open:
@@ -315,18 +298,23 @@ class Maps:
         self.statistics = table.array("STATISTICS", _CPU_COUNTER, len(abi.Statistic), libbpf.PERCPU_ARRAY)
         # By 0, the trie of the rules in force: put_rules().
         self._rules = table.add("RULES", libbpf.ARRAY_OF_MAPS, _INDEX.size, _INDEX.size, 1, inner=self._trie)
+        # The types that have a counter each, a bit for each.
+        known = table.array("QTYPES", _COUNTER, (abi.OTHER_QTYPE + 1) // 64)
+        known.set_many(_bits(QTYPES).items())
+        #: What users and control groups take of the maps and of the ring.
+        self.shares = shares = self._declare_shares(table, sizes)
         #: Queries by process, rule, type and transport.
-        self.counters = table.hash("COUNTS", _COUNT_KEY, _COUNTER, sizes.counters)
+        self.counters = table.shared("COUNTS", _COUNT_KEY, _COUNT, sizes.counters, shares, _COUNTERS)
         #: By rule, queries that were counted without their process, because the counters were full.
         self.overflow = table.array("OVERFLOW", _COUNTER, abi.RULE_IDS + 1)
         #: The ancestry of each process that has counters, at its first count.
-        self.ancestries = table.hash("PROCESSES", _PROCESS_KEY, _CHAIN, sizes.processes)
+        self.ancestries = table.shared("PROCESSES", _PROCESS_KEY, _CHAIN, sizes.processes, shares, _PROCESSES)
         #: Facts about a process at its first query while it executes a program, by ProgramKey.
-        self.facts = table.hash("IDENTITIES", _PROGRAM_KEY, _FACTS, sizes.processes)
+        self.facts = table.shared("IDENTITIES", _PROGRAM_KEY, _FACTS, sizes.processes, shares, _IDENTITIES)
         #: Names that user space has to decide, by their hash.
-        self.names = table.hash("NAMES", _HASH, _NAME, sizes.names)
+        self.names = table.shared("NAMES", _HASH, _NAME, sizes.names, shares, _NAMES)
         #: Queries for names that were not decided, by process, name, generation of the rules, type and transport.
-        self.pending = table.hash("PENDING", _PENDING_KEY, _COUNTER, sizes.names)
+        self.pending = table.shared("PENDING", _PENDING_KEY, _COUNT, sizes.names, shares, _PENDING)
         # Recent queries, which suppress the events of repeated ones. Only the kernel uses it.
         table.add("SEEN", libbpf.LRU_HASH, _HASH.size, abi.SEEN.size, sizes.recent)
         # Who opened sockets in a network namespace with a firewall. Only the kernel uses it.
@@ -334,11 +322,33 @@ class Maps:
         # What became of recent queries. Only the kernel uses it.
         table.add("OUTCOMES", libbpf.ARRAY, _INDEX.size, abi.CACHED.size, abi.OUTCOMES)
         #: Processes and which process forked them.
-        self.ancestors = table.hash("LINEAGE", _ANCESTOR_KEY, _ANCESTOR, max(sizes.lineage, 1))
+        lineage = max(sizes.lineage, 1)
+        self.ancestors = table.shared("LINEAGE", _ANCESTOR_KEY, _ANCESTOR, lineage, shares, _LINEAGE)
         # TCP connections. Only the kernel uses them.
         table.add("STREAMS", libbpf.LRU_HASH, _HASH.size, abi.STREAM.size, _STREAMS)
-        self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE)
+        self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE, shares)
         self.canaries = table.ring("CANARIES", _CANARY_RING_SIZE, _CANARIES_AT_ONCE)
+
+    @staticmethod
+    def _declare_shares(table: _Table, sizes: Sizes) -> Shares:
+        # Units that were taken, by Resource. Only the kernel uses it.
+        table.add("TAKEN", libbpf.ARRAY, _INDEX.size, _COUNTER.size, len(Resource))
+        return Shares(
+            table.hash("SHARES", _HASH, _SHARE, abi.SHARES),
+            # Room may come back to a share that was forgotten.
+            table.hash("RETURNED", _HASH, _RETURNED, 2 * abi.SHARES),
+            # Units that there are, and those that user space gave back.
+            table.array("ROOM", _ROOM, len(Resource)),
+            {
+                Resource.COUNTERS: sizes.counters,
+                Resource.NAMES: sizes.names,
+                Resource.PENDING: sizes.names,
+                Resource.PROCESSES: sizes.processes,
+                Resource.IDENTITIES: sizes.processes,
+                Resource.LINEAGE: max(sizes.lineage, 1),
+                Resource.EVENTS: sizes.ring,
+            },
+        )
 
     @property
     def descriptors(self) -> dict[str, int]:
@@ -356,7 +366,7 @@ class Maps:
                 (abi.lpm_key(entry.suffix), abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels))
                 for entry in entries
             )
-            _raise_refusal(refused)
+            raise_refusal(refused)
             # The update returns after a grace period, when no program uses the old trie any more
             # (kernel/bpf/syscall.c, maybe_wait_bpf_programs).
             self._rules.set(_INDEX.encode(0), _INDEX.encode(trie.fd))

@@ -15,8 +15,8 @@ from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DECIDE, NO_RULE, Rule
 from dnsprobe.names.ruleset import RuleSet
 
-#: Decided names are forgotten once their map is half full.
-_NAMES_FILL = 0.5
+#: Decided names are forgotten once their map is that full. A single user cannot fill more than half of it.
+_NAMES_FILL = 0.25
 
 #: The rule of connections whose queries cannot be read. It is in force whatever the configured rules are.
 ENCRYPTED = Rule(abi.ENCRYPTED, "", "")

@@ -21,9 +21,12 @@ from dnsprobe.names import ruleset
 
 #: Each struct of abi.h and its mirror. Structs without one are decoded in pieces; other tests check those.
 MIRRORS: dict[str, struct.Struct | None] = {
+    "share": abi.SHARE,
+    "returned": abi.RETURNED,
     "settings": abi.SETTINGS,
     "outcome": abi.OUTCOME,
     "process_key": abi.PROCESS_KEY,
+    "count": abi.COUNT,
     "count_key": abi.COUNT_KEY,
     "pending_key": abi.PENDING_KEY,
     "seen": abi.SEEN,
@@ -54,11 +57,20 @@ CONSTANTS = {
     "DECIDE": DECIDE,
     "RULE_IDS": abi.RULE_IDS,
     "ENCRYPTED": abi.ENCRYPTED,
+    "OTHER_QTYPE": abi.OTHER_QTYPE,
+    "SHARE_OF_NOBODY": abi.SHARE_OF_NOBODY,
+    "SHARE_OF_OTHERS": abi.SHARE_OF_OTHERS,
+    "SHARE_OF_USER": abi.SHARE_OF_USER,
+    "SHARE_OF_CGROUP": abi.SHARE_OF_CGROUP,
+    "SHARES": abi.SHARES,
     "HASH_KEYS": abi.HASH_KEYS,
     "OUTCOMES": abi.OUTCOMES,
     "STREAM_SIZE": abi.STREAM_SIZE,
     "STREAM_HEAD": abi.STREAM_HEAD,
 }
+
+#: Sizes of arrays in abi.h.
+SIZES = {**CONSTANTS, "RESOURCES": len(abi.Resource)}
 
 # The functions of the headers call helpers of the kernel. They are never called here: declarations are enough.
 HEAD = """
@@ -105,6 +117,7 @@ int main(void)
 	event.chain.shared = SHARED;
 	event.chain.lineage_depth = LINEAGE;
 	event.chain.lineage_cut = LINEAGE_CUT;
+	event.chain.share = SHARE_OF_USER | 1000;
 	for (int i = 0; i < DEPTH + LINEAGE; i++) {
 		NUMBER(event.chain.process[i].start_ns);
 		NUMBER(event.chain.process[i].tgid);
@@ -159,7 +172,7 @@ def header_structs() -> dict[str, list[Field]]:
             found = re.fullmatch(r"((?:struct )?\w+) (\w+)(?:\[(\w+)\])?", declaration)
             assert found, declaration
             size = found[3] or "1"
-            structs[name].append(Field(found[2], found[1], CONSTANTS.get(size) or int(size), found[3] is not None))
+            structs[name].append(Field(found[2], found[1], SIZES.get(size) or int(size), found[3] is not None))
     return structs
 
 
@@ -216,6 +229,11 @@ def test_composed_sizes_are_those_of_the_compiler(tmp_path: Path) -> None:
         "__builtin_offsetof(struct event, chain)": abi.CHAIN_AT,
         "sizeof(struct event)": abi.CHAIN_AT + abi.CHAIN_BYTES,
         "sizeof(u64)": abi.COUNTER.size,
+        "__builtin_offsetof(struct count, share) + sizeof(u64)": abi.COUNT.size,
+        "__builtin_offsetof(struct name, share) + sizeof(u64)": abi.NAME.size,
+        "__builtin_offsetof(struct chain, share) + sizeof(u64)": abi.CHAIN_HEAD.size,
+        "__builtin_offsetof(struct identity, share)": abi.IDENTITY_SHARE_AT,
+        "__builtin_offsetof(struct ancestor, share)": abi.ANCESTOR_SHARE_AT,
         # The trie takes a prefix as long as the longest name; the room behind it is for whole words.
         "__builtin_offsetof(struct lpm_key, reversed) + NAME_SIZE": abi.LPM_KEY_SIZE,
         "sizeof(((struct lpm_key *)0)->reversed) - NAME_SIZE": 8,
@@ -241,6 +259,8 @@ def test_enumerators_are_equal(tmp_path: Path) -> None:
         **{f"KIND_{kind.name}": kind.value for kind in abi.Kind},
         **{f"STAT_{statistic.name}": statistic.value for statistic in abi.Statistic},
         "STATISTICS": len(abi.Statistic),
+        **{f"RESOURCE_{resource.name}": resource.value for resource in abi.Resource},
+        "RESOURCES": len(abi.Resource),
         **{f"TRANSPORT_{name.upper()}": number for number, name in enumerate(abi.TRANSPORTS)},
     }
     bodies = re.findall(r"^enum \w+ \{(.*?)^\};", header(), re.DOTALL | re.MULTILINE)
@@ -286,14 +306,14 @@ def test_event_is_decoded_field_by_field(
         start_ns, tgid, comm = number(8), number(4), octets(abi.COMM_SIZE)
         chain.append(Process(tgid, start_ns, comm[: index % abi.COMM_SIZE], index >= depth))
     parents, starters = tuple(chain[:depth]), tuple(chain[:shared] + chain[depth:])
-    assert event.chain == abi.Chain(parents, not cut, 4711, starters, not lineage_cut)
+    assert event.chain == abi.Chain(parents, not cut, 4711, starters, not lineage_cut, abi.SHARE_OF_USER | 1000)
     # The assertions above cover all fields.
     assert len(fields(event)) == 3 + 5 + 3 + 2 + 2 + 1
 
 
 def test_an_ancestor_is_encoded_and_decoded() -> None:
     parent = abi.AncestorKey(start_ticks=1, tgid=2)
-    ancestor = abi.Ancestor(3, parent, 4, True, False, True, False, b"fifteen octets.")
+    ancestor = abi.Ancestor(3, parent, 4, True, False, True, False, b"fifteen octets.", 7)
     assert abi.decode_ancestor(abi.encode_ancestor(ancestor)) == ancestor
 
 
@@ -307,7 +327,7 @@ def test_an_identity_is_decoded() -> None:
 
     cgroup = path(b"nginx.service\0system.slice\0", 1)
     exe = path(b"nginx\0sbin\0", 0)
-    facts = abi.decode_identity(abi.IDENTITY.pack(1, 2, 3, 8, cgroup, exe, b"nginx\0-grubbish"))
+    facts = abi.decode_identity(abi.IDENTITY.pack(1, 2, 3, 8, 9, cgroup, exe, b"nginx\0-grubbish"))
     assert facts == abi.Facts(
         loginuid=0,
         pid_ns=2,

@@ -24,6 +24,7 @@ ORDER = (
     "dns/match.h",
     "process/current.h",
     "process/asker.h",
+    "process/share.h",
     "process/lineage.h",
     "process/ancestry.h",
     "process/identity.h",
