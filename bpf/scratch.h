@@ -52,9 +52,21 @@ struct question {
 	u32 length;	  /* of the name in wire format, root included */
 	u32 labels;	  /* root excluded */
 	u16 qtype;
-	u16 qclass; /* over mDNS, without the bit that asks for an answer by unicast */
-	bool plain; /* no label has an octet that is 0 */
-	u8 pad[3];
+	u16 qclass;	  /* over mDNS, without the bit that asks for an answer by unicast */
+	bool plain;	  /* no label has an octet that is 0 */
+	bool has_pointer; /* the name has a compression pointer */
+	bool is_read;
+	u8 pad;
+};
+
+/* A compressed name while its pieces are joined. */
+struct join {
+	u32 at;	      /* where the next label or pointer is in the message */
+	u32 length;   /* of the labels so far, in wire format */
+	u32 labels;   /* root excluded */
+	u32 behind;   /* the offset behind the first pointer, 0: there was none yet */
+	u32 is_whole; /* the root was read */
+	u8 name[NAME_SIZE + 64];
 };
 
 /*
@@ -62,17 +74,19 @@ struct question {
  * runs: a run finds the values of the last run of the same kind of hook on this CPU.
  */
 struct scratch {
-	/* The message, at PACKET_FRONT or STREAM_FRONT. Written by read_question, copy_from_write and
+	/* The message, at PACKET_FRONT or STREAM_FRONT. Written by read_question, join_question, copy_from_write and
 	 * read_next_message; read by walk_question, reverse_name, read_message, begin_message and advance. */
 	u8 packet[PACKET_FRONT + PACKET_SIZE];
-	/* Where each label begins in the name. Written by walk_question, read by match_name. */
+	/* Where each label begins in the name. Written by walk_question and join_piece, read by match_name. */
 	u8 label_offset[128];
 	/* The reversed name. Written by reverse_name; read by hash_name, match_name, count_pending, complete_event. */
 	struct lpm_key key;
 	u32 pad;
-	/* Written by walk_question, identify_query, hash_name (sums, hash, plain) and count_encrypted_connection
-	 * (qtype); read by dns/, query/ and handle_datagram. */
+	/* Written by walk_question, join_question, identify_query, hash_name (sums, hash, plain) and
+	 * count_encrypted_connection (qtype); read by dns/, query/ and handle_datagram. */
 	struct question question;
+	/* Written and read by join_piece and join_question. */
+	struct join join;
 	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;
 	/* Written by handle_query, is_event_due (repeats), walk_ancestry (chain), complete_event and
@@ -124,6 +138,10 @@ struct scratch {
 	/* Of a datagram: its octets in `packet` or, while it is not copied, in the linear part of its packet. Written
 	 * by handle_packet and copy_datagram; read by handle_datagram. */
 	u32 present;
+	/* Of a packet at a kernel function: the address of its message, and the octets of it in the linear part.
+	 * Written by handle_packet, read by handle_packet_slowly. */
+	u64 payload;
+	u32 linear;
 	/* How many datagrams the packet has. Written by handle_packet, read by handle_packet_slowly. */
 	u32 datagrams;
 	/* Of a packet at egress: the offset of its first DNS message, the octets from there on, those of each datagram

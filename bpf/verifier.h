@@ -40,6 +40,7 @@
  */
 #define KEEP_BELOW_64(value) asm volatile("%0 &= 63" : "+r"(value))
 #define KEEP_BELOW_128(value) asm volatile("%0 &= 127" : "+r"(value))
+#define KEEP_BELOW_256(value) asm volatile("%0 &= 255" : "+r"(value))
 #define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
 #define KEEP_BELOW_32768(value) asm volatile("%0 &= 32767" : "+r"(value))
 

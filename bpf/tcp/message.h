@@ -38,7 +38,10 @@ static __always_inline enum progress read_message(struct scratch *s)
 		if (FORGET(s->message) != STANDARD_QUERY)
 			return MESSAGE_NO_QUERY;
 	}
-	if (size >= SHORTEST_QUERY && walk_question(s, size, s->to.transport))
+
+	struct octets message = { .at = (u64)(s->packet + PACKET_FRONT), .size = size };
+
+	if (size >= SHORTEST_QUERY && read_name(s, size, &message, s->to.transport))
 		return MESSAGE_READ;
 	return size >= length || present >= STREAM_SIZE ? MESSAGE_MALFORMED : MESSAGE_INCOMPLETE;
 }

@@ -37,8 +37,9 @@ static __always_inline bool may_be_recent(const struct dns *dns, u16 port)
 	       port != PORT_MDNS && port != PORT_LLMNR;
 }
 
-/* Reads the question of the message in the scratch space. Returns PARSED, RESPONSE or a statistic. */
-static __always_inline u32 read_question(struct scratch *s)
+/* Reads the question of a message, whose first octets are in the scratch space. Returns PARSED, RESPONSE or a
+ * statistic. */
+static __always_inline u32 read_question(struct scratch *s, const struct octets *message)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
 	/* With a register, the verifier would follow this for each way in which the caller computes the size. */
@@ -50,16 +51,18 @@ static __always_inline u32 read_question(struct scratch *s)
 		if (kind != STANDARD_QUERY)
 			return kind;
 	}
-	if (size >= SHORTEST_QUERY && size <= READ_SIZE && walk_question(s, size, s->to.transport))
+	if (size >= SHORTEST_QUERY && size <= READ_SIZE && read_name(s, size, message, s->to.transport))
 		return PARSED;
 	return s->beyond ? STAT_UNPARSED_NONLINEAR : STAT_UNPARSED_MALFORMED;
 }
 
-/* Counts the query in the scratch space, if a rule matches, and remembers the outcome. */
-static __always_inline void handle_datagram(struct scratch *s, const struct settings *settings)
+/* Counts the query in a message, whose first octets are in the scratch space, if a rule matches, and remembers the
+ * outcome. */
+static __always_inline void handle_datagram(struct scratch *s, const struct settings *settings,
+					    const struct octets *message)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
-	u32 problem = read_question(s);
+	u32 problem = read_question(s, message);
 
 	s->keep_tree = 0;
 	s->submit = 0;

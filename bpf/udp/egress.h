@@ -394,9 +394,11 @@ static __always_inline void handle_next(struct scratch *s, const struct settings
 	u32 left = s->total - at;
 	u32 segment = s->segment;
 
+	struct octets message = { .packet = skb, .at = s->message_at + at, .size = left < segment ? left : segment };
+
 	s->at = at + segment;
-	copy_datagram(s, skb, s->message_at + at, left < segment ? left : segment);
-	handle_datagram(s, settings);
+	copy_datagram(s, skb, message.at, message.size);
+	handle_datagram(s, settings, &message);
 }
 
 /* Finds out whether the current task asks, and if it does not, who does. */

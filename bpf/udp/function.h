@@ -96,6 +96,8 @@ static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u64
 		return 0;
 	s->to = packet.to;
 	s->beyond = packet.beyond;
+	s->payload = packet.payload;
+	s->linear = packet.length;
 	s->datagrams = count_datagrams(&packet, cork);
 	/* The rest is another program, so that each of them is small for the verifier. */
 	tail_call(ctx, MAP(SELF_CALLS), 0);
@@ -123,7 +125,10 @@ static __always_inline int handle_packet_slowly(u32 hook_kind)
 		if (unread)
 			add_statistic(STAT_UNPARSED_SEGMENTED, unread);
 	}
-	handle_datagram(s, settings);
+
+	struct octets message = { .at = s->payload, .size = s->linear };
+
+	handle_datagram(s, settings, &message);
 	keep_and_submit(s, settings);
 	remember_query(s, settings);
 	return 0;

@@ -1,5 +1,7 @@
 """An independent parser of DNS queries, to compare the kernel side with: RFC 1035, octet by octet.
 
+It follows compression pointers to any octet of the message, as dnsmasq does.
+
 Also builds messages from labels.
 """
 
@@ -15,6 +17,10 @@ HEADER = struct.Struct("!HHHHHH")
 QUESTION_TAIL = struct.Struct("!HH")
 
 QR = 0x8000
+#: Section 4.1.4: the first octet of a compression pointer is this or above.
+POINTER = 0xC0
+#: Labels and pointers that are followed at most.
+PIECES = 192
 #: The kinds of messages (OPCODE) that have a reason of their own: NOTIFY of RFC 1996, UPDATE of RFC 2136, DSO of
 #: RFC 8490.
 OPCODES = {4: "notify", 5: "update", 6: "dso"}
@@ -54,12 +60,19 @@ def parse(payload: bytes) -> Question | Refusal:
         return Refusal(f"{questions} questions", "questions" if questions else "no_question")
 
     qname = bytearray()
-    at = HEADER.size
-    while True:
-        if at == len(payload):
+    at, behind = HEADER.size, 0
+    for _piece in range(PIECES):
+        if at >= len(payload):
             return Refusal("no end of the name", "malformed")
         length = payload[at]
         # Section 4.1.4: 11 in the first two bits is a pointer; 01 and 10 are reserved.
+        if length >= POINTER:
+            if at + 1 == len(payload):
+                return Refusal("half a pointer", "malformed")
+            # Type and class follow the first pointer.
+            behind = behind or at + 2
+            at = (length - POINTER) * 256 + payload[at + 1]
+            continue
         if length & 0xC0:
             return Refusal(f"a length octet of {length}", "malformed")
         label = payload[at + 1 : at + 1 + length]
@@ -74,6 +87,9 @@ def parse(payload: bytes) -> Question | Refusal:
         at += 1 + length
         if length == 0:
             break
+    else:
+        return Refusal("too many pointers", "malformed")
+    at = behind or at
     if len(payload) < at + QUESTION_TAIL.size:
         return Refusal("no whole type and class", "malformed")
     return Question(bytes(qname), *QUESTION_TAIL.unpack_from(payload, at))
@@ -82,6 +98,11 @@ def parse(payload: bytes) -> Question | Refusal:
 def wire(labels: Iterable[bytes]) -> bytes:
     """Return the wire format of labels, without checking their lengths."""
     return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+
+
+def pointer(target: int) -> bytes:
+    """Return a compression pointer to an offset of the message (section 4.1.4)."""
+    return bytes([POINTER | target >> 8, target & 0xFF])
 
 
 def message(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import pytest
-from reference import HEADER, Question, message, parse, wire
+from reference import HEADER, QUESTION_TAIL, Question, message, parse, pointer, wire
 
 from dnsprobe.kernel.abi import Event, Kind, Statistic
 from dnsprobe.kernel.canary import CanaryPort
@@ -199,24 +199,53 @@ def test_a_name_that_is_too_long_is_malformed(kernel: Kernel) -> None:
     assert compare(kernel, payloads) == {"question": 2, "a name that is too long": 2 * len(too_long)}
 
 
-def test_a_pointer_in_a_question_is_malformed(kernel: Kernel) -> None:
+def test_a_reserved_length_octet_is_malformed(kernel: Kernel) -> None:
     payloads = []
-    for length in range(64, 256):
+    for length in range(64, 192):
         octet = bytes([length])
         payloads += [
             message(octet + b"x" * length + b"\0"),
             message(octet + b"\x0c"),
             message(b"\3www\4test" + octet + b"\x0c"),
             message(in_labels(b"y" * 126, 1)[:-1] + octet + b"\0"),
+            # At the end of a pointer.
+            message(b"\3www" + pointer(HEADER.size + 10), behind=octet + b"\4test\0"),
         ]
-    # Pointers to the name itself, before it and behind it.
-    payloads += [message(b"\3www\xc0" + bytes([target])) for target in range(32)]
-    # Not pointers, as they are inside a label.
+    # Not length octets, as they are inside a label.
     payloads += [message(b"\3\xc0\x0c\x40\4test\0"), message(b"\2\xc0\x0c\0")]
     outcomes = compare(kernel, payloads)
     assert outcomes.pop("question") == 2
     # A name that continues behind its end may break another limit first.
-    assert set(outcomes) <= {f"a length octet of {length}" for length in range(64, 256)}
+    assert set(outcomes) <= {f"a length octet of {length}" for length in range(64, 192)}
+
+
+def test_pointers_are_followed_to_any_octet(kernel: Kernel) -> None:
+    """BIND and dnsmasq answer such queries, so a name must not hide behind a pointer."""
+    front = b"\3wWw"
+    size = HEADER.size + len(front) + 2 + QUESTION_TAIL.size
+    rest = wire([b"eXample", b"tESt"])
+    payloads = []
+    # Behind the question, and further than what is read of a packet at first.
+    for gap in (0, 1, 200, 250, 251, 252, 253, 254, 255, 256, 300, 1000, 16383 - size):
+        payloads += [
+            message(front + pointer(size + gap), behind=b"\xff" * gap + rest),
+            message(front + pointer(size + gap), behind=b"\xff" * gap + rest[:-1]),
+            message(pointer(size + gap), behind=b"\xff" * gap + rest + b"\xff" * 30),
+        ]
+    # Into the header: to a zero, or to octets that happen to be a label. To the name itself, and behind the message.
+    payloads += [message(front + pointer(target), id_=0x0161) for target in range(size + 4)]
+    # A chain that ends after as many pointers as are followed, and one more. Two that never end.
+    for pointers in (1, 2, 100, 125, 126, 180, 188, 189, 190, 191, 192, 193, 300):
+        links = b"".join(pointer(size + 2 * (number + 1)) for number in range(pointers))
+        payloads += [message(front + pointer(size), behind=links + rest)]
+    payloads += [message(pointer(HEADER.size)), message(front + pointer(HEADER.size))]
+    # As long as a name may be, and longer, with labels on both sides of the pointer.
+    for length in range(100, 260):
+        payloads += [message(in_labels(b"x" * 99, 1)[:-1] + pointer(198 + 18), behind=in_labels(b"y" * length, 63))]
+    outcomes = compare(kernel, payloads)
+    assert outcomes["question"] > 30
+    assert outcomes["too many pointers"] >= 4
+    assert outcomes["no end of the name"] >= 10
 
 
 @pytest.mark.parametrize(
