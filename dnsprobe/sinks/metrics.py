@@ -197,6 +197,12 @@ class Registry(CollectorRegistry):
         self._process = ProcessCollector(registry=self)
         self._rendered: dict[str, Callable[[], Iterator[bytes]]] = {}
 
+    @staticmethod
+    def content_type(accept: str) -> str:
+        """Return the content type of the format that an Accept header asks for."""
+        _, content_type = choose_encoder(accept)
+        return content_type
+
     def encode(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the format that an Accept header asks for, and its content type."""
         encoder, content_type = choose_encoder(accept)

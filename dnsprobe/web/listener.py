@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import select
 import socket
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ _log = logging.getLogger(__name__)
 _BACKLOG = 1024
 #: include/uapi/linux/in.h. It works on IPv6 sockets too (net/ipv6/ipv6_sockglue.c sets the same flag).
 _IP_FREEBIND = 15
+#: How many connections are accepted in one round of the loop.
+_BURST = 8
 #: The errors of accept(2) that mean a lack of descriptors or memory. All others concern only the client.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 #: Seconds until the next attempt after such an error.
@@ -106,6 +109,9 @@ class Acceptor:
         self._accepted = accepted
         self._exhausted = exhausted
         self._loop = asyncio.get_running_loop()
+        #: Shows whether a connection waits. Without one, nobody must be closed to make room.
+        self._waiting = select.poll()
+        self._waiting.register(listener, select.POLLIN)
         self._pause: asyncio.TimerHandle | None = None
         self._loop.add_reader(listener, self._accept)
 
@@ -130,18 +136,21 @@ class Acceptor:
         self._pause = self._loop.call_later(seconds, self._resume)
 
     def _accept(self) -> None:
-        # One connection in each round of the loop: requests of earlier clients are read in between, so a flood of
-        # connections does not displace clients before they are served.
-        seconds = self._seconds_to_room()
-        if seconds:
-            self._pause_for(seconds)
-            return
-        try:
-            connection, address = self._listener.accept()
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                # The connection stays in the backlog. Without a pause, the loop would try again all the time.
-                self._exhausted()
-                self._pause_for(_RETRY_SECONDS)
-            return
-        self._accepted(connection, address[0])
+        # Only a few connections in each round of the loop: requests of earlier clients are read in between, so a flood
+        # of connections does not displace clients before they are served.
+        for number in range(_BURST):
+            if number and not self._waiting.poll(0):
+                return
+            seconds = self._seconds_to_room()
+            if seconds:
+                self._pause_for(seconds)
+                return
+            try:
+                connection, address = self._listener.accept()
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    # The connection stays in the backlog. Without a pause, the loop would try again all the time.
+                    self._exhausted()
+                    self._pause_for(_RETRY_SECONDS)
+                return
+            self._accepted(connection, address[0])

@@ -2,7 +2,7 @@
 
 One thread does the comparisons, one at a time and at the lowest priority; everything else runs in the event loop. A
 result is remembered, so a password that was right once never waits again. A new password waits in a queue that serves
-one network after the other, so a client that guesses passwords does not keep out the others.
+one user or network after the other, so a client that guesses passwords does not keep out the others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import os
 import secrets
 import threading
@@ -21,6 +20,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from queue import SimpleQueue
+
+from dnsprobe.web.peers import network
 
 #: The most different passwords that wait: of one network, and in all.
 _MAX_WAITING_PER_NETWORK = 8
@@ -41,19 +42,6 @@ class Verdict(Enum):
 
 
 _Done = Callable[[Verdict], object]
-
-
-def network(address: str) -> str:
-    """Return the network that counts as one client: an IPv4 address, or the /64 that an IPv6 host usually has."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed)
 
 
 class FairQueue:
@@ -202,8 +190,8 @@ class Verifier:
     ) -> None:
         """Call ``done`` with the result for a name and password, at once or later.
 
-        ``users`` maps names to bcrypt hashes. ``address`` is that of the client. If ``wanted`` returns False when the
-        turn of the password comes, it is not compared.
+        ``users`` maps names to bcrypt hashes. ``address`` is that of the client, or its name. If ``wanted`` returns
+        False when the turn of the password comes, it is not compared.
         """
         hashed = users.get(name)
         known = hashed is not None

@@ -134,7 +134,7 @@ class Protection:
     ) -> None:
         """Call ``done``, at once or later, with the verdict on a request with this Authorization header ("": none).
 
-        ``address`` is that of the client. ``wanted`` returns whether the client still waits.
+        ``address`` is that of the client, or its name. ``wanted`` returns whether the client still waits.
         """
         self.refresh()
         users = None if self._loaded is None else self._loaded.config.users

@@ -1,4 +1,4 @@
-"""Requests and responses of the HTTP server. Large responses are made one at a time, and only if memory allows it."""
+"""Requests and responses of the HTTP server. Large responses are made once for all who wait, if memory allows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -20,10 +20,23 @@ from dnsprobe.web.clients import Client, Clients
 
 _log = logging.getLogger(__name__)
 
-#: While more bytes than this wait to be read by clients, no further large response is made.
-_MAX_UNREAD = 16 * 1024 * 1024
-#: Seconds after which the slowest reader is closed if other clients wait because of this limit.
-_UNREAD_GRACE = 2.0
+#: While more bytes than this wait to be read by clients, no further large response is made. A response that clients
+#: share counts once.
+_MAX_UNREAD = 64 * 1024 * 1024
+#: Seconds for which a slow reader is not closed if other clients wait because of this limit.
+_UNREAD_GRACE = 1.0
+#: Seconds for which the same page is shown to all who ask.
+PAGE_AGE = 1.0
+#: Seconds after which a page no longer waits for all scrapes.
+_PATIENCE = 1.0
+#: The longest rest after a rendering, in seconds.
+_MAX_REST = 0.1
+#: How many small responses, or copies of the page, are sent in one round of the loop.
+_BURST = 16
+#: A larger body is not copied for each client.
+_LARGE_BODY = 16 * 1024
+#: How many clients are remembered for the order of scrapes.
+_MAX_TURNS = 1024
 #: Level 4 makes a scrape of many series 2 % smaller, but takes a third more time, during which the loop does nothing
 #: else.
 _GZIP_LEVEL = 3
@@ -42,14 +55,6 @@ class Response:
 def plain(status: HTTPStatus, text: str, **headers: str) -> Response:
     """Return a response with one line of text."""
     return Response(status, "text/plain; charset=utf-8", f"{text}\n".encode(), headers)
-
-
-def compressed(response: Response, request_headers: httputil.HTTPHeaders) -> Response:
-    """Return a response compressed by gzip if the request accepts that."""
-    if not _accepts_gzip(request_headers.get("Accept-Encoding", "")):
-        return response
-    body = gzip.compress(response.body, _GZIP_LEVEL)
-    return replace(response, body=body, headers={**response.headers, "Content-Encoding": "gzip"})
 
 
 def _accepts_gzip(accept_encoding: str) -> bool:
@@ -71,6 +76,11 @@ class Exchange(httputil.HTTPMessageDelegate):
         self.method = ""
         self.path = ""
         self.headers = httputil.HTTPHeaders()
+
+    @property
+    def client_name(self) -> str:
+        """The user or the network of the client, as :func:`dnsprobe.web.peers.name_of` returns it."""
+        return str(self.client.context)
 
     def headers_received(
         self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine, headers: httputil.HTTPHeaders
@@ -111,65 +121,210 @@ class Exchange(httputil.HTTPMessageDelegate):
             }
         )
         start = httputil.ResponseStartLine("HTTP/1.1", response.status.value, response.status.phrase)
-        self._connection.write_headers(start, all_headers, None if self.method == "HEAD" else response.body)
+        if self.method == "HEAD":
+            self._connection.write_headers(start, all_headers)
+        elif len(response.body) <= _LARGE_BODY:
+            self._connection.write_headers(start, all_headers, response.body)
+        else:
+            # Together with the headers, tornado would copy the body for each client.
+            self._connection.write_headers(start, all_headers)
+            self._connection.write(response.body)
         self._connection.finish()
 
 
-class ResponseQueue:
-    """Makes the large responses (metrics and page) one at a time, in the order of their requests.
+#: What a large response shows: a path, and the format of the metrics ("" for the page).
+Kind = tuple[str, str]
 
-    Between two of them the loop does its other work. While too many bytes wait for slow readers, the queue waits too,
-    and closes the slowest reader after a while. ``make`` returns a response, ``send`` sends it.
+#: The kind of the page.
+PAGE: Kind = ("/", "")
+
+
+@dataclass(slots=True)
+class Rendered:
+    """A large response that many clients share. It is compressed once, for the first client that accepts that."""
+
+    plain: Response
+    zipped: Response | None = None
+
+    def response_for(self, exchange: Exchange) -> Response:
+        """Return the response for a request, compressed if the request accepts that."""
+        if not _accepts_gzip(exchange.headers.get("Accept-Encoding", "")):
+            return self.plain
+        if self.zipped is None:
+            headers = {**self.plain.headers, "Content-Encoding": "gzip"}
+            self.zipped = replace(self.plain, body=gzip.compress(self.plain.body, _GZIP_LEVEL), headers=headers)
+        return self.zipped
+
+
+class _Turns:
+    """Which clients were served, the one that has waited the longest for its next turn first."""
+
+    def __init__(self) -> None:
+        self._turns: OrderedDict[str, int] = OrderedDict()
+        self._count = 0
+
+    def last(self, exchange: Exchange) -> int:
+        """Return a number that is larger for a client that was served later; 0 if it was not served for long."""
+        return self._turns.get(exchange.client_name, 0)
+
+    def note(self, exchange: Exchange) -> None:
+        """Note that a client is served."""
+        self._count += 1
+        self._turns[exchange.client_name] = self._count
+        self._turns.move_to_end(exchange.client_name)
+        if len(self._turns) > _MAX_TURNS:
+            self._turns.popitem(last=False)
+
+
+class ResponseQueue:
+    """Makes the large responses, and sends all responses, so that no client waits for long because of the others.
+
+    - All requests that wait for the metrics in the same format share one rendering. It begins after the last of these
+      requests was read, so a scrape never shows counts from before its request.
+    - Requests for the page share one rendering too, and one that is at most ``page_age`` seconds old. If the page takes
+      long to render, it is shown for longer: rendering pages takes at most a tenth of the time.
+    - Metrics come before pages and before small responses. Pages that have waited for _PATIENCE come before metrics.
+    - After a rendering, the loop does its other work for as long as the rendering took, and reads further requests.
+    - While too many bytes wait for slow readers, the queue waits too, and closes the slowest readers.
+
+    ``make`` renders a response for the first of the requests that share it. ``send`` sends a response.
     """
 
     def __init__(
-        self, clients: Clients, make: Callable[[Exchange], Response], send: Callable[[Exchange, Response], None]
+        self,
+        clients: Clients,
+        make: Callable[[Exchange], Response],
+        send: Callable[[Exchange, Response], None],
+        page_age: float = PAGE_AGE,
     ) -> None:
         self._clients = clients
         self._make = make
         self._send = send
-        self.waiting: deque[Exchange] = deque()
+        self._page_age = page_age
+        self._scrapes: dict[Kind, list[Exchange]] = {}
+        self._pages: deque[tuple[Exchange, float]] = deque()
+        self._small: deque[tuple[Exchange, Response]] = deque()
+        self._turns = _Turns()
+        #: The last page, and until when (in seconds of the loop) it is shown.
+        self._page: tuple[Rendered, float] | None = None
         self._next: asyncio.Handle | None = None
-        #: Runs :meth:`_close_slowest_reader` while responses wait.
-        self._grace_timer: asyncio.TimerHandle | None = None
+        #: Whether scrapes wait for pages that have waited for long, in this turn.
+        self._page_first = False
+        #: Until when (in seconds of the loop) nothing is rendered.
+        self._rest_until = 0.0
+        #: Calls :meth:`schedule` at the end of a rest, or when a slow reader can be closed.
+        self._timer: asyncio.TimerHandle | None = None
 
-    def put(self, exchange: Exchange) -> None:
-        """Make and send the response to a request as soon as possible."""
-        self.waiting.append(exchange)
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for a large response."""
+        return sum(map(len, self._scrapes.values())) + len(self._pages)
+
+    def put(self, exchange: Exchange, kind: Kind) -> None:
+        """Make and send the large response to a request as soon as possible."""
+        if kind == PAGE:
+            self._pages.append((exchange, self._now()))
+        else:
+            self._scrapes.setdefault(kind, []).append(exchange)
+        self.schedule()
+
+    def put_small(self, exchange: Exchange, response: Response) -> None:
+        """Send a small response as soon as possible."""
+        self._small.append((exchange, response))
         self.schedule()
 
     def schedule(self) -> None:
         """Continue in the next round of the loop: a request has come, or a response was read."""
-        if self.waiting and self._next is None:
-            self._next = asyncio.get_running_loop().call_soon(self._respond_to_next)
+        if (self._scrapes or self._pages or self._small) and self._next is None:
+            self._next = asyncio.get_running_loop().call_soon(self._respond)
 
     def close(self) -> None:
-        """Close no more slow readers."""
-        if self._grace_timer is not None:
-            self._grace_timer.cancel()
+        """Make no more responses."""
+        for handle in (self._next, self._timer):
+            if handle is not None:
+                handle.cancel()
 
-    def _respond_to_next(self) -> None:
+    def _schedule_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.schedule)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _respond(self) -> None:
+        """Send some responses, and at most one that has to be rendered."""
         self._next = None
-        while self.waiting and self._clients.unread_bytes < _MAX_UNREAD:
-            exchange = self.waiting.popleft()
-            if exchange.client.stream.closed():
-                continue
-            self._send(exchange, self._make_or_report(exchange))
+        for _ in range(min(_BURST, len(self._small))):
+            exchange, response = self._small.popleft()
+            if not exchange.client.stream.closed():
+                self._send(exchange, response)
+        self._forget_closed()
+        seconds = self._seconds_to_large() if self._scrapes or self._pages else 0.0
+        if not seconds:
+            self._send_large()
+        if self._small or not seconds:
             self.schedule()
-            return
-        if self.waiting and self._grace_timer is None:
-            self._grace_timer = asyncio.get_running_loop().call_later(_UNREAD_GRACE, self._close_slowest_reader)
+        else:
+            self._schedule_in(seconds)
 
-    def _make_or_report(self, exchange: Exchange) -> Response:
+    def _seconds_to_large(self) -> float:
+        """Return 0 if a large response can be sent now, else the seconds to wait. May close slow readers."""
+        seconds = self._clients.drop_slow_readers(_MAX_UNREAD, _UNREAD_GRACE)
+        if seconds or (self._pages and not self._scrapes and self._page_is_fresh()):
+            return seconds
+        return max(0.0, self._rest_until - self._now())
+
+    def _send_large(self) -> None:
+        if self._pages and (not self._scrapes or self._page_first):
+            self._page_first = False
+            self._show_page()
+        elif self._scrapes:
+            self._answer_scrapes()
+            self._page_first = bool(self._pages) and self._pages[0][1] < self._now() - _PATIENCE
+
+    def _page_is_fresh(self) -> bool:
+        return self._page is not None and self._now() < self._page[1]
+
+    def _forget_closed(self) -> None:
+        for kind, exchanges in list(self._scrapes.items()):
+            self._scrapes[kind] = [exchange for exchange in exchanges if not exchange.client.stream.closed()]
+            if not self._scrapes[kind]:
+                del self._scrapes[kind]
+        while self._pages and self._pages[0][0].client.stream.closed():
+            self._pages.popleft()
+
+    def _answer_scrapes(self) -> None:
+        """Render the kind that the client asks for that was not served for the longest, and send it to all who ask."""
+        kind = min(self._scrapes, key=lambda kind: min(map(self._turns.last, self._scrapes[kind])))
+        exchanges = sorted(self._scrapes.pop(kind), key=self._turns.last)
+        rendered = self._render(exchanges[0])
+        for exchange in exchanges:
+            self._turns.note(exchange)
+            self._send(exchange, rendered.response_for(exchange))
+
+    def _show_page(self) -> None:
+        """Send the page to the first who ask for it, after rendering it if the last one is too old."""
+        if self._page is None or not self._page_is_fresh():
+            began = self._now()
+            rendered = self._render(self._pages[0][0])
+            self._page = rendered, began + max(self._page_age, 10 * (self._now() - began))
+        rendered, _ = self._page
+        for _ in range(min(_BURST, len(self._pages))):
+            exchange, _ = self._pages.popleft()
+            if not exchange.client.stream.closed():
+                self._send(exchange, rendered.response_for(exchange))
+
+    def _render(self, exchange: Exchange) -> Rendered:
+        began = self._now()
         try:
-            return self._make(exchange)
+            return Rendered(self._make(exchange))
         except Exception:  # an error in one metric must not end the daemon
             what = "metrics" if exchange.path == "/metrics" else "page"
             _log.exception("cannot collect the %s", what)
-            return plain(HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot collect the {what}: see the log of dnsprobe")
-
-    def _close_slowest_reader(self) -> None:
-        self._grace_timer = None
-        if self.waiting and self._clients.unread_bytes >= _MAX_UNREAD:
-            self._clients.drop_slowest_reader()
-        self.schedule()
+            text = f"cannot collect the {what}: see the log of dnsprobe"
+            return Rendered(plain(HTTPStatus.INTERNAL_SERVER_ERROR, text))
+        finally:
+            now = self._now()
+            self._rest_until = now + min(now - began, _MAX_REST)

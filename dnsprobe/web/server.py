@@ -19,11 +19,11 @@ from tornado import httputil
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
 
 from dnsprobe.sinks.metrics import Registry
-from dnsprobe.web import listener
+from dnsprobe.web import listener, peers
 from dnsprobe.web.clients import Client, Clients
 from dnsprobe.web.passwords import Verdict
 from dnsprobe.web.protection import Protection
-from dnsprobe.web.responses import Exchange, Response, ResponseQueue, compressed, plain
+from dnsprobe.web.responses import PAGE, Exchange, Kind, Response, ResponseQueue, plain
 
 if TYPE_CHECKING:
     from dnsprobe.web.page import Page
@@ -32,6 +32,9 @@ _MAX_HEADER = 16 * 1024
 #: No request needs a body. A small one is read and ignored, so that its sender can read the answer.
 _MAX_BODY = 4 * 1024
 _READ_CHUNK = 4 * 1024
+#: What the kernel keeps of a response that a client does not read, at most net.core.wmem_max. By itself, it would take
+#: up to 4 MiB for each client.
+_SEND_BUFFER = 208 * 1024
 
 #: Seconds until a connection is closed that sends no complete request: it is idle, or slow to send its headers.
 _REQUEST_TIMEOUT = 75.0
@@ -114,11 +117,13 @@ class Server(httputil.HTTPServerConnectionDelegate):
 
     def _accepted(self, connection: socket.socket, address: str) -> None:
         try:
+            name = peers.name_of(connection, address)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             stream = self.protection.stream(connection, _MAX_HEADER + _MAX_BODY, _READ_CHUNK)
         except OSError:
             connection.close()
             return
-        client = Client(stream, self._parameters, address)
+        client = Client(stream, self._parameters, name)
         # During its TLS handshake, a client is idle like one that sends no request, so the same limits apply.
         self._clients.set_idle(client)
         client.start_serving(self)
@@ -153,24 +158,31 @@ class Server(httputil.HTTPServerConnectionDelegate):
     def _answer(self, exchange: Exchange, verdict: Verdict) -> None:
         if exchange.client.stream.closed():
             return
-        if verdict is Verdict.BAD:
-            challenge = {"WWW-Authenticate": 'Basic realm="dnsprobe", charset="UTF-8"'}
-            self._send(exchange, plain(HTTPStatus.UNAUTHORIZED, "unauthorized", **challenge))
-        elif verdict is Verdict.BUSY:
-            text = "too many passwords wait to be verified"
-            self._send(exchange, plain(HTTPStatus.TOO_MANY_REQUESTS, text, **{"Retry-After": "1"}))
+        kind = self._kind(exchange)
+        if verdict is not Verdict.GOOD:
+            self._responses.put_small(exchange, _denial(verdict))
         elif exchange.method not in {"GET", "HEAD"}:
-            self._send(exchange, plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", Allow="GET, HEAD"))
-        elif exchange.path == "/metrics" or (exchange.path == "/" and self._page is not None):
-            self._responses.put(exchange)
-        elif exchange.path == "/-/healthy":
-            self._send(exchange, plain(HTTPStatus.OK, "healthy"))
-        elif exchange.path == "/-/ready" and self._ready():
-            self._send(exchange, plain(HTTPStatus.OK, "ready"))
-        elif exchange.path == "/-/ready":
-            self._send(exchange, plain(HTTPStatus.SERVICE_UNAVAILABLE, "not ready"))
+            refusal = plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", Allow="GET, HEAD")
+            self._responses.put_small(exchange, refusal)
+        elif kind is not None:
+            self._responses.put(exchange, kind)
         else:
-            self._send(exchange, plain(HTTPStatus.NOT_FOUND, "not found"))
+            self._responses.put_small(exchange, self._check(exchange.path))
+
+    def _kind(self, exchange: Exchange) -> Kind | None:
+        """Return the kind of large response that a request asks for, None if it asks for something else."""
+        if exchange.path == "/metrics":
+            return "/metrics", self._registry.content_type(exchange.headers.get("Accept", ""))
+        return PAGE if exchange.path == "/" and self._page is not None else None
+
+    def _check(self, path: str) -> Response:
+        if path == "/-/healthy":
+            return plain(HTTPStatus.OK, "healthy")
+        if path == "/-/ready" and self._ready():
+            return plain(HTTPStatus.OK, "ready")
+        if path == "/-/ready":
+            return plain(HTTPStatus.SERVICE_UNAVAILABLE, "not ready")
+        return plain(HTTPStatus.NOT_FOUND, "not found")
 
     def _collect(self, exchange: Exchange) -> Response:
         if exchange.path == "/" and self._page is not None:
@@ -181,8 +193,17 @@ class Server(httputil.HTTPServerConnectionDelegate):
         else:
             body, content_type = self._registry.encode(exchange.headers.get("Accept", ""))
             headers = {"Vary": "Accept, Accept-Encoding"}
-        return compressed(Response(HTTPStatus.OK, content_type, body, headers), exchange.headers)
+        return Response(HTTPStatus.OK, content_type, body, headers)
 
     def _send(self, exchange: Exchange, response: Response) -> None:
-        self._clients.set_unread(exchange.client, len(response.body))
+        self._clients.set_unread(exchange.client, response.body)
         exchange.respond(response, self.protection.headers)
+
+
+def _denial(verdict: Verdict) -> Response:
+    """Return the response to a request whose password is wrong or cannot be verified now."""
+    if verdict is Verdict.BUSY:
+        text = "too many passwords wait to be verified"
+        return plain(HTTPStatus.TOO_MANY_REQUESTS, text, **{"Retry-After": "1"})
+    challenge = {"WWW-Authenticate": 'Basic realm="dnsprobe", charset="UTF-8"'}
+    return plain(HTTPStatus.UNAUTHORIZED, "unauthorized", **challenge)

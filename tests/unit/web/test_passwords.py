@@ -9,7 +9,8 @@ from async_http import PATIENCE, run, until
 from watched_bcrypt import WatchedBcrypt, hashed
 
 from dnsprobe.web import passwords
-from dnsprobe.web.passwords import FairQueue, Verdict, Verifier, network
+from dnsprobe.web.passwords import FairQueue, Verdict, Verifier
+from dnsprobe.web.peers import network
 
 
 def emptied(queue: FairQueue) -> list[bytes]:

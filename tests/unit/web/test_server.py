@@ -15,7 +15,7 @@ from async_http import PATIENCE, Answer, read_answer, run, until
 from dnsprobe.errors import UserError
 from dnsprobe.model import Series
 from dnsprobe.sinks.metrics import Registry, Snapshot
-from dnsprobe.web import clients, listener, responses
+from dnsprobe.web import clients, listener, peers, responses
 from dnsprobe.web import server as web
 from dnsprobe.web.page import Page
 from dnsprobe.web.server import Server
@@ -406,7 +406,207 @@ def stuck(server: Server) -> socket.socket:
     return connection
 
 
-def test_the_loop_does_other_work_between_two_large_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+class Renderings:
+    """What a server renders, and the paths whose responses it sends, in order.
+
+    While it is held, the server reads requests but makes no response.
+    """
+
+    def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rendered: list[str] = []
+        self.sent: list[str] = []
+        self._queue = server._responses
+        make, send, respond = self._queue._make, self._queue._send, self._queue._respond
+        self._held = False
+
+        def making(exchange: Any) -> Any:
+            self.rendered.append(exchange.path)
+            return make(exchange)
+
+        def sending(exchange: Any, response: Any) -> None:
+            self.sent.append(exchange.path)
+            send(exchange, response)
+
+        def responding() -> None:
+            if self._held:
+                self._queue._next = None
+            else:
+                respond()
+
+        monkeypatch.setattr(self._queue, "_make", making)
+        monkeypatch.setattr(self._queue, "_send", sending)
+        monkeypatch.setattr(self._queue, "_respond", responding)
+
+    def hold(self) -> None:
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
+        self._queue.schedule()
+
+    async def answers(self, *requests: Any, number: int) -> list[Answer]:
+        """Return the answers to requests that all wait at the same time; ``number`` of them for large responses."""
+        self.hold()
+        asking = asyncio.gather(*requests)
+        await until(lambda: self._queue.waiting == number)
+        self.release()
+        return await asking
+
+
+OPENMETRICS = "Accept: application/openmetrics-text\r\n"
+ZIPPED = "Accept-Encoding: gzip\r\n"
+
+
+def test_all_who_wait_share_one_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            renderings = Renderings(server, monkeypatch)
+            requests = [("GET", ""), ("GET", ZIPPED), ("HEAD", "")] * 20
+            scrapes = [ask(server, method=method, more=more) for method, more in requests]
+            answers = await renderings.answers(*scrapes, number=60)
+            assert renderings.rendered == ["/metrics"]
+            assert {gzip.decompress(answer.body) for answer in answers[1::3]} == {answers[0].body}
+            assert {answer.body for answer in answers[::3]} == {answers[0].body}
+            # Another format, and the page.
+            renderings.rendered.clear()
+            others = [("/metrics", OPENMETRICS + ZIPPED), ("/metrics", ""), ("/", ""), ("/", ZIPPED)] * 10
+            await renderings.answers(*(ask(server, path, more=more) for path, more in others), number=40)
+            assert sorted(renderings.rendered) == ["/", "/metrics", "/metrics"]
+
+    run(test)
+
+
+def test_a_scrape_never_gets_what_was_rendered_before_its_request() -> None:
+    counted = 0
+
+    def snapshot() -> Snapshot:
+        return Snapshot(counts=SNAPSHOT.counts, events=counted)
+
+    async def test() -> None:
+        nonlocal counted
+        async with serving(Registry(snapshot)) as server, Client(server) as first, Client(server) as second:
+            for _ in range(50):
+                for client in (first, second):
+                    counted += 1
+                    answer = await client.ask()
+                    assert f"\ndnsprobe_events_total {float(counted)}\n".encode() in answer.body
+
+    run(test)
+
+
+def test_a_page_is_rendered_once_for_all_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            renderings = Renderings(server, monkeypatch)
+            queue = server._responses
+            now = 100.0
+            monkeypatch.setattr(queue, "_now", lambda: now)
+            for _ in range(5):
+                await ask(server, "/")
+            assert renderings.rendered == ["/"]
+            now += responses.PAGE_AGE
+            await asyncio.gather(*(ask(server, "/") for _ in range(100)))
+            assert renderings.rendered == ["/", "/"]
+
+    run(test)
+
+
+def test_a_page_that_takes_long_is_shown_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+
+    def slow() -> Page:
+        nonlocal now
+        now += 1.0
+        return Page(SNAPSHOT)
+
+    async def test() -> None:
+        nonlocal now
+        async with serving(page=slow) as server:
+            renderings = Renderings(server, monkeypatch)
+            monkeypatch.setattr(server._responses, "_now", lambda: now)
+            await ask(server, "/")
+            now += 8.9
+            await ask(server, "/")
+            assert renderings.rendered == ["/"]
+            now += 0.2
+            await ask(server, "/")
+            assert renderings.rendered == ["/", "/"]
+
+    run(test)
+
+
+def test_a_scrape_overtakes_pages_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            renderings = Renderings(server, monkeypatch)
+            pages = [ask(server, "/") for _ in range(100)]
+            await renderings.answers(*pages, ask(server), number=101)
+            assert renderings.sent == ["/metrics", *["/"] * 100]
+
+    run(test)
+
+
+def test_pages_that_have_waited_for_long_take_turns_with_scrapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "_PATIENCE", -1.0)
+
+    async def test() -> None:
+        async with serving() as server:
+            renderings = Renderings(server, monkeypatch)
+            scrapes = [ask(server, more=more) for more in (OPENMETRICS, "") for _ in range(10)]
+            await renderings.answers(*(ask(server, "/") for _ in range(10)), *scrapes, number=30)
+            assert renderings.sent == ["/metrics"] * 10 + ["/"] * 10 + ["/metrics"] * 10
+
+    run(test)
+
+
+def test_scrapes_of_many_formats_take_turns_by_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            names: dict[int, str] = {}
+            monkeypatch.setattr(peers, "name_of", lambda connection, _: names[connection.getpeername()[1]])
+            renderings = Renderings(server, monkeypatch)
+            asked: list[str] = []
+            make = server._responses._make
+
+            def making(exchange: Any) -> Any:
+                asked.append(exchange.client_name)
+                return make(exchange)
+
+            monkeypatch.setattr(server._responses, "_make", making)
+
+            async def scrape(name: str, more: str) -> None:
+                with socket.socket() as bound:
+                    bound.bind(("127.0.0.1", 0))
+                    names[bound.getsockname()[1]] = name
+                    bound.setblocking(False)
+                    await asyncio.get_running_loop().sock_connect(bound, server.address)
+                    reader, writer = await asyncio.open_connection(sock=bound.dup())
+                    writer.write(f"GET /metrics HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
+                    await read_answer(reader)
+                    writer.close()
+
+            flood = [scrape("greedy", OPENMETRICS) for _ in range(20)]
+            await renderings.answers(*flood, number=20)
+            # The scraper was not served yet, so its format comes first, although it asks last.
+            flood = [scrape("greedy", OPENMETRICS) for _ in range(20)]
+            await renderings.answers(*flood, scrape("scraper", ""), number=21)
+            assert asked == ["greedy", "scraper", "greedy"]
+
+    run(test)
+
+
+def test_small_responses_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            renderings = Renderings(server, monkeypatch)
+            asking = [ask(server), ask(server, "/"), ask(server, "/-/healthy"), ask(server, "/nothing")]
+            await renderings.answers(*asking, number=2)
+            assert set(renderings.sent[:2]) == {"/-/healthy", "/nothing"}
+
+    run(test)
+
+
+def test_the_loop_does_other_work_between_two_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with serving() as server:
             order: list[str] = []
@@ -423,10 +623,11 @@ def test_the_loop_does_other_work_between_two_large_responses(monkeypatch: pytes
 
             monkeypatch.setattr(server._responses, "_make", collecting)
             turns = asyncio.create_task(other())
-            await asyncio.gather(*(ask(server, path) for path in ["/", "/metrics"] * 10))
+            for _ in range(5):
+                await asyncio.gather(ask(server), ask(server, more=OPENMETRICS))
             turns.cancel()
             served = [at for at, what in enumerate(order) if what != "other"]
-            assert len(served) == 20
+            assert len(served) == 10
             assert all(after > at + 1 for at, after in pairwise(served))
 
     run(test)
@@ -460,10 +661,17 @@ def test_a_slow_reader_blocks_nobody_and_is_closed_in_time(monkeypatch: pytest.M
 
 def test_slow_readers_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "_UNREAD_GRACE", 0.05)
+    monkeypatch.setattr(responses, "_MAX_UNREAD", 20_000_000)
 
     async def test() -> None:
         async with serving(big_registry()) as server:
-            slow = [stuck(server) for _ in range(8)]
+            renderings = Renderings(server, monkeypatch)
+            slow = []
+            for _ in range(8):
+                # One after the other: those who wait together share a response.
+                slow.append(stuck(server))
+                await until(lambda: len(renderings.sent) == len(slow))
+                assert server._clients.unread_bytes < responses._MAX_UNREAD + 9_000_000
             answer = await ask(server)
             assert (answer.status, len(answer.body) > 8_000_000) == (200, True)
             assert server._clients.unread_bytes < responses._MAX_UNREAD + 9_000_000
@@ -472,6 +680,43 @@ def test_slow_readers_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) ->
                 connection.close()
             await until(lambda: not server._clients._unread and not server._responses.waiting)
             assert server._clients.unread_bytes == 0
+
+    run(test)
+
+
+def test_a_response_that_clients_share_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving(big_registry()) as server, AsyncExitStack() as slow:
+            renderings = Renderings(server, monkeypatch)
+            renderings.hold()
+            for _ in range(50):
+                slow.enter_context(stuck(server))
+            await until(lambda: server._responses.waiting == 50)
+            renderings.release()
+            await until(lambda: len(renderings.sent) == 50)
+            assert renderings.rendered == ["/metrics"]
+            assert 8_000_000 < server._clients.unread_bytes < 9_000_000
+            assert (await ask(server)).status == 200
+
+    run(test)
+
+
+def test_the_user_with_the_most_connections_loses_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "_IDLE_GRACE", 0.0)
+
+    async def test() -> None:
+        async with serving(connections=4) as server, AsyncExitStack() as stack:
+            name = "scraper"
+            monkeypatch.setattr(peers, "name_of", lambda *_: name)
+            scraper = await stack.enter_async_context(Client(server))
+            assert (await scraper.ask()).status == 200
+            name = "greedy"
+            # The scraper has been idle for the longest, but has only one connection.
+            for _ in range(40):
+                greedy = await stack.enter_async_context(Client(server))
+                assert (await greedy.ask("/-/healthy")).status == 200
+            assert server._clients._held == {"scraper": 1, "greedy": 3}
+            assert (await scraper.ask()).status == 200
 
     run(test)
 
