@@ -126,6 +126,7 @@ class Counters:
             labels.unit,
             labels.container,
             queries,
+            labels.share,
         )
 
     @staticmethod

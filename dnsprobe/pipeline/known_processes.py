@@ -18,12 +18,16 @@ _FactsByProgram = Mapping[ProgramKey, abi.Facts | None]
 
 @dataclass(frozen=True, slots=True)
 class ProcessLabels:
-    """The labels of a process in the metrics. They stay as they were when the process was first seen."""
+    """The labels of a process in the metrics. They stay as they were when the process was first seen.
+
+    ``share`` is the user or control group that takes room for the process.
+    """
 
     process: str
     tree: str
     unit: str = ""
     container: str = ""
+    share: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class KnownProcesses:
         for chain in chains:
             ancestry = self._ancestry(chain)
             identity = self._identity(ancestry.asker, chain.execs, facts)
-            self._remember(ancestry, identity)
+            self._remember(ancestry, identity, chain.share)
             yield ancestry, identity
 
     def _unknown_programs(self, chains: Iterable[abi.Chain]) -> set[ProgramKey]:
@@ -82,7 +86,8 @@ class KnownProcesses:
             if ancestry is None:
                 self._labels[start_ns, tgid] = ProcessLabels(UNKNOWN, UNKNOWN)
             else:
-                self._remember(ancestry, self._identity(ancestry.asker, chain.execs if chain else 0, facts))
+                identity = self._identity(ancestry.asker, chain.execs if chain else 0, facts)
+                self._remember(ancestry, identity, chain.share if chain else 0)
 
     def labels(self, key: ProcessKey) -> ProcessLabels:
         """Return the labels of a process that was identified or learned."""
@@ -109,7 +114,7 @@ class KnownProcesses:
             self._programs[key] = program
         return program.identity
 
-    def _remember(self, ancestry: Ancestry, identity: Identity) -> None:
+    def _remember(self, ancestry: Ancestry, identity: Identity, share: int) -> None:
         key = (ancestry.asker.start_ns, ancestry.asker.tgid)
         # The first labels stay: a series must not lose what was counted under it.
         if key not in self._labels:
@@ -119,6 +124,7 @@ class KnownProcesses:
                 tree,
                 identity.unit or "",
                 identity.container.short_id if identity.container else "",
+                share,
             )
 
     def sweep(self, counting: AbstractSet[ProcessKey], counted: AbstractSet[ProcessKey]) -> None:

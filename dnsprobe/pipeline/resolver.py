@@ -65,4 +65,5 @@ def _query(event: abi.Event, rule: Rule, ancestry: Ancestry) -> Query:
         net_ns=event.net_ns,
         ancestry=ancestry,
         repeats=event.repeats,
+        share=event.chain.share,
     )

@@ -440,6 +440,20 @@ def named(comm: str, name: str) -> Any:
     return send(name, "1")
 
 
+def invented(uid: str, count: str, comm: str, name: str) -> Any:
+    """As a user, ask ``count`` times, each time from another process with a new name, for another name."""
+    os.setresgid(int(uid), int(uid), int(uid))
+    os.setresuid(int(uid), int(uid), int(uid))
+    for number in range(int(count)):
+        pid = os.fork()
+        if pid == 0:
+            set_comm(f"{comm}{number}".encode())
+            send(f"n{number}.{name}", "1")
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return {"sent": int(count)}
+
+
 def streams(name: str) -> Any:
     """Send a query over TCP, and open a connection of DNS over TLS."""
     query = message(name)

@@ -14,9 +14,9 @@ from dnsprobe.names.ruleset import TrieEntry
 DIG = Process((1 << 22) + 1, 1_000, b"dig")
 
 
-def chain_of(process: Process, execs: int = 0) -> abi.Chain:
+def chain_of(process: Process, execs: int = 0, share: int = 0) -> abi.Chain:
     """Return the ancestry of a process that has no parents."""
-    return abi.Chain((process,), complete=True, execs=execs, lineage=(process,), lineage_complete=True)
+    return abi.Chain((process,), complete=True, execs=execs, lineage=(process,), lineage_complete=True, share=share)
 
 
 #: A query of ``dig`` for ``test``, which the kernel matched with a rule.

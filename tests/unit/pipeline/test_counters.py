@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from fake_kernel import DIG, FakeKernel
+from fake_kernel import DIG, FakeKernel, chain_of
 
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.probe import Probe
@@ -168,3 +168,9 @@ def test_decided_names_make_room(pipeline: Pipeline) -> None:
     pipeline.counters.sweep()
     assert not pipeline.kernel.names.entries
     assert pipeline.totals() == {("ads*.test", "dig"): 40}
+
+
+def test_counts_have_the_share_of_their_process(pipeline: Pipeline) -> None:
+    pipeline.kernel.count(DIG, pipeline.rule("example.test"), 3)
+    pipeline.kernel.ancestries.entries[DIG.start_ns, DIG.tgid] = chain_of(DIG, share=7)
+    assert [count.share for count in pipeline.counters._counts()] == [7]

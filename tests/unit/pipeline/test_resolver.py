@@ -133,3 +133,8 @@ def test_a_container_gets_its_name_after_its_first_query(pipeline: Pipeline) -> 
     file.write_text(json.dumps({"Name": "/web"}))
     pipeline.now = 61.0
     assert container() == Container(ID, "docker", name="web")
+
+
+def test_a_query_has_the_share_of_its_sender(tmp_path: Path) -> None:
+    ((query, _),) = Pipeline(tmp_path).resolve(replace(EVENT, chain=chain_of(DIG, share=7)))
+    assert query.share == 7

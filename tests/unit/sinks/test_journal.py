@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +414,21 @@ def test_entries_over_the_limit_are_counted(journald: Journald) -> None:
     assert [sink.put(QUERY, IDENTITY) for _ in range(5)] == [True, True, True, False, False]
     assert sink.close(PATIENCE)
     assert (len(sent), sink.entries, sink.dropped) == (3, 3, 2)
+
+
+def test_a_flood_of_one_user_leaves_entries_for_others(journald: Journald) -> None:
+    """All 110 queries of a victim are written, although another user fills the limit for the same urgent rule."""
+    sent: list[tuple[bytes, ...]] = []
+    sink = JournalSink(20000, RateLimit(3600 * 10**9, 10000), lambda *entry: sent.append(entry), journald.path)
+    urgent = replace(QUERY, rule=replace(QUERY.rule, priority=2))
+    flood = [replace(QUERY, share=1), replace(urgent, share=1)]
+    accepted = sum([sink.put(flood[number % 2], IDENTITY) for number in range(40000)])
+    assert accepted < 8000
+    assert all(sink.put(replace(urgent, share=2), IDENTITY) for _ in range(110))
+    assert all(sink.put(replace(QUERY, share=3), IDENTITY) for _ in range(110))
+    assert sink.close(PATIENCE)
+    assert sink.entries == len(sent) == accepted + 220
+    assert sink.dropped == 40000 - accepted
 
 
 def record(level: int, message_id: str | None) -> logging.LogRecord:
