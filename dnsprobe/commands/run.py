@@ -34,6 +34,7 @@ from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.text import number
+from dnsprobe.web.origin import Origin
 from dnsprobe.web.protection import Protection
 from dnsprobe.web.server import Server
 
@@ -81,6 +82,7 @@ class Daemon:
             config.metrics.connections,
             self._page if config.metrics.page else None,
             Protection(config.metrics.web_config),
+            Origin(config.metrics.hosts),
         )
         self._listen(passed_sockets())
         self._session = Session(config, RuleSet.build(config.domains))
@@ -224,10 +226,14 @@ class Daemon:
             rules=self._session.rules.rules,
             unserved=probe.prover.unserved,
             lineage_problem=probe.lineage_table.problem,
-            last=tuple(self._last_queries),
+            last=tuple(self._last_queries) if self._shows_last_queries() else None,
             offset_ns=wall_offset_ns(),
             time_ns=time.time_ns(),
         )
+
+    def _shows_last_queries(self) -> bool:
+        when = self._config.metrics.last_queries
+        return when == "always" or (when == "protected" and self._server.protection.knows_clients)
 
     def _drain(self) -> None:
         """Detach, then write what is still in the ring buffer."""

@@ -23,6 +23,7 @@ from dnsprobe.config.readers import (
     choice,
     choices,
     duration,
+    host_names,
     line_of_text,
     listen,
     optional_path,
@@ -42,6 +43,9 @@ TCP_HOOKS = ("auto", *TcpHook, "none")
 ATTACH = ("auto", Attach.KPROBE)
 #: What a process tree shows: the parents that a process has now, or the processes that started it.
 TREES = ("current", "lineage")
+
+#: When the page shows the last queries: if all its readers need a password or a certificate, or always, or never.
+LAST_QUERIES = ("protected", "always", "never")
 
 #: Syslog's names for the levels 0 to 7 (RFC 5424, section 6.2.1; sd-daemon(3)).
 PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
@@ -102,9 +106,10 @@ class MetricsConfig:
     """The HTTP server.
 
     ``listen`` is an IP address without brackets and a port; port 0 means any free port. ``labels`` are the labels of
-    OPTIONAL_LABELS that are shown. ``page`` turns the page for people on. ``web_config`` is the path of a file for
-    :mod:`dnsprobe.config.web`, or None. A series that had no query for ``series_ttl_ns`` may leave; 0 means that none
-    leaves for that.
+    OPTIONAL_LABELS that are shown. ``page`` turns the page for people on. ``last_queries``, one of LAST_QUERIES, is
+    when it shows the last queries. ``hosts`` are names of the server beside those of this host. ``web_config`` is the
+    path of a file for :mod:`dnsprobe.config.web`, or None. A series that had no query for ``series_ttl_ns`` may leave;
+    0 means that none leaves for that.
     """
 
     listen: tuple[str, int] = ("127.0.0.1", 10059)
@@ -113,6 +118,8 @@ class MetricsConfig:
     labels: tuple[str, ...] = OPTIONAL_LABELS
     connections: int = 128
     page: bool = True
+    last_queries: str = "protected"
+    hosts: tuple[str, ...] = ()
     web_config: str | None = None
 
 
@@ -269,6 +276,8 @@ SECTIONS: Mapping[str, Section] = {
             "labels": Key("labels", choices(OPTIONAL_LABELS)),
             "connections": Key("connections", whole_number(1, 65535)),
             "page": Key("page", boolean),
+            "last_queries": Key("last_queries", choice(LAST_QUERIES)),
+            "hosts": Key("hosts", host_names),
             "web_config": Key("web_config", optional_path),
         },
     ),

@@ -102,6 +102,20 @@ def choices(names: Sequence[str]) -> Reader:
     return read
 
 
+def host_names(place: Place) -> tuple[str, ...]:
+    """Read a list of names of hosts, without ports."""
+    if not isinstance(place.node, yaml.SequenceNode):
+        place.wrong("not a list of names", "use a list of names of hosts, such as [dns.example]; [] means none")
+        return ()
+    names = []
+    for item in place.items():
+        name = item.scalar("str") or ""
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?", name) or len(name) > 254:
+            item.wrong("not a name of a host", "use a name without a port, such as dns.example, in its ASCII form")
+        names.append(name)
+    return tuple(names)
+
+
 def ports(fewest: int, example: str) -> Reader:
     """Return a reader of a list of ``fewest`` to 16 different ports."""
     hint = f"use a list of {fewest} to {_MAX_PORTS} ports, such as {example}"

@@ -62,8 +62,9 @@ class Page:
     """The data of the page at one moment.
 
     ``unserved`` maps each path without a hook to the hooks that were tried. ``lineage_problem`` is the reason why
-    lineage tracking is off, empty if it is on. ``last`` has the last queries that were reported, the newest last.
-    ``offset_ns`` converts their times to nanoseconds since the epoch. ``time_ns`` is the moment in that unit.
+    lineage tracking is off, empty if it is on. ``last`` has the last queries that were reported, the newest last; None
+    if they are not shown. ``offset_ns`` converts their times to nanoseconds since the epoch. ``time_ns`` is the moment
+    in that unit.
     """
 
     snapshot: Snapshot = field(default_factory=Snapshot)
@@ -71,7 +72,7 @@ class Page:
     rules: Sequence[Rule] = ()
     unserved: Mapping[str, str] = field(default_factory=dict)
     lineage_problem: str = ""
-    last: Sequence[Query] = ()
+    last: Sequence[Query] | None = ()
     offset_ns: int = 0
     time_ns: int = 0
 
@@ -143,6 +144,8 @@ def _summary(page: Page, queries: int) -> str:
 
 
 def _last(page: Page) -> str:
+    if page.last is None:
+        return f"<p>{_NOT_SHOWN}</p>"
     if not page.last:
         return "<p>No query yet.</p>"
     rows = [
@@ -218,6 +221,11 @@ def _losses(page: Page) -> str:
     totals = f"<p>{number(now.events, 'event')} from the kernel, {entries}. {loaded}{failed}.</p>"
     return markup.table(("Metric", "Reason", "Meaning", "#Lost"), rows) + f"\n{totals}"
 
+
+_NOT_SHOWN = (
+    "Not shown, because everyone who can reach this address could read them. They are shown to readers with a password"
+    " or a client certificate (<code>metrics.web_config</code>), or with <code>metrics.last_queries: always</code>."
+)
 
 #: The script shows these elements; without JavaScript they stay hidden.
 _GRAPH = """<div id="graph" hidden>

@@ -94,6 +94,17 @@ class Protection:
         return "https" if self._loaded is not None and self._loaded.context is not None else "http"
 
     @property
+    def asks_for_password(self) -> bool:
+        """Whether every client needs a password."""
+        return self._loaded is not None and bool(self._loaded.config.users)
+
+    @property
+    def knows_clients(self) -> bool:
+        """Whether every client needs a password or a certificate."""
+        tls = None if self._loaded is None else self._loaded.config.tls
+        return self.asks_for_password or (tls is not None and tls.client_auth == ssl.CERT_REQUIRED)
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """The headers that the configuration adds to each response."""
         return {} if self._loaded is None else self._loaded.config.headers

@@ -116,6 +116,7 @@ class Exchange(httputil.HTTPMessageDelegate):
                 "Server": f"dnsprobe/{__version__}",
                 "Cache-Control": "no-store",
                 "X-Content-Type-Options": "nosniff",
+                "Cross-Origin-Resource-Policy": "same-origin",
                 **headers,
                 **response.headers,
             }

@@ -21,6 +21,7 @@ from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
 from dnsprobe.sinks.metrics import Registry
 from dnsprobe.web import listener, peers
 from dnsprobe.web.clients import Client, Clients
+from dnsprobe.web.origin import Origin, of_other_site
 from dnsprobe.web.passwords import Verdict
 from dnsprobe.web.protection import Protection
 from dnsprobe.web.responses import PAGE, Exchange, Kind, Response, ResponseQueue, plain
@@ -47,7 +48,8 @@ class Server(httputil.HTTPServerConnectionDelegate):
     """Serves metrics, readiness and the page to at most ``connections`` clients at a time.
 
     ``ready`` returns the answer of ``/-/ready``. ``page`` returns the data of the page; None switches the page off.
-    ``protection`` has the web configuration; None is plain HTTP without passwords.
+    ``protection`` has the web configuration; None is plain HTTP without passwords. ``origin`` decides which names the
+    server has; None means those of this host.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Server(httputil.HTTPServerConnectionDelegate):
         connections: int,
         page: Callable[[], Page] | None = None,
         protection: Protection | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.protection = protection or Protection()
+        self._origin = origin or Origin()
         self._registry = registry
         self._ready = ready
         self._page = page
@@ -147,13 +151,30 @@ class Server(httputil.HTTPServerConnectionDelegate):
 
     def _authenticate(self, exchange: Exchange) -> None:
         client = exchange.client
-        if self._clients.set_busy(client):
+        if not self._clients.set_busy(client):
+            return
+        refusal = self._refusal(exchange)
+        if refusal is not None:
+            self._responses.put_small(exchange, refusal)
+        else:
             self.protection.authenticate(
                 exchange.headers.get("Authorization", ""),
                 str(client.context),
                 lambda verdict: self._answer(exchange, verdict),
                 lambda: not client.stream.closed(),
             )
+
+    def _refusal(self, exchange: Exchange) -> Response | None:
+        """Return the response to a request that another web site may have made, else None."""
+        if of_other_site(exchange.headers):
+            return plain(HTTPStatus.FORBIDDEN, "requests of other web sites are refused")
+        # A site that takes over a name has neither the certificate nor the password for it.
+        if self.protection.scheme == "https" or self.protection.asks_for_password:
+            return None
+        local_address = exchange.client.stream.socket.getsockname()[0]
+        if self._origin.good_host(exchange.headers.get("Host"), local_address):
+            return None
+        return plain(HTTPStatus.MISDIRECTED_REQUEST, "not a name of this server: see metrics.hosts of dnsprobe")
 
     def _answer(self, exchange: Exchange, verdict: Verdict) -> None:
         if exchange.client.stream.closed():

@@ -38,6 +38,7 @@ domains:
 - {pattern: '*.tracker.test', name: trackers}
 - {pattern: =wpad.test, name: proxy search}
 journal: {repeat: 1ms}
+metrics: {last_queries: always}
 """
 
 #: A chain of process names, the domains that the last process asks for, and its number of queries.

@@ -71,7 +71,7 @@ def test_prometheus_gets_openmetrics(service: Service, version: str) -> None:
 
 async def scrape(host: str, port: int) -> bytes:
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept-Encoding: gzip\r\n\r\n")
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAccept-Encoding: gzip\r\n\r\n")
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     status, *fields = head.decode().split("\r\n")

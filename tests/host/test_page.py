@@ -31,7 +31,7 @@ CONFIGURATION = (
     "domains:\n- watched.test\n"
     f"- {{pattern: hostile.test, name: {json.dumps(RULE_NAME)}}}\n"
     f"- {{pattern: silent.test, name: {HEBREW}}}\n"
-    "journal: {repeat: 0}\n"
+    "journal: {repeat: 0}\nmetrics: {last_queries: always}\n"
 )
 
 #: As prctl(2) takes them, each of at most 15 octets.
@@ -481,10 +481,20 @@ def test_the_page_can_be_switched_off(start: Callable[..., Service]) -> None:
 
 
 def test_only_the_last_queries_are_shown(open_tab: Open, start: Callable[..., Service]) -> None:
-    service = start("domains: [fresh.test]")
+    service = start("domains: [fresh.test]\nmetrics: {last_queries: always}")
     numbered = [name(b"n%d" % number, b"fresh") for number in range(150)]
     send(([b"counter"], numbered))
     service.wait_for("n149.fresh.test")
     with open_tab(service.url) as tab:
         names = tab.page.locator("#last td:nth-child(4)").all_text_contents()
         assert names == [f"n{number}.fresh.test" for number in range(149, 49, -1)]
+
+
+def test_the_last_queries_are_not_shown_to_everyone(start: Callable[..., Service]) -> None:
+    service = start("domains: [fresh.test]")
+    send(([b"shy"], [name(b"secret", b"fresh")]))
+    service.wait_for("secret.fresh.test")
+    page = service.get("/")
+    assert "shy" in page
+    assert "secret.fresh.test" not in page
+    assert "metrics.last_queries" in page

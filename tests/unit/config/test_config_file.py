@@ -41,6 +41,7 @@ CHOICES = {
     "tree": config.TREES,
     "labels": OPTIONAL_LABELS,
     "page": ("true", "false"),
+    "last_queries": config.LAST_QUERIES,
 }
 
 
@@ -186,6 +187,8 @@ metrics:
   labels: [container]
   connections: 6
   page: false
+  last_queries: always
+  hosts: [dns.example, Other]
   web_config: /etc/web.yml
 """,
     ) == Config(
@@ -216,6 +219,8 @@ metrics:
             labels=("container",),
             connections=6,
             page=False,
+            last_queries="always",
+            hosts=("dns.example", "Other"),
             web_config="/etc/web.yml",
         ),
     )
@@ -339,6 +344,13 @@ SCALARS = [
     ("journal", "queue", "[1]", "not a whole number (a list)"),
     ("journal", "queue", "{a: 1}", "not a whole number (a mapping)"),
     ("journal", "queue", "!!python/name:os.system 1", "not a whole number (1)"),
+    ("metrics", "last_queries", "true", "not a possible value (true); use one of protected, always, never"),
+    (
+        "metrics",
+        "hosts",
+        "dns.example",
+        "not a list of names (dns.example); use a list of names of hosts, such as [dns.example]; [] means none",
+    ),
     ("metrics", "labels", "unit", "not a list (unit); use a list of any of unit, container; [] means none"),
     ("metrics", "max_series", "1000001", "out of range (1000001); use a number from 1 to 1000000"),
     *(

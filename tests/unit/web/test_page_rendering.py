@@ -293,6 +293,14 @@ def test_problems_are_shown() -> None:
     assert b'class="bad"' not in right
 
 
+def test_last_queries_that_are_not_shown_leave_a_hint() -> None:
+    page = render(Page(last=None)).decode()
+    assert to_text(QUERY.qname) in render(Page(last=[QUERY])).decode()
+    assert to_text(QUERY.qname) not in page
+    assert "metrics.last_queries" in page
+    assert "No query yet" not in page.partition('id="last"')[2].partition("</section>")[0]
+
+
 def test_the_last_queries_are_shown_newest_first() -> None:
     newer = query(time_ns=QUERY.time_ns + 1_500_000_000, qname=b"\5newer\4test\0", qclass=3)
     document = Document(render(Page(last=[QUERY, newer], offset_ns=1_700_000_000 * 10**9)))

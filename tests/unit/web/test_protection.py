@@ -721,3 +721,40 @@ def test_without_a_web_configuration_everyone_gets_in() -> None:
     protection.refresh(force=True)
     assert (protection.scheme, protection.good, dict(protection.headers)) == ("http", True, {})
     Server(Registry(Snapshot), lambda: True, 1, protection=protection)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("{}", False),
+        (TLS + "}", False),
+        (TLS + ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: ca.pem}", False),
+        (MUTUAL + "}", True),
+        (users(ada="$2y$04$" + "a" * 53), True),
+        (TLS + "}" + users(ada="$2y$04$" + "a" * 53), True),
+    ],
+)
+def test_clients_are_known_by_a_password_or_a_certificate(folder: Path, text: str, known: bool) -> None:
+    assert Protection(str(written(folder, text))).knows_clients is known
+    assert not Protection().knows_clients
+
+
+def test_with_a_password_or_a_certificate_any_name_is_good(folder: Path) -> None:
+    async def status(server: Server, tls: ssl.SSLContext | None, more: str = "") -> int:
+        name = "localhost" if tls else None
+        reader, writer = await asyncio.open_connection(*server.address, ssl=tls, server_hostname=name)
+        writer.write(f"GET /metrics HTTP/1.1\r\nHost: metrics.example\r\n{more}\r\n".encode())
+        answer = await read_answer(reader)
+        writer.transport.abort()
+        return answer.status
+
+    async def test() -> None:
+        async with serving(folder, "{}") as server:
+            assert await status(server, None) == 421
+        async with serving(folder, TLS + "}") as server:
+            assert await status(server, context(folder)) == 200
+        async with serving(folder, users(ada=hashed("secret"))) as server:
+            assert await status(server, None) == 401
+            assert await status(server, None, basic("ada", "secret")) == 200
+
+    run(test)

@@ -17,6 +17,7 @@ from dnsprobe.model import Series
 from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.web import clients, listener, peers, responses
 from dnsprobe.web import server as web
+from dnsprobe.web.origin import Origin
 from dnsprobe.web.page import Page
 from dnsprobe.web.server import Server
 
@@ -36,8 +37,9 @@ async def serving(
     ready: Callable[[], bool] = lambda: True,
     connections: int = 128,
     page: Callable[[], Page] | None = lambda: Page(SNAPSHOT),
+    origin: Origin | None = None,
 ) -> AsyncIterator[Server]:
-    server = Server(registry or Registry(lambda: SNAPSHOT), ready, connections, page)
+    server = Server(registry or Registry(lambda: SNAPSHOT), ready, connections, page, origin=origin)
     server.bind("127.0.0.1", 0)
     server.start()
     try:
@@ -265,6 +267,43 @@ def test_bad_requests_are_closed_and_not_logged(
 
     run(test)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/-/ready", "/nothing"])
+def test_a_name_of_another_site_is_misdirected(path: str) -> None:
+    async def raw(server: Server, lines: str) -> Answer:
+        async with Client(server) as client:
+            client.writer.write(f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode())
+            return await client.answer()
+
+    async def test() -> None:
+        async with serving(origin=Origin(["proxy.example"])) as server:
+            for host in ("attacker.example", "attacker.example:10059", "localhost.attacker.example", ""):
+                answer = await raw(server, f"Host: {host}\r\n")
+                assert answer.status == 421
+                assert b"metrics.hosts" in answer.body
+            # Two names: a proxy could take the other one.
+            assert (await raw(server, "Host: localhost\r\nHost: attacker.example\r\n")).status == 421
+            good = (await raw(server, "Host: localhost\r\n")).status
+            assert good in {200, 404}
+            for lines in ("", "Host: 127.0.0.1:10059\r\n", "Host: [::1]\r\n", "Host: PROXY.example:80\r\n"):
+                assert (await raw(server, lines)).status == good
+
+    run(test)
+
+
+def test_what_a_browser_requests_for_another_site_is_refused() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            for mode, status in (("cors", 403), ("no-cors", 403), ("navigate", 200)):
+                answer = await ask(server, more=f"Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: {mode}\r\n")
+                assert answer.status == status
+            answer = await ask(server, "/", more="Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\n")
+            assert answer.status == 200
+            assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+            assert "access-control-allow-origin" not in answer.headers
+
+    run(test)
 
 
 def test_a_connection_serves_several_requests() -> None:
