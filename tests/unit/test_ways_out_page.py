@@ -118,7 +118,17 @@ def test_a_verdict_compares_what_was_counted_with_what_was_sent(
     assert verdict(Counter({ASKED: 2}), Seen(Counter(counted), shown, lost)).partition(":")[0] == found
 
 
-@pytest.mark.parametrize(("skipped", "lost", "found"), [(1, 0, "right"), (1, 1, "wrong"), (0, 1, "counted as lost")])
+@pytest.mark.parametrize(
+    ("skipped", "lost", "found"),
+    [
+        (1, 0, "right"),
+        # The run that was skipped had another packet, such as one of a scrape.
+        (1, 1, "counted as lost"),
+        (1, 2, "wrong"),
+        (0, 0, "not seen"),
+        (0, 1, "counted as lost"),
+    ],
+)
 def test_a_run_that_the_kernel_skipped_is_not_held_against_a_rung(skipped: int, lost: int, found: str) -> None:
     seen = Seen(Counter({("asker", "udp"): 1}), {ASKED}, lost, skipped)
     assert verdict(Counter({ASKED: 2}), seen).partition(":")[0] == found

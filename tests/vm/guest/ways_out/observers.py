@@ -151,12 +151,12 @@ def verdict(right: Counter[Asked], seen: Seen) -> str:
         return f"wrong: {dict(extra)} more than {dict(sent)}"
     if others := {query for query in seen.shown if query.comm != "(unknown)"} - right.keys():
         return f"wrong: shown {sorted(map(str, others))}"
-    missing = max((sent - known).total() - seen.skipped, 0)
+    missing = (sent - known).total()
     if seen.lost > missing:
         return f"wrong: {missing} missing, {seen.lost} counted as lost"
-    if not missing:
-        return RIGHT
-    return LOST if seen.lost == missing else NOT_SEEN
+    if missing > seen.lost + seen.skipped:
+        return NOT_SEEN
+    return LOST if seen.lost else RIGHT
 
 
 class Players:
