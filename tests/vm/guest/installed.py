@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,10 +20,17 @@ from scraped import add_up, samples_of
 HERE = Path(__file__).parent
 OUT = Path("/mnt/out")
 CONFIGURATION = Path("/etc/dnsprobe/dnsprobe.yaml")
+#: Programs that the service has compiled.
+CACHE = Path("/var/cache/dnsprobe")
 TREE = HERE.parent
 SENDERS = TREE / "senders"
 #: The types of the BPF programs of dnsprobe, as bpftool calls them.
 HOOK_TYPES = {"kprobe", "raw_tracepoint", "tracing", "cgroup_skb", "cgroup_sock"}
+#: The tracepoint that recent kernels have for writes to TCP sockets.
+TRACEPOINT = b"\0btf_trace_tcp_sendmsg_locked\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
+#: In the section `probe` of all tests that watch port 5353 or start dnsprobe with a hook that they choose: programs are
+#: compiled for a set of ports, which takes an emulated processor ten seconds.
+PORTS = "ports: [53, 5353]"
 #: Seconds. No step takes as long on an emulated processor; a test that waits as long has failed.
 PATIENCE = 300.0
 
@@ -112,6 +120,15 @@ class Service(Unit):
         """Return the values of a metric, added up by a label."""
         return add_up(self.samples(metric), label)
 
+    @property
+    def missed_runs(self) -> int:
+        """Return how many runs of programs the kernel has skipped: at most as many queries are not counted.
+
+        On a preemptible kernel, such as Linux 7, two processes that send can interrupt each other in the middle of a
+        run. Then the kernel skips the run of the second one.
+        """
+        return self.by("reason", "dnsprobe_events_lost_total")["run_missed"]
+
     def programs(self) -> list[str]:
         """Return the names of all BPF programs in the kernel that are hooks."""
         listed = json.loads(run("bpftool", "--json", "prog", "show") or "[]")
@@ -158,6 +175,12 @@ def query(name: str) -> bytes:
 @pytest.fixture(scope="session")
 def service() -> Service:
     return Service()
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache for dnsprobe that a test starts itself, with the programs that the service has compiled."""
+    return shutil.copytree(CACHE, tmp_path_factory.mktemp("compiled") / "cache")
 
 
 class Server:

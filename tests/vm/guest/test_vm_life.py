@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
-from installed import CONFIGURATION, TREE, Service, entries, run, send, until
+from installed import CACHE, CONFIGURATION, TREE, Service, entries, run, send, until
 
 #: With an entry for each query, because the tests of journald, which run next, need that.
 GOOD = "domains: [life.test]\njournal: {repeat: 0}"
-CACHE = Path("/var/cache/dnsprobe")
 #: Whether this guest runs the tests of systemd and dpkg, such as an upgrade: see tests/vm/kernels.py.
 TESTS_SYSTEMD = "VM_SYSTEMD" in os.environ
 

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 
 import pytest
-from installed import HERE, Service, entries, run, status, until
+from installed import HERE, PORTS, Service, entries, run, status, until
 
 #: Runs in a network namespace. RFC 1035, section 4.1.1: the flags of a message, and its number of questions.
 SENDER = """
@@ -56,8 +56,7 @@ OF_EACH = 2 + 2 * 2
 @pytest.mark.parametrize("hook", ["udp_send_skb", "auto"])
 def test_a_message_is_what_its_header_and_destination_say(service: Service, hook: str) -> None:
     service.configure(
-        f"domains: [port.test, class.test, kind.test]\nprobe: {{hook: {hook}, ports: [53, 5353]}}\n"
-        "journal: {repeat: 1h}"
+        f"domains: [port.test, class.test, kind.test]\nprobe: {{hook: {hook}, {PORTS}}}\njournal: {{repeat: 1h}}"
     )
     if status("systemctl", "restart", service.name):
         assert (hook, "isra" in os.uname().release) == ("udp_send_skb", True)

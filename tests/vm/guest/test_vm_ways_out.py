@@ -20,11 +20,10 @@ def players() -> Iterator[Players]:
 
 
 def test_nothing_is_counted_wrongly_in_any_situation(
-    players: Players, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    players: Players, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Program, "patience", PATIENCE)
-    # The hooks for TCP are the same for all rungs.
-    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("CACHE_DIRECTORY", str(compiled))
     with observing(RUNGS, tmp_path) as (observers, unavailable):
         verdicts, notes = play(players, observers, TITLES)
     print(*unavailable.values(), *notes, sep="\n")

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from installed import HERE, SENDERS, Service, entries, keep, kernel, query, run, send, status, until
+from installed import HERE, PORTS, SENDERS, TRACEPOINT, Service, entries, keep, kernel, query, run, send, status, until
+from scraped import samples_of
 from stream_sender import OPENING
 from stream_sender import rows as stream_rows
 
@@ -25,10 +26,11 @@ NAMESPACE = "second"
 STREAM_FAMILIES = ("4", "6")
 STREAM_ROWS = list(stream_rows(STREAM_FAMILIES))
 
-#: The tracepoint that recent kernels have for writes to TCP sockets.
-TRACEPOINT = b"\0btf_trace_tcp_sendmsg_locked\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
 #: The result of the forms in OPENING at a hook that runs after a connection was opened.
 FOLLOWS = "only what follows the SYN"
+ENCRYPTED = "encrypted"
+#: How often all forms of TCP are sent at most, until no run was skipped.
+ATTEMPTS = 5
 #: The hook for TCP that is tested together with each hook for UDP.
 TCP_HOOKS = {
     "ip_send_skb": "auto",
@@ -113,17 +115,45 @@ def ask_over_tcp() -> tuple[dict[str, int], int]:
     return {name.removesuffix(".streams.test"): count for name, count in received.items()}, result["encrypted"]
 
 
+def counted_over_tcp(service: Service) -> Counter[tuple[str, str]]:
+    """Return the queries of each row and process up to now; ENCRYPTED stands for encrypted connections."""
+    text = service.get("/metrics")
+    found: Counter[tuple[str, str]] = Counter()
+    for labels, value in samples_of("dnsprobe_queries_total", text):
+        row, _, suffix = labels["domain"].partition(".")
+        if suffix == "streams.test" and labels["transport"] == "tcp":
+            found[row, labels["process"]] += int(value)
+    for labels, value in samples_of("dnsprobe_encrypted_connections_total", text):
+        found[ENCRYPTED, labels["process"]] += int(value)
+    return found
+
+
 def over_tcp(service: Service, rung: str) -> tuple[dict[str, str], bool]:
-    """Send in all forms of TCP; return the result of each, and whether encrypted connections were counted exactly."""
+    """Send in all forms of TCP; return the result of each, and whether encrypted connections were counted exactly.
+
+    On a preemptible kernel, client and server may interrupt each other, so that the kernel skips a run. This also loses
+    where the next messages of the connection begin. So all is sent again if a result is wrong and a run was skipped.
+    """
+    for _ in range(ATTEMPTS):
+        missed = service.missed_runs
+        results, exact = over_tcp_once(service, rung)
+        wrong = not exact or set(results.values()) - {"yes", FOLLOWS}
+        if not wrong or service.missed_runs == missed:
+            break
+    return results, exact
+
+
+def over_tcp_once(service: Service, rung: str) -> tuple[dict[str, str], bool]:
+    """Send in all forms of TCP once: see :func:`over_tcp`."""
+    before = counted_over_tcp(service)
     received, encrypted = ask_over_tcp()
-    exact = service.by("process", "dnsprobe_encrypted_connections_total") == {"python3": encrypted}
+    counted = counted_over_tcp(service) - before
+    connections = {process: count for (row, process), count in counted.items() if row == ENCRYPTED}
+    # The tracepoint does not see what goes with the SYN.
+    exact = connections == {"python3": encrypted} or rung == "tcp_tracepoint"
     results = {}
     for row in STREAM_ROWS:
-        found = {
-            labels["process"]: int(value)
-            for labels, value in service.samples("dnsprobe_queries_total")
-            if labels["domain"] == f"{row}.streams.test" and labels["transport"] == "tcp"
-        }
+        found = {process: count for (of, process), count in counted.items() if of == row}
         right = {"dig" if row.startswith("dig") else "python3": received.get(row, 0)}
         seen, sent = sum(found.values()), sum(right.values())
         if found == right:
@@ -201,11 +231,11 @@ def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hoo
     rules = [*(f"{row}.paths.test" for row in ROWS), *(f"{row}.streams.test" for row in STREAM_ROWS)]
     domains = ", ".join(["hook.test", *rules])
     tcp_hook = TCP_HOOKS[hook]
-    configuration = f"domains: [{domains}]\nprobe: {{hook: {hook}, tcp_hook: {tcp_hook}}}"
+    probe = f"hook: {hook}, tcp_hook: {tcp_hook}"
     if hook == "ip_send_skb":
-        service.reload(configuration)
+        service.reload(f"domains: [{domains}]\nprobe: {{{probe}}}")
     else:
-        service.configure(configuration)
+        service.configure(f"domains: [{domains}]\nprobe: {{{probe}, {PORTS}}}")
         if status("systemctl", "restart", service.name):
             assert (hook, RENAMED) == ("udp_send_skb", True)
             assert_refused(service)
@@ -224,4 +254,4 @@ def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hoo
     results, encrypted_exact = over_tcp(service, rung)
     keep(f"streams-{rung}", {"kernel": kernel(), "rows": results})
     assert {row: what for row, what in results.items() if what not in {"yes", FOLLOWS}} == {}
-    assert encrypted_exact or rung == "tcp_tracepoint"
+    assert encrypted_exact
