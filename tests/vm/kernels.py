@@ -13,7 +13,8 @@ class Guest:
     ``source`` is empty for Debian's own kernel; otherwise it names the source package from which ``isra/build.sh``
     builds the kernel. ``processors`` is a number of emulated ones: each costs time of the host, so only one guest has
     several. ``systemd`` is true for the one guest of each userland that runs the tests of systemd, journald and dpkg:
-    the kernel makes no difference to them.
+    the kernel makes no difference to them. ``preemption`` is true for those that run the tests of processes that
+    interrupt each other: the kernel has to be preemptible, and to count all runs that it skips.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Guest:
     source: str = ""
     processors: int = 1
     systemd: bool = False
+    preemption: bool = False
 
 
 #: In the order in which they run.
@@ -29,8 +31,8 @@ GUESTS = (
     Guest("5.10", "bullseye", "bookworm"),
     Guest("6.1", "bookworm", "bookworm", processors=2, systemd=True),
     Guest("6.1-isra", "bookworm", "bookworm", source="linux-source-6.1"),
-    Guest("6.12", "trixie", "trixie", systemd=True),
-    Guest("sid", "sid", "bookworm"),
+    Guest("6.12", "trixie", "trixie", systemd=True, preemption=True),
+    Guest("sid", "sid", "bookworm", preemption=True),
 )
 
 

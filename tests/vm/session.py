@@ -165,7 +165,7 @@ class Session:
                 disk_folder / "disk.ext4",
                 self._children,
                 processors=guest.processors,
-                arguments=["vm.systemd=1"] if guest.systemd else [],
+                arguments=[f"vm.{name}=1" for name in ("systemd", "preemption") if getattr(guest, name)],
             )
             ending = machine.run(tree, _SCRIPT, self._request.deadline, out, self._printer.printer(guest.name))
         result = judge(guest.name, release, ending, out)

@@ -348,8 +348,8 @@ static void be_urgent(struct asker *asker, const int sockets[2], int priority)
 		for (int i = 0; i < BURST; i++)
 			send_query(asker, sockets, number++);
 
-		// Leave most of the time to the steady processes, however slow the machine is.
-		long pause = 4 * (now_ns() - before);
+		// Leave most of the time to the others, such as dnsprobe with its reloads, however slow the machine is.
+		long pause = 16 * (now_ns() - before);
 		struct timespec wait = { 0 };
 
 		if (pause < SHORTEST_PAUSE_NS)
