@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import platform
+import pwd
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnsprobe import __version__, privileges
+from dnsprobe.commands.address import holder, written
 from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
 from dnsprobe.hook_names import Attach
@@ -28,6 +30,7 @@ from dnsprobe.pipeline.session import probe_options
 from dnsprobe.privileges import Capability
 from dnsprobe.terminal import DIM, GREEN, RED, look_of
 from dnsprobe.text import shown
+from dnsprobe.web.peers import uid_of_listener
 
 #: The column where details begin, and the least number of columns for them, even in a narrow terminal.
 _INDENT, _LEAST_DETAIL = 19, 30
@@ -97,6 +100,7 @@ def _findings(config: Config) -> Iterator[Finding]:
     yield _control_groups()
     yield from _symbols()
     yield _capabilities()
+    yield _address(*config.metrics.listen)
 
 
 def _btf(path: str) -> Finding:
@@ -170,6 +174,26 @@ def _capabilities() -> Finding:
     names = ", ".join(capability.name for capability in sorted(held)) or f"none that BPF needs; {privileges.HINT}"
     lacks = [f"without {capability.name}, {what}" for capability, what in _needs().items() if capability not in held]
     return Finding("capabilities", privileges.can_load(held), "; ".join((names, *lacks)))
+
+
+def _address(host: str, port: int) -> Finding:
+    """Find out who listens on the address of the metrics. Any user of the host could serve forged ones there."""
+    where = written(host, port)
+    uid = uid_of_listener(host, port) if port else None
+    if uid is None:
+        return Finding("address", None, f"nobody listens on {where}")
+    if uid in {0, os.getuid(), _uid_of_service()}:
+        return Finding("address", True, f"{holder(host, port)} listens on {where}")
+    return Finding(
+        "address", False, f"{holder(host, port)} listens on {where}, not dnsprobe: metrics from there may be forged"
+    )
+
+
+def _uid_of_service() -> int | None:
+    try:
+        return pwd.getpwnam("dnsprobe").pw_uid  # DynamicUser= in the unit: it exists while the service runs
+    except KeyError:
+        return None
 
 
 def _needs() -> dict[Capability, str]:

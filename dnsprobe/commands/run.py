@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dnsprobe import privileges
+from dnsprobe.commands.address import ServerAddress, written
 from dnsprobe.commands.hooks import describe_hooks, describe_unseen
 from dnsprobe.commands.reload import RuleReloader
 from dnsprobe.commands.signals import once_for_all
@@ -75,7 +76,7 @@ class Daemon:
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._last_queries: deque[Query] = deque(maxlen=_LAST_QUERIES)
-        # Listen first: if the port is taken, nothing has been attached yet.
+        # Listen first: if the address is wrong, nothing has been attached yet.
         self._server = Server(
             Registry(self._snapshot, config.metrics.labels),
             self._sees_queries,
@@ -84,23 +85,13 @@ class Daemon:
             Protection(config.metrics.web_config),
             Origin(config.metrics.hosts),
         )
-        self._listen(passed_sockets())
+        self._address = ServerAddress(self._server, config.metrics.listen)
+        self._address.take(passed_sockets())
         self._session = Session(config, RuleSet.build(config.domains))
         self._reloader = RuleReloader(config, read_config, self._session)
         # The loader child has its own capabilities. Drop ours before any thread inherits them.
         privileges.drop()
         self._sink = make_sink(log_target, config.journal)
-
-    def _listen(self, sockets: list[int]) -> None:
-        if len(sockets) > 1:
-            raise UserError(
-                f"systemd passed {len(sockets)} sockets",
-                "dnsprobe serves only one: leave one ListenStream= in dnsprobe.socket",
-            )
-        if sockets:
-            self._server.adopt(sockets[0])
-            return
-        self._server.bind(*self._config.metrics.listen, early="NOTIFY_SOCKET" in os.environ)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises the error that ended the work before that."""
@@ -141,7 +132,7 @@ class Daemon:
             )
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
-        self._server.start()
+        self._address.serve()
         self._ready = True
         notify(f"READY=1\nSTATUS={self._status()}")
 
@@ -170,6 +161,8 @@ class Daemon:
                 pause = _NEXT_TICK_SECONDS
                 notify(f"STATUS={self._status()}")
             self._sink.report_refused()
+            if self._address.retry():
+                notify(f"STATUS={self._status()}")
             if watchdog:
                 notify("WATCHDOG=1")
 
@@ -180,11 +173,13 @@ class Daemon:
         notify(f"READY=1\nSTATUS={self._status()}")
 
     def _url(self) -> str:
-        host, port = self._server.address
-        return f"{self._server.protection.scheme}://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+        if self._address.problem:
+            return self._address.problem
+        return f"{self._server.protection.scheme}://{written(*self._server.address)}/metrics"
 
     def _status(self) -> str:
-        return f"{describe_hooks(self._session.probe.prover)}; {self._rules_in_force()}; {self._queries_so_far()}"
+        facts = [describe_hooks(self._session.probe.prover), self._rules_in_force(), self._queries_so_far()]
+        return "; ".join([*facts, self._address.problem] if self._address.problem else facts)
 
     def _queries_so_far(self) -> str:
         queries = total_queries(self._session.collect()) + self._session.totals.expired.total()

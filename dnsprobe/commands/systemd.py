@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from dnsprobe.errors import UserError
 
@@ -14,13 +17,19 @@ _log = logging.getLogger(__name__)
 _ATTEMPT_SECONDS = 300
 
 
-def notify(state: str) -> None:
-    """Send a state to systemd if it started this process (sd_notify(3))."""
+#: Systemd answers at once, unless it hangs.
+_BARRIER_SECONDS = 5
+#: The name under which systemd keeps the listening socket for the next process.
+_KEPT = "dnsprobe-address"
+
+
+def notify(state: str, *descriptors: int) -> None:
+    """Send a state, and copies of descriptors, to systemd if it started this process (sd_notify(3))."""
     if "NOTIFY_SOCKET" in os.environ:
         from systemd import daemon  # noqa: PLC0415 - memory: only a service needs it
 
         try:
-            daemon.notify(state)
+            daemon.notify(state, fds=list(descriptors) or None)
         except OSError as error:  # the variable was inherited from another service
             _log.debug("NOTIFY_SOCKET=%s: %s", os.environ["NOTIFY_SOCKET"], error.strerror)
 
@@ -33,13 +42,41 @@ def notify_attempt(hook: str) -> None:
     notify(f"STATUS=trying {hook}\nEXTEND_TIMEOUT_USEC={_ATTEMPT_SECONDS * 1_000_000}")
 
 
-def passed_sockets() -> list[int]:
-    """Return the descriptors of sockets that systemd has opened for this process (sd_listen_fds(3))."""
+class PassedSockets(NamedTuple):
+    """Descriptors of sockets from systemd: those of socket units, and those that an earlier process left there."""
+
+    of_units: Sequence[int] = ()
+    kept: Sequence[int] = ()
+
+
+def passed_sockets() -> PassedSockets:
+    """Return the sockets that systemd passes to this process (sd_listen_fds_with_names(3))."""
     if "LISTEN_FDS" not in os.environ:
-        return []
-    from systemd import daemon  # noqa: PLC0415 - memory: only a service with a socket unit needs it
+        return PassedSockets()
+    from systemd import daemon  # noqa: PLC0415 - memory: only a service needs it
 
     try:
-        return list(daemon.listen_fds(unset_environment=True))
+        names = daemon.listen_fds_with_names(unset_environment=True)
     except OSError as error:
         raise UserError(f"LISTEN_FDS={os.environ.get('LISTEN_FDS', '')}: {error.strerror}") from error
+    kept = [descriptor for descriptor, name in names.items() if name == _KEPT]
+    return PassedSockets([descriptor for descriptor in names if descriptor not in kept], kept)
+
+
+def keep_socket(descriptor: int) -> None:
+    """Ask systemd to keep a socket, and to pass it to the next process of this service (FileDescriptorStoreMax=)."""
+    notify(f"FDSTORE=1\nFDNAME={_KEPT}\nFDPOLL=0", descriptor)
+
+
+def forget_sockets() -> None:
+    """Make systemd close the sockets that it keeps, and wait until it has done that."""
+    notify(f"FDSTOREREMOVE=1\nFDNAME={_KEPT}")
+    reader, writer = os.pipe()
+    try:
+        notify("BARRIER=1", writer)  # systemd closes it when it has handled all earlier messages (sd_notify_barrier(3))
+    finally:
+        os.close(writer)
+    done = select.poll()
+    done.register(reader, 0)  # POLLHUP is always reported
+    done.poll(_BARRIER_SECONDS * 1000)
+    os.close(reader)

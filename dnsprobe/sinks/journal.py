@@ -29,6 +29,8 @@ MESSAGE_ID = "70f9b6676ff846deba6d9a720834dc88"
 PATH_LOST_ID = "f7001382b1aa46c190f4ad876ecead63"
 #: A path is verified again.
 PATH_PROVED_ID = "43fd43f4c08f460f8f77cf56a821cc12"
+#: Another program has the address of the HTTP server.
+ADDRESS_TAKEN_ID = "c1142865d21144219362cc7e5c863898"
 #: A reload failed; the old rules stay in force.
 RELOAD_FAILED_ID = "3345e3016851494f90a6dec05b504e5a"
 #: Entries were dropped by journal.rate_burst.

@@ -24,6 +24,10 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_SECONDS = 0.25
 
 
+class AddressTakenError(UserError):
+    """Another program listens on the address."""
+
+
 def inherited(descriptor: int) -> socket.socket:
     """Return the listening socket that systemd passed as this descriptor; raise UserError if it is something else."""
     try:
@@ -63,7 +67,8 @@ def listen(host: str, port: int, *, early: bool = False) -> socket.socket:
         errno.EACCES: "use a port above 1023, or grant CAP_NET_BIND_SERVICE",
         errno.EAFNOSUPPORT: "the kernel has no IPv6: use an IPv4 address",
     }.get(failure.errno or 0, "")
-    raise UserError(f"cannot listen on {where}: {failure.strerror}", hint) from failure
+    kind = AddressTakenError if failure.errno == errno.EADDRINUSE else UserError
+    raise kind(f"cannot listen on {where}: {failure.strerror}", hint) from failure
 
 
 def _listen(family: int, address: tuple[object, ...], *, early: bool) -> socket.socket:

@@ -46,23 +46,32 @@ def name_of(connection: socket.socket, address: str) -> str:
     All connections of a user of this host have the same name, and so have all of a network, as :func:`network` returns
     it.
     """
-    uid = _uid_of_peer(connection)
+    try:
+        ends = connection.getpeername()[:2], connection.getsockname()[:2]
+    except OSError:  # the client has left
+        return network(address)
+    uid = _uid(*ends)
     return network(address) if uid is None else f"user {uid}"
 
 
-def _uid_of_peer(connection: socket.socket) -> int | None:
-    """Return the user whose process has the other end of a connection; None if it is not a process in this network.
+def uid_of_listener(host: str, port: int) -> int | None:
+    """Return the user who listens on a TCP address of this host; None if nobody does, or the kernel does not answer."""
+    anything = "::" if ":" in host else "0.0.0.0"
+    return _uid((host, port), (anything, 0))
 
-    A connection whose process has closed it belongs to nobody: the kernel would report root.
+
+def _uid(local: tuple[str, int], remote: tuple[str, int]) -> int | None:
+    """Return the user of the socket between two ends, an address and a port each; None if no process here has one.
+
+    A socket that its process has closed belongs to nobody: the kernel would report root.
     """
     try:
-        request = _request(connection)
         with socket.socket(_AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
             diag.setblocking(False)  # the kernel answers within sendto(2)
-            diag.sendto(request, (0, 0))
+            diag.sendto(_request(local, remote), (0, 0))
             answer = diag.recv(4096)
     except OSError as error:
-        _log.debug("cannot ask the kernel for the user of a client: %s", error.strerror)
+        _log.debug("cannot ask the kernel for the user of a socket: %s", error.strerror)
         return None
     with suppress(struct.error):
         _, kind, *_ = _HEADER.unpack_from(answer)
@@ -72,19 +81,14 @@ def _uid_of_peer(connection: socket.socket) -> int | None:
     return None
 
 
-def _request(connection: socket.socket) -> bytes:
-    """Return the question for the socket at the other end of a connection."""
-    source, destination = connection.getpeername()[:2], connection.getsockname()[:2]
-    family = connection.family
-    addresses = [ipaddress.ip_address(end[0].partition("%")[0]) for end in (source, destination)]
+def _request(local: tuple[str, int], remote: tuple[str, int]) -> bytes:
+    """Return the question for the socket between two ends. Addresses of IPv4 within IPv6 belong to sockets of IPv4."""
+    addresses = [ipaddress.ip_address(end[0].partition("%")[0]) for end in (local, remote)]
     mapped = [address.ipv4_mapped for address in addresses if isinstance(address, ipaddress.IPv6Address)]
-    if all(mapped) and len(mapped) == len(addresses):
-        # An IPv4 client of an IPv6 socket has a socket of IPv4.
-        family = socket.AF_INET
-        packed = [address.packed for address in mapped if address is not None]
-    else:
-        packed = [address.packed for address in addresses]
-    ports = struct.pack("!HH", source[1], destination[1])
+    of_ipv4 = [address for address in mapped if address is not None]
+    packed = [address.packed for address in (of_ipv4 if len(of_ipv4) == len(addresses) else addresses)]
+    family = socket.AF_INET if len(packed[0]) == len(packed[1]) == 4 else socket.AF_INET6
+    ports = struct.pack("!HH", local[1], remote[1])
     body = _REQUEST.pack(
         family, socket.IPPROTO_TCP, 0, _NO_COOKIE, ports, packed[0], packed[1], 0, _NO_COOKIE, _NO_COOKIE
     )

@@ -87,6 +87,23 @@ class Server(httputil.HTTPServerConnectionDelegate):
         self._listener = listener.listen(host, port, early=early)
 
     @property
+    def listening(self) -> bool:
+        """Whether there is a listening socket."""
+        return self._listener is not None
+
+    def fileno(self) -> int:
+        """Return the descriptor of the listening socket."""
+        assert self._listener is not None
+        return self._listener.fileno()
+
+    def abandon(self) -> None:
+        """Close the listening socket before :meth:`start`."""
+        assert self._acceptor is None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    @property
     def address(self) -> tuple[str, int]:
         """The address and port of the listening socket."""
         assert self._listener is not None

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ class Manager:
             message = dict(line.split("=", 1) for line in self._socket.recv(65536).decode().splitlines())
             if state in message:
                 return message
+
+    def receive_kept(self) -> tuple[int, str]:
+        """Return the socket that the service asks the manager to keep, and its name."""
+        while True:
+            message, descriptors, *_ = socket.recv_fds(self._socket, 65536, 1)
+            lines = message.decode().splitlines()
+            if "FDSTORE=1" in lines:
+                (name,) = [line.partition("=")[2] for line in lines if line.startswith("FDNAME=")]
+                return descriptors[0], name
 
     def receives_nothing_for(self, seconds: float) -> bool:
         self._socket.setblocking(False)
@@ -200,6 +210,82 @@ def test_wrong_sockets_from_systemd_are_an_error(passed: list[str], message: str
     )
     assert result.returncode == 1
     assert message in result.stderr
+
+
+AGAIN = """\
+import os, sys
+descriptor = int(sys.argv[1])
+if descriptor != 3:
+    os.dup2(descriptor, 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES=sys.argv[2])
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
+
+def test_the_address_is_kept_during_a_restart(manager: Manager, tmp_path: Path) -> None:
+    """What systemd does with FileDescriptorStoreMax=1, without systemd."""
+    (port,) = free_ports(1)
+    configuration = tmp_path / "quiet.yaml"
+    configuration.write_text("domains: [watched.test]")
+    command = [str(PROGRAM), "run", "--config", str(configuration), "--listen", f"127.0.0.1:{port}"]
+    environment = {**os.environ, "NOTIFY_SOCKET": str(manager.path)}
+    process = subprocess.Popen([*command, "--log-target", "console"], env=environment)
+    try:
+        kept, name = manager.receive_kept()
+        manager.receive("READY")
+        # A crash, at which the daemon does nothing for its address.
+        process.kill()
+        process.wait(PATIENCE)
+        with pytest.raises(OSError, match="Address already in use"):
+            socket.create_server(("127.0.0.1", port))
+        early = socket.create_connection(("127.0.0.1", port))
+        early.sendall(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+        process = subprocess.Popen(
+            [sys.executable, "-c", AGAIN, str(kept), name, *command, "--log-target", "console"],
+            env=environment,
+            pass_fds=[kept],
+        )
+        manager.receive("READY")
+        early.settimeout(PATIENCE)
+        assert early.makefile("rb").read().endswith(b"healthy\n")
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_a_daemon_whose_port_is_taken_counts_and_says_so(
+    start: Start, scene: Scene, manager: Manager, tmp_path: Path
+) -> None:
+    thief = socket.create_server(("127.0.0.1", 0))
+    port = thief.getsockname()[1]
+    configuration, log = tmp_path / "taken.yaml", tmp_path / "log"
+    configuration.write_text("domains: [watched.test]")
+    command = [str(PROGRAM), "run", "--config", str(configuration), "--listen", f"127.0.0.1:{port}"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--log-target", "console"],
+            stderr=output,
+            env={**os.environ, "NOTIFY_SOCKET": str(manager.path)},
+        )
+    try:
+        problem = f"no metrics, because another program has 127.0.0.1:{port}"
+        assert manager.receive("READY")["STATUS"].endswith(f"; {problem}")
+        scene("send", "www.watched.test", 101)
+        thief.close()
+        # The next status is that of the sweep or that of the address.
+        while problem in manager.receive("STATUS")["STATUS"]:
+            pass
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
+            counted = re.findall(r"^dnsprobe_queries_total\{.*} (.*)$", answer.read().decode(), re.MULTILINE)
+        assert sum(map(float, counted)) == 101
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    text = log.read_text("utf-8")
+    assert text.count(f"cannot listen on 127.0.0.1:{port}: Address already in use, by user ") == 1
+    assert "ss -ltnp" in text
+    assert f"127.0.0.1:{port} is free" in text
 
 
 def test_a_service_may_listen_on_an_address_that_appears_later(start: Start, manager: Manager) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -71,13 +70,6 @@ def test_a_file_that_is_not_btf_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "btf").write_bytes(b"something else entirely, long enough to be read")
     command = run(*configured(tmp_path, f"domains: [watched.test]\nprobe: {{btf: {tmp_path / 'btf'}}}"))
     fails(command, 1, "not BTF", "probe.btf")
-
-
-def test_a_port_in_use_is_an_error(quiet: list[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        command = [*run(*quiet), "--listen", f"127.0.0.1:{port}"]
-        fails(command, 1, f"cannot listen on 127.0.0.1:{port}: Address already in use", "ss -ltnp")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from types import SimpleNamespace
 from typing import cast
@@ -116,3 +117,20 @@ def test_a_container_does_not_show_the_root_of_the_control_groups(monkeypatch: p
     monkeypatch.setattr(doctor, "open_root", fail)
     findings = {finding.check: finding for finding in doctor._findings(default())}
     assert findings["control groups"] == doctor.Finding("control groups", None, "the root is not visible")
+
+
+def test_who_has_the_address_of_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_uid_of_service", lambda: 61184)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        where = f"127.0.0.1:{port}"
+        assert doctor._address(host, port).good is True
+        for uid, good in ((61184, True), (0, True), (61185, False)):
+            monkeypatch.setattr(doctor, "uid_of_listener", lambda *_, uid=uid: uid)
+            assert doctor._address(host, port).good is good
+        assert doctor._address(host, port).detail.endswith(
+            f"listens on {where}, not dnsprobe: metrics from there may be forged"
+        )
+    monkeypatch.undo()
+    assert doctor._address(host, port) == doctor.Finding("address", None, f"nobody listens on {where}")
+    assert doctor._address("127.0.0.1", 0).good is None

@@ -62,6 +62,15 @@ def test_without_netlink_a_client_is_its_address(monkeypatch: pytest.MonkeyPatch
         assert peers.name_of(connection, address) == "127.0.0.1"
 
 
+@pytest.mark.parametrize(("host", "asked"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1")])
+def test_who_listens(host: str, asked: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        assert peers.uid_of_listener(asked, port) == os.getuid()
+    assert peers.uid_of_listener(asked, port) is None
+
+
 @pytest.mark.parametrize(
     ("address", "network"),
     [
