@@ -21,7 +21,7 @@ from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import libbpf
 from dnsprobe.kernel.cgroup_root import open_root
 from dnsprobe.kernel.fentry import function_problems
-from dnsprobe.kernel.hooks import PARTS, TCP_LADDER, UDP_LADDER, kprobes_available
+from dnsprobe.kernel.hooks import TCP_LADDER, UDP_LADDER, kprobes_available
 from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
 from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.probe import Probe
@@ -236,7 +236,7 @@ def _examine_paths(config: Config, *, as_json: bool) -> int:
 
 
 def _prove(probe: Probe, *, as_json: bool) -> bool:
-    """Attach and prove. Return True if each path of this host has a hook, except for those of PARTS."""
+    """Attach and prove. Return True if each path of this host is proved: then ``dnsprobe run`` is ready."""
     try:
         probe.set_rules([])
         probe.start()
@@ -245,7 +245,7 @@ def _prove(probe: Probe, *, as_json: bool) -> bool:
         if not any(state.tried for state in probe.prover.paths.values()):
             _print_problem(error, as_json=as_json)
         return False
-    return not set(probe.prover.unserved) - set(PARTS)
+    return not probe.prover.unproved
 
 
 def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) -> None:

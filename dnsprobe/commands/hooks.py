@@ -15,6 +15,11 @@ def describe_hooks(prover: Prover) -> str:
     )
 
 
+def describe_unproved(prover: Prover) -> str:
+    """Return each path that is not proved with the reason, empty if all are: ``tcp4: the hook did not report …``."""
+    return " | ".join(f"{path}: {reason}" for path, reason in prover.unproved.items())
+
+
 def describe_unseen(prover: Prover) -> str:
     """Return what the hooks in use do not see: ``udp4 and udp6 do not see raw sockets and packet sockets``."""
     paths: dict[str, list[str]] = {}

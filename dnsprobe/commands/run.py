@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from dnsprobe import privileges
 from dnsprobe.commands.address import ServerAddress, written
-from dnsprobe.commands.hooks import describe_hooks, describe_unseen
+from dnsprobe.commands.hooks import describe_hooks, describe_unproved, describe_unseen
 from dnsprobe.commands.reload import RuleReloader
 from dnsprobe.commands.signals import once_for_all
 from dnsprobe.commands.systemd import notify, notify_attempt, passed_sockets
-from dnsprobe.commands.verification import verify_regularly
+from dnsprobe.commands.verification import Verification
 from dnsprobe.config.main import Config, JournalConfig
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
@@ -75,11 +75,12 @@ class Daemon:
         self._failure: BaseException | None = None
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._verification: Verification | None = None
         self._last_queries: deque[Query] = deque(maxlen=_LAST_QUERIES)
         # Listen first: if the address is wrong, nothing has been attached yet.
         self._server = Server(
             Registry(self._snapshot, config.metrics.labels),
-            self._sees_queries,
+            self._unready,
             config.metrics.connections,
             self._page if config.metrics.page else None,
             Protection(config.metrics.web_config),
@@ -108,11 +109,19 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, once_for_all(self._reload))
         try:
             self._start()
-            _log.info("ready after %.2f s: %s, %s", time.monotonic() - started, self._url(), self._rules_in_force())
+            seconds = time.monotonic() - started
+            if unready := self._unready():
+                _log.warning(
+                    "not ready after %.2f s: %s, %s; %s", seconds, self._url(), self._rules_in_force(), unready
+                )
+            else:
+                _log.info("ready after %.2f s: %s, %s", seconds, self._url(), self._rules_in_force())
             await self._stopped.wait()
             notify("STOPPING=1")
             self._ready = False
             await self._server.stop()
+            if self._verification is not None:
+                await self._verification.stop()
         finally:
             self._drain()
 
@@ -127,17 +136,22 @@ class Daemon:
         loop.add_reader(probe.maps.events.fileno(), self._take_events)
         self._tasks.append(loop.create_task(self._tick()))
         if self._config.probe.verify_interval_ns:
-            self._tasks.append(
-                loop.create_task(verify_regularly(probe.prover, self._config.probe.verify_interval_ns / 1e9))
-            )
+            self._verification = Verification(probe, self._config.probe.verify_interval_ns / 1e9, self._notify_status)
+            self._tasks.append(loop.create_task(self._verification.run()))
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
         self._address.serve()
         self._ready = True
         notify(f"READY=1\nSTATUS={self._status()}")
 
-    def _sees_queries(self) -> bool:
-        return self._ready and self._session.probe.prover.all_proved
+    def _unready(self) -> str:
+        """Return why the service is not ready, empty if it is: all hooks are proved."""
+        if not self._ready:
+            return "the service starts or stops"
+        return describe_unproved(self._session.probe.prover)
+
+    def _notify_status(self) -> None:
+        notify(f"STATUS={self._status()}")
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         # The daemon ends, and systemd restarts it. To go on with counters that nothing updates would be worse.
@@ -159,10 +173,10 @@ class Daemon:
             pause = _TICK_SECONDS
             if self._session.sweep_if_due():
                 pause = _NEXT_TICK_SECONDS
-                notify(f"STATUS={self._status()}")
+                self._notify_status()
             self._sink.report_refused()
             if self._address.retry():
-                notify(f"STATUS={self._status()}")
+                self._notify_status()
             if watchdog:
                 notify("WATCHDOG=1")
 
@@ -178,8 +192,16 @@ class Daemon:
         return f"{self._server.protection.scheme}://{written(*self._server.address)}/metrics"
 
     def _status(self) -> str:
-        facts = [describe_hooks(self._session.probe.prover), self._rules_in_force(), self._queries_so_far()]
-        return "; ".join([*facts, self._address.problem] if self._address.problem else facts)
+        probe = self._session.probe
+        unready = describe_unproved(probe.prover)
+        facts = (
+            f"not ready: {unready}" if unready else "",
+            describe_hooks(probe.prover),
+            self._rules_in_force(),
+            self._queries_so_far(),
+            self._address.problem,
+        )
+        return "; ".join(filter(None, facts))
 
     def _queries_so_far(self) -> str:
         queries = total_queries(self._session.collect()) + self._session.totals.expired.total()
@@ -194,8 +216,9 @@ class Daemon:
         return Snapshot(
             counts=counts,
             hooks=[
-                (path, probe.prover.paths[path].rung, probe.prover.paths[path].attach, probe.prover.paths[path].symbol)
-                for path in probe.prover.served_paths
+                (path, state.rung, state.attach, state.symbol)
+                for path, state in ((path, probe.prover.paths[path]) for path in probe.prover.active_paths)
+                if state.rung
             ],
             verified={path: probe.prover.paths[path].verified for path in probe.prover.active_paths},
             events=probe.statistics()[Statistic.EVENTS],
@@ -217,7 +240,7 @@ class Daemon:
         probe = self._session.probe
         return Page(
             snapshot=self._snapshot(),
-            ready=self._sees_queries(),
+            ready=not self._unready(),
             rules=self._session.rules.rules,
             unserved=probe.prover.unserved,
             lineage_problem=probe.lineage_table.problem,

@@ -1,35 +1,82 @@
-"""The regular check that the hooks still see queries."""
+"""The regular check that the hooks still see queries, and the exchange of those that do not."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
 
-from dnsprobe.kernel.prover import Prover
+from dnsprobe.commands.hooks import describe_hooks
+from dnsprobe.errors import UserError
+from dnsprobe.kernel.probe import Probe
 from dnsprobe.sinks.journal import PATH_LOST_ID, PATH_PROVED_ID
 
 _log = logging.getLogger(__name__)
 
 
-async def verify_regularly(prover: Prover, interval_seconds: float) -> None:
-    """Send canary queries down all paths at each interval, and log each path that is lost or proved again."""
-    while True:
-        await asyncio.sleep(interval_seconds)
-        before = {path: prover.paths[path].verified for path in prover.served_paths}
-        problems = await _verify(prover)
-        for path, problem in problems.items():
-            if before.get(path):
-                _log.error("%s is not proved any more: %s", path, problem, extra={"message_id": PATH_LOST_ID})
-        for path, verified in before.items():
-            if not verified and path not in problems:
-                _log.info("%s is proved again", path, extra={"message_id": PATH_PROVED_ID})
+class Verification:
+    """Sends canary queries down all paths at each interval, in a thread.
 
+    If a path is not proved, all hooks are tried for it. ``changed`` is called when other paths than before are proved.
+    """
 
-async def _verify(prover: Prover) -> dict[str, str]:
-    """Return the problem of each path that is not proved."""
-    try:
-        canaries = prover.start_round()
-    except OSError as error:  # no process or descriptor left at the moment
-        return prover.fail_round(f"the canary could not be sent: {error.strerror}")
-    await asyncio.to_thread(canaries.wait)
-    return prover.finish_round(canaries)
+    def __init__(self, probe: Probe, interval_seconds: float, changed: Callable[[], None]) -> None:
+        self._probe, self._seconds, self._changed = probe, interval_seconds, changed
+        self._work: asyncio.Future[str] | None = None
+
+    async def run(self) -> None:
+        """Verify at each interval, and log each path that is lost or proved again."""
+        while True:
+            await asyncio.sleep(self._seconds)
+            await self._verify()
+
+    async def _verify(self) -> None:
+        prover = self._probe.prover
+        before = prover.unproved
+        await self._in_thread(self._send)
+        lost = {path: problem for path, problem in prover.unproved.items() if path not in before}
+        for path, problem in lost.items():
+            _log.error("%s is not proved any more: %s", path, problem, extra={"message_id": PATH_LOST_ID})
+        if lost:
+            self._changed()
+        if prover.unproved and (problem := await self._in_thread(self._recover)):
+            _log.log(logging.WARNING if lost else logging.DEBUG, "no other hook was tried: %s", problem)
+        again = [path for path in {**before, **lost} if path not in prover.unproved]
+        for path in again:
+            place = prover.paths[path].place
+            _log.info("%s is proved again, at %s", path, place, extra={"message_id": PATH_PROVED_ID})
+        for path in lost:
+            if path in prover.unproved:
+                _log.warning("no other hook could be verified for %s: %s", path, "; ".join(prover.paths[path].tried))
+        if again:
+            _log.info("%s", describe_hooks(prover))
+            self._changed()
+
+    def _send(self) -> str:
+        self._probe.prover.verify()
+        return ""
+
+    def _recover(self) -> str:
+        """Return why no other hook could be tried, empty if they were."""
+        try:
+            self._probe.recover(lambda text: _log.debug("%s", text))
+        except UserError as error:
+            return error.message
+        return ""
+
+    async def _in_thread(self, work: Callable[[], str]) -> str:
+        self._work = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            # A thread cannot be cancelled: stop() waits for it.
+            return await asyncio.shield(self._work)
+        finally:
+            if self._work.done():
+                self._work = None
+
+    async def stop(self) -> None:
+        """Wait until no thread uses the probe any more. There is no further proof."""
+        self._probe.interrupt()
+        if self._work is not None:
+            with contextlib.suppress(Exception):  # run() has raised it
+                await self._work

@@ -1,12 +1,14 @@
 """Canaries: queries with a random name that dnsprobe sends itself. A hook is proved if it reports them correctly.
 
-They go over loopback to a port where only dnsprobe's own socket listens. So no DNS server receives them, and no other
-program sends to that port.
+They go over loopback, in a network namespace of their own that no other program can enter. If the kernel refuses such a
+namespace, they go over the loopback of the host, to a port that dnsprobe holds. So no DNS server receives them, and no
+other user can receive or block them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import socket
@@ -26,6 +28,8 @@ _WAYS = {"udp": ("sendto", "connected"), "tcp": ("whole", "split"), "parts": ("c
 _TYPE_A = 1
 #: The first half of 127.0.0.1. On this port, a hook that reads part of an address as the port would be proved.
 _MISLEADING_PORT = 0x7F00
+#: How often a port is looked for that is free for all protocols and IP versions, and the first port otherwise.
+_ATTEMPTS, _FIRST_PORT = 20, 1024
 _SENDER = Path(__file__).with_name("canary_sender.py")
 _SENDER_SECONDS = 20
 
@@ -34,19 +38,21 @@ SUFFIX_LABELS = 3
 
 
 class CanaryPort:
-    """A port on loopback that is bound until :meth:`close`: the same number for IPv4 and IPv6, and none of ``watched``.
+    """The port of the canaries, the same number for IPv4 and IPv6, and none of ``watched``.
 
-    Nothing that arrives is read. When the socket buffers are full, the kernel drops the rest.
+    It is held on the loopback of this network namespace until :meth:`close`, for the case that the sender of the
+    canaries gets no namespace of its own: it is bound, so that no other user can bind it. For TCP, only a socket of the
+    same user can listen on it. Datagrams that arrive are not read: when a buffer is full, the kernel drops the rest.
 
-    ``paths`` are the paths over ``protocols`` that this host has: without IPv6 there is no udp6. Raises OSError if no
-    port is free.
+    ``paths`` are the paths over ``protocols`` that this host has: without IPv6 there is no udp6. ``held`` is False if
+    other programs hold all ports. Then the canaries need a namespace of their own.
     """
 
     def __init__(self, watched: Sequence[int] = (), protocols: Sequence[str] = ("udp",)) -> None:
         self._protocols = protocols
         self._sockets: list[socket.socket] = []
-        self._listeners: list[socket.socket] = []
-        for _ in range(20):
+        self.held = False
+        for _ in range(_ATTEMPTS):
             self.port = 0
             self.paths: list[str] = []
             try:
@@ -57,47 +63,50 @@ class CanaryPort:
                 self.close()  # the port that was free for IPv4 is taken for IPv6, or for TCP
                 continue
             if self.port not in watched and self.port != _MISLEADING_PORT:
+                self.held = True
                 return
             self.close()  # queries to a watched port must be counted
-        raise OSError("found no port that is free for both IPv4 and IPv6")
+        unusable = {*watched, _MISLEADING_PORT}
+        self.port = secrets.choice([port for port in range(_FIRST_PORT, 1 << 16) if port not in unusable])
+        self.paths = [protocol + version for version in _LOOPBACK if _has_family(version) for protocol in protocols]
 
     def _bind(self, protocol: str, version: str) -> None:
         family, address = _LOOPBACK[version]
         path = protocol + version
-        try:
-            bound = socket.socket(family, _TYPES[protocol])
-        except OSError:
+        if not _has_family(version):
             return
+        bound = socket.socket(family, _TYPES[protocol])
         self._sockets.append(bound)
+        if protocol == "tcp":
+            # The sender listens on it as well. This option allows that to the same user, and to no other.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             bound.bind((address, self.port))
         except OSError:
-            if version == "6" and not Path("/proc/net/if_inet6").exists():
-                return
-            # IPv6 is off in this network namespace, but may be on in others. The sender enters a new one to send.
+            # IPv6 is off in this network namespace, but may be on in others.
             if version != "6" or not self.port or _has_address(family, address):
                 raise
             self.paths.append(path)
             return
-        if protocol == "tcp":
-            bound.listen()
-            bound.setblocking(False)
-            self._listeners.append(bound)
         self.port = bound.getsockname()[1]
         self.paths.append(path)
-
-    def close_connections(self) -> None:
-        """Close the connections of canaries, because the queue of a listener is bounded."""
-        for listener in self._listeners:
-            with contextlib.suppress(OSError):
-                while True:
-                    listener.accept()[0].close()
 
     def close(self) -> None:
         """Release the port."""
         for bound in self._sockets:
             bound.close()
-        self._sockets, self._listeners = [], []
+        self._sockets = []
+
+
+def _has_family(version: str) -> bool:
+    """Return whether the kernel has an IP version. A process may have no descriptor left to find out: then it has."""
+    if version == "6" and not Path("/proc/net/if_inet6").exists():
+        return False
+    try:
+        socket.socket(_LOOPBACK[version][0], socket.SOCK_DGRAM).close()
+    except OSError as error:
+        return error.errno not in {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
+    return True
 
 
 def _has_address(family: socket.AddressFamily, address: str) -> bool:
@@ -132,12 +141,13 @@ class Canaries:
     """One round of canaries, one for each path and way, sent by a child of this process.
 
     The child starts at once, but sends nothing before :meth:`release`. Raises OSError if it cannot be started.
+    ``port`` is where the canaries go, ``suffix`` is the end of their names in wire format.
     """
 
-    def __init__(self, paths: Iterable[str], port: int, suffix: bytes) -> None:
+    def __init__(self, paths: Iterable[str], port: CanaryPort, suffix: bytes) -> None:
         # The label of the round distinguishes its canaries from late ones of an earlier round.
         round_label = secrets.token_hex(8).encode()
-        self._port = port
+        self._port = port.port
         self._canaries = [
             Canary(path, way, _label(f"{path}-{way}".encode()) + _label(round_label) + suffix)
             for path in paths
@@ -146,7 +156,7 @@ class Canaries:
         self._unsent: dict[Canary, str] = {}
         # -I -S: isolated from the environment, and starts in a third of the time.
         self._sender = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_SENDER)],
+            [sys.executable, "-I", "-S", str(_SENDER), *(["held"] if port.held else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -177,7 +187,18 @@ class Canaries:
         # A few lines, which fit into the pipe, so the child never blocks on writing them.
         problems = self._sender.stdout.read().decode("utf-8", "replace").splitlines()
         self._sender.stdout.close()
-        self._unsent = dict(zip(self._canaries, problems, strict=False))
+        # A sender that died has written fewer lines.
+        died = [f"their sender died ({self._sender.returncode})"] * (len(self._canaries) - len(problems))
+        self._unsent = dict(zip(self._canaries, [*problems, *died], strict=False))
+
+    @property
+    def unsent(self) -> set[str]:
+        """The paths of canaries that could not be sent. What comes back says nothing about their hooks."""
+        return {canary.path for canary, problem in self._unsent.items() if problem}
+
+    def kill(self) -> None:
+        """End the child, in any thread. :meth:`wait` returns soon, and what was not sent counts as such."""
+        self._sender.kill()
 
     def dismiss(self) -> None:
         """End the child, whether it has sent or not."""

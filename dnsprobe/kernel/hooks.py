@@ -214,13 +214,14 @@ def by_function(rung: Rung, paths: Sequence[str]) -> Iterator[tuple[str, list[st
         yield function, [path for path in paths if rung.functions[path] == function]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Hook:
     """An attached hook: its rung, the paths that it sees, its symbols joined by commas, and its descriptors.
 
     ``rung`` and ``attach`` are the key of the rung in RUNGS. ``programs`` are those that the kernel calls, not those
     that they call. ``links`` has the array of those first, if there is one. A hook is attached as long as its
-    descriptors are open, so nothing stays behind when the process dies.
+    descriptors are open, so nothing stays behind when the process dies. ``attempt`` is the number of the way in which
+    it was attached, from 0.
     """
 
     rung: str
@@ -229,6 +230,7 @@ class Hook:
     symbol: str
     programs: list[int]
     links: list[int]
+    attempt: int = 0
 
     def missed_runs(self) -> int:
         """Return how often the kernel did not run the programs, because it had interrupted a BPF program."""

@@ -1,6 +1,7 @@
 """The loader child: compiles, loads and attaches BPF programs, and hands the descriptors over.
 
-It is a separate process, whose exit frees the memory of LLVM: the daemon never imports bcc. Its only argument is the
+It is a separate process, whose exit frees the memory of LLVM: the daemon never imports bcc. It is started by
+:mod:`dnsprobe.kernel.loader_keeper`, at the start and whenever a hook has to be exchanged. Its only argument is the
 descriptor of a socket, where it receives the requests of :mod:`dnsprobe.kernel.loader_protocol`.
 """
 
@@ -138,6 +139,12 @@ class Loader:
         self._egress_ways = [(f"{CAST_TO_KERNEL_MACRO}={cast}",), ()] if cast else [()]
         self._fentry_allowed: bool = request["fentry"]
         self._kallsyms: bytes | None = None
+
+    def use_maps(self, map_fds: Sequence[int]) -> None:
+        """Load programs with other maps from now on, in the order of the first ones."""
+        for fd in self._map_fds:
+            os.close(fd)
+        self._map_fds = map_fds
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> tuple[list[Hook], dict[str, str]]:
         """Attach a rung for some paths. ``attempt`` is the number of the way to attach it, from 0.
@@ -301,6 +308,9 @@ def _serve(channel: socket.socket) -> None:
             if loader is None:
                 loader = Loader(request, received)
                 answer: dict[str, Any] = {}
+            elif received:
+                loader.use_maps(received)
+                answer = {}
             else:
                 hooks, answer = _answer(loader, request)
         except UserError as error:

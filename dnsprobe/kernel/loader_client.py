@@ -1,7 +1,8 @@
-"""The daemon's side of the loader child (:mod:`dnsprobe.kernel.loader`)."""
+"""The daemon's side of the loader (:mod:`dnsprobe.kernel.loader`) and of the process that starts it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -17,6 +18,9 @@ from dnsprobe.kernel.hooks import Hook, Rung
 
 #: Lines of the compiler's or verifier's messages that are worth showing. The reason is in the last ones.
 _LAST_LINES = 12
+#: The time limit of a request. A compilation takes a second on an idle host, and minutes on an emulated processor.
+_REQUEST_SECONDS = 900
+_KEEPER = Path(__file__).with_name("loader_keeper.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +35,58 @@ class Attached:
     messages: str
 
 
-class LoaderClient:
-    """Starts the child, which loads its modules while the daemon goes on, and sends it requests.
-
-    All requests raise UserError if the child reports an error or dies.
-    """
+class LoaderKeeper:
+    """Starts loaders through a child that keeps the capabilities of this process as they are now."""
 
     def __init__(self) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        package_folder = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_KEEPER), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # BCC cannot compile in a folder that was deleted.
+                cwd="/",
+                # Ctrl-C at a terminal is for the daemon, which then ends the child.
+                process_group=0,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+
+    def start(self, channel: int, output: int) -> None:
+        """Start a loader with these descriptors. If that fails, its channel is closed. OSError if the child is gone."""
+        socket.send_fds(self._channel, [b"\0"], [channel, output])
+
+    def close(self) -> None:
+        """End the child."""
+        self._channel.close()
+        self._process.wait()
+
+
+class LoaderClient:
+    """Starts a loader, which loads its modules while the daemon goes on, and sends it requests.
+
+    Raises OSError without free descriptors. All requests raise UserError if the loader reports an error or dies.
+    """
+
+    def __init__(self, keeper: LoaderKeeper) -> None:
         # In memory, because /tmp may be full, read-only or missing.
         self._output = os.fdopen(os.memfd_create("dnsprobe-loader"), "w+b")
+        try:
+            self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            self._output.close()
+            raise
+        self._channel.settimeout(_REQUEST_SECONDS)
         #: Octets of the output that :meth:`_messages` has returned.
         self._output_read = 0
         #: Why the compiled programs could not be cached; empty if there was no problem.
         self.cache_problem = ""
-        self._process = _start(theirs.fileno(), self._output.fileno())
-        theirs.close()
+        with theirs, contextlib.suppress(OSError):  # then the first request reports that the loader died
+            keeper.start(theirs.fileno(), self._output.fileno())
 
     def configure(
         self,
@@ -71,6 +111,10 @@ class LoaderClient:
             "fentry": fentry,
         }
         self._ask(request, maps.values())
+
+    def use_maps(self, maps: Mapping[str, int]) -> None:
+        """Load programs with these maps from now on. They have the names of those in :meth:`configure`."""
+        self._ask({"maps": list(maps)}, maps.values())
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> Attached:
         """Attach a rung for some paths. ``attempt`` is the number of the way to attach it, from 0."""
@@ -107,26 +151,19 @@ class LoaderClient:
         self._output_read += len(text)
         return "\n".join(text.decode("utf-8", "replace").strip().splitlines()[-_LAST_LINES:])
 
+    def interrupt(self) -> None:
+        """Let a request that another thread makes fail soon."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """End the child, which frees the memory of LLVM."""
+        """End the loader, which frees the memory of LLVM."""
+        if self._channel.fileno() < 0:
+            return
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+            # It closes its end when it ends.
+            while self._channel.recv(1):
+                pass
         self._channel.close()
-        self._process.wait()
         self._output.close()
-
-
-def _start(channel: int, output: int) -> subprocess.Popen[bytes]:
-    package_folder = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (package_folder, os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(
-        # -P: the current folder may belong to another user, who could put a json.py there.
-        [sys.executable, "-P", "-m", "dnsprobe.kernel.loader", str(channel)],
-        pass_fds=[channel],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        # BCC cannot compile in a folder that was deleted.
-        cwd="/",
-        # Ctrl-C at a terminal is for the daemon, which then ends the child.
-        process_group=0,
-        env={**os.environ, "PYTHONPATH": path},
-    )

@@ -6,8 +6,10 @@ types of :mod:`dnsprobe.model`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,14 +18,18 @@ from dnsprobe.kernel import abi
 from dnsprobe.kernel.canary import SUFFIX_LABELS, CanaryPort, canary_suffix
 from dnsprobe.kernel.layout import KERNEL_BTF
 from dnsprobe.kernel.lineage_table import LineageTable
-from dnsprobe.kernel.loader_client import LoaderClient
+from dnsprobe.kernel.loader_client import LoaderClient, LoaderKeeper
 from dnsprobe.kernel.maps import Maps, NameVerdict, Settings, Sizes
-from dnsprobe.kernel.prover import HookChoice, Prover
+from dnsprobe.kernel.prover import HookChoice, Prover, require_udp
+from dnsprobe.kernel.recovery import Recovery, Trial
 from dnsprobe.names.ruleset import TrieEntry
 from dnsprobe.privileges import HINT
 
 #: Lineage tracking starts after the proof, so these statistics count nothing before.
 _LINEAGE_STATISTICS = {statistic for statistic in abi.Statistic if statistic.name.startswith("LINEAGE_")}
+
+#: The maps of hooks that are tried: only canaries match there.
+_TRIAL_SIZES = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +72,32 @@ class Probe:
         self._waiting_rules: Sequence[TrieEntry] = ()
         #: The number of the rules in force; each :meth:`set_rules` increments it.
         self.generation = 0
-        self._loader = LoaderClient()
+        self._keeper = LoaderKeeper()
+        self._loader = LoaderClient(self._keeper)
+        # Guards the settings: rules may change while another thread exchanges hooks.
+        self._lock = threading.Lock()
         try:
             self.maps = _create_maps(sizes)
-            self._canary_port = _bind_canary_port(options)
         except UserError:
             self._loader.close()
+            self._keeper.close()
             raise
+        self._canary_port = CanaryPort([*options.ports, *options.dot_ports], options.protocols)
+        self._choice = HookChoice(options.hook, options.tcp_hook, options.fentry)
         self.prover = Prover(self._canary_port, self._suffix, self.maps.canaries)
+        self._recovery = Recovery(
+            self.prover, self._choice, self.maps.descriptors, self._make_trial, self._leave_parts_to_egress
+        )
         self.lineage_table = LineageTable(self.maps)
 
     @property
     def cache_problem(self) -> str:
         """Why the compiled programs could not be cached; empty if there was no problem."""
         return self._loader.cache_problem
+
+    @property
+    def _canary_rule(self) -> TrieEntry:
+        return TrieEntry(self._suffix, SUFFIX_LABELS, abi.CANARY, abi.CANARY)
 
     # Rules
 
@@ -96,15 +114,15 @@ class Probe:
             self._put_in_force((), self.generation + 1)
 
     def _put_in_force(self, entries: Sequence[TrieEntry], generation: int) -> None:
-        canary = TrieEntry(self._suffix, SUFFIX_LABELS, abi.CANARY, abi.CANARY)
-        self.maps.put_rules([*entries, canary])
+        self.maps.put_rules([*entries, self._canary_rule])
         self.generation = generation
         self._write_settings()
 
     def _write_settings(self, *, seeding: bool = False) -> None:
-        # Before the proof, no rule matches. The kernel may cache that, under a generation that no rules have.
-        generation = self.generation if self.proved else 0
-        self.maps.settings.put(0, Settings(self._repeat_ns, generation, seeding, self._parts_only, self._hash_key))
+        with self._lock:
+            # Before the proof, no rule matches. The kernel may cache that, under a generation that no rules have.
+            generation = self.generation if self.proved else 0
+            self.maps.settings.put(0, Settings(self._repeat_ns, generation, seeding, self._parts_only, self._hash_key))
 
     def decide(self, decisions: Iterable[tuple[int, bytes, int]]) -> list[int]:
         """Store verdicts on names under the rules in force. Return the hashes of the names that are still in the map.
@@ -129,16 +147,9 @@ class Probe:
         it. If lineage tracking is on, ``seed`` is called when forks are seen, to add the processes that exist already.
         """
         try:
-            self._loader.configure(
-                ports=self._options.ports,
-                encrypted_ports=self._options.dot_ports,
-                canary_port=self._canary_port.port,
-                btf=self._options.btf,
-                maps=self.maps.descriptors,
-                fentry=self._options.fentry,
-            )
-            choice = HookChoice(self._options.hook, self._options.tcp_hook, self._options.fentry)
-            self.prover.climb(self._loader, choice, log, trying)
+            self._configure(self._loader, self.maps)
+            self.prover.climb(self._loader, self._choice, log, trying)
+            require_udp(self.prover)
             self.prover.serve_parts(self._loader, log, trying, self._leave_parts_to_egress)
             if self._tracks_lineage:
                 self._start_lineage_tracking(seed)
@@ -153,6 +164,41 @@ class Probe:
         self.proved = True
         self._put_in_force(self._waiting_rules, self.generation)
         self.maps.statistics.set_many((statistic, 0) for statistic in set(abi.Statistic) - _LINEAGE_STATISTICS)
+
+    def recover(self, log: Callable[[str], None] = lambda _: None) -> None:
+        """Try all hooks for the paths that are not proved, and use those that are, while the others count.
+
+        It may run in a thread of its own. Raises UserError if that is not possible at the moment.
+        """
+        if not self._recovery.failed:
+            return
+        try:
+            with contextlib.closing(LoaderClient(self._keeper)) as self._loader:
+                self._configure(self._loader, self.maps)
+                self._recovery.run(self._loader, log)
+        except OSError as error:
+            raise UserError(f"cannot try other hooks: {error.strerror or error}") from error
+
+    def interrupt(self) -> None:
+        """Let :meth:`recover` and a proof in another thread end soon. There is none after this."""
+        self._recovery.interrupt()
+        self._loader.interrupt()
+
+    def _configure(self, loader: LoaderClient, maps: Maps) -> None:
+        loader.configure(
+            ports=self._options.ports,
+            encrypted_ports=self._options.dot_ports,
+            canary_port=self._canary_port.port,
+            btf=self._options.btf,
+            maps=maps.descriptors,
+            fentry=self._options.fentry,
+        )
+
+    def _make_trial(self, parts_only: bool) -> Trial:
+        maps = Maps(_TRIAL_SIZES)
+        maps.put_rules([self._canary_rule])
+        maps.settings.put(0, Settings(0, 0, False, parts_only, self._hash_key))
+        return Trial(maps, Prover(self._canary_port, self._suffix, maps.canaries))
 
     def _leave_parts_to_egress(self, leave: bool) -> None:
         self._parts_only = leave
@@ -172,8 +218,10 @@ class Probe:
     def close(self) -> None:
         """Detach everything. The maps stay readable until :meth:`release`."""
         self._loader.close()
+        self._keeper.close()
         self.lineage_table.close()
         self.prover.close()
+        self._canary_port.close()
 
     def release(self) -> None:
         """Close the maps. Their counts are lost."""
@@ -188,13 +236,3 @@ def _create_maps(sizes: Sizes) -> Maps:
         if error.errno in {errno.ENOMEM, errno.E2BIG}:
             hint = "give probe.processes, probe.counters, probe.names, probe.recent and probe.lineage smaller sizes"
         raise UserError(f"cannot make BPF maps: {error.strerror or error}", hint) from error
-
-
-def _bind_canary_port(options: ProbeOptions) -> CanaryPort:
-    try:
-        return CanaryPort([*options.ports, *options.dot_ports], options.protocols)
-    except OSError as error:
-        raise UserError(
-            f"cannot bind a port of loopback for the canaries: {error.strerror or error}",
-            "free a port in the range net.ipv4.ip_local_port_range, on 127.0.0.1 and ::1",
-        ) from error

@@ -1,13 +1,15 @@
 """The proof that hooks work: climb the ladders, send canaries, keep the hooks that report them correctly.
 
-Later rounds of canaries prove again and again that the hooks still work.
+Later rounds of canaries prove again and again that the hooks still work. :mod:`dnsprobe.kernel.recovery` exchanges
+those that do not.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from dnsprobe.errors import UserError
 from dnsprobe.hook_names import Attach
@@ -16,13 +18,16 @@ from dnsprobe.kernel.hooks import EGRESS, PARTS, PATHS, RUNGS, TCP_LADDER, UDP_L
 from dnsprobe.kernel.loader_client import LoaderClient
 from dnsprobe.kernel.maps import EventRing
 
+#: How often canaries are sent again in one proof if they could not be sent: that says nothing about the hook.
+_MORE_ROUNDS = 2
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class PathState:
     """The state of a path: the rung and symbol that see it, empty if none does; whether the last canaries proved it.
 
     ``rung`` and ``attach`` are the key of the rung in RUNGS. ``tried`` are the hooks that were refused or not proved,
-    each with the reason.
+    each with the reason. ``problem`` is why the hook that serves the path is not proved now.
     """
 
     rung: str = ""
@@ -30,10 +35,14 @@ class PathState:
     symbol: str = ""
     verified: bool = False
     tried: list[str] = field(default_factory=list)
+    problem: str = ""
 
-    def serve(self, rung: str, attach: str, symbol: str) -> None:
-        """Note which hook serves the path: its canaries have proved that."""
-        self.rung, self.attach, self.symbol, self.verified = rung, attach, symbol, True
+    @property
+    def reason(self) -> str:
+        """Why the path is not proved; empty if it is."""
+        if self.verified:
+            return ""
+        return self.problem if self.rung else "; ".join(self.tried) or "there was no hook to try"
 
     @property
     def place(self) -> str:
@@ -73,29 +82,55 @@ class _Climb:
         """The rung to try next, None if no rung or no path is left."""
         return self._rungs[0] if self._rungs and self.open_paths else None
 
-    def next_rung(self) -> None:
-        """Give up the rung."""
-        del self._rungs[0]
-        self.attempt = 0
+    def attach_next(
+        self,
+        loader: LoaderClient,
+        log: Callable[[str], None],
+        trying: Callable[[str], None],
+        refuse: Callable[[str, str], None],
+    ) -> list[Hook]:
+        """Attach in the next way that the kernel accepts; no hook if there is none left.
+
+        ``refuse`` is called with each path that the first way of a rung cannot serve, and with the reason.
+        """
+        while rung := self.rung:
+            trying(rung.title)
+            attached = loader.attach(rung, self.open_paths, self.attempt)
+            if attached.messages:
+                log(attached.messages)
+            if self.attempt == 0:
+                detail = _last_reason(attached.messages)
+                for path, reason in attached.refused.items():
+                    refuse(path, f"{rung.place(rung.functions[path])}: {reason}{detail}")
+            for hook in attached.hooks:
+                hook.attempt = self.attempt
+            if attached.hooks:
+                self.attempt += 1
+                return attached.hooks
+            del self._rungs[0]
+            self.attempt = 0
+        return []
 
 
-class Prover:
-    """Attaches and proves the hooks of all paths that this host has.
+def _last_reason(messages: str) -> str:
+    """Return the reason in what the verifier has written, in parentheses, empty if there is none."""
+    # The verifier's last line is about its work; the line before has the reason.
+    lines = [line for line in messages.splitlines() if line and not line.startswith("processed ")]
+    return f" ({lines[-1]})" if lines else ""
 
-    ``port`` receives the canaries, ``suffix`` is the end of their names in wire format, and ``ring`` has the events
-    that hooks report of them. :meth:`climb` is called once; rounds follow.
-    """
 
-    def __init__(self, port: CanaryPort, suffix: bytes, ring: EventRing) -> None:
-        self._port, self._suffix, self._ring = port, suffix, ring
+class Paths:
+    """The states of all paths. ``watched`` are those without PARTS that the host has."""
+
+    def __init__(self, watched: Collection[str]) -> None:
+        self._watched = watched
+        #: A state is never changed, but replaced, because other threads read it.
         self.paths: dict[str, PathState] = {path: PathState() for path in (*PATHS, *PARTS)}
-        self.hooks: list[Hook] = []
-        self._missed_before_close = 0
 
     @property
     def active_paths(self) -> tuple[str, ...]:
         """The paths that are watched and that this host has: without IPv6 there is no udp6."""
-        return tuple(path for path in self.paths if whole_path(path) in self._port.paths)
+        return tuple(path for path in self.paths if whole_path(path) in self._watched)
 
     @property
     def served_paths(self) -> list[str]:
@@ -105,49 +140,86 @@ class Prover:
     @property
     def unserved(self) -> dict[str, str]:
         """The active paths that have no hook, with the hooks that were tried. Some may be of PARTS."""
-        return {
-            path: "; ".join(self.paths[path].tried) or "there was no hook to try"
-            for path in self.active_paths
-            if not self.paths[path].rung
-        }
+        return {path: self.paths[path].reason for path in self.active_paths if not self.paths[path].rung}
 
     @property
-    def all_proved(self) -> bool:
-        """True if every path that has a hook is proved, except for those of PARTS."""
-        return all(self.paths[path].verified for path in self.served_paths if path not in PARTS)
+    def unproved(self) -> dict[str, str]:
+        """The active paths that are not proved, each with the reason: none if the probe sees all queries it should."""
+        return {path: self.paths[path].reason for path in self.active_paths if not self.paths[path].verified}
 
-    # The first proof
+    def serve(self, path: str, rung: str, attach: str, symbol: str) -> None:
+        """Note which hook serves a path: its canaries have proved that."""
+        self.paths[path] = PathState(rung, attach, symbol, True, self.paths[path].tried)
+
+    def fail(self, path: str, tried: str) -> None:
+        """Note a hook that was refused or not proved, with the reason."""
+        if tried not in self.paths[path].tried:
+            self.note_tried(path, [*self.paths[path].tried, tried])
+
+    def note_tried(self, path: str, tried: Sequence[str]) -> None:
+        """Note the hooks that were refused or not proved, each with the reason, in place of those known so far."""
+        self.paths[path] = replace(self.paths[path], tried=list(tried))
+
+
+class Prover(Paths):
+    """Attaches and proves the hooks of all paths that this host has.
+
+    ``port`` receives the canaries, ``suffix`` is the end of their names in wire format, and ``ring`` has the events
+    that hooks report of them. Threads may read its state and call :meth:`missed_runs`, :meth:`interrupt` and
+    :meth:`close` while another one proves hooks.
+    """
+
+    def __init__(self, port: CanaryPort, suffix: bytes, ring: EventRing) -> None:
+        super().__init__(port.paths)
+        self._port, self._suffix, self._ring = port, suffix, ring
+        self.hooks: tuple[Hook, ...] = ()
+        # Guards the hooks: their descriptors must not be closed while another thread reads through them.
+        self._lock = threading.Lock()
+        self._missed_by_closed = 0
+        self._sending: Canaries | None = None
+        self._interrupted = False
+        #: The paths whose last canaries could not be sent, which says nothing about their hooks.
+        self.unsent: frozenset[str] = frozenset()
+
+    # The proof
 
     def climb(
         self,
         loader: LoaderClient,
         choice: HookChoice,
-        log: Callable[[str], None],
-        trying: Callable[[str], None],
+        log: Callable[[str], None] = lambda _: None,
+        trying: Callable[[str], None] = lambda _: None,
+        paths: Collection[str] | None = None,
     ) -> None:
-        """Attach, for each path, the first rung that its canaries prove. UserError if a UDP path has none.
+        """Attach, for each path, the first rung that its canaries prove: for those of ``paths``, or for all but PARTS.
 
-        ``log`` gets the messages of compiler and verifier, ``trying`` the title of a rung before each attempt.
+        ``log`` gets the messages of compiler and verifier, ``trying`` the title of a rung before each attempt. Raises
+        UserError if the loader dies, or if canaries cannot be sent at all.
         """
-        paths = [path for path in self.active_paths if path not in PARTS]
-        udp = _Climb(UDP_LADDER, choice, choice.udp, paths)
-        tcp = _Climb(TCP_LADDER, choice, choice.tcp, paths)
-        # The sender of the canaries starts while the loader compiles.
-        canaries = self._canaries(paths)
-        try:
-            while hooks := [each for climb in (udp, tcp) for each in self._attach_next(loader, climb, log, trying)]:
-                self._prove(canaries, hooks)
-                for climb in (udp, tcp):
-                    climb.open_paths = [path for path in climb.open_paths if not self.paths[path].verified]
-                if not udp.open_paths and not tcp.open_paths:
-                    break
-                canaries = self._canaries(paths)
-        finally:
-            canaries.dismiss()
-        if udp.open_paths:
-            unserved = self.unserved
-            reasons = " | ".join(f"{path}: {unserved[path]}" for path in udp.open_paths)
-            raise UserError(f"no hook could be verified. {reasons}", "dnsprobe doctor shows what this kernel offers")
+        wanted = [path for path in self.active_paths if path not in PARTS and (paths is None or path in paths)]
+        self._climb(
+            [_Climb(UDP_LADDER, choice, choice.udp, wanted), _Climb(TCP_LADDER, choice, choice.tcp, wanted)],
+            wanted,
+            loader,
+            log,
+            trying,
+        )
+
+    def climb_parts(
+        self,
+        loader: LoaderClient,
+        log: Callable[[str], None] = lambda _: None,
+        trying: Callable[[str], None] = lambda _: None,
+        prepare: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """Attach the hook at egress for the paths of PARTS alone, if their canaries prove it.
+
+        ``prepare`` is called with True before that hook is proved: from then on, it handles datagrams in parts, and the
+        hooks at functions leave them to it. If it is not proved, ``prepare`` is called with False. :meth:`climb`
+        explains the rest.
+        """
+        paths = [path for path in PARTS if path in self.active_paths]
+        self._climb([_Climb((EGRESS,), HookChoice(), "auto", paths)], paths, loader, log, trying, prepare)
 
     def serve_parts(
         self,
@@ -158,133 +230,167 @@ class Prover:
     ) -> None:
         """Prove the paths of PARTS, after :meth:`climb`. Where functions serve UDP, attach the hook at egress for them.
 
-        ``prepare`` is called with True before that hook is proved: from then on, it handles datagrams in parts, and the
-        hooks at functions leave them to it. If it is not proved, ``prepare`` is called with False. :meth:`climb`
-        explains ``log`` and ``trying``.
+        :meth:`climb_parts` explains the arguments.
         """
+        if not self.prove_parts_at_egress() and any(path in self.active_paths for path in PARTS):
+            self.climb_parts(loader, log, trying, prepare)
+
+    def prove_parts_at_egress(self) -> bool:
+        """Prove the paths of PARTS whose other datagrams the hook at egress serves. Return whether there are any."""
         paths = [path for path in PARTS if path in self.active_paths]
-        if not paths:
-            return
         at_egress = [path for path in paths if self.paths[whole_path(path)].attach == EGRESS.attach]
-        if at_egress:
-            for path in set(paths) - set(at_egress):
-                self.paths[path].tried.append(f"{EGRESS.place('egress')}: it serves only {whole_path(at_egress[0])}")
-            self._prove_at_egress(at_egress)
-            return
-        climb = _Climb((EGRESS,), HookChoice(), "auto", paths)
+        if not at_egress:
+            return False
+        for path in set(paths) - set(at_egress):
+            self.fail(path, f"{EGRESS.place('egress')}: it serves only {whole_path(at_egress[0])}")
+        for path, problem in self._round(at_egress).items():
+            other = self.paths[whole_path(path)]
+            if problem:
+                self.fail(path, f"{other.place}: {problem}")
+            else:
+                self.serve(path, other.rung, other.attach, other.symbol)
+        return True
+
+    def _climb(
+        self,
+        climbs: Sequence[_Climb],
+        paths: Sequence[str],
+        loader: LoaderClient,
+        log: Callable[[str], None],
+        trying: Callable[[str], None],
+        prepare: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        # The sender of the canaries starts while the loader compiles.
         canaries = self._canaries(paths)
         try:
-            while hooks := self._attach_next(loader, climb, log, trying):
+            while hooks := [hook for climb in climbs for hook in climb.attach_next(loader, log, trying, self.fail)]:
                 prepare(True)
-                self._prove(canaries, hooks)
-                if self.paths[paths[0]].rung:
-                    break
+                self.prove(hooks, canaries)
+                for climb in climbs:
+                    # If canaries cannot be sent, no other hook will be proved either.
+                    open_paths = [path for path in climb.open_paths if path not in self.unsent]
+                    climb.open_paths = [path for path in open_paths if not self.paths[path].verified]
+                if not any(climb.open_paths for climb in climbs):
+                    return
                 prepare(False)
                 canaries = self._canaries(paths)
-        finally:
-            canaries.dismiss()
-
-    def _prove_at_egress(self, paths: Sequence[str]) -> None:
-        """Prove paths of PARTS whose other datagrams the hook at egress serves as well."""
-        canaries = self._canaries(paths)
-        try:
-            canaries.release()
-            canaries.wait()
-            for path, problem in self._verdicts(canaries, paths).items():
-                state, other = self.paths[path], self.paths[whole_path(path)]
-                if problem:
-                    state.tried.append(f"{other.place}: {problem}")
-                else:
-                    state.serve(other.rung, other.attach, other.symbol)
+        except UserError:
+            prepare(False)
+            raise
         finally:
             canaries.dismiss()
 
     def _canaries(self, paths: Sequence[str]) -> Canaries:
-        return Canaries(paths, self._port.port, self._suffix)
+        """Start a sender; UserError if that is not possible."""
+        with self._lock:
+            if self._interrupted:
+                raise UserError("the proof was interrupted")
+            try:
+                self._sending = Canaries(paths, self._port, self._suffix)
+            except OSError as error:
+                raise UserError(f"the canary could not be sent: {error.strerror}") from error
+            return self._sending
 
-    def _attach_next(
-        self, loader: LoaderClient, climb: _Climb, log: Callable[[str], None], trying: Callable[[str], None]
-    ) -> list[Hook]:
-        """Attach in the next way that the kernel accepts; no hook if there is none left."""
-        while rung := climb.rung:
-            trying(rung.title)
-            attached = loader.attach(rung, climb.open_paths, climb.attempt)
-            if attached.messages:
-                log(attached.messages)
-            if climb.attempt == 0:
-                self._note_refusals(rung, attached.refused, attached.messages)
-            if attached.hooks:
-                climb.attempt += 1
-                return attached.hooks
-            climb.next_rung()
-        return []
-
-    def _note_refusals(self, rung: Rung, refused: Mapping[str, str], messages: str) -> None:
-        # The verifier's last line is about its work; the line before has the reason.
-        lines = [line for line in messages.splitlines() if line and not line.startswith("processed ")]
-        detail = f" ({lines[-1]})" if lines else ""
-        for path, reason in refused.items():
-            self.paths[path].tried.append(f"{rung.place(rung.functions[path])}: {reason}{detail}")
-
-    def _prove(self, canaries: Canaries, hooks: Sequence[Hook]) -> None:
+    def prove(self, hooks: Sequence[Hook], canaries: Canaries | None = None) -> None:
         """Send canaries through new hooks. Keep those that report them correctly, close the others."""
         paths = [path for hook in hooks for path in hook.paths]
-        canaries.release(paths)
-        canaries.wait()
-        verdicts = self._verdicts(canaries, paths)
+        try:
+            verdicts = self._round(paths, canaries)
+        except UserError:
+            for hook in hooks:
+                hook.close()
+            raise
         for hook in hooks:
             place = RUNGS[hook.rung, hook.attach].place(hook.symbol)
-            if not any(verdicts[path] for path in hook.paths):
+            if not any(verdicts[path] for path in hook.paths) and self._keep(hook):
                 for path in hook.paths:
-                    state = self.paths[path]
-                    state.serve(hook.rung, hook.attach, hook.symbol)
-                self.hooks.append(hook)
+                    self.serve(path, hook.rung, hook.attach, hook.symbol)
                 continue
             for path in hook.paths:
                 reason = verdicts[path] or "shared with a path that it does not serve"
-                self.paths[path].tried.append(f"{place}: {reason}")
+                self.fail(path, f"{place}: {reason}")
             hook.close()
 
-    def _verdicts(self, canaries: Canaries, paths: Sequence[str]) -> dict[str, str]:
-        """Return the problem of each path, an empty text if its canaries prove it."""
-        events = self._ring.read()
-        self._port.close_connections()
-        verdicts = canaries.judge(events)
-        return {path: verdicts[path] for path in paths}
+    def _round(self, paths: Sequence[str], canaries: Canaries | None = None) -> dict[str, str]:
+        """Send canaries, again if they cannot be sent. Return the problem of each path, empty if it is proved."""
+        verdicts: dict[str, str] = {}
+        left = list(paths)
+        for number in range(1 + _MORE_ROUNDS):
+            sending = canaries if canaries and not number else self._canaries(left)
+            try:
+                sending.release(left)
+                sending.wait()
+                judged = sending.judge(self._ring.read())
+            finally:
+                sending.dismiss()
+            verdicts |= {path: judged[path] for path in left}
+            left = [path for path in left if path in sending.unsent]
+            if not left:
+                break
+        self.unsent = frozenset(left)
+        return verdicts
 
     # Later rounds
 
-    def start_round(self) -> Canaries:
-        """Send canaries through the hooks in use; OSError if their sender cannot be started.
-
-        The caller waits for the canaries, and passes them to :meth:`finish_round`.
-        """
-        canaries = self._canaries(self.served_paths)
-        canaries.release()
-        return canaries
-
-    def finish_round(self, canaries: Canaries) -> dict[str, str]:
-        """Judge a round. A path whose canaries are missing or wrong is not verified any more. Return its problem."""
-        verdicts = self._verdicts(canaries, self.served_paths)
+    def verify(self) -> dict[str, str]:
+        """Send canaries through the hooks in use. A path is proved if they come back. Return the problems of others."""
+        served = self.served_paths
+        try:
+            verdicts = self._round(served)
+        except UserError as error:  # no process or descriptor is left at the moment
+            if self._interrupted:
+                return {}
+            verdicts = dict.fromkeys(served, error.message)
+            self.unsent = frozenset(served)
         for path, problem in verdicts.items():
-            self.paths[path].verified = not problem
+            self.paths[path] = replace(self.paths[path], verified=not problem, problem=problem)
         return {path: problem for path, problem in verdicts.items() if problem}
 
-    def fail_round(self, problem: str) -> dict[str, str]:
-        """Take all paths as not verified, because a round could not be started. Return the problem of each path."""
-        for path in self.served_paths:
-            self.paths[path].verified = False
-        return dict.fromkeys(self.served_paths, problem)
+    def interrupt(self) -> None:
+        """Let a proof that another thread makes fail soon. There is none after this."""
+        with self._lock:
+            self._interrupted = True
+            if self._sending is not None:
+                self._sending.kill()
+
+    # Hooks
+
+    def _keep(self, hook: Hook) -> bool:
+        with self._lock:
+            if self._interrupted:
+                return False
+            self.hooks = (*self.hooks, hook)
+        return True
+
+    def detach(self, hooks: Collection[Hook]) -> None:
+        """Detach some hooks. Their paths have none then."""
+        for hook in hooks:
+            parts = [path for path in PARTS if whole_path(path) in hook.paths and hook.attach == EGRESS.attach]
+            for path in (*hook.paths, *parts):
+                self.paths[path] = PathState(tried=self.paths[path].tried)
+        self._close_hooks(hooks)
+
+    def _close_hooks(self, hooks: Collection[Hook]) -> None:
+        with self._lock:
+            self.hooks = tuple(hook for hook in self.hooks if hook not in hooks)
+            for hook in hooks:
+                with contextlib.suppress(OSError):
+                    self._missed_by_closed += hook.missed_runs()
+                hook.close()
 
     def missed_runs(self) -> int:
         """Return how many packets and writes were missed, because they interrupted a BPF program on that CPU."""
-        return self._missed_before_close + sum(hook.missed_runs() for hook in self.hooks)
+        with self._lock:
+            return self._missed_by_closed + sum(hook.missed_runs() for hook in self.hooks)
 
     def close(self) -> None:
-        """Detach all hooks and release the port of the canaries. The numbers stay readable."""
-        with contextlib.suppress(OSError):
-            self._missed_before_close = self.missed_runs()
-        for hook in self.hooks:
-            hook.close()
-        self.hooks = []
-        self._port.close()
+        """Detach all hooks. The numbers stay readable."""
+        self._close_hooks(self.hooks)
+
+
+def require_udp(prover: Prover) -> None:
+    """Raise UserError if a path of UDP has no hook."""
+    unserved = {path: tried for path, tried in prover.unserved.items() if path in UDP_LADDER[0].functions}
+    reasons = " | ".join(f"{path}: {unserved[path]}" for path in unserved if path not in PARTS)
+    if reasons:
+        raise UserError(f"no hook could be verified. {reasons}", "dnsprobe doctor shows what this kernel offers")

@@ -47,15 +47,15 @@ _STOP_SECONDS = 2.0
 class Server(httputil.HTTPServerConnectionDelegate):
     """Serves metrics, readiness and the page to at most ``connections`` clients at a time.
 
-    ``ready`` returns the answer of ``/-/ready``. ``page`` returns the data of the page; None switches the page off.
-    ``protection`` has the web configuration; None is plain HTTP without passwords. ``origin`` decides which names the
-    server has; None means those of this host.
+    ``unready`` returns why ``/-/ready`` answers 503, an empty text for 200. ``page`` returns the data of the page; None
+    switches the page off. ``protection`` has the web configuration; None is plain HTTP without passwords. ``origin``
+    decides which names the server has; None means those of this host.
     """
 
     def __init__(
         self,
         registry: Registry,
-        ready: Callable[[], bool],
+        unready: Callable[[], str],
         connections: int,
         page: Callable[[], Page] | None = None,
         protection: Protection | None = None,
@@ -64,7 +64,7 @@ class Server(httputil.HTTPServerConnectionDelegate):
         self.protection = protection or Protection()
         self._origin = origin or Origin()
         self._registry = registry
-        self._ready = ready
+        self._unready = unready
         self._page = page
         self._parameters = HTTP1ConnectionParameters(
             chunk_size=_READ_CHUNK,
@@ -216,11 +216,14 @@ class Server(httputil.HTTPServerConnectionDelegate):
     def _check(self, path: str) -> Response:
         if path == "/-/healthy":
             return plain(HTTPStatus.OK, "healthy")
-        if path == "/-/ready" and self._ready():
-            return plain(HTTPStatus.OK, "ready")
         if path == "/-/ready":
-            return plain(HTTPStatus.SERVICE_UNAVAILABLE, "not ready")
+            return self._readiness()
         return plain(HTTPStatus.NOT_FOUND, "not found")
+
+    def _readiness(self) -> Response:
+        if unready := self._unready():
+            return plain(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {unready}")
+        return plain(HTTPStatus.OK, "ready")
 
     def _collect(self, exchange: Exchange) -> Response:
         if exchange.path == "/" and self._page is not None:

@@ -26,7 +26,7 @@ TLS = bytes.fromhex("16 0301")
 
 
 def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    prove = Prover._prove
+    prove = Prover.prove
     port = CanaryPort()
     proofs: list[tuple[int, int]] = []
     listener = socket.create_server(("127.0.0.1", 0))
@@ -38,13 +38,13 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
             sender.sendto(QUERY, ("127.0.0.1", port.port))
             sender.sendto(MALFORMED, ("127.0.0.1", port.port))
 
-    def proving(prover: Prover, canaries: Canaries, hooks: Sequence[Hook]) -> None:
+    def proving(prover: Prover, hooks: Sequence[Hook], canaries: Canaries | None = None) -> None:
         send()
-        prove(prover, canaries, hooks)
+        prove(prover, hooks, canaries)
         assert not probe.proved
         proofs.append((probe.statistics()[abi.Statistic.UNPARSED_MALFORMED], len(list(probe.maps.counters.items()))))
 
-    monkeypatch.setattr(Prover, "_prove", proving)
+    monkeypatch.setattr(Prover, "prove", proving)
     sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16)
     probe = Probe(ProbeOptions([port.port], [listener.getsockname()[1]]), sizes, repeat_ns=0)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -41,8 +41,16 @@ class FakeMaps:
             yield key, 1
 
 
+class FakeKeeper:
+    def close(self) -> None:
+        pass
+
+
 class FakeLoader:
     cache_problem = ""
+
+    def __init__(self, _keeper: FakeKeeper) -> None:
+        pass
 
     def configure(self, **_: object) -> None:
         pass
@@ -55,6 +63,8 @@ class FakeProver:
     """Calls ``during`` in place of a climb."""
 
     during: Callable[[], None]
+
+    unserved: Mapping[str, str] = {}
 
     def __init__(self, *_: object) -> None:
         self.closed = False
@@ -69,10 +79,13 @@ class FakeProver:
         self.closed = True
 
 
+FAKES = (("Maps", FakeMaps), ("LoaderKeeper", FakeKeeper), ("LoaderClient", FakeLoader), ("Prover", FakeProver))
+
+
 @pytest.fixture
 def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Probe]:
     """Yield a probe that has attached nothing yet."""
-    for name, fake in (("Maps", FakeMaps), ("LoaderClient", FakeLoader), ("Prover", FakeProver)):
+    for name, fake in FAKES:
         monkeypatch.setattr(probe_module, name, fake)
     monkeypatch.setattr(FakeProver, "during", lambda: None, raising=False)
     made = Probe(ProbeOptions([53]), Sizes(4096, 1, 1, 1, 1), repeat_ns=60)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,10 +16,11 @@ from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.hooks import Hook, Rung
 from dnsprobe.kernel.loader_client import Attached, LoaderClient
 from dnsprobe.kernel.maps import EventRing
-from dnsprobe.kernel.prover import HookChoice, Prover
+from dnsprobe.kernel.prover import HookChoice, PathState, Prover, require_udp
 
 NO_KPROBES = "this kernel has no kprobes"
 NO_FENTRY = "BTF has no such function"
+UNSENT = "the canary could not be sent"
 
 
 class FakeHook(Hook):
@@ -51,8 +54,9 @@ class FakeCanaries:
 
     problems: list[dict[str, str]]
 
-    def __init__(self, paths: Collection[str], _port: int, _suffix: bytes) -> None:
+    def __init__(self, paths: Collection[str], _port: CanaryPort, _suffix: bytes) -> None:
         self.paths = list(paths)
+        self.unsent: set[str] = set()
         self.dismissed = False
 
     def release(self, paths: Collection[str] | None = None) -> None:
@@ -64,8 +68,12 @@ class FakeCanaries:
     def dismiss(self) -> None:
         self.dismissed = True
 
+    def kill(self) -> None:
+        self.dismissed = True
+
     def judge(self, _events: object) -> dict[str, str]:
         found = self.problems.pop(0) if self.problems else {}
+        self.unsent = {path for path, problem in found.items() if problem.startswith(UNSENT)}
         return {path: found.get(path, "") for path in self.paths}
 
 
@@ -89,6 +97,7 @@ def climb(
     """Climb, and return the rungs that were tried."""
     tried: list[str] = []
     made.climb(cast(LoaderClient, loader), HookChoice(hook, tcp_hook, fentry), lambda _: None, tried.append)
+    require_udp(made)
     return tried
 
 
@@ -124,9 +133,7 @@ def test_parts_are_read_at_egress_where_functions_serve() -> None:
     assert made.active_paths == ("udp4", "udp6", "tcp4", "parts4", "parts6")
     assert [hook.paths for hook in made.hooks] == [("udp4", "udp6"), ("tcp4",), ("parts4", "parts6")]
     assert (made.paths["parts6"].place, made.paths["udp6"].place) == ("cgroup symbol0", "fentry symbol0")
-    assert made.all_proved
-    made.fail_round("no process")
-    assert not made.all_proved
+    assert made.unproved == {}
 
 
 def test_parts_that_are_not_proved_stay_with_the_function(problems: list[dict[str, str]]) -> None:
@@ -139,7 +146,7 @@ def test_parts_that_are_not_proved_stay_with_the_function(problems: list[dict[st
         "parts4": "cgroup symbol0: shared with a path that it does not serve",
         "parts6": "cgroup symbol0: the hook did not report the canary",
     }
-    assert made.all_proved
+    assert made.unproved == made.unserved
 
 
 def test_the_hook_at_egress_is_tried_in_another_way(problems: list[dict[str, str]]) -> None:
@@ -157,7 +164,6 @@ def test_without_the_hook_at_egress_parts_are_not_read() -> None:
     assert with_parts(made, FakeLoader({"ip_send_skb by kprobe": 1})) == []
     assert made.unserved == {"parts4": f"cgroup egress: {NO_KPROBES}"}
     assert made.served_paths == ["udp4"]
-    assert made.all_proved
 
 
 def test_the_hook_at_egress_reads_parts_itself(problems: list[dict[str, str]]) -> None:
@@ -169,8 +175,8 @@ def test_the_hook_at_egress_reads_parts_itself(problems: list[dict[str, str]]) -
     assert made.paths["parts4"].place == "cgroup symbol0"
     assert made.unserved == {"parts6": "cgroup symbol0: the hook reported one canary 2 times"}
     problems.append({"parts4": "the hook did not report the canary"})
-    assert made.finish_round(made.start_round()) == {"parts4": "the hook did not report the canary"}
-    assert made.all_proved, "datagrams in parts are no reason to take the service as not ready"
+    assert made.verify() == {"parts4": "the hook did not report the canary"}
+    assert made.unproved.keys() == {"parts4", "parts6"}
 
 
 def test_the_hook_at_egress_of_one_family_does_not_serve_another(problems: list[dict[str, str]]) -> None:
@@ -266,9 +272,68 @@ def test_later_rounds_change_whether_a_path_is_verified(problems: list[dict[str,
     made = prover("udp4", "udp6")
     climb(made, FakeLoader({"ip_send_skb by fentry": 1}))
     problems.append({"udp6": "the hook did not report the canary"})
-    assert made.finish_round(made.start_round()) == {"udp6": "the hook did not report the canary"}
+    assert made.verify() == {"udp6": "the hook did not report the canary"}
     assert [made.paths[path].verified for path in made.served_paths] == [True, False]
-    assert made.finish_round(made.start_round()) == {}
+    assert made.unproved["udp6"] == "the hook did not report the canary"
+    assert made.verify() == {}
     assert [made.paths[path].verified for path in made.served_paths] == [True, True]
-    assert made.fail_round("no process") == {"udp4": "no process", "udp6": "no process"}
-    assert [made.paths[path].verified for path in made.served_paths] == [False, False]
+
+
+def test_canaries_that_cannot_be_sent_are_sent_again(problems: list[dict[str, str]]) -> None:
+    problems += [{"udp4": UNSENT}, {"udp4": UNSENT}, {}]
+    loader = FakeLoader({"ip_send_skb by fentry": 1})
+    made = prover("udp4", "udp6")
+    climb(made, loader)
+    assert [hook.closed for hook in loader.hooks] == [False], "it says nothing about the hook"
+    assert made.unsent == frozenset()
+    assert not problems
+    problems += [{"udp4": UNSENT, "udp6": ""}] * 3
+    assert made.verify() == {"udp4": UNSENT}
+    assert made.unsent == {"udp4"}
+    assert not problems
+
+
+def test_a_sender_that_cannot_start_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = prover("udp4")
+    made.paths["udp4"] = PathState("cgroup_skb", "cgroup", "egress", True)
+    monkeypatch.setattr(prover_module, "Canaries", Mock(side_effect=OSError(errno.EAGAIN, "no process")))
+    assert made.verify() == {"udp4": "the canary could not be sent: no process"}
+    assert made.unsent == {"udp4"}
+    assert not made.paths["udp4"].verified
+    with pytest.raises(UserError, match="no process"):
+        climb(made, FakeLoader({}))
+
+
+@pytest.mark.usefixtures("problems")
+def test_there_is_no_proof_after_an_interruption() -> None:
+    made = prover("udp4")
+    climb(made, FakeLoader({"ip_send_skb by fentry": 1}))
+    made.interrupt()
+    assert made.verify() == {}
+    assert made.unproved.keys() == {"parts4"}, "what was known stays"
+    with pytest.raises(UserError, match="interrupted"):
+        climb(made, FakeLoader({"ip_send_skb by fentry": 1}))
+
+
+@pytest.mark.usefixtures("problems")
+def test_the_runs_that_a_detached_hook_missed_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeHook, "missed_runs", lambda _: 7)
+    made = prover("udp4", "tcp4")
+    climb(made, FakeLoader({"ip_send_skb by fentry": 1, "tcp_sendmsg by fentry": 1}))
+    assert made.missed_runs() == 14
+    made.detach(made.hooks[:1])
+    assert made.missed_runs() == 14
+    assert made.served_paths == ["tcp4"]
+    made.close()
+    assert made.missed_runs() == 14
+
+
+@pytest.mark.parametrize(("attach", "left"), [("cgroup", []), ("fentry", ["parts4"])])
+@pytest.mark.usefixtures("problems")
+def test_parts_lose_their_hook_with_the_one_at_egress_that_serves_the_rest(attach: str, left: list[str]) -> None:
+    made = prover("udp4")
+    rung = "cgroup_skb" if attach == "cgroup" else "ip_send_skb by fentry"
+    with_parts(made, FakeLoader({rung: 1, "cgroup_skb": 1}))
+    assert made.served_paths == ["udp4", "parts4"]
+    made.detach([hook for hook in made.hooks if "udp4" in hook.paths])
+    assert made.served_paths == left

@@ -68,7 +68,7 @@ def written(folder: Path, text: str) -> Path:
 async def serving(folder: Path, text: str, connections: int = 128) -> AsyncIterator[Server]:
     protection = Protection(str(written(folder, text)))
     registry = Registry(lambda: Snapshot(events=7, web_config_good=protection.good))
-    server = Server(registry, lambda: True, connections, Page, protection)
+    server = Server(registry, lambda: "", connections, Page, protection)
     server.bind("127.0.0.1", 0)
     server.start()
     try:
@@ -720,7 +720,7 @@ def test_without_a_web_configuration_everyone_gets_in() -> None:
     protection = Protection()
     protection.refresh(force=True)
     assert (protection.scheme, protection.good, dict(protection.headers)) == ("http", True, {})
-    Server(Registry(Snapshot), lambda: True, 1, protection=protection)
+    Server(Registry(Snapshot), lambda: "", 1, protection=protection)
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ def big_registry(megabytes: int = 8) -> Registry:
 @asynccontextmanager
 async def serving(
     registry: Registry | None = None,
-    ready: Callable[[], bool] = lambda: True,
+    unready: Callable[[], str] = lambda: "",
     connections: int = 128,
     page: Callable[[], Page] | None = lambda: Page(SNAPSHOT),
     origin: Origin | None = None,
 ) -> AsyncIterator[Server]:
-    server = Server(registry or Registry(lambda: SNAPSHOT), ready, connections, page, origin=origin)
+    server = Server(registry or Registry(lambda: SNAPSHOT), unready, connections, page, origin=origin)
     server.bind("127.0.0.1", 0)
     server.start()
     try:
@@ -149,12 +149,15 @@ def test_head_is_get_without_the_body(path: str) -> None:
 
 def test_checks_report_health_and_readiness() -> None:
     async def test() -> None:
-        ready = False
-        async with serving(ready=lambda: ready) as server:
+        unready = "tcp4: the hook did not report the canary"
+        async with serving(unready=lambda: unready) as server:
             assert (await ask(server, "/-/healthy")).status == 200
             answer = await ask(server, "/-/ready")
-            assert (answer.status, answer.body) == (503, b"not ready\n")
-            ready = True
+            assert (answer.status, answer.body) == (
+                503,
+                b"not ready: tcp4: the hook did not report the canary\n",
+            )
+            unready = ""
             answer = await ask(server, "/-/ready")
             assert (answer.status, answer.body) == (200, b"ready\n")
 
@@ -828,7 +831,7 @@ def test_stop_closes_everything() -> None:
 
 def test_stop_succeeds_before_start() -> None:
     async def test() -> None:
-        server = Server(Registry(Snapshot), lambda: True, 1)
+        server = Server(Registry(Snapshot), lambda: "", 1)
         await server.stop()
         server.bind("127.0.0.1", 0)
         await server.stop()
@@ -837,7 +840,7 @@ def test_stop_succeeds_before_start() -> None:
 
 
 def new_server() -> Server:
-    return Server(Registry(Snapshot), lambda: True, 1)
+    return Server(Registry(Snapshot), lambda: "", 1)
 
 
 def test_a_server_that_is_not_started_keeps_its_port() -> None:
