@@ -137,7 +137,7 @@ class Daemon:
         self._tasks.append(loop.create_task(self._tick()))
         if self._config.probe.verify_interval_ns:
             self._verification = Verification(probe, self._config.probe.verify_interval_ns / 1e9, self._notify_status)
-            self._tasks.append(loop.create_task(self._verification.run()))
+            self._tasks.append(self._verification.start())
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
         self._address.serve()

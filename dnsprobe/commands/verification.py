@@ -23,10 +23,15 @@ class Verification:
 
     def __init__(self, probe: Probe, interval_seconds: float, changed: Callable[[], None]) -> None:
         self._probe, self._seconds, self._changed = probe, interval_seconds, changed
+        self._task: asyncio.Task[None] | None = None
         self._work: asyncio.Future[str] | None = None
 
-    async def run(self) -> None:
-        """Verify at each interval, and log each path that is lost or proved again."""
+    def start(self) -> asyncio.Task[None]:
+        """Verify at each interval from now on, and log each path that is lost or proved again."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        return self._task
+
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._seconds)
             await self._verify()
@@ -76,7 +81,9 @@ class Verification:
 
     async def stop(self) -> None:
         """Wait until no thread uses the probe any more. There is no further proof."""
+        if self._task is not None:
+            self._task.cancel()
         self._probe.interrupt()
         if self._work is not None:
-            with contextlib.suppress(Exception):  # run() has raised it
+            with contextlib.suppress(Exception):  # the task has raised it
                 await self._work

@@ -35,7 +35,7 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server(Registry(Snapshot), lambda: True, 1)
+    server = Server(Registry(Snapshot), lambda: "", 1)
     yield server
     server.abandon()
 
