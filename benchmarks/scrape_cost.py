@@ -29,6 +29,7 @@ from prometheus_client.exposition import choose_encoder
 
 from dnsprobe.commands.run import Daemon
 from dnsprobe.config import main as config
+from dnsprobe.config.source import Source
 from dnsprobe.kernel import abi
 from dnsprobe.model import Count
 from dnsprobe.sinks.metrics import Registry
@@ -127,7 +128,7 @@ def _daemon(encoder: str, series: int) -> None:
         file.write(f"domains: {domains}\nmetrics: {{listen: '127.0.0.1:0', max_series: {series * 8 // 7 + 8}}}\n")
         file.flush()
         settings = config.load(file.name)
-    daemon = Daemon(settings, "console", lambda: settings)
+    daemon = Daemon(settings, "console", Source())
     _fill(daemon, series)
     asyncio.run(_serve(daemon))
 

@@ -26,9 +26,11 @@
 #define DECIDE 0xffffffffU /* user space decides by the whole name */
 /* The ids of rules are below this. Each has a slot in the overflow array. */
 #define RULE_IDS 65536
-/* The rule in a counter of connections whose queries cannot be read. Its slot of the overflow array follows those of
- * the rules. */
+/* The rule in a counter of connections whose queries cannot be read, and in one of names that took user space too long
+ * to decide. Their slots of the overflow array follow those of the rules. */
 #define ENCRYPTED RULE_IDS
+#define OVER_LIMIT (RULE_IDS + 1)
+#define OVERFLOW_SLOTS (RULE_IDS + 2)
 
 /* The type of a query in its counter, if the type has no name: anyone can ask for 65,536 types. IANA reserves it. */
 #define OTHER_QTYPE 65535

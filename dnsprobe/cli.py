@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import faulthandler
 import logging
@@ -14,13 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from dnsprobe import __version__, privileges
+from dnsprobe.config.source import DEFAULT_CONFIG, Source
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE, UserError
 
 if TYPE_CHECKING:
     from dnsprobe.config.main import Config
-
-#: Read if it exists and there is no --config.
-DEFAULT_CONFIG = "/etc/dnsprobe/dnsprobe.yaml"
 
 _EXAMPLES = """\
 examples:
@@ -160,41 +157,19 @@ def _seconds(text: str) -> float:
 
 
 def _load(arguments: argparse.Namespace) -> Config:
-    from dnsprobe.config.main import default, load  # noqa: PLC0415 - start-up: --help and --version need no YAML
-
-    if arguments.config is not None:
-        return load(arguments.config)
-    try:
-        os.lstat(DEFAULT_CONFIG)
-    except (FileNotFoundError, NotADirectoryError):
-        return default()
-    except OSError:
-        pass  # it may exist: load() reports why it cannot be read
-    # Later reloads must read this file, too. If it is missing for a moment, they must not fall back to all names.
-    arguments.config = DEFAULT_CONFIG
-    return load(DEFAULT_CONFIG)
+    return Source(arguments.config).resolved().read()
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from dnsprobe.commands.run import Daemon  # noqa: PLC0415
-    from dnsprobe.config.listen import parse_listen  # noqa: PLC0415
 
-    def configuration() -> Config:
-        config = _load(arguments)
-        if arguments.listen is not None:
-            metrics = dataclasses.replace(config.metrics, listen=parse_listen(arguments.listen))
-            config = dataclasses.replace(config, metrics=metrics)
-        if arguments.web_config is not None:
-            metrics = dataclasses.replace(config.metrics, web_config=arguments.web_config)
-            config = dataclasses.replace(config, metrics=metrics)
-        return config
-
-    config = configuration()
+    source = Source(arguments.config, arguments.listen, arguments.web_config).resolved()
+    config = source.read()
     privileges.require()
     # systemd ends a service that hangs with SIGABRT. The traceback then shows where it hung.
     if sys.stderr is not None:
         faulthandler.enable()
-    Daemon(config, arguments.log_target, configuration).run()
+    Daemon(config, arguments.log_target, source).run()
     return EXIT_GOOD
 
 

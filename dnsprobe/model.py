@@ -22,6 +22,8 @@ DECIDE = 0xFFFFFFFF
 OTHER = "(other)"
 #: The process and the tree of queries whose process tree is not known.
 UNKNOWN = "(unknown)"
+#: The rule of queries whose name took too long to decide: see the limit in :mod:`dnsprobe.pipeline.turns`.
+UNDECIDED = "(undecided)"
 #: The transport of connections whose queries cannot be read: DNS over TLS (RFC 7858).
 DOT = "dot"
 

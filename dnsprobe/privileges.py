@@ -27,6 +27,7 @@ ONLY_AT_START = (Capability.CAP_NET_ADMIN, Capability.CAP_SYS_ADMIN, Capability.
 HINT = "run it as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 
 _VERSION_3 = 0x20080522
+_PR_SET_NO_NEW_PRIVS = 38  # include/uapi/linux/prctl.h
 
 
 class _Header(ctypes.Structure):
@@ -71,6 +72,13 @@ def drop(capabilities: tuple[Capability, ...] = ONLY_AT_START) -> None:
         half.permitted &= others
         half.inheritable &= others
     _check(_libc().capset(ctypes.byref(_Header(_VERSION_3, 0)), sets))
+
+
+def drop_all() -> None:
+    """Drop all capabilities for good, in this thread and for all programs that it executes; OSError if refused."""
+    library = _libc()
+    _check(library.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _check(library.capset(ctypes.byref(_Header(_VERSION_3, 0)), (_Sets * 2)()))
 
 
 def _get() -> ctypes.Array[_Sets]:

@@ -11,22 +11,22 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dnsprobe import privileges
 from dnsprobe.commands.address import ServerAddress, written
+from dnsprobe.commands.fresh_counts import FreshCounts
 from dnsprobe.commands.hooks import describe_hooks, describe_unproved, describe_unseen
-from dnsprobe.commands.reload import RuleReloader
-from dnsprobe.commands.signals import once_for_all
+from dnsprobe.commands.reload import RuleReloader, reload_on_demand
 from dnsprobe.commands.systemd import notify, notify_attempt, passed_sockets
 from dnsprobe.commands.verification import Verification
 from dnsprobe.config.main import Config, JournalConfig
+from dnsprobe.config.source import Source
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import describe_losses
-from dnsprobe.model import Query
-from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.model import Query, Series
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
 from dnsprobe.sinks.console import ConsoleSink
@@ -67,15 +67,16 @@ def make_sink(target: str, config: JournalConfig) -> QueuedSink:
 
 
 class Daemon:
-    """dnsprobe as a service. ``read_config`` returns the configuration as it is now, for reloads."""
+    """dnsprobe as a service. ``source`` is where the configuration comes from, for reloads."""
 
-    def __init__(self, config: Config, log_target: str, read_config: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, log_target: str, source: Source) -> None:
         self._config = config
         self._ready = False
         self._failure: BaseException | None = None
-        self._stopped = asyncio.Event()
+        self._stopped, self._reload_wanted = asyncio.Event(), asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._verification: Verification | None = None
+        self._counts = FreshCounts(self._collect)
         self._last_queries: deque[Query] = deque(maxlen=_LAST_QUERIES)
         # Listen first: if the address is wrong, nothing has been attached yet.
         self._server = Server(
@@ -85,11 +86,12 @@ class Daemon:
             self._page if config.metrics.page else None,
             Protection(config.metrics.web_config),
             Origin(config.metrics.hosts),
+            self._counts.when_collected,
         )
         self._address = ServerAddress(self._server, config.metrics.listen)
         self._address.take(passed_sockets())
-        self._session = Session(config, RuleSet.build(config.domains))
-        self._reloader = RuleReloader(config, read_config, self._session)
+        self._session = Session(config, config.domains)
+        self._reloader = RuleReloader(config, source, self._session)
         # The loader child has its own capabilities. Drop ours before any thread inherits them.
         privileges.drop()
         self._sink = make_sink(log_target, config.journal)
@@ -106,7 +108,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for which in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(which, self._stopped.set)
-        loop.add_signal_handler(signal.SIGHUP, once_for_all(self._reload))
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
         try:
             self._start()
             seconds = time.monotonic() - started
@@ -133,7 +135,9 @@ class Daemon:
         for path, tried in probe.prover.unserved.items():
             _log.warning("no hook could be verified for %s: %s", path, tried, extra={"message_id": PATH_LOST_ID})
         loop = asyncio.get_running_loop()
-        loop.add_reader(probe.maps.events.fileno(), self._take_events)
+        for descriptor in self._descriptors():
+            loop.add_reader(descriptor, self._take_events)
+        self._tasks.append(loop.create_task(reload_on_demand(self._reload_wanted, self._reload)))
         self._tasks.append(loop.create_task(self._tick()))
         if self._config.probe.verify_interval_ns:
             self._verification = Verification(probe, self._config.probe.verify_interval_ns / 1e9, self._notify_status)
@@ -153,6 +157,10 @@ class Daemon:
     def _notify_status(self) -> None:
         notify(f"STATUS={self._status()}")
 
+    def _descriptors(self) -> tuple[int, int]:
+        """Return the descriptors that are readable if there may be queries."""
+        return self._session.probe.maps.events.fileno(), self._session.matcher.fileno()
+
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         # The daemon ends, and systemd restarts it. To go on with counters that nothing updates would be worse.
         if not task.cancelled() and task.exception() is not None:
@@ -171,8 +179,9 @@ class Daemon:
         while True:
             await asyncio.sleep(pause)
             pause = _TICK_SECONDS
-            if self._session.sweep_if_due():
+            if await self._session.sweep_in_turns_if_due():
                 pause = _NEXT_TICK_SECONDS
+                await self._counts.collect()
                 self._notify_status()
             self._sink.report_refused()
             if self._address.retry():
@@ -180,10 +189,10 @@ class Daemon:
             if watchdog:
                 notify("WATCHDOG=1")
 
-    def _reload(self) -> None:
+    async def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         self._server.protection.refresh(force=True)
-        self._reloader.reload()
+        await self._reloader.reload()
         notify(f"READY=1\nSTATUS={self._status()}")
 
     def _url(self) -> str:
@@ -204,17 +213,21 @@ class Daemon:
         return "; ".join(filter(None, facts))
 
     def _queries_so_far(self) -> str:
-        queries = total_queries(self._session.collect()) + self._session.totals.expired.total()
-        return number(queries, "query", "queries")
+        return self._queries(self._counts.last)
+
+    def _queries(self, counts: Mapping[Series, int]) -> str:
+        return number(total_queries(counts) + self._session.totals.expired.total(), "query", "queries")
 
     def _rules_in_force(self) -> str:
         return number(len(self._session.rules.rules), "rule")
 
+    async def _collect(self) -> Mapping[Series, int]:
+        return await self._session.collect_in_turns()
+
     def _snapshot(self) -> Snapshot:
         probe = self._session.probe
-        counts = self._session.collect()
         return Snapshot(
-            counts=counts,
+            counts=self._counts.last,
             hooks=[
                 (path, state.rung, state.attach, state.symbol)
                 for path, state in ((path, probe.prover.paths[path]) for path in probe.prover.active_paths)
@@ -258,7 +271,8 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         # The loop may have found the ring readable in this round. Its callback must not run after the ring is freed.
-        asyncio.get_running_loop().remove_reader(self._session.probe.maps.events.fileno())
+        for descriptor in self._descriptors():
+            asyncio.get_running_loop().remove_reader(descriptor)
         self._session.detach()
         for query, identity in self._session.remaining_queries():
             self._sink.put(query, identity)
@@ -267,7 +281,7 @@ class Daemon:
         if self._tasks:
             _log.info(
                 "stopped: %s counted, %s, %s",
-                self._queries_so_far(),
+                self._queries(self._session.collect()),
                 number(self._session.probe.statistics()[Statistic.EVENTS], "event"),
                 describe_losses(self._session.losses(self._sink.dropped)),
             )

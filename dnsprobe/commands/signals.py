@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import select
 import signal
 from collections.abc import Callable, Iterator
-
-
-def once_for_all(call: Callable[[], None]) -> Callable[[], None]:
-    """Return a handler for ``loop.add_signal_handler()`` that calls ``call`` once for all signals that have arrived.
-
-    The loop runs a handler for each signal, also for those that arrive while ``call`` runs. If it takes longer than the
-    time between two signals, the loop would have no time for anything else.
-    """
-    waiting = False
-
-    def run() -> None:
-        nonlocal waiting
-        waiting = False
-        call()
-
-    def handle() -> None:
-        nonlocal waiting
-        if not waiting:
-            waiting = True
-            asyncio.get_running_loop().call_soon(run)
-
-    return handle
 
 
 @contextlib.contextmanager

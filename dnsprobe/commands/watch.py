@@ -17,7 +17,7 @@ from dnsprobe.errors import EXIT_GOOD, UserError
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Source, describe_losses
 from dnsprobe.model import Identity, Query
-from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
 from dnsprobe.sinks.console import json_line, tree
@@ -35,13 +35,16 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_privil
     """
     if sys.stdout is None:
         raise UserError("standard output is closed", "dnsprobe watch prints queries there: do not close it (>&-)")
-    rules = RuleSet.build([(text, text, 6) for text in domains] or config.domains)
+    specs = [(text, text, 6) for text in domains] or config.domains
+    # A wrong pattern is reported before missing privileges.
+    for _name, pattern, _priority in specs:
+        parse_pattern(pattern)
     check_privileges()
-    session = Session(config, rules)
+    session = Session(config, specs)
     try:
         session.start()
         render = _json_renderer() if as_json else _tree_renderer(sys.stdout)
-        _print_to_stderr(_introduction(session, rules))
+        _print_to_stderr(_introduction(session))
         with readable_on_stop() as stop, contextlib.suppress(BrokenPipeError):
             _follow(session, stop, render, sys.stdout)
             session.detach()
@@ -68,6 +71,7 @@ def _follow(session: Session, stop: int, render: Callable[[Query, Identity], str
     with selectors.DefaultSelector() as selector:
         selector.register(stop, selectors.EVENT_READ)
         selector.register(session.probe.maps.events.fileno(), selectors.EVENT_READ)
+        selector.register(session.matcher.fileno(), selectors.EVENT_READ)
         last_sweep = time.monotonic()
         while True:
             ready = {key.fd for key, _ in selector.select(_TICK_SECONDS)}
@@ -96,7 +100,8 @@ def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
     return render
 
 
-def _introduction(session: Session, rules: RuleSet) -> str:
+def _introduction(session: Session) -> str:
+    rules = session.rules
     names = ", ".join(shown(rule.name) for rule in rules.rules[:5]) + (" ..." if len(rules.rules) > 5 else "")
     watched = "all names" if [rule.pattern for rule in rules.rules] == ["."] else names
     return f"watching {watched} ({describe_hooks(session.probe.prover)}); Ctrl-C ends\n"

@@ -32,7 +32,7 @@ from dnsprobe.config.readers import (
     whole_number,
 )
 from dnsprobe.hook_names import OLD_HOOKS, Attach, TcpHook, UdpHook
-from dnsprobe.model import OPTIONAL_LABELS
+from dnsprobe.model import OPTIONAL_LABELS, UNDECIDED
 from dnsprobe.names.pattern import Pattern, RuleError, parse_pattern
 from dnsprobe.names.ruleset import MAX_RULE_ID
 from dnsprobe.text import shorten
@@ -132,6 +132,10 @@ class Config:
     journal: JournalConfig = field(default_factory=JournalConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
+    def needs_restart(self) -> str:
+        """Return a text that differs between two configurations if changes between them need a restart."""
+        return repr((self.probe, self.journal, self.metrics))
+
 
 def warnings(config: Config) -> list[str]:
     """Return what should be changed in a configuration, although it is good."""
@@ -207,7 +211,9 @@ def _read_domains(place: Place) -> tuple[DomainSpec, ...]:
             continue
         spec, pattern = domain
         specs.append(spec)
-        if pattern in patterns:
+        if spec.name == UNDECIDED:
+            item.report(f"a name that is not free ({UNDECIDED})", "give the rule another name")
+        elif pattern in patterns:
             _report_duplicate(item, "pattern", spec.pattern, patterns[pattern])
         elif spec.name in names:
             _report_duplicate(item, "name", spec.name, names[spec.name])

@@ -32,6 +32,8 @@ class Source(Enum):
     LINEAGE_MISSED_RUNS = auto()
     JOURNAL_DROPPED = auto()
     SERIES_FOLDED = auto()
+    EVENTS_UNDECIDED = auto()
+    NAMES_UNDECIDED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ _UNPARSED = "dnsprobe_packets_unparsed_total"
 _LINEAGE = "dnsprobe_lineage_lost_total"
 _JOURNAL = "dnsprobe_journal_dropped_total"
 _FOLDED = "dnsprobe_series_folded_total"
+_UNDECIDED = "dnsprobe_names_undecided_total"
 
 #: What each metric of losses counts.
 _TITLES = {
@@ -66,6 +69,8 @@ _TITLES = {
     "missed",
     _JOURNAL: "Entries that could not be sent to the journal",
     _FOLDED: "Different series that were refused for the limit on series and count under (other)",
+    _UNDECIDED: "Names that took wildcards and regular expressions too long, whose queries count under the domain "
+    "(undecided)",
 }
 
 LOSSES = (
@@ -89,6 +94,13 @@ LOSSES = (
         "segmented",
         Statistic.LOST_SEGMENTED,
         "a send of so many datagrams (UDP_SEGMENT) that not each new query has an event",
+        Counted.YES,
+    ),
+    Loss(
+        _EVENTS,
+        "undecided",
+        Source.EVENTS_UNDECIDED,
+        "an event of which it was not decided in time whether a rule matches its name, so no journal entry",
         Counted.YES,
     ),
     Loss(
@@ -192,6 +204,13 @@ LOSSES = (
     ),
     Loss(_JOURNAL, "", Source.JOURNAL_DROPPED, "an entry that the journal did not get", Counted.YES),
     Loss(_FOLDED, "", Source.SERIES_FOLDED, "a series above the limit, added to (other)", Counted.YES),
+    Loss(
+        _UNDECIDED,
+        "",
+        Source.NAMES_UNDECIDED,
+        "a name that took the rules too long, so its queries are under (undecided)",
+        Counted.YES,
+    ),
 )
 
 #: Every loss at zero.

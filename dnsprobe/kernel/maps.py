@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -42,6 +42,8 @@ _POOL_SIZE, _POOL_SIZE_PER_CPU = 16, 2
 _CANARY_RING_SIZE = 64 * 1024
 #: The most records that are read at a time. A flood of events must not block other work; canaries are read all at once.
 _EVENTS_AT_ONCE, _CANARIES_AT_ONCE = 512, 1 << 16
+#: Entries of the trie that are written in one step.
+_RULES_AT_ONCE = 512
 #: TCP connections in the middle of a message. The one that was used least recently makes room for another.
 _STREAMS = 8192
 #: Sockets for UDP whose opener is noted. The one that was used least recently makes room for another.
@@ -78,12 +80,13 @@ class NameVerdict(NamedTuple):
     """The verdict on a name (``struct name``).
 
     ``verdict`` is a rule's id, NO_RULE or DECIDE under the rules of ``generation``. ``name`` is in wire format and
-    lower case.
+    lower case. ``share`` is who asked for it first; a change does not change it.
     """
 
     verdict: int
     generation: int
     name: bytes
+    share: int = abi.SHARE_OF_NOBODY
 
 
 def _integer(layout: str) -> Codec[int]:
@@ -111,12 +114,12 @@ def _decode_settings(data: bytes) -> Settings:
 
 def _encode_name(verdict: NameVerdict) -> bytes:
     reversed_name = verdict.name[::-1].ljust(abi.NAME_SIZE, b"\0")
-    return abi.NAME.pack(verdict.verdict, verdict.generation, len(verdict.name), reversed_name, abi.SHARE_OF_NOBODY)
+    return abi.NAME.pack(verdict.verdict, verdict.generation, len(verdict.name), reversed_name, verdict.share)
 
 
 def _decode_name(data: bytes) -> NameVerdict:
-    verdict, generation, length, reversed_name, _share = abi.NAME.unpack(data)
-    return NameVerdict(verdict, generation, abi.unreverse(reversed_name, length))
+    verdict, generation, length, reversed_name, share = abi.NAME.unpack(data)
+    return NameVerdict(verdict, generation, abi.unreverse(reversed_name, length), share)
 
 
 def _encode_count(queries: int) -> bytes:
@@ -173,6 +176,13 @@ _ANCESTOR_KEY = Codec(
     abi.ANCESTOR_KEY.size, abi.encode_ancestor_key, lambda data: abi.AncestorKey(*abi.ANCESTOR_KEY.unpack(data))
 )
 _ANCESTOR = Codec(abi.ANCESTOR.size, abi.encode_ancestor, abi.decode_ancestor)
+
+
+def do_all(steps: Iterable[Callable[[], None] | None]) -> None:
+    """Do all steps of something that yields None after each, or a call that waits."""
+    for call in steps:
+        if call is not None:
+            call()
 
 
 class EventRing:
@@ -296,7 +306,7 @@ class Maps:
             free.push(_INDEX.encode(index))
         #: By abi.Statistic. Counted since the hooks were proved.
         self.statistics = table.array("STATISTICS", _CPU_COUNTER, len(abi.Statistic), libbpf.PERCPU_ARRAY)
-        # By 0, the trie of the rules in force: put_rules().
+        # By 0, the trie of the rules in force: putting_rules().
         self._rules = table.add("RULES", libbpf.ARRAY_OF_MAPS, _INDEX.size, _INDEX.size, 1, inner=self._trie)
         # The types that have a counter each, a bit for each.
         known = table.array("QTYPES", _COUNTER, (abi.OTHER_QTYPE + 1) // 64)
@@ -306,7 +316,7 @@ class Maps:
         #: Queries by process, rule, type and transport.
         self.counters = table.shared("COUNTS", _COUNT_KEY, _COUNT, sizes.counters, shares, _COUNTERS)
         #: By rule, queries that were counted without their process, because the counters were full.
-        self.overflow = table.array("OVERFLOW", _COUNTER, abi.RULE_IDS + 1)
+        self.overflow = table.array("OVERFLOW", _COUNTER, abi.OVERFLOW_SLOTS)
         #: The ancestry of each process that has counters, at its first count.
         self.ancestries = table.shared("PROCESSES", _PROCESS_KEY, _CHAIN, sizes.processes, shares, _PROCESSES)
         #: Facts about a process at its first query while it executes a program, by ProgramKey.
@@ -355,26 +365,35 @@ class Maps:
         """The descriptor of each map, by its name in the BPF sources."""
         return {name: created.fd for name, created in self._table.maps.items()}
 
-    def put_rules(self, entries: Sequence[TrieEntry]) -> None:
+    def putting_rules(self, entries: Sequence[TrieEntry]) -> Iterator[Callable[[], None] | None]:
         """Put rules in force, all at once: a query meets either the old ones or the new ones.
 
-        If the kernel refuses them, the old ones stay in force.
+        Yields None after each part of the entries, and then the call that puts them in force, which waits. If the
+        kernel refuses them, or the caller stops before, the old ones stay in force.
         """
         trie = self._make_trie(len(entries))
         try:
-            refused = trie.set_many(
-                (abi.lpm_key(entry.suffix), abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels))
-                for entry in entries
-            )
-            raise_refusal(refused)
+            for at in range(0, len(entries), _RULES_AT_ONCE):
+                raise_refusal(
+                    trie.set_many(
+                        (
+                            abi.lpm_key(entry.suffix),
+                            abi.OUTCOME.pack(entry.at, entry.below, len(entry.suffix), entry.labels),
+                        )
+                        for entry in entries[at : at + _RULES_AT_ONCE]
+                    )
+                )
+                yield None
             # The update returns after a grace period, when no program uses the old trie any more
             # (kernel/bpf/syscall.c, maybe_wait_bpf_programs).
-            self._rules.set(_INDEX.encode(0), _INDEX.encode(trie.fd))
-        except OSError:
+            yield lambda: self._rules.set(_INDEX.encode(0), _INDEX.encode(trie.fd))
+            self._trie, trie = trie, self._trie
+        finally:
             trie.close()
-            raise
-        self._trie.close()
-        self._trie = trie
+
+    def put_rules(self, entries: Sequence[TrieEntry]) -> None:
+        """Put rules in force as :meth:`putting_rules` does, and wait."""
+        do_all(self.putting_rules(entries))
 
     def take_overflow(self, rules: Iterable[int]) -> dict[int, int]:
         """Return the overflow of each retired rule that has any, and set it to 0."""

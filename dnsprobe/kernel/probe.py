@@ -10,7 +10,7 @@ import contextlib
 import errno
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dnsprobe.errors import UserError
@@ -19,7 +19,7 @@ from dnsprobe.kernel.canary import SUFFIX_LABELS, CanaryPort, canary_suffix
 from dnsprobe.kernel.layout import KERNEL_BTF
 from dnsprobe.kernel.lineage_table import LineageTable
 from dnsprobe.kernel.loader_client import LoaderClient, LoaderKeeper
-from dnsprobe.kernel.maps import Maps, NameVerdict, Settings, Sizes
+from dnsprobe.kernel.maps import Maps, NameVerdict, Settings, Sizes, do_all
 from dnsprobe.kernel.prover import HookChoice, Prover, require_udp
 from dnsprobe.kernel.recovery import Recovery, Trial
 from dnsprobe.names.ruleset import TrieEntry
@@ -67,10 +67,10 @@ class Probe:
         self._hash_key = tuple(secrets.randbits(64) for _ in range(abi.HASH_KEYS))
         self._parts_only = False
         self._suffix = canary_suffix()
-        #: Whether :meth:`start` has proved the hooks. Until then, the rules wait: see :meth:`set_rules`.
+        #: Whether :meth:`start` has proved the hooks. Until then, the rules wait: see :meth:`setting_rules`.
         self.proved = False
         self._waiting_rules: Sequence[TrieEntry] = ()
-        #: The number of the rules in force; each :meth:`set_rules` increments it.
+        #: The number of the rules in force; each :meth:`setting_rules` increments it.
         self.generation = 0
         self._keeper = LoaderKeeper()
         self._loader = LoaderClient(self._keeper)
@@ -101,20 +101,25 @@ class Probe:
 
     # Rules
 
-    def set_rules(self, entries: Sequence[TrieEntry]) -> None:
+    def setting_rules(self, entries: Sequence[TrieEntry]) -> Iterator[Callable[[], None] | None]:
         """Set the rules, all at once: a query meets either the old ones or the new ones.
 
-        After the proof, they are in force on return. Before it, they wait until :meth:`start` has proved the hooks, and
-        only the canaries match: a hook that turns out to be wrong must not count. OSError if the kernel refuses them.
+        After the proof, they are in force at the end. Before it, they wait until :meth:`start` has proved the hooks,
+        and only the canaries match: a hook that turns out to be wrong must not count. OSError if the kernel refuses
+        them. :meth:`Maps.putting_rules` explains what is yielded.
         """
         if self.proved:
-            self._put_in_force(entries, self.generation + 1)
+            yield from self._putting_in_force(entries, self.generation + 1)
         else:
             self._waiting_rules = entries
-            self._put_in_force((), self.generation + 1)
+            yield from self._putting_in_force((), self.generation + 1)
 
-    def _put_in_force(self, entries: Sequence[TrieEntry], generation: int) -> None:
-        self.maps.put_rules([*entries, self._canary_rule])
+    def set_rules(self, entries: Sequence[TrieEntry]) -> None:
+        """Set the rules as :meth:`setting_rules` does, and wait."""
+        do_all(self.setting_rules(entries))
+
+    def _putting_in_force(self, entries: Sequence[TrieEntry], generation: int) -> Iterator[Callable[[], None] | None]:
+        yield from self.maps.putting_rules([*entries, self._canary_rule])
         self.generation = generation
         self._write_settings()
 
@@ -162,7 +167,7 @@ class Probe:
         for _ in self.maps.counters.take_many(list(self.maps.counters.keys())):
             pass
         self.proved = True
-        self._put_in_force(self._waiting_rules, self.generation)
+        do_all(self._putting_in_force(self._waiting_rules, self.generation))
         self.maps.statistics.set_many((statistic, 0) for statistic in set(abi.Statistic) - _LINEAGE_STATISTICS)
 
     def recover(self, log: Callable[[str], None] = lambda _: None) -> None:

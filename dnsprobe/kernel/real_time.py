@@ -9,6 +9,7 @@ Ordinary processes do not preempt a real-time process.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
@@ -20,7 +21,7 @@ _Result = TypeVar("_Result")
 _SLICE = 32
 
 
-class _RealTime:
+class _RealTime(threading.local):
     """Runs the body of a ``with`` statement at real-time priority, if the process may: CAP_SYS_NICE, RLIMIT_RTPRIO.
 
     Only map calls belong inside: a thread at real-time priority keeps its CPU from all ordinary processes.
@@ -44,7 +45,7 @@ class _RealTime:
             os.sched_setscheduler(0, *self._before)
 
 
-#: For the one thread that works with the maps.
+#: For all threads: each has its own priority.
 real_time = _RealTime()
 
 

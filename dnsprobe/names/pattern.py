@@ -54,6 +54,19 @@ _LITERAL_TAIL = re.compile(
 _UNUSUAL_GROUP = re.compile(r"\(\?[^:=!<>P]")
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _INNERMOST_GROUP = re.compile(r"\([^()]*\)")
+#: A part of an expression: a literal character, a class or other escape, or any other character; its quantifier.
+_TOKEN = re.compile(
+    r"""
+    (?: (?P<literal> [a-z0-9_-] | \\[.-] ) | \\. | \[\^?\]?(?:\\.|[^\]\\])*\] | . )
+    (?P<quantifier> [*+?] | \{[0-9]*,?[0-9]*\} )?
+    """,
+    re.VERBOSE | re.IGNORECASE | re.ASCII | re.DOTALL,
+)
+_QUANTIFIER = re.compile(r"(?:[*+?]|\{[0-9]*,?[0-9]*\})*")
+#: Escapes that go on behind their first character: a character by its number or name, and a group by its number.
+_LONG_ESCAPE = re.compile(r"\\[xuUN0-9]")
+#: Shorter texts are in too many names.
+_SHORTEST_LITERAL = 2
 
 
 class RuleError(UserError, ValueError):
@@ -128,7 +141,8 @@ class Pattern:
     ``text`` is the pattern as it was written. ``suffix`` is the literal suffix: a name in wire format, in lower case,
     with its root byte, in which every matching name ends. ``depth`` is the number of labels in ``suffix``. ``front``
     has the labels before the suffix, left to right; the last one is a Wildcard. ``expression`` is the regular
-    expression, searched in ``Name.text``.
+    expression, searched in ``Name.text``. ``literals`` are texts that each name has in which it is found: looking for
+    them takes a tenth of the time, and most names have none of them.
     """
 
     text: str = field(compare=False)
@@ -137,6 +151,7 @@ class Pattern:
     depth: int
     front: tuple[bytes | Wildcard, ...] = ()
     expression: re.Pattern[str] | None = None
+    literals: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def conditional(self) -> bool:
@@ -153,7 +168,8 @@ class Pattern:
     def matches(self, name: Name) -> bool:
         """Return whether the pattern matches a name that ends in its suffix."""
         if self.expression:
-            return self.expression.search(name.text) is not None
+            text = name.text
+            return all(literal in text for literal in self.literals) and self.expression.search(text) is not None
         if not self._front_matches(name):
             return False
         described, labels = len(self.front) + self.depth, len(name.labels)
@@ -270,7 +286,7 @@ def _parse_expression(text: str) -> Pattern:
         message = f"not a regular expression: {printable(str(error))}"
         raise pattern_error(message, text, "use the syntax of Python's re module") from error
     suffix = _literal_suffix(body)
-    return Pattern(text, Scope.TREE, suffix, len(to_labels(suffix)), (), expression)
+    return Pattern(text, Scope.TREE, suffix, len(to_labels(suffix)), (), expression, _required_literals(body))
 
 
 def _literal_suffix(body: str) -> bytes:
@@ -299,3 +315,43 @@ def _has_outer_alternative(head: str) -> bool:
     while (less := _INNERMOST_GROUP.sub("", rest)) != rest:
         rest = less
     return "|" in rest
+
+
+def _required_literals(body: str) -> tuple[str, ...]:
+    """Return texts, in lower case, that each name has in which a valid expression can be found; none if in doubt.
+
+    They are the runs of letters, digits, ``_``, ``-`` and escaped dots outside of all groups and classes. A character
+    with a quantifier ends a run and does not belong to it, even if the quantifier is ``+``.
+    """
+    if _UNUSUAL_GROUP.search(body) or _LONG_ESCAPE.search(body) or _has_outer_alternative(body):
+        return ()
+    runs = [""]
+    at = 0
+    while at < len(body):
+        if body[at] == "(":
+            runs.append("")
+            at = _end_of_group(body, at)
+            continue
+        token = _TOKEN.match(body, at)
+        assert token, "the last alternative is any character"
+        if token["literal"] and not token["quantifier"]:
+            runs[-1] += token["literal"].removeprefix("\\").lower()
+        else:
+            runs.append("")
+        at = token.end()
+    return tuple(dict.fromkeys(run for run in runs if len(run) >= _SHORTEST_LITERAL))
+
+
+def _end_of_group(body: str, at: int) -> int:
+    """Return the end of the group that begins at a place of a valid expression, with its quantifier."""
+    depth = 0
+    while at < len(body):
+        if skipped := _ESCAPE_OR_CLASS.match(body, at):
+            at = skipped.end()
+            continue
+        depth += {"(": 1, ")": -1}.get(body[at], 0)
+        at += 1
+        if depth == 0:
+            break
+    quantifier = _QUANTIFIER.match(body, at)
+    return quantifier.end() if quantifier else at

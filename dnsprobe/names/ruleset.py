@@ -8,10 +8,11 @@ then ``name``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
-from dnsprobe.model import DECIDE, NO_RULE, Rule
+from dnsprobe.model import DECIDE, NO_RULE, UNDECIDED, Rule
 from dnsprobe.names.pattern import Name, Pattern, RuleError, parse_pattern, pattern_error
 from dnsprobe.names.wire import to_labels
 
@@ -36,6 +37,23 @@ class TrieEntry:
     labels: int
     at: int
     below: int
+
+
+@dataclass(frozen=True)
+class RuleTable:
+    """What the kernel side needs of a set of rules: ``rules`` in the order of the configuration, and the trie."""
+
+    rules: tuple[Rule, ...]
+    trie: Sequence[TrieEntry]
+
+    @cached_property
+    def by_id(self) -> Mapping[int, Rule]:
+        """The rules by their ids."""
+        return {rule.id: rule for rule in self.rules}
+
+
+def _at_once(outcome: Callable[[], int]) -> int:
+    return outcome()
 
 
 class RuleSet:
@@ -96,14 +114,25 @@ class RuleSet:
                 return rule
         return None
 
-    def trie(self) -> list[TrieEntry]:
-        """Return one entry for each distinct literal suffix; the longest suffix of a name decides about the name."""
+    def trie(self, within: Callable[[Callable[[], int]], int] = _at_once) -> list[TrieEntry]:
+        """Return one entry for each distinct literal suffix; the longest suffix of a name decides about the name.
+
+        ``within`` calls a function that computes an outcome. It may give up and return DECIDE: a regular expression
+        can take any time, also on a configured name.
+        """
         return [
             TrieEntry(
-                suffix, entries[0][0].depth, self._outcome(suffix, below=False), self._outcome(suffix, below=True)
+                suffix,
+                entries[0][0].depth,
+                within(partial(self._outcome, suffix, below=False)),
+                within(partial(self._outcome, suffix, below=True)),
             )
             for suffix, entries in self._by_suffix.items()
         ]
+
+    def table(self, within: Callable[[Callable[[], int]], int] = _at_once) -> RuleTable:
+        """Return the rules and the trie, which :meth:`trie` explains."""
+        return RuleTable(self.rules, self.trie(within))
 
     def _outcome(self, suffix: bytes, *, below: bool) -> int:
         """Return a rule's id, NO_RULE or DECIDE for ``suffix``, or for the names below it without a longer suffix.
@@ -135,6 +164,8 @@ def _check_duplicates(rules: Iterable[tuple[str, Pattern, int]]) -> None:
     names: set[str] = set()
     patterns: set[Pattern] = set()
     for name, pattern, _ in rules:
+        if name == UNDECIDED:
+            raise pattern_error("a name that is not free", name, "give the rule another name")
         if pattern in patterns:
             raise pattern_error("two rules with the same pattern", pattern.text, "remove one of them")
         if name in names:

@@ -20,11 +20,12 @@ from dnsprobe.names.qtype import QTYPES, qtype_name
 from dnsprobe.pipeline.known_processes import KnownProcesses
 from dnsprobe.pipeline.rules import ENCRYPTED, NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
+from dnsprobe.pipeline.steps import Steps, run
 
 #: A run of a BPF program takes microseconds. After this time, no run can still use a rule or verdict that was replaced.
 _GRACE_SECONDS = 2.0
 #: Counters that are handled at once. It limits how many ancestries and facts are in memory at the same time.
-_BATCH = 256
+_BATCH = 64
 
 #: The kernel counts a query for this process if it is not certain who asks: bpf/query/handler.h.
 _NOBODY: ProcessKey = (0, 0)
@@ -38,21 +39,25 @@ def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
         yield batch
 
 
-def _process_of_pending(key: PendingKey) -> ProcessKey:
+def _process_of(key: PendingKey) -> ProcessKey:
     start_ns, _name_hash, tgid, _generation, _qtype, _transport = key
     return start_ns, tgid
 
 
-def _name_of_pending(key: PendingKey) -> tuple[int, int]:
+def _name_of(key: PendingKey) -> tuple[int, int]:
     _start_ns, name_hash, _tgid, generation, _qtype, _transport = key
     return name_hash, generation
 
 
 @dataclass(slots=True)
 class _Sweep:
-    """What one sweep finds. Counts are final if nothing has been able to add to them since ``before`` (seconds)."""
+    """What one sweep finds. Counts are final if nothing has been able to add to them since ``before`` (seconds).
+
+    ``generation`` is that of the rules when the sweep began.
+    """
 
     before: float
+    generation: int
     #: Processes whose counters stay in the kernel.
     counting: set[ProcessKey] = field(default_factory=set)
     #: Processes with counters that were taken from the kernel, because they are final.
@@ -79,35 +84,48 @@ class Counters:
         self._totals, self._alive, self._clock = totals, alive, clock
 
     def collect(self) -> Mapping[Series, int]:
-        """Return all series with their totals up to now."""
-        return self._totals.collect(self._counts())
+        """Return all series with their totals up to now, without those of names that are not decided yet."""
+        return run(self.collecting())
 
-    def _counts(self) -> Iterator[Count]:
+    def collecting(self) -> Steps[Mapping[Series, int]]:
+        """Do what :meth:`collect` does in steps. No sweep may run in between."""
+        yield from self.asking()
+        return (yield from self._totals.collecting(self._counts()))
+
+    def asking(self) -> Steps[None]:
+        """Ask for the names of pending counts that nobody has asked for: their event was lost, or is not read yet."""
+        pending = []
+        for entries in _batches(self._probe.maps.pending.items()):
+            pending += [key for key, _ in entries]
+            yield None
+        yield from self._decisions.asking(pending)
+
+    def _counts(self) -> Iterator[Iterable[Count]]:
         yield from self._decided_counts()
         yield from self._pending_counts()
-        yield from self._overflow_counts()
+        yield self._overflow_counts()
 
-    def _decided_counts(self) -> Iterator[Count]:
+    def _decided_counts(self) -> Iterator[Iterable[Count]]:
         for entries in _batches(self._probe.maps.counters.items()):
             self._processes.learn(key[:2] for key, _ in entries)
-            for (start_ns, tgid, rule, qtype, transport), queries in entries:
-                yield self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries)
+            yield [
+                self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries)
+                for (start_ns, tgid, rule, qtype, transport), queries in entries
+            ]
 
-    def _pending_counts(self) -> Iterator[Count]:
-        pending = list(self._probe.maps.pending.items())
-        rules = self._decisions.rules_of(key for key, _ in pending)
-        for entries in _batches(entry for entry in pending if rules.get(_name_of_pending(entry[0]))):
-            self._processes.learn(_process_of_pending(key) for key, _ in entries)
-            yield from self._matched_counts(entries, rules)
+    def _pending_counts(self) -> Iterator[Iterable[Count]]:
+        for entries in _batches(self._probe.maps.pending.items()):
+            yield self._matched_counts([entry for entry in entries if self._decisions.is_known(_name_of(entry[0]))])
 
-    def _matched_counts(
-        self, pending: Iterable[tuple[PendingKey, int]], rules: Mapping[tuple[int, int], Rule | None]
-    ) -> Iterator[Count]:
-        for key, queries in pending:
-            _start_ns, _name_hash, _tgid, _generation, qtype, transport = key
-            rule = rules.get(_name_of_pending(key))
-            if rule is not None:
-                yield self._count(_process_of_pending(key), rule, qtype, transport, queries)
+    def _matched_counts(self, pending: Iterable[tuple[PendingKey, int]]) -> list[Count]:
+        """Return the counts of those names, which are all known, that a rule matches."""
+        matched = [(key, rule, queries) for key, queries in pending if (rule := self._decisions.rule(_name_of(key)))]
+        self._processes.learn(_process_of(key) for key, _, _ in matched)
+        return [
+            self._count(_process_of(key), rule, qtype, transport, queries)
+            for key, rule, queries in matched
+            for *_, qtype, transport in [key]
+        ]
 
     def _overflow_counts(self) -> Iterator[Count]:
         if not self._probe.statistics()[abi.Statistic.UNATTRIBUTED_COUNTERS_FULL]:
@@ -143,59 +161,73 @@ class Counters:
 
     def sweep(self) -> None:
         """Move final counts to the totals: those of processes that ended, of decided names, of retired rules."""
-        sweep = _Sweep(self._clock() - _GRACE_SECONDS)
-        self._take_final_counts(sweep)
-        pending_names = self._take_final_pending(sweep)
-        self._decisions.sweep(sweep.before, pending_names)
-        self._forget_rules(sweep.before)
-        self._processes.sweep(sweep.counting, sweep.counted)
+        run(self.sweeping())
 
-    def _take_final_counts(self, sweep: _Sweep) -> None:
+    def sweeping(self) -> Steps[None]:
+        """Do what :meth:`sweep` does in steps. Nothing may be collected in between."""
+        sweep = _Sweep(self._clock() - _GRACE_SECONDS, self._probe.generation)
+        self._processes.begin_sweep()
+        yield from self._taking_final_counts(sweep)
+        pending_names = yield from self._taking_final_pending(sweep)
+        yield from self._decisions.sweeping(sweep.before, pending_names)
+        yield from self._forgetting_rules(sweep)
+        yield from self._processes.sweeping(sweep.counting, sweep.counted)
+
+    def _taking_final_counts(self, sweep: _Sweep) -> Steps[None]:
         alive: dict[ProcessKey, bool] = {}
         final: list[CountKey] = []
-        for entry, _ in self._probe.maps.counters.items():
-            start_ns, tgid, rule, _qtype, _transport = entry
-            key = (start_ns, tgid)
-            if key not in alive:
-                # Asked before the counter is read for the last time: a process that ended sends nothing more.
-                alive[key] = key == _NOBODY or self._alive(Process(tgid, start_ns, b""))
-            if alive[key] and not self._rules.is_retired(rule, sweep.before):
-                sweep.counting.add(key)
-            else:
-                final.append(entry)
-                sweep.counted.add(key)
+        for all_entries in _batches(self._probe.maps.counters.items()):
+            for entry, _ in all_entries:
+                start_ns, tgid, rule, _qtype, _transport = entry
+                key = (start_ns, tgid)
+                if key not in alive:
+                    # Asked before the counter is read for the last time: a process that ended sends nothing more.
+                    alive[key] = key == _NOBODY or self._alive(Process(tgid, start_ns, b""))
+                if alive[key] and not self._rules.is_retired(rule, sweep.before):
+                    sweep.counting.add(key)
+                else:
+                    final.append(entry)
+                    sweep.counted.add(key)
+            yield None
         for entries in _batches(final):
             self._processes.learn(key[:2] for key in entries)
             for (start_ns, tgid, rule, qtype, transport), queries in self._probe.maps.counters.take_many(entries):
                 self._totals.add_final(
                     self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries)
                 )
+            yield None
 
-    def _take_final_pending(self, sweep: _Sweep) -> set[int]:
+    def _taking_final_pending(self, sweep: _Sweep) -> Steps[set[int]]:
         """Move pending counts of names decided a while ago; return the hashes of the other pending names."""
-        pending = [key for key, _ in self._probe.maps.pending.items()]
+        yield from self.asking()
         pending_names: set[int] = set()
         final: list[PendingKey] = []
-        rules = self._decisions.rules_of(pending)
-        for key in pending:
-            name_hash, _generation = _name_of_pending(key)
-            if self._decisions.is_decided(name_hash, sweep.before):
-                final.append(key)
-                sweep.counted.add(_process_of_pending(key))
-            else:
-                sweep.counting.add(_process_of_pending(key))
-                pending_names.add(name_hash)
+        for entries in _batches(self._probe.maps.pending.items()):
+            for key, _ in entries:
+                name_hash, _generation = _name_of(key)
+                # Its rule is kept until the count is taken, because all of this is one sweep.
+                if self._decisions.is_decided(name_hash, sweep.before) and self._decisions.is_known(_name_of(key)):
+                    final.append(key)
+                    sweep.counted.add(_process_of(key))
+                else:
+                    sweep.counting.add(_process_of(key))
+                    pending_names.add(name_hash)
+            yield None
         for keys in _batches(final):
-            self._processes.learn(_process_of_pending(key) for key in keys if rules.get(_name_of_pending(key)))
-            for count in self._matched_counts(self._probe.maps.pending.take_many(keys), rules):
+            self._processes.learn(_process_of(key) for key in keys if self._decisions.rule(_name_of(key)))
+            for count in self._matched_counts(self._probe.maps.pending.take_many(keys)):
                 self._totals.add_final(count)
+            yield None
         return pending_names
 
-    def _forget_rules(self, before: float) -> None:
-        self._rules.forget_generations(
-            {generation for (_, _, _, generation, _, _), _ in self._probe.maps.pending.items()}
-        )
-        retired = self._rules.retired(before)
+    def _forgetting_rules(self, sweep: _Sweep) -> Steps[None]:
+        generations: set[int] = set()
+        for entries in _batches(self._probe.maps.pending.items()):
+            generations |= {generation for (_, _, _, generation, _, _), _ in entries}
+            yield None
+        # Rules that came into force during the sweep may have pending counts that it has not seen.
+        self._rules.forget_generations(generations, sweep.generation)
+        retired = self._rules.retired(sweep.before)
         for rule, queries in self._probe.maps.take_overflow(retired).items():
             self._totals.add_final(self._overflow_count(self._rules.by_id[rule], queries))
         self._rules.forget(retired)

@@ -10,8 +10,12 @@ from dnsprobe.kernel import abi
 from dnsprobe.kernel.maps import ProcessKey, ProgramKey
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import UNKNOWN, Ancestry, Identity, Process
+from dnsprobe.pipeline.steps import Steps
 from dnsprobe.process.identity import identify
 from dnsprobe.process.procfs import ProcFS
+
+#: Processes or facts that are looked at in one step of a sweep.
+_AT_ONCE = 128
 
 _FactsByProgram = Mapping[ProgramKey, abi.Facts | None]
 
@@ -52,6 +56,8 @@ class KnownProcesses:
         self._idle: set[ProcessKey] = set()
         self._ended: set[ProcessKey] = set()
         self._unclaimed_facts: set[ProgramKey] = set()
+        #: Processes whose labels were found since the last sweep began.
+        self._new: set[ProcessKey] = set()
 
     def identify(self, chains: Sequence[abi.Chain]) -> Iterator[tuple[Ancestry, Identity]]:
         """Yield for the chain of each event the asker's ancestry, and its identity without the user."""
@@ -75,7 +81,7 @@ class KnownProcesses:
         return unknown
 
     def learn(self, keys: Iterable[ProcessKey]) -> None:
-        """Find the labels of processes whose event was lost or is not read yet."""
+        """Find the labels of processes whose event was lost or is not read yet. Takes up to 0.1 ms for each."""
         # The kernel keeps the ancestry and the facts of each process beside its counters.
         chains = dict(self._probe.maps.ancestries.get_many({key for key in keys if key not in self._labels}))
         facts = dict(
@@ -118,6 +124,7 @@ class KnownProcesses:
         key = (ancestry.asker.start_ns, ancestry.asker.tgid)
         # The first labels stay: a series must not lose what was counted under it.
         if key not in self._labels:
+            self._new.add(key)
             tree = ancestry.tree
             self._labels[key] = ProcessLabels(
                 tree.rpartition(";")[2],
@@ -127,28 +134,41 @@ class KnownProcesses:
                 share,
             )
 
-    def sweep(self, counting: AbstractSet[ProcessKey], counted: AbstractSet[ProcessKey]) -> None:
-        """Forget processes that can count no more, here and in the kernel.
+    def begin_sweep(self) -> None:
+        """Note that a sweep begins. Processes that are found from now on may count, whatever the sweep finds."""
+        self._new.clear()
+
+    def sweeping(self, counting: AbstractSet[ProcessKey], counted: AbstractSet[ProcessKey]) -> Steps[None]:
+        """Forget processes that can count no more, here and in the kernel, at the end of a sweep.
 
         ``counting`` have counters in the kernel; the last counters of ``counted`` were just taken from there.
         """
         # A process that counted during this sweep may have ended: its ancestry is needed for the new counter.
         self._probe.maps.ancestries.delete_many(self._ended - counting - counted)
         idle = (self._idle | counted) - counting
-        self._idle = {key for key in idle if self._procfs.alive(Process(key[1], key[0], b""))}
-        self._ended = idle - self._idle
+        running: set[ProcessKey] = set()
+        for at, key in enumerate(idle):
+            if self._procfs.alive(Process(key[1], key[0], b"")):
+                running.add(key)
+            if at % _AT_ONCE == 0:
+                yield None
+        self._idle, self._ended = running, idle - running
         # As long as the kernel keeps an ancestry, a new counter may come that belongs to the same series.
-        kept = counting | self._idle | self._ended
+        kept = counting | self._idle | self._ended | self._new
         for key in self._labels.keys() - kept:
             del self._labels[key]
         for key in self._programs.keys() - kept:
             del self._programs[key]
-        self._sweep_facts()
+        yield from self._sweeping_facts()
 
-    def _sweep_facts(self) -> None:
+    def _sweeping_facts(self) -> Steps[None]:
         """Make the kernel forget the facts of programs that no known process runs any more."""
-        current = {(*key, program.execs) for key, program in self._programs.items()}
-        unclaimed = set(self._probe.maps.facts.keys()) - current
+        facts = set()
+        for at, key in enumerate(self._probe.maps.facts.keys()):
+            facts.add(key)
+            if at % _AT_ONCE == 0:
+                yield None
+        unclaimed = facts - {(*key, program.execs) for key, program in self._programs.items()}
         # An event that is not read yet may belong to them. It is read before the next sweep, which deletes the rest.
         self._probe.maps.facts.delete_many(unclaimed & self._unclaimed_facts)
         self._unclaimed_facts = unclaimed

@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from dnsprobe.model import OPTIONAL_LABELS, OTHER, Count, Series
+from dnsprobe.pipeline.steps import Steps, run
 
 #: One in this number of series is reserved for queries above the limit, so that these still have their qtype.
 _OTHERS_SHARE = 8
+#: Series that are handled in one step.
+_AT_ONCE = 1024
 #: Bits that mark refused series: 128 KiB.
 _REFUSED_BITS = 1 << 20
 
@@ -169,20 +172,29 @@ class Totals:
 
     def collect(self, live: Iterable[Count]) -> dict[Series, int]:
         """Return the queries of each series: the final counts and ``live``, the counts of processes up to now."""
+        return run(self.collecting([live]))
+
+    def collecting(self, live: Iterable[Iterable[Count]]) -> Steps[dict[Series, int]]:
+        """Do what :meth:`collect` does in steps. ``live`` has the live counts in parts."""
         shares: dict[Series, int] = {}
-        self._live = {}
-        for count in live:
-            if count.queries:
-                series = self._series(count)
-                self._live[series] = self._live.get(series, 0) + count.queries
-                shares.setdefault(series, count.share)
-        for series, queries in self._live.items():
+        counted: dict[Series, int] = {}
+        for counts in live:
+            for count in counts:
+                if count.queries:
+                    series = self._series(count)
+                    counted[series] = counted.get(series, 0) + count.queries
+                    shares.setdefault(series, count.share)
+            yield None
+        self._live = counted
+        for at, (series, queries) in enumerate(counted.items()):
             self._place(series, queries, shares[series])
+            if at % _AT_ONCE == 0:
+                yield None
         for gone in self._folded.keys() - self._live.keys():
             del self._folded[gone]
         for gone in self._elsewhere.keys() - self._live.keys():
             del self._elsewhere[gone]
-        self._shown = self._sum()
+        self._shown = yield from self._summing()
         return self._shown.copy()
 
     def _place(self, series: Series, queries: int, share: int) -> None:
@@ -206,7 +218,7 @@ class Totals:
         self._final[folded_into] = self._final.get(folded_into, 0) + folded
         self._elsewhere[series] = self._elsewhere.get(series, 0) + folded
 
-    def _sum(self) -> dict[Series, int]:
+    def _summing(self) -> Steps[dict[Series, int]]:
         totals = self._final.copy()
         for series, queries in self._live.items():
             if series not in self._folded:
@@ -214,9 +226,12 @@ class Totals:
         for target, queries in self._folded.values():
             totals[target] = totals.get(target, 0) + queries
         now = self._clock()
-        for series, queries in totals.items():
+        yield None
+        for at, (series, queries) in enumerate(totals.items()):
             if self._shown.get(series) != queries:
                 self._room(series).touch(series, now)
+            if at % _AT_ONCE == 0:
+                yield None
         return {series: queries for series, queries in totals.items() if queries}
 
     def _series(self, count: Count) -> Series:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -9,29 +11,43 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from dnsprobe.config.main import Config, ProbeConfig, warnings
 from dnsprobe.config.readers import NANOSECONDS
+from dnsprobe.config.source import Source
 from dnsprobe.hook_names import OLD_HOOKS, Attach
+from dnsprobe.kernel import losses
 from dnsprobe.kernel.abi import Statistic
-from dnsprobe.kernel.losses import NO_LOSSES, Loss, Source, read_losses
+from dnsprobe.kernel.losses import NO_LOSSES, Loss, read_losses
 from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.other_messages import read_other_messages
 from dnsprobe.kernel.probe import Probe, ProbeOptions
-from dnsprobe.model import Identity, Query, Series
-from dnsprobe.names.ruleset import RuleSet
+from dnsprobe.model import UNDECIDED, Identity, Query, Series
+from dnsprobe.names.ruleset import RuleTable
 from dnsprobe.pipeline.counters import Counters
 from dnsprobe.pipeline.known_processes import KnownProcesses
+from dnsprobe.pipeline.matcher import Matcher
+from dnsprobe.pipeline.matching_client import Reload
 from dnsprobe.pipeline.resolver import Resolver
 from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
+from dnsprobe.pipeline.steps import run, run_in_turns
+from dnsprobe.pipeline.turns import LIMIT_SECONDS
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS
 from dnsprobe.process.users import UserNames
+from dnsprobe.text import number
 
 _log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 10.0
 #: A sweep is due earlier if this share of a map was filled since the last one.
 _SWEEP_FILL = 1 / 8
+#: Seconds between two lines about names that take too long.
+_LOG_SECONDS = 60.0
+#: Seconds that a scrape waits until names are decided that were asked for before it, and how often it looks. After
+#: that, their queries come with a later scrape.
+_DECISIONS_SECONDS, _POLL_SECONDS = 0.25, 0.002
+#: Seconds for the same at the end, when there is no later one.
+_LAST_DECISIONS_SECONDS = 2.0
 
 
 def probe_options(config: ProbeConfig) -> ProbeOptions:
@@ -47,8 +63,10 @@ class Session:
     A new session has its maps, but is attached to nothing; :meth:`start` attaches the hooks and proves them.
     """
 
-    def __init__(self, config: Config, rules: RuleSet, *, repeat_ns: int | None = None) -> None:
+    def __init__(self, config: Config, specs: Iterable[tuple[str, str, int]], *, repeat_ns: int | None = None) -> None:
         probe = config.probe
+        # It builds the rules while the loader child starts.
+        self.matcher = Matcher(probe.names)
         self._warnings = warnings(config)
         self.probe = Probe(
             probe_options(probe),
@@ -60,8 +78,12 @@ class Session:
             config.metrics.max_series, config.metrics.labels, ttl_ns / NANOSECONDS["s"] if ttl_ns else math.inf
         )
         procfs = ProcFS()
-        self._rules = RulesInForce(self.probe, rules)
-        self._decisions = NameDecisions(self.probe, self._rules, probe.names)
+        try:
+            self._rules = RulesInForce(self.probe, self.matcher.build(specs), self.matcher)
+        except BaseException:
+            self.close()
+            raise
+        self._decisions = NameDecisions(self.probe, self._rules, self.matcher, probe.names)
         processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
         self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), UserNames().name)
         self._counters = Counters(self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive)
@@ -69,6 +91,9 @@ class Session:
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
         self._losses = NO_LOSSES
+        # Collecting and sweeping exclude each other: a count must be in one place.
+        self._counting = asyncio.Lock()
+        self._too_slow_logged, self._too_slow_logged_at = 0, -_LOG_SECONDS
 
     def start(self, trying: Callable[[str], None] = lambda _: None) -> None:
         """Attach the hooks and prove them. Raises UserError if no hook can be verified for UDP.
@@ -85,21 +110,30 @@ class Session:
             _log.warning("lineage tracking is off: %s", self.probe.lineage_table.problem)
 
     @property
-    def rules(self) -> RuleSet:
+    def rules(self) -> RuleTable:
         """The rules in force."""
         return self._rules.current
 
-    def replace_rules(self, specs: Iterable[tuple[str, str, int]]) -> None:
-        """Put other rules in force: name, pattern and priority each. An unchanged rule continues to count.
+    async def reload(self, source: Source) -> Reload:
+        """Read a configuration, and put its rules in force. An unchanged rule continues to count.
 
-        Raises UserError for invalid rules, OSError if the kernel has no memory for them. The old rules then stay in
-        force.
+        Raises UserError for an invalid configuration, OSError if the kernel has no memory for the rules. The old ones
+        then stay in force.
         """
-        self._rules.replace(RuleSet.build(specs, self.rules, self._rules.by_id))
-        self._decisions.decide_all()
+        loaded = self.matcher.reload(source, self._rules.by_id)
+        try:
+            while loaded.table is None:
+                await _readable(loaded.channel.fileno())
+                loaded.read()
+            await run_in_turns(self._rules.replacing(loaded.table, lambda: self.matcher.adopt(loaded)))
+        finally:
+            self.matcher.end_unused(loaded)
+        await run_in_turns(self._decisions.deciding_again())
+        return loaded
 
     def queries(self) -> Iterator[tuple[Query, Identity]]:
-        """Yield the next queries, a bounded number of them."""
+        """Yield the next queries, a bounded number of them. Call it if there are events or answers of the matcher."""
+        self._decisions.take_answers()
         yield from self._resolver.queries(self.probe.maps.events.read())
 
     def remaining_queries(self) -> Iterator[tuple[Query, Identity]]:
@@ -107,13 +141,55 @@ class Session:
         # Events that no rule matches yield nothing, so only an empty read is the end.
         while events := self.probe.maps.events.read():
             yield from self._resolver.queries(events)
+        until = time.monotonic() + _LAST_DECISIONS_SECONDS
+        while self._resolver.held and (left := until - time.monotonic()) > 0:
+            self.matcher.wait(left)
+            yield from self.queries()
+        self._resolver.drop_held()
 
     def collect(self) -> Mapping[Series, int]:
-        """Return all series with their totals up to now."""
+        """Return all series with their totals up to now. Waits a moment for names that are not decided yet."""
+        run(self._counters.asking())
+        asked = self.matcher.asked
+        until = time.monotonic() + _LAST_DECISIONS_SECONDS
+        while self.matcher.oldest_open <= asked and (left := until - time.monotonic()) > 0:
+            self.matcher.wait(left)
+            self._decisions.take_answers()
         return self._counters.collect()
+
+    async def collect_in_turns(self) -> Mapping[Series, int]:
+        """Return all series with their totals up to now, and let the event loop work meanwhile.
+
+        Waits a moment for names that are not decided yet, so that the result has what was sent before the call.
+        """
+        async with self._counting:
+            await run_in_turns(self._counters.asking())
+            asked = self.matcher.asked
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DECISIONS_SECONDS):
+                    while self.matcher.oldest_open <= asked:
+                        await asyncio.sleep(_POLL_SECONDS)
+                        self._decisions.take_answers()
+            return await run_in_turns(self._counters.collecting())
 
     def sweep_if_due(self) -> bool:
         """Make room in the kernel's maps if it is time. Call about once a second. Return whether it was time."""
+        if not self._is_sweep_due():
+            return False
+        run(self._counters.sweeping())
+        return True
+
+    async def sweep_in_turns_if_due(self) -> bool:
+        """Do what :meth:`sweep_if_due` does, and let the event loop work meanwhile."""
+        if not self._is_sweep_due():
+            return False
+        async with self._counting:
+            await run_in_turns(self._counters.sweeping())
+        return True
+
+    def _is_sweep_due(self) -> bool:
+        self.matcher.maintain()
+        self._log_too_slow()
         statistics = self.probe.statistics()
         self._lineage.sweep_if_due(statistics)
         # Each new process adds at least one counter, so the number of counters is an upper limit for that of processes.
@@ -125,24 +201,37 @@ class Session:
         )
         if not filling and time.monotonic() - self._last_sweep <= _SWEEP_SECONDS:
             return False
-        self._counters.sweep()
         self._last_sweep, self._added_before = time.monotonic(), added
         return True
 
+    def _log_too_slow(self) -> None:
+        names = self._decisions.too_slow - self._too_slow_logged
+        if not names or time.monotonic() - self._too_slow_logged_at < _LOG_SECONDS:
+            return
+        self._too_slow_logged, self._too_slow_logged_at = self._decisions.too_slow, time.monotonic()
+        _log.warning(
+            "%s took the rules longer than %d ms of processor time: the queries count under %s",
+            number(names, "name"),
+            LIMIT_SECONDS * 1000,
+            UNDECIDED,
+        )
+
     def losses(self, journal_dropped: int = 0) -> dict[Loss, int]:
         """Return every loss with its number up to now; ``journal_dropped`` is that of the sink."""
-        losses = read_losses(
+        now = read_losses(
             self.probe.statistics(),
             {
-                Source.MISSED_RUNS: self.probe.prover.missed_runs(),
-                Source.LINEAGE_FULL: self.probe.lineage_table.full(),
-                Source.LINEAGE_MISSED_RUNS: self.probe.lineage_table.missed_runs(),
-                Source.JOURNAL_DROPPED: journal_dropped,
-                Source.SERIES_FOLDED: self.totals.series_folded,
+                losses.Source.MISSED_RUNS: self.probe.prover.missed_runs(),
+                losses.Source.LINEAGE_FULL: self.probe.lineage_table.full(),
+                losses.Source.LINEAGE_MISSED_RUNS: self.probe.lineage_table.missed_runs(),
+                losses.Source.JOURNAL_DROPPED: journal_dropped,
+                losses.Source.SERIES_FOLDED: self.totals.series_folded,
+                losses.Source.EVENTS_UNDECIDED: self._resolver.refused,
+                losses.Source.NAMES_UNDECIDED: self._decisions.too_slow,
             },
         )
         # A counter of Prometheus never decreases.
-        self._losses = {loss: max(times, self._losses[loss]) for loss, times in losses.items()}
+        self._losses = {loss: max(times, self._losses[loss]) for loss, times in now.items()}
         return self._losses
 
     def other_messages(self) -> dict[str, int]:
@@ -155,5 +244,22 @@ class Session:
 
     def close(self) -> None:
         """Detach the hooks and free the maps."""
+        self.matcher.close()
         self.probe.close()
         self.probe.release()
+
+
+async def _readable(descriptor: int) -> None:
+    """Wait until a descriptor is readable."""
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+
+    def note() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(descriptor, note)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(descriptor)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dnsprobe import __version__
-from dnsprobe.model import Query, Rule
+from dnsprobe.model import UNDECIDED, Query, Rule
 from dnsprobe.names.wire import to_text
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.sinks.metrics import Snapshot
@@ -28,6 +28,9 @@ from dnsprobe.web import markup
 _MAX_NODES = 2000
 _MAX_LISTED = 200
 _MAX_RULES = 200
+
+#: What is shown in place of the pattern of a domain that no rule has.
+_FORMER = {UNDECIDED: "names that take the rules too long"}
 
 _FOLDER = Path(__file__).parent
 _STYLE = (_FOLDER / "page.css").read_text("utf-8")
@@ -171,14 +174,14 @@ def _rules(page: Page) -> str:
             counted[series.domain] += queries
     ruled = {rule.name for rule in page.rules}
     rows = [(rule.name, rule.pattern) for rule in page.rules]
-    rows += [(domain, "") for domain in sorted(counted.keys() - ruled)]
+    rows += [(domain, _FORMER.get(domain, "no longer watched")) for domain in sorted(counted.keys() - ruled)]
     # Few rules stay in the order of the configuration. Of many, those with the most queries are shown.
     if len(rows) > _MAX_RULES:
         rows.sort(key=lambda row: -counted[row[0]])
     cells = [
         (
             markup.short_text(domain),
-            markup.short_text(pattern) if pattern else "no longer watched",
+            markup.short_text(pattern),
             f"{counted[domain]:,}",
         )
         for domain, pattern in rows[:_MAX_RULES]

@@ -49,7 +49,8 @@ class Server(httputil.HTTPServerConnectionDelegate):
 
     ``unready`` returns why ``/-/ready`` answers 503, an empty text for 200. ``page`` returns the data of the page; None
     switches the page off. ``protection`` has the web configuration; None is plain HTTP without passwords. ``origin``
-    decides which names the server has; None means those of this host.
+    decides which names the server has; None means those of this host. ``when_collected`` calls a function once the
+    counts for metrics and page include all queries up to now.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class Server(httputil.HTTPServerConnectionDelegate):
         page: Callable[[], Page] | None = None,
         protection: Protection | None = None,
         origin: Origin | None = None,
+        when_collected: Callable[[Callable[[], None]], None] = lambda call: call(),
     ) -> None:
         self.protection = protection or Protection()
         self._origin = origin or Origin()
-        self._registry = registry
+        self._registry, self._when_collected = registry, when_collected
         self._unready = unready
         self._page = page
         self._parameters = HTTP1ConnectionParameters(
@@ -203,7 +205,7 @@ class Server(httputil.HTTPServerConnectionDelegate):
             refusal = plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", Allow="GET, HEAD")
             self._responses.put_small(exchange, refusal)
         elif kind is not None:
-            self._responses.put(exchange, kind)
+            self._when_collected(lambda: self._responses.put(exchange, kind))
         else:
             self._responses.put_small(exchange, self._check(exchange.path))
 

@@ -152,7 +152,8 @@ def queries() -> Iterator[Json]:
         "Queries lost",
         "short",
         now(
-            f'ceil(sum(increase(dnsprobe_events_lost_total{{{OF_HOSTS}, reason!="ring_full", reason!="segmented"}}'
+            f'ceil(sum(increase(dnsprobe_events_lost_total{{{OF_HOSTS}, reason!="ring_full", reason!="segmented", '
+            f'reason!="undecided"}}'
             "[$__range])))"
         ),
         "Queries that the counts do not include, at least.",
@@ -220,7 +221,7 @@ def losses() -> list[Json]:
             ("packets_unparsed", "not read"),
             ("lineage_lost", "lineage lost"),
         )
-    ]
+    ] + [target(f"sum(increase(dnsprobe_names_undecided_total{{{OF_HOSTS}}}[$__rate_interval]))", "names not decided")]
 
 
 def health() -> Iterator[Json]:

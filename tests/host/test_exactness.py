@@ -17,7 +17,6 @@ from conftest import HERE, PROGRAM, Program
 from dnsprobe.config.main import Config
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Source
-from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.session import Session
 
 QUERIES = 400_000
@@ -54,7 +53,7 @@ def test_no_event_mixes_two_queries(start_watch: Callable[..., Program], senders
 
 
 def test_no_loss_decreases_if_a_packet_passes_between_two_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(Config(), RuleSet.build([("exact.test", "exact.test", 6)]))
+    session = Session(Config(), [("exact.test", "exact.test", 6)])
     try:
         statistics = dict.fromkeys(Statistic, 0)
         monkeypatch.setattr(session.probe, "statistics", lambda: statistics)

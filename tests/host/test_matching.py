@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from inline_matcher import InlineMatcher
 from reference import message, wire
 
 from dnsprobe.config.main import Config, DomainSpec, JournalConfig, MetricsConfig, ProbeConfig
@@ -30,6 +31,7 @@ from dnsprobe.pipeline.resolver import Resolver
 from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.session import Session
+from dnsprobe.pipeline.steps import run
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.procfs import ProcFS
 from dnsprobe.process.users import UserNames
@@ -69,10 +71,10 @@ class Host:
         self.probe.maps.ancestries.delete_many((key[0], key[2]) for key, _ in pending)
         self.probe.maps.names.delete_many(list(self.probe.maps.names.keys()))
         self.before = self.probe.statistics()
-        rules = RuleSet.build([(pattern, pattern, 6) for pattern in patterns])
+        self.matcher = InlineMatcher(RuleSet.build([(pattern, pattern, 6) for pattern in patterns]))
         procfs = ProcFS()
-        self.rules = RulesInForce(self.probe, rules, self.clock)
-        self.decisions = NameDecisions(self.probe, self.rules, self.names, self.clock)
+        self.rules = RulesInForce(self.probe, self.matcher.rules.table(), self.matcher, self.clock)
+        self.decisions = NameDecisions(self.probe, self.rules, self.matcher, self.names, self.clock)
         processes = KnownProcesses(self.probe, procfs)
         self.resolver = Resolver(self.rules, self.decisions, processes, ContainerNames(), UserNames().name)
         self.counters = Counters(
@@ -81,14 +83,15 @@ class Host:
 
     def build(self, specs: Sequence[tuple[str, str]]) -> RuleSet:
         """Return rules for names and patterns; unchanged rules keep their ids."""
-        return RuleSet.build([(*spec, 6) for spec in specs], self.rules.current, self.rules.by_id)
+        return RuleSet.build([(*spec, 6) for spec in specs], self.matcher.rules, self.rules.by_id)
 
     def replace(self, *patterns: str) -> None:
         self.put_in_force(self.build([(pattern, pattern) for pattern in patterns]))
 
     def put_in_force(self, rules: RuleSet) -> None:
-        self.rules.replace(rules)
-        self.decisions.decide_all()
+        self.matcher.rules = rules
+        run(self.rules.replacing(rules.table()))
+        run(self.decisions.deciding_again())
 
     def send(self, name: bytes | str, qtype: int = 1, times: int = 1) -> None:
         wire_name = name if isinstance(name, bytes) else from_text(name)
@@ -263,7 +266,7 @@ def test_rule_that_counts_a_name(host: Host, patterns: list[str], labels: list[b
     if expected == "all of it":
         (expected,) = patterns
     host.watch(*[pattern for pattern in patterns if pattern != "="])
-    rule = host.rules.current.match(name.lower())
+    rule = host.matcher.rules.match(name.lower())
     assert (rule.name if rule else None) == expected
     # If user space has to decide the name, the first queries come before the decision, the others after it.
     host.send(name, times=2)
@@ -423,7 +426,7 @@ def test_ten_thousand_rules() -> None:
         metrics=MetricsConfig(max_series=100_000),
     )
     rules = RuleSet.build(config.domains)
-    session = Session(config, rules)
+    session = Session(config, config.domains)
     try:
         session.start()
         expected: Counter[str] = Counter()
@@ -560,7 +563,7 @@ def test_entries_stay_in_the_kernel_for_the_grace_period(host: Host) -> None:
 def test_a_decision_is_valid_for_one_generation_of_rules(host: Host) -> None:
     """New rules are in force for a moment before user space decides the names for them."""
     host.watch("ads*.example.test")
-    entries = host.rules.current.trie()
+    entries = host.rules.current.trie
     rule = host.rules.current.rules[0].id
     for generation in range(host.probe.generation, host.probe.generation + 3):
         host.send("ads.example.test")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Generic, TypeVar
 
@@ -94,6 +94,10 @@ class FakeKernel:
 
     def set_rules(self, _entries: Sequence[TrieEntry]) -> None:
         self.generation += 1
+
+    def setting_rules(self, entries: Sequence[TrieEntry]) -> Iterator[Callable[[], None] | None]:
+        yield None
+        yield lambda: self.set_rules(entries)
 
     def statistics(self) -> dict[abi.Statistic, int]:
         return self.counted

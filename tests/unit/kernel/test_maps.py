@@ -143,7 +143,7 @@ def test_descriptors_have_the_names_of_the_bpf_sources(maps: Maps, made: list[Ma
         ("PENDING", 13),
         ("SEEN", 14),
         ("LINEAGE", 15),
-        ("OVERFLOW", abi.RULE_IDS + 1),
+        ("OVERFLOW", abi.OVERFLOW_SLOTS),
         ("STATISTICS", len(abi.Statistic)),
     ],
 )
@@ -264,3 +264,25 @@ def test_rules_that_the_kernel_refuses_leave_the_old_ones_in_force(
         maps.put_rules([RULE, RULE])
     assert created(made, "RULES").data == before
     assert made[-1].fd == -1
+
+
+def test_rules_are_written_in_parts_and_put_in_force_by_a_call(maps: Maps, made: list[MapInMemory]) -> None:
+    entries = [TrieEntry(bytes([3, *f"{number:03}".encode(), 0]), 1, 5, 6) for number in range(1000)]
+    steps = maps.putting_rules(entries)
+    written = []
+    while (call := next(steps)) is None:
+        written.append(len(made[-1].data))
+        assert not created(made, "RULES").data
+    assert written == [512, 1000]
+    call()
+    assert created(made, "RULES").data
+    assert next(steps, "end") == "end"
+
+
+def test_rules_that_are_given_up_leave_the_old_ones_in_force(maps: Maps, made: list[MapInMemory]) -> None:
+    maps.put_rules([RULE])
+    kept = made[-1]
+    steps = maps.putting_rules([RULE, RULE])
+    next(steps)
+    del steps
+    assert (made[-1].fd, kept.fd >= 0) == (-1, True)

@@ -32,8 +32,8 @@ class FakeMaps:
         self.ancestors = self.canaries = None
         self.descriptors: dict[str, int] = {}
 
-    def put_rules(self, entries: Sequence[TrieEntry]) -> None:
-        self.rules.append(list(entries))
+    def putting_rules(self, entries: Sequence[TrieEntry]) -> Iterator[Callable[[], None]]:
+        yield lambda: self.rules.append(list(entries))
 
     def _take(self, keys: Sequence[object]) -> Iterator[tuple[object, int]]:
         for key in keys:

@@ -11,6 +11,7 @@ from typing import cast
 
 import pytest
 from fake_kernel import DIG, EVENT, FakeKernel, chain_of
+from inline_matcher import InlineMatcher
 
 from dnsprobe.kernel.abi import Event, Facts, Kind, PathNames
 from dnsprobe.kernel.maps import NameVerdict
@@ -43,8 +44,9 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         probe = cast(Probe, self.kernel)
-        self.rules = RulesInForce(probe, RuleSet.build([("test", "test", 6), ("ads*.test", "ads*.test", 6)]))
-        decisions = NameDecisions(probe, self.rules, 16)
+        self.matcher = InlineMatcher(RuleSet.build([("test", "test", 6), ("ads*.test", "ads*.test", 6)]))
+        self.rules = RulesInForce(probe, self.matcher.rules.table(), self.matcher)
+        decisions = NameDecisions(probe, self.rules, self.matcher, 16)
         processes = KnownProcesses(probe, ProcFS(str(self.root)))
         names = ContainerNames(str(self.root), clock=lambda: self.now)
         self.resolver = Resolver(self.rules, decisions, processes, names, {0: "root", 7: "ada"}.get)

@@ -92,6 +92,7 @@ def test_everything_is_there_from_the_start() -> None:
         "dnsprobe_journal_entries_total",
         "dnsprobe_journal_dropped_total",
         "dnsprobe_series_folded_total",
+        "dnsprobe_names_undecided_total",
         "dnsprobe_config_last_reload_successful",
         "dnsprobe_config_last_reload_success_timestamp_seconds",
         "dnsprobe_web_config_last_reload_successful",
@@ -109,6 +110,7 @@ def test_everything_is_there_from_the_start() -> None:
         "dnsprobe_journal_entries_total 0.0",
         "dnsprobe_journal_dropped_total 0.0",
         "dnsprobe_series_folded_total 0.0",
+        "dnsprobe_names_undecided_total 0.0",
         f'dnsprobe_build_info{{version="{__version__}"}} 1.0',
     ):
         assert f"{sample}\n" in text
