@@ -87,7 +87,7 @@ def _fill(daemon: Daemon, series: int) -> None:
         chain = [(start_ns - level, tgid - level, name) for level, name in enumerate(reversed(names))] + [
             (1, 1, "systemd")
         ]
-        packed = abi.CHAIN_HEAD.pack(len(chain), 0, 1, len(chain), 0, 0) + b"".join(
+        packed = abi.CHAIN_HEAD.pack(len(chain), 0, 1, len(chain), 0, 0, 0) + b"".join(
             abi.PROCESS.pack(start, pid, 0, name.encode()) for start, pid, name in chain
         )
         maps = session.probe.maps
