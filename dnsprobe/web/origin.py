@@ -66,7 +66,13 @@ class Origin:
 
 
 def of_other_site(headers: Mapping[str, str]) -> bool:
-    """Return whether a browser says that another web site makes this request, other than by a link (Fetch Metadata)."""
+    """Return whether a browser says that another web site makes this request, other than by a link.
+
+    It says so in its Fetch Metadata, or in the header Origin, which a GET of the same site does not have.
+    """
+    origin = headers.get("Origin")
+    if origin is not None and origin.partition("://")[2] != headers.get("Host"):
+        return True
     return headers.get("Sec-Fetch-Site", "") == "cross-site" and headers.get("Sec-Fetch-Mode", "") != "navigate"
 
 

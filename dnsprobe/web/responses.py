@@ -184,7 +184,8 @@ class ResponseQueue:
       requests was read, so a scrape never shows counts from before its request.
     - Requests for the page share one rendering too, and one that is at most ``page_age`` seconds old. If the page takes
       long to render, it is shown for longer: rendering pages takes at most a tenth of the time.
-    - Metrics come before pages and before small responses. Pages that have waited for _PATIENCE come before metrics.
+    - Small responses come first, a few in each round of the loop. Metrics come before pages; a page that has waited for
+      _PATIENCE takes turns with them.
     - After a rendering, the loop does its other work for as long as the rendering took, and reads further requests.
     - While too many bytes wait for slow readers, the queue waits too, and closes the slowest readers.
 

@@ -113,3 +113,18 @@ def test_a_change_of_the_hosts_file_counts(hosts_file: Path) -> None:
 )
 def test_requests_of_other_sites_are_recognized(site: str, mode: str, other: bool) -> None:
     assert of_other_site({"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}) is other
+
+
+@pytest.mark.parametrize(
+    ("origin", "other"),
+    [
+        ("http://attacker.example", True),
+        ("null", True),
+        ("", True),
+        ("http://localhost", True),
+        ("http://localhost:10059", False),
+    ],
+)
+def test_an_origin_is_that_of_this_server(origin: str, other: bool) -> None:
+    assert of_other_site({"Origin": origin, "Host": "localhost:10059"}) is other
+    assert not of_other_site({"Host": "localhost:10059"})
