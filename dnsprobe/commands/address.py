@@ -75,14 +75,21 @@ class ServerAddress:
     def _use_kept(self, kept: Sequence[int]) -> None:
         """Use the socket of an earlier process, unless the configuration has another address now."""
         for descriptor in kept:
-            if not self._server.listening:
-                self._server.adopt(descriptor)
-                if self._is_configured():
-                    continue
-                self._server.abandon()
-            else:
+            if self._server.listening:
                 os.close(descriptor)
+            elif self._can_use(descriptor):
+                continue
             forget_sockets()
+
+    def _can_use(self, descriptor: int) -> bool:
+        try:
+            self._server.adopt(descriptor)
+        except UserError as error:
+            _log.warning("%s", error)
+            return False
+        if not self._is_configured():
+            self._server.abandon()
+        return self._server.listening
 
     def _is_configured(self) -> bool:
         """Return whether the server has the address of the configuration."""

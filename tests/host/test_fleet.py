@@ -83,8 +83,7 @@ def start_agent(stack: ExitStack, host: Host, receiver: Prometheus, folder: Path
     config = documented(0)
     config["global"]["scrape_interval"] = "1s"
     (target,), (write,) = config["scrape_configs"][0]["static_configs"], config["remote_write"]
-    assert target["targets"] == [f"localhost:{PORT}"]
-    target["targets"] = [f"127.0.0.1:{PORT}"]  # localhost may be another address in /etc/hosts
+    assert target["targets"] == [f"127.0.0.1:{PORT}"]
     target["labels"] = {"instance": host.name}
     write["url"] = f"{receiver.url}/api/v1/write"
     folder.mkdir()

@@ -75,6 +75,13 @@ def test_a_kept_socket_of_another_address_is_forgotten(
     assert keeper.asked == ([] if kept else ["forget", "keep"])
 
 
+def test_something_else_that_was_kept_is_forgotten(server: Server, keeper: Keeper) -> None:
+    with socket.socket() as other:
+        ServerAddress(server, ("127.0.0.1", 0)).take(PassedSockets(kept=[os.dup(other.fileno())]))
+    assert server.listening
+    assert keeper.asked == ["forget", "keep"]
+
+
 def test_a_socket_unit_comes_before_a_kept_socket(
     server: Server, keeper: Keeper, caplog: pytest.LogCaptureFixture
 ) -> None:
