@@ -11,10 +11,14 @@ from dataclasses import dataclass
 import yaml
 
 from dnsprobe.errors import EXIT_USAGE, UserError
+from dnsprobe.files import UnsuitableFileError, read_file
 from dnsprobe.text import printable, shorten
 
 #: PyYAML's binding of libyaml builds nested nodes by recursion in C without a limit: deep nesting crashes the process.
 _MAX_DEPTH = 32
+
+#: Octets. The most rules, each with a long name, take less.
+_MAX_FILE = 32 << 20
 
 #: The loader of libyaml reads 10,000 domains eight times as fast, but not every build of PyYAML has it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -60,12 +64,12 @@ def document(path: str | os.PathLike[str], problems: list[Problem], option: str 
 
 def _read(path: str | os.PathLike[str], file: str, option: str) -> str:
     try:
-        with open(path, "rb") as stream:
-            raw = stream.read()
+        raw = read_file(path, _MAX_FILE)
     except OSError as error:
         hints = {
             FileNotFoundError: f"give the path of a configuration file with {option}",
             IsADirectoryError: "give the path of a file, not of a folder",
+            UnsuitableFileError: f"give the path of a YAML file with {option}",
             PermissionError: "make it readable for the user that runs dnsprobe",
         }
         hint = hints.get(type(error), "check the path")

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +18,8 @@ import yaml
 from dnsprobe.config.nodes import ConfigError, Place, Problem, document
 from dnsprobe.config.readers import Reader, choice
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.text import printable, shorten
+from dnsprobe.files import UnsuitableFileError, read_file
+from dnsprobe.text import shorten
 
 OPTION = "--web.config.file"
 
@@ -125,11 +124,6 @@ class WebConfig:
 
 def load(path: str) -> WebConfig:
     """Return the configuration in a file, without reading the files it names; raise ConfigError with all errors."""
-    with suppress(OSError):  # document() reports it
-        mode = os.stat(path).st_mode
-        # Opening a pipe would block, and the event loop calls this.
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise ConfigError([Problem(printable(path), 0, "", "not a file", f"use the path of a file with {OPTION}")])
     problems: list[Problem] = []
     root = document(path, problems, OPTION)
     config = WebConfig() if root is None or root.empty else _web_config(root, os.path.dirname(os.path.abspath(path)))
@@ -144,20 +138,15 @@ def read_pem(pem: Pem) -> bytes:
         return pem.text.encode()
     shown = shorten(pem.path)
     try:
-        # O_NONBLOCK: opening a pipe would block, and the event loop calls this.
-        descriptor = os.open(pem.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise problem(pem.where, f"not a file ({shown})", "use the path of a file in PEM form")
-            raw = stream.read(_MAX_PEM + 1)
+        return read_file(pem.path, _MAX_PEM)
+    except UnsuitableFileError as error:
+        hint = f"use a file in PEM form of at most {_MAX_PEM >> 20} MiB"
+        raise problem(pem.where, f"{error.strerror} ({shown})", hint) from error
     except OSError as error:
         hint = "use an absolute path, or a path relative to the folder of this file"
         if isinstance(error, PermissionError):
             hint = "make it readable for the user that runs dnsprobe, for example by its group"
         raise problem(pem.where, f"cannot be read ({shown}): {error.strerror}", hint) from error
-    if len(raw) > _MAX_PEM:
-        raise problem(pem.where, f"too large ({shown})", "use a file in PEM form of at most 1 MiB")
-    return raw
 
 
 def problem(place: Place, message: str, hint: str) -> ConfigError:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import struct
 from array import array
-from pathlib import Path
 
 from dnsprobe.errors import UserError
+from dnsprobe.files import read_file
+
+#: Octets. The BTF of a kernel with everything built in has 30 MB.
+MAX_BTF = 256 << 20
 
 _MAGIC = 0xEB9F
 _HEADER = struct.Struct("=HBBIIIII")
@@ -150,7 +153,7 @@ class Btf:
 def read_btf(path: str, names: frozenset[str]) -> Btf:
     """Read the BTF at ``path``; UserError if it cannot be read or is not BTF."""
     try:
-        return Btf(Path(path).read_bytes(), names)
+        return Btf(read_file(path, MAX_BTF), names)
     except OSError as error:
         raise UserError(
             f"cannot read the kernel's type information: {path}: {error.strerror}",

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from dnsprobe.errors import UserError
+from dnsprobe.files import read_file
 from dnsprobe.kernel import btf as btf_module
-from dnsprobe.kernel.btf import Btf, read_btf
+from dnsprobe.kernel.btf import MAX_BTF, Btf, read_btf
 from dnsprobe.kernel.hooks import CAST_TO_KERNEL, FUNCTIONS
 from dnsprobe.kernel.program_cache import ProgramCache, digest
 
@@ -249,7 +249,7 @@ def read_functions(cache: ProgramCache) -> dict[str, int]:
 def _content(path: str) -> bytes:
     """Return the content of a file, or nothing if it cannot be read: :func:`read_btf` reports the error."""
     try:
-        return Path(path).read_bytes()
+        return read_file(path, MAX_BTF)
     except OSError:
         return b""
 

@@ -10,9 +10,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from dnsprobe.files import read_file_and_status
+
 #: Files in the folder at most. Each kernel has one for its layout and one or two for its programs, and again for each
 #: set of ports.
 _FILES = 16
+#: Octets of a file. Programs have about 100 KB.
+_MAX_FILE = 16 << 20
 
 
 def digest(*parts: bytes) -> str:
@@ -41,13 +45,12 @@ class ProgramCache:
         if self._folder is None:
             return None
         try:
-            with open(self._folder / key, "rb", opener=_open_no_link) as file:
-                status = os.fstat(file.fileno())
-                if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    return None
-                checksum, _, text = file.read().partition(b"\n")
+            content, status = read_file_and_status(self._folder / key, _MAX_FILE, links=False)
+            if status.st_uid not in {0, os.geteuid()} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return None
+            checksum, _, text = content.partition(b"\n")
             return json.loads(text) if checksum == digest(text).encode() else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def put(self, key: str, value: Any) -> None:
@@ -67,7 +70,9 @@ def _write(path: Path, text: bytes) -> None:
     """Write a whole file or none."""
     new = path.with_name(f".new-{os.getpid()}")
     try:
-        with open(new, "wb", opener=_open_no_link) as file:
+        # Whatever has this name is not ours: a FIFO there would block.
+        new.unlink(missing_ok=True)
+        with open(new, "xb", opener=_open_private) as file:
             file.write(digest(text).encode() + b"\n" + text)
         new.rename(path)
     except BaseException:
@@ -76,5 +81,5 @@ def _write(path: Path, text: bytes) -> None:
         raise
 
 
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

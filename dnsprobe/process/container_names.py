@@ -10,12 +10,12 @@ import glob
 import json
 import math
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from dnsprobe.files import read_file
 from dnsprobe.model import Container, Identity
 
 #: A file of one container has tens of KB, more with many mounts. Podman's list has 1 or 2 KB per container.
@@ -54,11 +54,7 @@ _POD_NAMESPACE = ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.name
 def _load(path: str) -> Any:
     """Return the content of a JSON file, None if it is unreadable, not JSON or too large."""
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
-            return json.loads(file.read(_FILE_BYTES))
+        return json.loads(read_file(path, _FILE_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
 

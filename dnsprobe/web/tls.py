@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import socket
 import ssl
 import warnings
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import cast
 
@@ -17,6 +16,10 @@ from tornado.iostream import SSLIOStream
 
 from dnsprobe.config.web import CIPHER_SUITES, Pem, TlsConfig, problem, read_pem
 from dnsprobe.errors import UserError
+from dnsprobe.files import in_memory
+
+#: The name of files in memory.
+_PEM = "dnsprobe-pem"
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 #: TLS before 1.2 has no suites with authenticated encryption (RFC 5246, section 6.2.3.3), so it needs these.
@@ -26,18 +29,6 @@ _OLD_SUITES = tuple(suite for suite in CIPHER_SUITES.values() if suite.endswith(
 _PLAIN_HTTP = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
 
 _Reason = bool | BaseException | tuple[type[BaseException] | None, BaseException | None, TracebackType | None] | None
-
-
-@contextmanager
-def _as_file(raw: bytes) -> Iterator[str]:
-    """Provide data under a path in memory: OpenSSL reads certificate chains and keys only from files."""
-    descriptor = os.memfd_create("dnsprobe-pem")
-    try:
-        with open(descriptor, "wb", closefd=False) as stream:
-            stream.write(raw)
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_passphrase() -> str:
@@ -64,7 +55,8 @@ def _load_chain(context: ssl.SSLContext, config: TlsConfig) -> None:
     cert, key = read_pem(config.cert), read_pem(config.key)
     chain = _certificates(config.cert, cert)
     try:
-        with _as_file(chain.encode()) as cert_file, _as_file(key) as key_file:
+        # OpenSSL reads certificate chains and keys only from files.
+        with in_memory(chain.encode(), _PEM) as cert_file, in_memory(key, _PEM) as key_file:
             context.load_cert_chain(cert_file, key_file, _refuse_passphrase)
     except UserError as error:
         hint = "remove its passphrase: openssl pkey -in OLD -out NEW"

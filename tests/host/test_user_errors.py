@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -54,6 +56,26 @@ def test_an_ordinary_user_is_told_to_be_root(command: str, quiet: list[str]) -> 
         "sys.exit(dnsprobe.cli.main([sys.argv[1]]))\n"
     )
     fails([sys.executable, "-c", program, command, quiet[1]], 1, "ordinary user", "hint: run it as root")
+
+
+def test_a_pipe_a_device_or_a_socket_as_configuration(tmp_path: Path) -> None:
+    pipe, listener = tmp_path / "pipe", tmp_path / "socket"
+    os.mkfifo(pipe)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(listener))
+        for path, what in ((pipe, "a FIFO"), (Path("/dev/zero"), "a device"), (listener, "a socket")):
+            for command in (["check"], ["run"], ["watch"], ["tree"], ["doctor"]):
+                fails(
+                    [str(PROGRAM), *command, "--config", str(path)],
+                    2,
+                    f"{path}: cannot be read: not a file, but {what}",
+                )
+            fails(run("--web.config.file", str(path)), 2, f"{path}: cannot be read: not a file, but {what}")
+
+
+def test_a_pipe_as_the_type_information_of_the_kernel(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "btf")
+    fails(run(*configured(tmp_path, f"probe: {{btf: {tmp_path / 'btf'}}}")), 1, "not a file, but a FIFO")
 
 
 def test_root_without_capabilities_cannot_make_maps(quiet: list[str]) -> None:

@@ -24,6 +24,7 @@ PAGE = REPOSITORY / "docs/architecture.md"
 LAYERS = (
     "errors",
     "text",
+    "files",
     "terminal",
     "privileges",
     "hook_names",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -532,11 +533,25 @@ def test_a_file_below_a_file_is_an_error(file: Path) -> None:
     assert unreadable(file / "x") == f"{file}/x: cannot be read: Not a directory; check the path"
 
 
+def test_a_pipe_a_device_and_an_endless_file_are_errors(file: Path) -> None:
+    hint = "give the path of a YAML file with --config"
+    os.mkfifo(file)
+    assert unreadable(file) == f"{file}: cannot be read: not a file, but a FIFO; {hint}"
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    assert unreadable(file) == f"{file}: cannot be read: not a file, but a device; {hint}"
+    file.unlink()
+    with file.open("wb") as stream:
+        stream.truncate(1 << 40)
+    assert unreadable(file) == f"{file}: cannot be read: larger than 32 MiB; {hint}"
+
+
 def test_a_file_that_may_not_be_opened_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    file.touch()
+    monkeypatch.setattr("os.open", refuse)
     assert (
         unreadable(file)
         == f"{file}: cannot be read: Permission denied; make it readable for the user that runs dnsprobe"

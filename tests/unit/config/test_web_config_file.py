@@ -212,9 +212,12 @@ SERVER = f"tls_server_config: {{{GOOD}"
             "cert_file: cannot be read (none.pem): No such",
         ),
         ("tls_server_config: {cert_file: server.pem, key_file: .}", "key_file: cannot be read (.): Is a directory"),
-        ("tls_server_config: {cert_file: pipe, key_file: server.key}", "cert_file: not a file (pipe)"),
-        ("tls_server_config: {cert_file: large, key_file: server.key}", "cert_file: too large (large)"),
-        ("tls_server_config: {cert_file: /dev/zero, key_file: server.key}", "cert_file: not a file (/dev/zero)"),
+        ("tls_server_config: {cert_file: pipe, key_file: server.key}", "cert_file: not a file, but a FIFO (pipe)"),
+        ("tls_server_config: {cert_file: large, key_file: server.key}", "cert_file: larger than 1 MiB (large)"),
+        (
+            "tls_server_config: {cert_file: /dev/zero, key_file: server.key}",
+            "cert_file: not a file, but a device (/dev/zero)",
+        ),
         ('tls_server_config: {cert_file: "a\\nb", key_file: server.key}', "cert_file: not a path (a\\x0ab)"),
         (
             "tls_server_config: {cert_file: server.key, key_file: server.key}",

@@ -23,6 +23,19 @@ def test_a_value_is_found_again(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
+def test_a_pipe_or_an_endless_file_is_ignored(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    cache = ProgramCache(str(tmp_path))
+    assert [cache.get(key) for key in ("key", "device", "large")] == [None] * 3
+    # Nor does it keep a value from being cached.
+    os.mkfifo(tmp_path / f".new-{os.getpid()}")
+    cache.put("key", 1)
+    assert (cache.get("key"), cache.problem) == (1, "")
+
+
 def test_without_a_folder_nothing_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cache = ProgramCache("")
