@@ -56,11 +56,19 @@ class Daemon:
         return list(programs.programs_of(self._process.pid).values())
 
     @property
+    def address(self) -> str:
+        """The address and port of its HTTP server."""
+        return self._page
+
+    def metrics(self) -> str:
+        """Return a scrape."""
+        with urllib.request.urlopen(f"http://{self._page}/metrics", timeout=60) as answer:
+            return str(answer.read().decode())
+
+    @property
     def counted(self) -> int:
         """How many queries it has counted."""
-        with urllib.request.urlopen(f"http://{self._page}/metrics", timeout=60) as answer:
-            text = answer.read().decode()
-        counts = re.findall(r"^dnsprobe_queries_total\{.*\} (\S+)$", text, re.MULTILINE)
+        counts = re.findall(r"^dnsprobe_queries_total\{.*\} (\S+)$", self.metrics(), re.MULTILINE)
         return sum(int(float(count)) for count in counts)
 
     def close(self) -> None:

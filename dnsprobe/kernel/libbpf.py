@@ -42,7 +42,7 @@ NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 ANY, NOEXIST, EXIST = 0, 1, 2
 
 #: Entries that one call reads from a hash map.
-_BATCH = 4096
+_BATCH = 1024
 
 
 class _CreateOptions(ctypes.Structure):

@@ -41,7 +41,7 @@ _POOL_SIZE, _POOL_SIZE_PER_CPU = 16, 2
 #: Octets. Canaries have a ring of their own, so that they come back even while the ring of events is full.
 _CANARY_RING_SIZE = 64 * 1024
 #: The most records that are read at a time. A flood of events must not block other work; canaries are read all at once.
-_EVENTS_AT_ONCE, _CANARIES_AT_ONCE = 512, 1 << 16
+_EVENTS_AT_ONCE, _CANARIES_AT_ONCE = 128, 1 << 16
 #: Entries of the trie that are written in one step.
 _RULES_AT_ONCE = 512
 #: TCP connections in the middle of a message. The one that was used least recently makes room for another.

@@ -71,15 +71,19 @@ class Matcher(MatchingClient):
             self._number += 1
             waiting = self._open[key] = _Open(self._number, set())
         # Each asker has the question in its own queue: it must not wait for the turn of another one.
-        if key in self._sent or asker in waiting.askers:
-            return
-        waiting.askers.add(asker)
-        self._queue(asker, question)
+        if asker not in waiting.askers:
+            waiting.askers.add(asker)
+            self._queue(asker, question)
 
     def _queue(self, asker: int, question: Question) -> None:
         refused = self._turns.add(asker, question)
         if refused is not None:
             self._open.pop(refused[:2], None)
+
+    def _queue_again(self, question: Question) -> None:
+        """Queue a question for all who have asked it: some may have done so after it was sent."""
+        for asker in self._open[question[:2]].askers if question[:2] in self._open else ():
+            self._queue(asker, question)
 
     def is_open(self, name_hash: int, generation: int) -> bool:
         """Return whether a question waits for its answer."""
@@ -100,14 +104,14 @@ class Matcher(MatchingClient):
         try:
             while messages := self.receive():
                 for message in messages:
-                    self._take(message.get("matched", ()))
+                    self._take(message.get("matched", ()), message.get("returned", ()))
         except (EOFError, OSError):
             self._process_died()
         self._send_next()
         answers, self._answers = self._answers, []
         return answers
 
-    def _take(self, matched: Sequence[Sequence[int]]) -> None:
+    def _take(self, matched: Sequence[Sequence[int]], returned: Sequence[Sequence[int]]) -> None:
         self._heard_at = self._clock()
         for name_hash, generation, verdict, microseconds in matched:
             asked = self._sent.pop((name_hash, generation), None)
@@ -115,6 +119,11 @@ class Matcher(MatchingClient):
                 continue
             self._turns.charge(asked.asker, asked.expected, microseconds / 1e6, over_limit=verdict == OVER_LIMIT)
             self._answer(asked.question, verdict)
+        # They were behind a name that took long.
+        for name_hash, generation in returned:
+            if asked := self._sent.pop((name_hash, generation), None):
+                self._turns.give_back(asked.asker, asked.expected)
+                self._queue_again(asked.question)
 
     def _answer(self, question: Question, verdict: int) -> None:
         self._open.pop(question[:2], None)
@@ -155,7 +164,7 @@ class Matcher(MatchingClient):
     def _ask_again(self) -> None:
         sent, self._sent = self._sent, {}
         for asked in sent.values():
-            self._queue(asked.asker, asked.question)
+            self._queue_again(asked.question)
 
     def _process_died(self) -> None:
         """Note that the process is gone. One of the names that it worked on may be the reason."""

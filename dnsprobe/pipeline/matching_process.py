@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
@@ -33,7 +34,7 @@ OVER_LIMIT = -1
 
 #: Seconds of processor time for the outcome of one configured name. The administrator has chosen both.
 _OUTCOME_SECONDS = 0.2
-#: Processor time of a name after which results are sent at once.
+#: Processor time of a name after which all names that wait here are returned.
 _SLOW_MICROSECONDS = 1000
 #: Python ends an expression at the limit. If it does not, the kernel ends the process at this multiple of the limit.
 _LAST_RESORT = 20
@@ -89,6 +90,7 @@ class MatchingProcess:
         self._rules: RuleSet | None = None
         self._by_generation: dict[int, RuleSet] = {}
         self._rows: list[Sequence[Any]] = []
+        self._inbox: deque[tuple[str, Any]] = deque()
         self._handlers: Mapping[str, Callable[[Any], None]] = {
             "rules": self._rows.extend,
             "build": self._build,
@@ -103,11 +105,16 @@ class MatchingProcess:
         """Answer requests until the daemon closes the channel."""
         try:
             while True:
-                for message in self._channel.read():
-                    for request, value in message.items():
-                        self._handlers[request](value)
+                if not self._inbox:
+                    self._receive(wait=True)
+                request, value = self._inbox.popleft()
+                self._handlers[request](value)
         except (EOFError, OSError):  # the daemon has ended, or uses another process from now on
             return
+
+    def _receive(self, *, wait: bool) -> None:
+        for message in self._channel.read(wait=wait):
+            self._inbox.extend(message.items())
 
     # Rules
 
@@ -166,15 +173,21 @@ class MatchingProcess:
 
     def _match(self, questions: Sequence[tuple[int, int, str, float]]) -> None:
         matched = []
-        for question in questions:
+        for at, question in enumerate(questions, 1):
             matched.append(self._matched(*question))
-            # Other names do not wait until a slow batch ends, and neither does the end of the daemon.
             if matched[-1][-1] > _SLOW_MICROSECONDS:
-                self._channel.send({"matched": matched})
-                matched = []
-                self._channel.check()
-        if matched:
-            self._channel.send({"matched": matched})
+                # The daemon decides anew whose turn it is.
+                self._channel.send({"matched": matched, "returned": self._take_back(questions[at:])})
+                return
+        self._channel.send({"matched": matched})
+
+    def _take_back(self, rest: Sequence[tuple[int, int, str, float]]) -> list[tuple[int, int]]:
+        """Return hash and generation of all questions that were sent and are not answered, and forget them."""
+        # This finds out, too, that the daemon has ended.
+        self._receive(wait=False)
+        questions = [*rest, *(one for request, value in self._inbox if request == "match" for one in value)]
+        self._inbox = deque((request, value) for request, value in self._inbox if request != "match")
+        return [(name_hash, generation) for name_hash, generation, *_ in questions]
 
     def _matched(self, name_hash: int, generation: int, name: str, seconds: float) -> tuple[int, int, int, int]:
         """Return hash, generation, the id of the rule, and the processor time in microseconds."""

@@ -60,14 +60,6 @@ class Channel:
             messages = [json.loads(line) for line in lines]
         return messages
 
-    def check(self) -> None:
-        """Raise EOFError if the other side has closed the connection."""
-        try:
-            if not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                raise EOFError
-        except BlockingIOError:
-            return
-
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()

@@ -100,6 +100,11 @@ class Turns:
         found = self._askers.get(asker)
         return max(_LEAST_SECONDS, LIMIT_SECONDS / (1 + self._slow(found))) if found else LIMIT_SECONDS
 
+    def give_back(self, asker: int, expected: float) -> None:
+        """Note that a question was not answered: it did not take the time that was expected."""
+        if found := self._askers.get(asker):
+            found.spent -= expected
+
     def charge(self, asker: int, expected: float, seconds: float, *, over_limit: bool) -> None:
         """Charge an asker with the time that a question took, in place of the cost that was expected."""
         found = self._askers.get(asker)

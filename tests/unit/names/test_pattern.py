@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import random
 import re
 
 import pytest
@@ -287,3 +288,51 @@ def test_wildcards_take_no_exponential_time() -> None:
     assert isinstance(label, Wildcard)
     # An algorithm with exponential time would not end.
     assert not label.matches(63 * b"a")
+
+
+# Literal texts of regular expressions
+
+
+@pytest.mark.parametrize(
+    ("expression", "literals"),
+    [
+        (r"ads.*track.*pixel.*\.f\.test$", ("ads", "track", "pixel", ".f.test")),
+        (r"(^|\.)(ads?|track(er|ing)?)[0-9]*\.", ()),
+        (r"a(b|c)defg?h", ("def",)),
+        (r"ab{2}cd", ("cd",)),
+        (r"(ab){12}cd", ("cd",)),
+        (r"ab{cd", ("ab", "cd")),
+        (r"foo|bar", ()),
+        (r"[|]xy\|zz", ("xy", "zz")),
+        (r"\[abc(d[)]e)fgh", ("abc", "fgh")),
+        (r"(?:abc)?XYZ", ("xyz",)),
+        (r"(?x)ab cd", ()),
+        (r"\x61bc", ()),
+        (r"(a)\1bcd", ()),
+        ("straße", ("stra",)),
+    ],
+)
+def test_literals_that_each_match_has(expression: str, literals: tuple[str, ...]) -> None:
+    assert parse_pattern(f"/{expression}/").literals == literals
+
+
+PARTS = ["ab", "a", "b", "cd", ".", "*", "+", "?", "{2}", "{1,3}", "{12}", "{", "}", "(", "(?:", "(?=", "(?!", ")", "|"]
+PARTS += ["[", "[^", "]", r"\.", r"\-", r"\d", r"\w", r"\\", r"\x61", r"\1", "^", "$", "-", "12", r"\b", "{,2}", r"\("]
+
+
+def test_literals_are_in_each_text_in_which_an_expression_is_found() -> None:
+    rng = random.Random(21)
+    found = 0
+    for _ in range(40_000):
+        text = "".join(rng.choice(PARTS) for _ in range(rng.randint(1, 8)))
+        try:
+            pattern = parse_pattern(f"/{text}/")
+        except RuleError:
+            continue
+        assert pattern.expression
+        for _ in range(4):
+            name = "".join(rng.choice("abcd.-12") for _ in range(rng.randint(0, 12)))
+            if pattern.literals and pattern.expression.search(name):
+                found += 1
+                assert all(literal in name for literal in pattern.literals), (text, name)
+    assert found > 100

@@ -10,9 +10,9 @@ import pytest
 from fake_kernel import DIG, FakeKernel, chain_of
 from inline_matcher import InlineMatcher
 
-from dnsprobe.kernel.abi import Statistic
+from dnsprobe.kernel.abi import OVER_LIMIT, Statistic
 from dnsprobe.kernel.probe import Probe
-from dnsprobe.model import OTHER, UNKNOWN, Process, Series
+from dnsprobe.model import OTHER, UNDECIDED, UNKNOWN, Process, Series
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.names.wire import from_text
 from dnsprobe.pipeline.counters import Counters
@@ -183,3 +183,59 @@ def test_counts_have_the_share_of_their_process(pipeline: Pipeline) -> None:
     pipeline.kernel.count(DIG, pipeline.rule("example.test"), 3)
     pipeline.kernel.ancestries.entries[DIG.start_ns, DIG.tgid] = chain_of(DIG, share=7)
     assert [count.share for counts in pipeline.counters._counts() for count in counts] == [7]
+
+
+def test_counts_of_a_name_that_is_not_decided_stay_in_the_kernel_until_it_is(pipeline: Pipeline) -> None:
+    pipeline.matcher.holds = True
+    pipeline.kernel.count_pending(DIG, from_text("ads1.test"), 3)
+    for _ in range(2):
+        pipeline.now += 5
+        pipeline.counters.sweep()
+        assert pipeline.totals() == {}
+        assert len(pipeline.kernel.pending.entries) == 1
+    pipeline.kernel.count_pending(DIG, from_text("ads1.test"), 4)
+    pipeline.matcher.holds = False
+    assert pipeline.totals() == {("ads*.test", "dig"): 7}
+    pipeline.now += 5
+    pipeline.counters.sweep()
+    pipeline.now += 5
+    pipeline.counters.sweep()
+    assert not pipeline.kernel.pending.entries
+    assert pipeline.totals() == {("ads*.test", "dig"): 7}
+
+
+def test_counts_of_a_name_that_takes_too_long_are_undecided(pipeline: Pipeline) -> None:
+    pipeline.matcher.slow.add(from_text("slow.test"))
+    pipeline.kernel.count_pending(DIG, from_text("slow.test"), 3)
+    assert pipeline.totals() == {(UNDECIDED, "dig"): 3}
+    (stored,) = pipeline.kernel.names.entries.values()
+    assert stored.verdict == OVER_LIMIT
+    pipeline.kernel.count(DIG, OVER_LIMIT, 4)
+    pipeline.now += 5
+    pipeline.counters.sweep()
+    assert not pipeline.kernel.pending.entries
+    assert pipeline.totals() == {(UNDECIDED, "dig"): 7}
+
+
+def test_a_process_that_is_found_during_a_sweep_keeps_its_labels(pipeline: Pipeline) -> None:
+    rule = pipeline.rule("example.test")
+    pipeline.kernel.count(DIG, rule)
+    steps = pipeline.counters.sweeping()
+    next(steps)
+    while (DIG.start_ns, DIG.tgid) not in pipeline.counters._processes._labels:
+        pipeline.counters._processes.learn([(DIG.start_ns, DIG.tgid)])
+    pipeline.kernel.count(CURL, rule, 2)
+    pipeline.counters._processes.learn([(CURL.start_ns, CURL.tgid)])
+    run(steps)
+    pipeline.kernel.ancestries.entries.clear()  # so that no label can be found again
+    assert pipeline.totals() == {("example.test", "dig"): 1, ("example.test", "curl"): 2}
+
+
+def test_rules_that_the_kernel_refuses_are_forgotten(pipeline: Pipeline) -> None:
+    rules = RuleSet.build([("new.test", "new.test", 6)], pipeline.matcher.rules, pipeline.rules.by_id)
+    steps = pipeline.rules.replacing(rules.table())
+    next(steps)
+    assert rules.rules[0].id in pipeline.rules.by_id
+    steps.close()
+    assert rules.rules[0].id not in pipeline.rules.by_id
+    assert pipeline.rule("example.test")

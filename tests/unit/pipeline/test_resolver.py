@@ -13,10 +13,10 @@ import pytest
 from fake_kernel import DIG, EVENT, FakeKernel, chain_of
 from inline_matcher import InlineMatcher
 
-from dnsprobe.kernel.abi import Event, Facts, Kind, PathNames
+from dnsprobe.kernel.abi import OVER_LIMIT, Event, Facts, Kind, PathNames
 from dnsprobe.kernel.maps import NameVerdict
 from dnsprobe.kernel.probe import Probe
-from dnsprobe.model import DECIDE, NO_RULE, Container, Identity, Query
+from dnsprobe.model import DECIDE, NO_RULE, UNDECIDED, Container, Identity, Query
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.names.wire import from_text
 from dnsprobe.pipeline.known_processes import KnownProcesses
@@ -46,10 +46,10 @@ class Pipeline:
         probe = cast(Probe, self.kernel)
         self.matcher = InlineMatcher(RuleSet.build([("test", "test", 6), ("ads*.test", "ads*.test", 6)]))
         self.rules = RulesInForce(probe, self.matcher.rules.table(), self.matcher)
-        decisions = NameDecisions(probe, self.rules, self.matcher, 16)
+        self.decisions = NameDecisions(probe, self.rules, self.matcher, 16)
         processes = KnownProcesses(probe, ProcFS(str(self.root)))
         names = ContainerNames(str(self.root), clock=lambda: self.now)
-        self.resolver = Resolver(self.rules, decisions, processes, names, {0: "root", 7: "ada"}.get)
+        self.resolver = Resolver(self.rules, self.decisions, processes, names, {0: "root", 7: "ada"}.get)
 
     def resolve(self, *events: Event) -> list[tuple[Query, Identity]]:
         return list(self.resolver.queries(events))
@@ -140,3 +140,34 @@ def test_a_container_gets_its_name_after_its_first_query(pipeline: Pipeline) -> 
 def test_a_query_has_the_share_of_its_sender(tmp_path: Path) -> None:
     ((query, _),) = Pipeline(tmp_path).resolve(replace(EVENT, chain=chain_of(DIG, share=7)))
     assert query.share == 7
+
+
+def undecided(name: str, name_hash: int) -> Event:
+    return replace(EVENT, kind=Kind.UNDECIDED, rule=DECIDE, name_hash=name_hash, name=from_text(name))
+
+
+def test_an_event_waits_until_its_name_is_decided(pipeline: Pipeline) -> None:
+    pipeline.matcher.holds = True
+    assert pipeline.resolve(undecided("ads1.test", 1), undecided("www.invalid", 2), EVENT)[0][0].rule.name == "test"
+    assert pipeline.resolver.held == 2
+    pipeline.matcher.holds = False
+    pipeline.decisions.take_answers()
+    assert [query.rule.name for query, _ in pipeline.resolve()] == ["ads*.test"]
+    assert (pipeline.resolver.held, pipeline.resolver.refused) == (0, 0)
+    # From now on, nobody has to be asked.
+    pipeline.matcher.holds = True
+    assert [query.rule.name for query, _ in pipeline.resolve(undecided("ads1.test", 1))] == ["ads*.test"]
+
+
+def test_a_name_that_takes_too_long_has_a_rule_of_its_own(pipeline: Pipeline) -> None:
+    pipeline.matcher.slow.add(from_text("slow.test"))
+    pipeline.kernel.names.entries[1] = NameVerdict(DECIDE, 1, from_text("slow.test"))
+    ((query, _),) = pipeline.resolve(undecided("slow.test", 1))
+    assert (query.rule.name, query.rule.priority) == (UNDECIDED, 4)
+    assert names_of(pipeline.kernel) == {1: OVER_LIMIT}
+    assert pipeline.decisions.too_slow == 1
+
+
+def test_names_are_asked_for_by_the_share_of_their_asker(pipeline: Pipeline) -> None:
+    pipeline.resolve(replace(undecided("a.test", 1), chain=replace(EVENT.chain, share=77)))
+    assert pipeline.matcher.askers == [77]
