@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
+import re
 import socket
 import ssl
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -17,15 +19,33 @@ from prometheus_client import parser
 
 from dnsprobe import __version__
 from dnsprobe.errors import EXIT_USAGE, UserError
+from dnsprobe.files import in_memory, read_file
 from dnsprobe.text import printable
 
 #: Seconds that the daemon may send nothing.
 _TIMEOUT = 10.0
-#: The largest answer is smaller: it has 1,000,000 series, the upper limit of ``metrics.max_series``.
-_MAX_BYTES = 1 << 30
+#: Seconds for the whole answer, with its parsing.
+_WHOLE_TIMEOUT = 60.0
+#: An answer with 1,000,000 series, the upper limit of ``metrics.max_series``, is smaller unless all trees are deep.
+_MAX_BYTES = 256 << 20
+#: Queries, encrypted connections, and two more.
+_MAX_LINES = 2_000_002
+#: Characters of what a server says about an error.
+_MAX_REASON = 80
+#: Octets. The tree is the longest label: 41 names of 15 octets, each escaped twice.
+_MAX_LINE = 64 << 10
+
+_NEEDED = re.compile(
+    rb"^(?:dnsprobe_queries_total|dnsprobe_encrypted_connections_total|dnsprobe_build_info|process_start_time_seconds)"
+    rb"\b[^\n]*",
+    re.MULTILINE,
+)
 
 #: Some versions of prometheus_client have no type hints.
-_parse_families: Any = parser.text_string_to_metric_families
+_parse_families: Any = parser.text_fd_to_metric_families
+
+#: Octets of a certificate or key, and its name in memory.
+_MAX_PEM, _PEM = 1 << 20, "dnsprobe-pem"
 
 _CREDENTIALS_HINT = "use --user, and put the password into DNSPROBE_PASSWORD"
 
@@ -105,20 +125,42 @@ def url_of(listen: tuple[str, int]) -> str:
 
 def fetch(target: Target) -> Scrape:
     """Return the current counters. Raises UserError if no dnsprobe answers, or if it refuses the credentials."""
-    return parse(_get(target), target.url)
+    until = time.monotonic() + _WHOLE_TIMEOUT
+    body = _get(target, until)
+
+    def in_time(lines: Iterator[str]) -> Iterator[str]:
+        for line in lines:
+            if time.monotonic() > until:
+                raise _too_slow(target)
+            yield line
+
+    return _parse(in_time(_needed_lines(body, target.url)), target.url)
 
 
 def parse(text: str, url: str) -> Scrape:
     """Parse the text format of Prometheus; raise UserError if it is not the answer of a dnsprobe."""
+    return _parse(_needed_lines(text.encode("utf-8", "surrogateescape"), url), url)
+
+
+def _needed_lines(body: bytes, url: str) -> Iterator[str]:
+    """Yield the lines of the metrics that are shown. The parser takes a time that is quadratic in a line's length."""
+    for number, found in enumerate(_NEEDED.finditer(body)):
+        line = found[0]
+        if len(line) > _MAX_LINE or number > _MAX_LINES:
+            raise _not_dnsprobe(url, "the answer has a longer line, or more series, than that of any dnsprobe")
+        yield line.decode("utf-8", "backslashreplace") + "\n"
+
+
+def _parse(lines: Iterator[str], url: str) -> Scrape:
     version, started = None, 0.0
     queries: list[SeriesCount] = []
     encrypted: list[SeriesCount] = []
     try:
-        for sample in (sample for family in _parse_families(text) for sample in family.samples):
+        for sample in (sample for family in _parse_families(lines) for sample in family.samples):
             if sample.name == "dnsprobe_queries_total":
-                queries.append(SeriesCount(sample.labels, int(sample.value)))
+                queries.append(SeriesCount(sample.labels, _count(sample.value)))
             elif sample.name == "dnsprobe_encrypted_connections_total":
-                encrypted.append(SeriesCount(sample.labels, int(sample.value)))
+                encrypted.append(SeriesCount(sample.labels, _count(sample.value)))
             elif sample.name == "dnsprobe_build_info":
                 version = sample.labels.get("version", "")
             elif sample.name == "process_start_time_seconds":
@@ -130,49 +172,90 @@ def parse(text: str, url: str) -> Scrape:
     return Scrape(version, started, tuple(queries), tuple(encrypted))
 
 
+def _count(value: float) -> int:
+    """Return a counter of the kernel, which has 64 bits; ValueError if it is none."""
+    if not 0 <= value < 2.0**64:
+        raise ValueError(value)
+    return int(value)
+
+
 def _not_dnsprobe(url: str, why: str) -> UserError:
     return UserError(f"{url} is not a dnsprobe: {why}", "use --url with the address of a dnsprobe")
 
 
-def _get(target: Target) -> str:
-    request = urllib.request.Request(
-        target.url, headers={"User-Agent": f"dnsprobe/{__version__}", "Accept": "text/plain"}
-    )
+def _get(target: Target, until: float) -> bytes:
+    """Return the body of the answer. No proxy and no redirect: the password goes only to the given address."""
+    parts = urlsplit(target.url)
+    headers = {"User-Agent": f"dnsprobe/{__version__}", "Accept": "text/plain", "Connection": "close"}
     if target.user is not None:
         credentials = base64.b64encode(f"{target.user}:{target.password or ''}".encode("utf-8", "surrogateescape"))
-        request.add_header("Authorization", f"Basic {credentials.decode('ascii')}")
+        headers["Authorization"] = f"Basic {credentials.decode('ascii')}"
+    host = parts.hostname or ""
+    if parts.scheme == "https":
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, parts.port, timeout=_TIMEOUT, context=_tls(target)
+        )
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=_TIMEOUT)
+    late = threading.Event()
     try:
-        with _opener(target).open(request, timeout=_TIMEOUT) as answer:
-            body: bytes = answer.read(_MAX_BYTES)
-            # http.client reports a truncated body only if read() has no size.
-            if answer.length:
-                raise http.client.IncompleteRead(body, answer.length)
-    except urllib.error.HTTPError as error:
-        raise _refused(target, error) from error
-    except urllib.error.URLError as error:
-        raise _unreachable(target, error.reason) from error
+        with contextlib.closing(connection):
+            connection.connect()
+            with _shut_down_at(until, connection.sock, late):
+                connection.request("GET", parts.path, headers=headers)
+                answer = connection.getresponse()
+                if answer.status != http.HTTPStatus.OK:
+                    raise _refused(target, answer.status, answer.reason)
+                if answer.headers.get("Content-Encoding", "identity") != "identity":
+                    raise _not_dnsprobe(target.url, "the answer is compressed, which was not asked for")
+                return _body(answer, target.url)
     except UnicodeError as error:
         raise UserError(
             f"{printable(target.url)}: not a valid host name", "use --url with a name or an address"
         ) from error
-    except (OSError, http.client.HTTPException) as error:  # while the body was read
+    except (OSError, http.client.HTTPException) as error:
+        if late.is_set():
+            raise _too_slow(target) from error
         raise _unreachable(target, error) from error
-    return body.decode("utf-8", "backslashreplace")
 
 
-def _opener(target: Target) -> urllib.request.OpenerDirector:
-    """Return an opener without proxies and redirects, so that the password goes only to the given address."""
-    opener = urllib.request.OpenerDirector()
-    handlers: list[urllib.request.BaseHandler] = [
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-    ]
-    if target.url.startswith("https:"):
-        handlers.append(urllib.request.HTTPSHandler(context=_tls(target)))
-    for handler in handlers:
-        opener.add_handler(handler)
-    return opener
+@contextlib.contextmanager
+def _shut_down_at(until: float, connected: socket.socket, late: threading.Event) -> Iterator[None]:
+    """End a connection at a moment of ``time.monotonic``, whatever the server sends until then; then set ``late``."""
+
+    def shut_down() -> None:
+        late.set()
+        with contextlib.suppress(OSError):
+            # Not the method of an SSLSocket, which would make another thread read what is not decrypted.
+            socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(until - time.monotonic(), 0), shut_down)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+        # Without a length, the end of the connection is that of the body.
+        if late.is_set():
+            raise TimeoutError
+    finally:
+        timer.cancel()
+
+
+def _body(answer: http.client.HTTPResponse, url: str) -> bytes:
+    body = bytearray()
+    while more := answer.read(1 << 16):
+        body += more
+        if len(body) > _MAX_BYTES:
+            raise _not_dnsprobe(url, f"the answer has more than {_MAX_BYTES >> 20} MiB")
+    # http.client reports a truncated body only if read() has no size.
+    if answer.length:
+        raise http.client.IncompleteRead(bytes(body), answer.length)
+    return bytes(body)
+
+
+def _too_slow(target: Target) -> UserError:
+    where = urlsplit(target.url).netloc
+    return NotAnswering(f"{where} did not send a whole answer within {_WHOLE_TIMEOUT:.0f} seconds", "check the address")
 
 
 def _tls(target: Target) -> ssl.SSLContext:
@@ -182,29 +265,32 @@ def _tls(target: Target) -> ssl.SSLContext:
         return UserError(f"{option} {printable(path)}: {why}", "use a readable file in PEM format", EXIT_USAGE)
 
     try:
-        context = ssl.create_default_context(cafile=target.cacert)
-    except OSError as error:
+        trusted = None if target.cacert is None else read_file(target.cacert, _MAX_PEM).decode("ascii", "replace")
+        context = ssl.create_default_context(cadata=trusted)
+    except (OSError, ValueError) as error:
         raise bad("--cacert", target.cacert or "", error) from error
     if target.cert is not None:
         try:
-            context.load_cert_chain(target.cert, target.key)
+            cert = read_file(target.cert, _MAX_PEM)
+            key = cert if target.key is None else read_file(target.key, _MAX_PEM)
+            with in_memory(cert, _PEM) as cert_file, in_memory(key, _PEM) as key_file:
+                context.load_cert_chain(cert_file, key_file)
         except OSError as error:
             raise bad("--cert", target.cert, error) from error
     return context
 
 
-def _refused(target: Target, error: urllib.error.HTTPError) -> UserError:
-    error.close()
-    if error.code == http.HTTPStatus.UNAUTHORIZED:
+def _refused(target: Target, code: int, reason: str) -> UserError:
+    if code == http.HTTPStatus.UNAUTHORIZED:
         if target.user is None:
             return UserError(f"{target.url} requires a user name and a password", _CREDENTIALS_HINT)
         return UserError(
             f"{target.url} refused the user {printable(target.user)} with this password", "check both, and try again"
         )
-    if error.code == http.HTTPStatus.BAD_REQUEST and target.url.startswith("http:"):
+    if code == http.HTTPStatus.BAD_REQUEST and target.url.startswith("http:"):
         return UserError(f"{target.url} refused the request", f"if the server uses TLS: {_other_scheme(target)}")
-    status = printable(f"{error.code} {error.reason}")
-    if error.code in {http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.SERVICE_UNAVAILABLE}:
+    status = printable(f"{code} {reason[:_MAX_REASON]}")
+    if code in {http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.SERVICE_UNAVAILABLE}:
         return NotAnswering(f"{target.url} cannot answer now: {status}", "try again")
     return _not_dnsprobe(target.url, f"the answer is {status}")
 
