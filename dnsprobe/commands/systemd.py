@@ -29,7 +29,7 @@ def notify(state: str, *descriptors: int) -> None:
         from systemd import daemon  # noqa: PLC0415 - memory: only a service needs it
 
         try:
-            daemon.notify(state, fds=list(descriptors) or None)
+            daemon.notify(state, fds=list(descriptors))
         except OSError as error:  # the variable was inherited from another service
             _log.debug("NOTIFY_SOCKET=%s: %s", os.environ["NOTIFY_SOCKET"], error.strerror)
 
@@ -56,9 +56,11 @@ def passed_sockets() -> PassedSockets:
     from systemd import daemon  # noqa: PLC0415 - memory: only a service needs it
 
     try:
-        names = daemon.listen_fds_with_names(unset_environment=True)
+        names = daemon.listen_fds_with_names()
     except OSError as error:
         raise UserError(f"LISTEN_FDS={os.environ.get('LISTEN_FDS', '')}: {error.strerror}") from error
+    for variable in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):  # no child gets the sockets
+        os.environ.pop(variable, None)
     kept = [descriptor for descriptor, name in names.items() if name == _KEPT]
     return PassedSockets([descriptor for descriptor in names if descriptor not in kept], kept)
 
