@@ -163,6 +163,10 @@ ATTACKS: dict[str, tuple[Callable[[], object], bool, Callable[[], int]]] = {
 }
 
 
+def _report(victim: Callable[[], int], written: int) -> None:
+    os.write(written, str(victim()).encode())
+
+
 def play(attack: str) -> dict[str, object]:
     """Play one attack with its victim. The attacker's processes have ended when this returns."""
     flood, goes_on, victim = ATTACKS[attack]
@@ -181,7 +185,7 @@ def play(attack: str) -> dict[str, object]:
             time.sleep(2)
         else:
             os.read(reader, 1)
-        asking = _as_user(VICTIM, "victim", lambda: os.write(result_writer, str(victim()).encode()) and None)
+        asking = _as_user(VICTIM, "victim", lambda: _report(victim, result_writer))
         os.waitpid(asking, 0)
     finally:
         os.killpg(attacking, signal.SIGKILL)

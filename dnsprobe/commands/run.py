@@ -237,6 +237,7 @@ class Daemon:
             events=probe.statistics()[Statistic.EVENTS],
             losses=self._session.losses(self._sink.dropped),
             other_messages=self._session.other_messages(),
+            exceeded=self._session.exceeded_shares(),
             journal_entries=self._sink.entries,
             rules=len(self._session.rules.rules),
             reload_successful=self._reloader.successful,

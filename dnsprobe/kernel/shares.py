@@ -56,8 +56,9 @@ class Shares:
         self._shares, self._returned_map, self._room_map = shares, returned, room
         self._room = dict(sizes)
         self._returned: dict[int, list[int]] = {}
-        #: What shares that are forgotten were refused.
-        self._refused: dict[int, tuple[int, ...]] = {}
+        #: What was reported of each share, and what was not reported of shares that are forgotten.
+        self._reported: dict[int, tuple[int, ...]] = {}
+        self._unreported: dict[int, tuple[int, ...]] = {}
         self._idle: dict[int, Share] = {}
         room.set_many((int(resource), size) for resource, size in sizes.items())
         shares.set_many((share, Share(_NOTHING, _NOTHING)) for share in _FIXED)
@@ -72,12 +73,16 @@ class Shares:
         if units:
             self._room_map.put(resource, self._room[resource])
 
-    def refused(self) -> dict[int, tuple[int, ...]]:
-        """Return how often there was no room in each share for a unit of each resource; only shares with any."""
-        refused = dict(self._refused)
-        for share, found in self._shares.items():
-            if any(found.refused):
-                refused[share] = _sum(refused.get(share, _NOTHING), found.refused)
+    def newly_refused(self) -> dict[int, tuple[int, ...]]:
+        """Return how often there was no room in each share since the last call, by :class:`Resource`."""
+        present = dict(self._shares.items())
+        refused, self._unreported = self._unreported, {}
+        for share, found in present.items():
+            before = self._reported.get(share, _NOTHING)
+            if found.refused != before:
+                new = (now - old for now, old in zip(found.refused, before, strict=True))
+                refused[share] = _sum(refused.get(share, _NOTHING), new)
+        self._reported = {share: found.refused for share, found in present.items() if any(found.refused)}
         return refused
 
     def sweep(self) -> None:
@@ -92,8 +97,10 @@ class Shares:
         # A BPF program that has just found a share takes room a moment later.
         forgotten = [share for share, found in idle.items() if self._idle.get(share) == found]
         for share, last in self._shares.take_many(forgotten):
-            if any(last.refused):
-                self._refused[share] = _sum(self._refused.get(share, _NOTHING), last.refused)
+            before = self._reported.pop(share, _NOTHING)
+            if last.refused != before:
+                new = (now - old for now, old in zip(last.refused, before, strict=True))
+                self._unreported[share] = _sum(self._unreported.get(share, _NOTHING), new)
         self._returned_map.delete_many(forgotten)
         for share in forgotten:
             self._returned.pop(share, None)

@@ -146,8 +146,15 @@ class Totals:
         self.series_expired = 0
         self.expired: Counter[str] = Counter()
         self.expired_connections = 0
-        #: How many series were refused or had to leave because their share is the largest, by share.
-        self.over_share: Counter[int] = Counter()
+        self._over_share: Counter[int] = Counter()
+
+    def take_over_share(self) -> Counter[int]:
+        """Return how many series were refused or had to leave since the last call, because their share is the largest.
+
+        The result is by share.
+        """
+        taken, self._over_share = self._over_share, Counter()
+        return taken
 
     def add_final(self, count: Count) -> None:
         """Add a count that does not change any more."""
@@ -270,7 +277,7 @@ class Totals:
             if leaving is None:
                 return False
             if not room.is_idle(leaving, now):
-                self.over_share[room.share_of(leaving)] += 1
+                self._over_share[room.share_of(leaving)] += 1
             self._expire(leaving, room)
         room.add(series, share, now)
         if (folded := self._folded.pop(series, None)) is not None:
@@ -299,7 +306,7 @@ class Totals:
         if self._refused[byte] & 1 << bit:
             return
         self.series_folded += 1
-        self.over_share[share] += 1
+        self._over_share[share] += 1
         self._refused[byte] |= 1 << bit
         self._refused_marks += 1
         if self._refused_marks > _REFUSED_BITS // 2:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from dnsprobe.config.main import Config, ProbeConfig, warnings
@@ -14,7 +15,7 @@ from dnsprobe.config.readers import NANOSECONDS
 from dnsprobe.config.source import Source
 from dnsprobe.hook_names import OLD_HOOKS, Attach
 from dnsprobe.kernel import losses
-from dnsprobe.kernel.abi import Statistic
+from dnsprobe.kernel.abi import Resource, Statistic
 from dnsprobe.kernel.losses import NO_LOSSES, Loss, read_losses
 from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.other_messages import read_other_messages
@@ -22,6 +23,7 @@ from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.model import UNDECIDED, Identity, Query, Series
 from dnsprobe.names.ruleset import RuleTable
 from dnsprobe.pipeline.counters import Counters
+from dnsprobe.pipeline.exceeded import ExceededShares
 from dnsprobe.pipeline.known_processes import KnownProcesses
 from dnsprobe.pipeline.matcher import Matcher
 from dnsprobe.pipeline.matching_client import Reload
@@ -33,10 +35,14 @@ from dnsprobe.pipeline.turns import LIMIT_SECONDS
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.lineage import Lineage
 from dnsprobe.process.procfs import ProcFS
+from dnsprobe.process.share_names import ShareNames
 from dnsprobe.process.users import UserNames
 from dnsprobe.text import number
 
 _log = logging.getLogger(__name__)
+
+#: What the metric calls a resource, unless by its name. Pending counters are those of names.
+_WORDS = {Resource.PENDING: "names"}
 
 _SWEEP_SECONDS = 10.0
 #: A sweep is due earlier if this share of a map was filled since the last one.
@@ -85,7 +91,9 @@ class Session:
             raise
         self._decisions = NameDecisions(self.probe, self._rules, self.matcher, probe.names)
         processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
-        self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), UserNames().name)
+        users = UserNames()
+        self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), users.name)
+        self._exceeded = ExceededShares(ShareNames(users.name).name)
         self._counters = Counters(self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive)
         self._lineage = Lineage(self.probe.lineage_table, probe.lineage, procfs)
         self._sizes = (probe.counters, probe.processes, probe.names)
@@ -192,6 +200,7 @@ class Session:
         self._log_too_slow()
         statistics = self.probe.statistics()
         self._lineage.sweep_if_due(statistics)
+        self.exceeded_shares()
         # Each new process adds at least one counter, so the number of counters is an upper limit for that of processes.
         counters = statistics[Statistic.COUNTERS_ADDED]
         added = (counters, counters, statistics[Statistic.NAMES_ADDED])
@@ -201,6 +210,7 @@ class Session:
         )
         if not filling and time.monotonic() - self._last_sweep <= _SWEEP_SECONDS:
             return False
+        self.probe.maps.shares.sweep()
         self._last_sweep, self._added_before = time.monotonic(), added
         return True
 
@@ -233,6 +243,18 @@ class Session:
         # A counter of Prometheus never decreases.
         self._losses = {loss: max(times, self._losses[loss]) for loss, times in now.items()}
         return self._losses
+
+    def exceeded_shares(self) -> dict[tuple[str, str, str], int]:
+        """Return how often shares were exceeded up to now, by user, unit and resource; warn about it."""
+        refused: dict[int, Counter[str]] = {}
+        for share, by_resource in self.probe.maps.shares.newly_refused().items():
+            of_share = refused.setdefault(share, Counter())
+            for resource, times in zip(Resource, by_resource, strict=True):
+                of_share[_WORDS.get(resource, resource.name.lower())] += times
+        for share, series in self.totals.take_over_share().items():
+            refused.setdefault(share, Counter())["series"] += series
+        self._exceeded.add(refused)
+        return dict(self._exceeded.counts)
 
     def other_messages(self) -> dict[str, int]:
         """Return how many messages were not standard queries up to now, by reason."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,8 +31,9 @@ class Snapshot:
 
     ``hooks`` has a (path, hook, attach, symbol) for each path with a hook. ``verified`` is True for a path whose last
     canary queries came back. ``losses`` has every loss from the start, at zero, and ``other_messages`` every reason of
-    :data:`OTHER_MESSAGES`. ``reload_time`` is in seconds since the epoch. ``series_expired`` is how many
-    series have left; ``expired`` has their queries by domain, ``expired_connections`` their connections.
+    :data:`OTHER_MESSAGES`. ``exceeded`` is how often a share was exceeded, by user, unit and resource. ``reload_time``
+    is in seconds since the epoch. ``series_expired`` is how many series have left; ``expired`` has their queries by
+    domain, ``expired_connections`` their connections.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class Snapshot:
     events: int = 0
     losses: Mapping[Loss, int] = field(default_factory=lambda: NO_LOSSES)
     other_messages: Mapping[str, int] = field(default_factory=lambda: {kind.reason: 0 for kind in OTHER_MESSAGES})
+    exceeded: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     journal_entries: int = 0
     rules: int = 0
     reload_successful: bool = True
@@ -83,6 +86,7 @@ class DaemonCollector(Collector):
         """Yield the metrics whose number of series does not depend on processes."""
         yield from self._state(now)
         yield from self._losses(now)
+        yield self._exceeded(now)
         other = CounterMetricFamily(
             "dnsprobe_messages_other",
             "Messages to a watched port that are not standard queries, by reason.",
@@ -92,6 +96,21 @@ class DaemonCollector(Collector):
             other.add_metric([reason], messages)
         yield other
         yield from self._expired(now)
+
+    @staticmethod
+    def _exceeded(now: Snapshot) -> CounterMetricFamily:
+        family = CounterMetricFamily(
+            "dnsprobe_share_exceeded",
+            "How often a user, or a unit of root, wanted more than its fair share of a resource.",
+            labels=["user", "unit", "resource"],
+        )
+        by_labels: Counter[tuple[str, ...]] = Counter()
+        for labels, times in now.exceeded.items():
+            # Two long paths of control groups may be shown as the same text.
+            by_labels[tuple(shown(label) for label in labels)] += times
+        for shown_labels, times in sorted(by_labels.items()):
+            family.add_metric(shown_labels, times)
+        return family
 
     @staticmethod
     def _expired(now: Snapshot) -> Iterator[Metric]:

@@ -13,6 +13,7 @@ _FULL = Snapshot(
     },
     hooks=[("udp4", "ip_send_skb", "fentry", "ip_send_skb")],
     verified={"udp4": True},
+    exceeded={("ada", "", "names"): 1},
 )
 
 #: Prometheus adds one metric for each target, and the labels that identify the target.

@@ -130,6 +130,7 @@ KERNEL_EXCEPTIONS = {
         {"kernel.cgroup_root", "kernel.fentry", "kernel.hooks", "kernel.kallsyms", "kernel.libbpf"},
         "shows what the kernel offers",
     ),
+    "process.share_names": ({"kernel.cgroup_root"}, "finds control groups by their id"),
 }
 
 #: What other layers may import from ``kernel.maps``: sizes, and types of keys. The maps themselves belong to the probe.

@@ -164,7 +164,7 @@ def test_the_share_with_the_most_series_makes_room_for_others() -> None:
     # The attacker's own series do not come back at the cost of others.
     found = totals.collect([*(replace(one, queries=2) for one in flood), *victims])
     assert all(found[series(f"victim{i}")] == 1 for i in range(10))
-    assert set(totals.over_share) == {1}
+    assert set(totals.take_over_share()) == {1}
 
 
 def test_shares_of_the_same_size_do_not_push_each_other_out() -> None:

@@ -28,6 +28,7 @@ FULL = Snapshot(
         Series("example.test", "(other)", "udp", "(other)", "(other)", "", ""): 5,
         Series(".", "HTTPS", "udp", NASTY, f"x;{NASTY}", "user@1000.service", ""): 11,
     },
+    exceeded={("ada", "", "names"): 21, ("", "nightly.service", "counters"): 22},
     hooks=[
         ("udp4", "ip_send_skb", "fentry", "ip_send_skb"),
         ("udp6", "ip_send_skb", "fentry", "ip6_send_skb"),
@@ -93,6 +94,7 @@ def test_everything_is_there_from_the_start() -> None:
         "dnsprobe_journal_dropped_total",
         "dnsprobe_series_folded_total",
         "dnsprobe_names_undecided_total",
+        "dnsprobe_share_exceeded_total",
         "dnsprobe_config_last_reload_successful",
         "dnsprobe_config_last_reload_success_timestamp_seconds",
         "dnsprobe_web_config_last_reload_successful",

@@ -1,0 +1,91 @@
+"""One user floods; another user's counts, trees and events are as if nobody did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from conftest import HERE, IN_OWN_NET, PATIENCE, Service
+
+Start = Callable[..., Service]
+
+ATTACKS = HERE.parents[1] / "benchmarks" / "attacks.py"
+ATTACKER, VICTIM = "64001", "64002"
+
+CONFIGURATION = """\
+domains: [w*.wild.test, plain.test]
+probe: {processes: 1024, counters: 2048, names: 4096, recent: 8192, lineage: 4096, tree: lineage}
+journal: {repeat: 1h}
+"""
+BY_DEFAULT = CONFIGURATION.replace("counters: 2048, ", "")
+
+
+def play(attack: str) -> int:
+    """Play an attack, and return how many queries the victim has sent."""
+    command = [*IN_OWN_NET, sys.executable, str(ATTACKS), attack]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE * 3)
+    sent: int = json.loads(done.stdout)["sent"]
+    return sent
+
+
+def exceeded(service: Service) -> dict[str, set[str]]:
+    """Return the resources of which each user exceeded its share."""
+    found: dict[str, set[str]] = {}
+    for labels, times in service.samples("dnsprobe_share_exceeded_total"):
+        assert times > 0
+        found.setdefault(labels["user"], set()).add(labels["resource"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("attack", "configuration", "asker", "in_tree", "resource"),
+    [
+        ("names", CONFIGURATION, "victim", "victim", "names"),
+        ("events", CONFIGURATION, "victim", "victim", "events"),
+        ("processes", CONFIGURATION, "victim", "victim", "processes"),
+        ("counters", CONFIGURATION, "victim", "victim", "counters"),
+        ("sleepers", CONFIGURATION, "orphan", "starter;orphan", "lineage"),
+    ],
+)
+def test_a_flood_takes_nothing_from_another_user(
+    start: Start, attack: str, configuration: str, asker: str, in_tree: str, resource: str
+) -> None:
+    service = start(configuration)
+    sent = play(attack)
+    assert service.by("dnsprobe_queries_total", "process")[asker] == sent
+    trees = service.by("dnsprobe_queries_total", "tree")
+    assert sum(times for tree, times in trees.items() if tree.endswith(in_tree) and ";" in tree) == sent
+    assert resource in exceeded(service)[ATTACKER]
+    assert VICTIM not in exceeded(service)
+    service.wait_for(f"user {ATTACKER} takes more than its share of ")
+    if attack != "names":  # thousands of names are decided at a time, and the terminal may be slower than they come
+        service.stop()
+        assert sum(f" {asker}[" in f" {line}" for line in service.entries()) == sent
+
+
+def test_types_without_a_name_have_one_counter(start: Start) -> None:
+    service = start(BY_DEFAULT)
+    sent = play("types")
+    assert service.by("dnsprobe_queries_total", "process")["victim"] == sent
+    assert service.by("dnsprobe_queries_total", "process")["attacker"] == 65535
+    assert "counters" not in exceeded(service).get(ATTACKER, set())
+    assert service.by("dnsprobe_queries_unattributed_total", "reason")["counters_full"] == 0
+
+
+def test_ended_ancestors_that_nobody_sees_take_no_room(start: Start) -> None:
+    service = start(CONFIGURATION)
+    # The chain is longer than the map of lineages.
+    sent = play("chain")
+    trees = service.by("dnsprobe_queries_total", "tree")
+    assert sum(times for tree, times in trees.items() if tree.endswith("starter;orphan")) == sent
+    assert exceeded(service) == {}
+    assert service.by("dnsprobe_lineage_lost_total", "reason")["full"] == 0
+
+
+def test_a_repeated_query_is_counted_while_others_ask_for_new_names(start: Start) -> None:
+    service = start(CONFIGURATION)
+    sent = play("recent")
+    assert service.by("dnsprobe_queries_total", "process")["victim"] == sent
