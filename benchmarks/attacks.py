@@ -186,6 +186,7 @@ def play(attack: str) -> dict[str, object]:
         else:
             os.read(reader, 1)
         asking = _as_user(VICTIM, "victim", lambda: _report(victim, result_writer))
+        os.close(result_writer)
         os.waitpid(asking, 0)
     finally:
         os.killpg(attacking, signal.SIGKILL)
