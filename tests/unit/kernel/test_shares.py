@@ -105,7 +105,7 @@ def test_the_share_is_where_the_kernel_side_puts_it(maps: Maps, made: dict[str, 
 def test_a_decided_name_keeps_its_share(maps: Maps, made: dict[str, MapInMemory]) -> None:
     made["names"].data[(7).to_bytes(8, sys.byteorder)] = abi.NAME.pack(DECIDE, 1, 1, b"", ADA)
     assert maps.names.update_many([(7, NameVerdict(5, 2, b"\0")), (8, NameVerdict(5, 2, b"\0"))]) == {8}
-    assert dict(maps.names.items()) == {7: NameVerdict(5, 2, b"\0")}
+    assert dict(maps.names.items()) == {7: NameVerdict(5, 2, b"\0", ADA)}
     maps.names.delete_many([7])
     assert returned(made, ADA, Resource.NAMES) == 1
 
