@@ -206,7 +206,8 @@ struct name {
 /* Words of 64 bits by which a repeated write is recognized. */
 #define STREAM_HEAD 4
 
-/* The state of a TCP connection. Sequence numbers are those of RFC 9293, section 3.4, in host byte order. */
+/* The state of a TCP connection at a hook at a function. Sequence numbers are those of RFC 9293, section 3.4, in host
+ * byte order. */
 struct stream {
 	u64 inode;    /* of the socket: tells apart sockets that had the same address in memory */
 	u32 first;    /* sequence number of the first octet; until the connection is open, that of the last write */
@@ -268,6 +269,30 @@ struct chain {
 	u32 lineage_cut;   /* 1: the lineage is longer, or not known any further */
 	u64 share;	   /* of the process that asks */
 	struct process process[CHAIN_ROOM];
+};
+
+/*
+ * A TCP connection at egress, which the kernel keeps with its socket. Sequence numbers are those of RFC 9293, section
+ * 3.4, in host byte order. `next` counts all octets that the connection has sent, whether they were read or not.
+ */
+struct connection {
+	u32 alignment; /* enum alignment of tcp/egress.h */
+	u32 first;     /* sequence number of the first octet */
+	u32 next;      /* sequence number of the octet that comes next */
+	u32 buffered;  /* octets of the message that has begun in `octets` */
+	u32 skip;      /* octets of the message before that are still to come */
+	u32 urgent;    /* sequence number of the urgent octet, which servers do not read */
+	u32 is_urgent; /* 1: there is one */
+	u32 runs;      /* that handled the present segment */
+	u64 leader;    /* task of the process that wrote last; the memory may hold another task after its end */
+	u64 start_ns;
+	u32 tgid; /* 0: not known */
+	u32 uid;
+	u32 gid;
+	u32 pad;
+	struct chain chain; /* of that process */
+	u8 octets[STREAM_SIZE];
+	u8 more_pad[7];
 };
 
 /* The names in a path, from its end to the root, each with a NUL behind it. */

@@ -8,6 +8,7 @@
 #include "process/lineage.h"
 #include "udp/egress.h"
 #include "udp/function.h"
+#include "tcp/egress.h"
 #include "tcp/handler.h"
 
 /*
@@ -105,6 +106,17 @@ int egress_entry(struct __sk_buff *skb)
 int egress_slow(struct __sk_buff *skb)
 {
 	return handle_egress_slowly(skb);
+}
+
+/* The same, for TCP. */
+int egress_stream_entry(struct __sk_buff *skb)
+{
+	return handle_egress_stream(skb);
+}
+
+int egress_stream_slow(struct __sk_buff *skb)
+{
+	return handle_egress_stream_slowly(skb);
 }
 
 /* BPF_CGROUP_RUN_PROG_INET_SOCK() in net/ipv4/af_inet.c, inet_create(), and net/ipv6/af_inet6.c. A program that returns

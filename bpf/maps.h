@@ -19,6 +19,17 @@
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_##name))
 #define CANARY_PORT bpf_pseudo_fd(CANARY_MARK, 0)
 
+/*
+ * A key of 32 bits on the stack. The verifier knows for each 64 bits of the stack whether they are read later, and only
+ * a store of all 64 tells it that their old content is not. Otherwise, it takes states that differ in such a content
+ * for different ones, and follows each.
+ */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define WHOLE_WORD(key) ((u64)(u32)(key))
+#else
+#define WHOLE_WORD(key) ((u64)(key) << 32)
+#endif
+
 static __always_inline struct settings *get_settings(void)
 {
 	u32 zero = 0;
@@ -29,7 +40,8 @@ static __always_inline struct settings *get_settings(void)
 /* The map has a slot for each CPU, but a program may be interrupted by another one there. */
 static __always_inline void add_statistic(u32 which, u64 number)
 {
-	u64 *value = bpf_map_lookup_elem(MAP(STATISTICS), &which);
+	u64 key = WHOLE_WORD(which);
+	u64 *value = bpf_map_lookup_elem(MAP(STATISTICS), &key);
 
 	if (value)
 		__sync_fetch_and_add(value, number);

@@ -66,7 +66,24 @@ struct join {
 	u32 labels;   /* root excluded */
 	u32 behind;   /* the offset behind the first pointer, 0: there was none yet */
 	u32 is_whole; /* the root was read */
+	u32 size;     /* of the message */
+	u32 pad;
 	u8 name[NAME_SIZE + 64];
+};
+
+/* struct scratch.sent_on */
+#define SENT_ON 1
+#define NOTED 2
+
+/* A packet of a TCP connection at egress. Sequence numbers are in host byte order. */
+struct segment {
+	u64 sock;     /* address of struct sock */
+	u32 at;	      /* offset of the first octet in the packet */
+	u32 sequence; /* of that octet */
+	u32 end;      /* sequence number behind the last octet */
+	u32 urgent;   /* sequence number of the urgent octet */
+	u32 is_first; /* 1: it opens the connection */
+	u32 is_urgent;
 };
 
 /*
@@ -152,10 +169,21 @@ struct scratch {
 	u32 segment;
 	u32 at;
 	u32 runs;
-	/* Not 0: the current task does not ask, but sends on the packet of another. Then `process` and `leader` are
-	 * those of the asker, 0 if it is not known. Only the hook behind the firewall sets it. Written by find_sender;
-	 * read by query/. */
+	/* SENT_ON: the current task does not ask, but sends on the packet of another. Then `process` and `leader` are
+	 * those of the asker, 0 if it is not known. NOTED: as well, and the asker and `share` are from the TCP
+	 * connection. Only the hook behind the firewall sets it. Written by find_sender and find_writer; read by
+	 * query/.
+	 */
 	u32 sent_on;
+	/* Of a segment: its octets that are not read yet, up to the urgent octet, and those of them that belong to the
+	 * message. Written and read by read_segment_message. */
+	u32 left;
+	u32 part;
+	/* The segment. Written by handle_egress_stream_slowly, read by tcp/egress.h and find_writer. */
+	struct segment tcp;
+	/* Not 0: the connection notes the tree of the process that writes. Written by find_writer, read by
+	 * keep_and_submit_segment. */
+	u32 note_tree;
 	/* Of a datagram: octets of its packet behind the linear part. Written by handle_packet and copy_datagram, read
 	 * by read_question and handle_packet_slowly. */
 	u32 beyond;

@@ -76,4 +76,7 @@ static void (*tail_call)(void *ctx, void *map, u32 index) = (void *)BPF_FUNC_tai
 static long (*map_pop)(void *map, void *value) = (void *)BPF_FUNC_map_pop_elem;
 static long (*map_push)(void *map, const void *value, u64 flags) = (void *)BPF_FUNC_map_push_elem;
 
+/* The helper bpf_sk_storage_get(), which BCC offers only as a method of its own tables. */
+static void *(*socket_storage)(void *map, const void *sock, void *value, u64 flags) = (void *)BPF_FUNC_sk_storage_get;
+
 #endif

@@ -23,6 +23,7 @@ OLD_HOOKS = {"net_dev_queue": UdpHook.CGROUP_SKB}
 class TcpHook(StrEnum):
     """The hooks for TCP, best first, as in ``probe.tcp_hook`` and ``dnsprobe_hook_info``."""
 
+    CGROUP_SKB = "cgroup_skb"
     TCP_SENDMSG_LOCKED = "tcp_sendmsg_locked"
     TCP_SENDMSG = "tcp_sendmsg"
     TCP_TRACEPOINT = "tcp_tracepoint"

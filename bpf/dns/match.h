@@ -10,7 +10,7 @@
 /* Returns the id of a rule, NO_RULE, CANARY or DECIDE for the name that reverse_name() has made the key. */
 static __always_inline u32 match_name(const struct scratch *s)
 {
-	u32 zero = 0;
+	u64 zero = 0;
 	void *rules = bpf_map_lookup_elem(MAP(RULES), &zero);
 	const struct outcome *outcome;
 

@@ -21,11 +21,13 @@ struct octets {
 #define POINTER 0xc0
 
 /* Copies `size` octets, 1 to 64, from the offset `from` of a message. Returns 0 on success. */
-static __always_inline long read_octets(const struct octets *message, u64 from, void *to, u32 size)
+static __always_inline long read_octets(const struct scratch *s, const struct octets *message, u64 from, void *to,
+					u32 size)
 {
 	u64 behind_first = size - 1;
 
-	if (from + size > message->size)
+	/* FORGET: of a number on the stack, the verifier would learn another bound in each round of the loop. */
+	if (from + size > FORGET(s->join.size))
 		return -1;
 	/* Verifier: a part of the scratch space may be added only a bounded offset. */
 	KEEP_BELOW_32768(from);
@@ -44,17 +46,19 @@ static __always_inline bool join_piece(struct scratch *s, const struct octets *m
 	u64 at = FORGET(s->join.at);
 	u64 to = FORGET(s->join.length);
 	u64 labels = FORGET(s->join.labels);
-	u8 length, low;
+	u64 octet = 0, low_octet = 0;
+	u8 length;
 
-	if (read_octets(message, at, &length, 1))
+	if (read_octets(s, message, at, &octet, 1))
 		return false;
+	length = *(u8 *)&octet;
 	if (length >= POINTER) {
-		if (read_octets(message, at + 1, &low, 1))
+		if (read_octets(s, message, at + 1, &low_octet, 1))
 			return false;
 		/* Type and class follow the first pointer. */
 		if (!FORGET(s->join.behind))
 			s->join.behind = at + 2;
-		s->join.at = (length - POINTER) << 8 | low;
+		s->join.at = (length - POINTER) << 8 | *(u8 *)&low_octet;
 		return true;
 	}
 	if (length > 63 || to + length + 1 > 255)
@@ -62,7 +66,7 @@ static __always_inline bool join_piece(struct scratch *s, const struct octets *m
 	/* The comparison above may be with a copy of `to`. There are less labels than octets. */
 	KEEP_BELOW_256(to);
 	KEEP_BELOW_128(labels);
-	if (read_octets(message, at, s->join.name + to, length + 1))
+	if (read_octets(s, message, at, s->join.name + to, length + 1))
 		return false;
 	s->label_offset[labels] = to;
 	s->join.at = at + length + 1;
@@ -87,6 +91,7 @@ static __always_inline bool join_question(struct scratch *s, const struct octets
 
 	__builtin_memset(&s->join, 0, __builtin_offsetof(struct join, name));
 	s->join.at = DNS_HEADER;
+	s->join.size = message->size;
 	for (u32 i = 0; i < PIECES; i++) {
 		if (!join_piece(s, message))
 			break;
@@ -95,7 +100,7 @@ static __always_inline bool join_question(struct scratch *s, const struct octets
 	/* FORGET, here and below: with registers, the verifier would follow this once for each way out of the loop. */
 	u32 behind = FORGET(s->join.behind);
 
-	if (!FORGET(s->join.is_whole) || !behind || read_octets(message, behind, tail, sizeof(tail)))
+	if (!FORGET(s->join.is_whole) || !behind || read_octets(s, message, behind, tail, sizeof(tail)))
 		return false;
 	bpf_probe_read_kernel(s->packet + PACKET_FRONT + DNS_HEADER, NAME_SIZE, s->join.name);
 	s->question.length = s->join.length;

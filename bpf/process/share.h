@@ -70,7 +70,7 @@ static __always_inline u64 find_share(u64 task)
 static __always_inline bool take_room(u64 share, u32 resource, u64 units)
 {
 	/* Verifier: an index that was on the stack has no bounds any more. */
-	u32 key = resource;
+	u64 key = WHOLE_WORD(resource);
 	u64 *room = bpf_map_lookup_elem(MAP(ROOM), &key);
 	u64 *taken = bpf_map_lookup_elem(MAP(TAKEN), &key);
 	struct share *own = bpf_map_lookup_elem(MAP(SHARES), &share);
@@ -94,7 +94,7 @@ static __always_inline bool take_room(u64 share, u32 resource, u64 units)
 /* Gives back what take_room() took. */
 static __always_inline void give_back(u64 share, u32 resource, u64 units)
 {
-	u32 key = resource; /* as in take_room() */
+	u64 key = WHOLE_WORD(resource); /* as in take_room() */
 	u64 *taken = bpf_map_lookup_elem(MAP(TAKEN), &key);
 	struct share *own = bpf_map_lookup_elem(MAP(SHARES), &share);
 

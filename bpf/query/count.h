@@ -13,17 +13,21 @@
 #ifdef HOOK_EGRESS
 /* FORGET: with a register, the verifier would follow all that comes behind once for each outcome of find_sender(). */
 #define IS_SENT_ON(s) FORGET((s)->sent_on)
+/* True if the asker is the one that a TCP connection has noted: it may have ended. */
+#define IS_NOTED(s) (FORGET((s)->sent_on) == NOTED)
 #else
 #define IS_SENT_ON(s) 0
+#define IS_NOTED(s) 0
 #endif
 
 /* Sets the share of the process that asks, and the type under which its query is counted. */
 static __always_inline void set_share(struct scratch *s, u64 thread)
 {
-	u32 index = s->question.qtype / 64;
+	u64 index = WHOLE_WORD(s->question.qtype / 64);
 	u64 *known = bpf_map_lookup_elem(MAP(QTYPES), &index);
 
-	s->share = thread ? find_share(thread) : SHARE_OF_NOBODY;
+	if (!IS_NOTED(s))
+		s->share = thread ? find_share(thread) : SHARE_OF_NOBODY;
 	s->counted_qtype = known && *known >> s->question.qtype % 64 & 1 ? s->question.qtype : OTHER_QTYPE;
 }
 
@@ -87,7 +91,8 @@ static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transpor
 	bool added;
 
 	if (!count_one(s, MAP(COUNTS), RESOURCE_COUNTERS, &key, &added)) {
-		u64 *overflow = bpf_map_lookup_elem(MAP(OVERFLOW), &rule);
+		u64 index = WHOLE_WORD(rule);
+		u64 *overflow = bpf_map_lookup_elem(MAP(OVERFLOW), &index);
 
 		count_statistic(STAT_UNATTRIBUTED_COUNTERS_FULL);
 		if (overflow)

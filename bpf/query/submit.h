@@ -27,8 +27,8 @@ static __always_inline void set_user(struct event *event, const struct scratch *
 	event->gid = read_u32(credentials + CRED_GID);
 }
 
-/* Fills in the event, except for its chain, which walk_ancestry() has written. Returns its size in octets, or 0 if the
- * chain is too long. */
+/* Fills in the event, except for its user and its chain, which its caller has set. Returns its size in octets, or 0 if
+ * the chain is too long. */
 static __always_inline u64 complete_event(struct scratch *s)
 {
 	const struct destination *to = &s->to;
@@ -36,7 +36,6 @@ static __always_inline u64 complete_event(struct scratch *s)
 	u64 sock = to->sock ?: read_u64(to->skb + SKB_SK);
 
 	event->name_hash = s->question.hash;
-	set_user(event, s);
 	event->net_ns = IS_THERE(NET_INUM) ? read_u32(read_u64(sock + SOCK_NET) + NET_INUM) : 0;
 	event->qtype = s->question.qtype;
 	event->qclass = s->question.qclass;
@@ -62,6 +61,30 @@ static __always_inline u64 ring_room(u64 size)
 	return (size + RING_HEADER + 7) & ~7ULL;
 }
 
+/* Completes the event, which has its user and its chain, and submits it. */
+static __always_inline void submit_event(struct scratch *s, const struct settings *settings)
+{
+	u64 size = complete_event(s);
+
+	if (!size)
+		return;
+	if (s->event.kind == KIND_CANARY) {
+		bpf_ringbuf_output(MAP(CANARIES), &s->event, size, 0);
+		return;
+	}
+
+	/* FORGET: as in keep_and_submit(). */
+	u64 room = ring_room(size);
+	bool submitted = take_room(FORGET(s->share), RESOURCE_EVENTS, room);
+
+	if (submitted && bpf_ringbuf_output(MAP(EVENTS), &s->event, size, 0)) {
+		give_back(s->share, RESOURCE_EVENTS, room);
+		submitted = false;
+	}
+	count_statistic(submitted ? STAT_EVENTS : STAT_LOST_RING_FULL);
+	update_seen(s, settings, submitted);
+}
+
 /*
  * Keeps the tree of the process if s->keep_tree is set, and submits the event if s->submit is set. Both need the
  * ancestors. The walk over them is half of the program, so there must be only one copy of it: callers set the flags and
@@ -81,25 +104,8 @@ static __always_inline void keep_and_submit(struct scratch *s, const struct sett
 		keep_identity(s, &s->process, s->leader, IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
 	if (!FORGET(s->submit))
 		return;
-
-	u64 size = complete_event(s);
-
-	if (!size)
-		return;
-	if (s->event.kind == KIND_CANARY) {
-		bpf_ringbuf_output(MAP(CANARIES), &s->event, size, 0);
-		return;
-	}
-
-	u64 room = ring_room(size);
-	bool submitted = take_room(FORGET(s->share), RESOURCE_EVENTS, room);
-
-	if (submitted && bpf_ringbuf_output(MAP(EVENTS), &s->event, size, 0)) {
-		give_back(s->share, RESOURCE_EVENTS, room);
-		submitted = false;
-	}
-	count_statistic(submitted ? STAT_EVENTS : STAT_LOST_RING_FULL);
-	update_seen(s, settings, submitted);
+	set_user(&s->event, s);
+	submit_event(s, settings);
 }
 
 #endif

@@ -116,6 +116,8 @@ IDENTITY_SHARE_AT = 16
 ANCESTOR_SHARE_AT = 8
 CHAIN_AT = EVENT_HEAD.size
 CHAIN_BYTES = CHAIN_HEAD.size + CHAIN_ROOM * PROCESS.size
+#: Octets of ``struct connection``, which has a chain between two parts. Only the kernel uses it.
+CONNECTION_SIZE = struct.calcsize("=8I2Q4I") + CHAIN_BYTES + STREAM_SIZE + 7
 #: ``struct lpm_key``: the length of the prefix in bits, then the longest prefix that the kernel's trie can hold.
 LPM_KEY_SIZE = 4 + NAME_SIZE
 

@@ -90,11 +90,12 @@ def _both(protocol: str, function: str) -> dict[str, str]:
     return {f"{protocol}4": function, f"{protocol}6": function}
 
 
-#: The last rung for UDP. Where functions serve, it is attached in addition, for datagrams in parts.
+#: The last rung for UDP. Where functions serve, it is attached in addition, for datagrams in parts. For TCP, it alone
+#: reads what leaves the host: a program can change what it writes until then.
 EGRESS = Rung(
     UdpHook.CGROUP_SKB,
     Attach.CGROUP,
-    {**_both("udp", "egress"), **_both("parts", "egress")},
+    {**_both("udp", "egress"), **_both("parts", "egress"), **_both("tcp", "egress_stream")},
     macro="HOOK_EGRESS",
     unseen="what the firewall of this host drops, and packet sockets",
 )
@@ -114,7 +115,7 @@ UDP_LADDER = (
     ),
     EGRESS,
 )
-_TCP_UNSEEN = "Multipath TCP"
+_TCP_UNSEEN = "Multipath TCP, urgent octets, and what a program changes after its write"
 #: Inside tcp_sendmsg_locked(), no other thread writes to the socket, so the place of a write in the stream is certain.
 TCP_LADDER = (
     *_at_function(
@@ -133,6 +134,7 @@ TCP_LADDER = (
         macro=STREAM_TRACEPOINT,
         unseen=f"data of a SYN (TCP Fast Open), and {_TCP_UNSEEN}",
     ),
+    EGRESS,
 )
 #: By name and way to attach.
 RUNGS: dict[tuple[str, str], Rung] = {(rung.name, rung.attach): rung for rung in (*UDP_LADDER, *TCP_LADDER)}

@@ -116,6 +116,7 @@ _TCP = (
     ("TCP_WRITE_SEQ", "tcp_sock", "write_seq"),
     ("TCP_SND_UNA", "tcp_sock", "snd_una"),
     ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
+    ("SOCK_LOCK_OWNED", "sock", "sk_lock.owned"),
     ("MSG_ITER", "msghdr", "msg_iter"),
     # Since Linux 5.14: kernel commit 8cd54c1c8480 ("iov_iter: separate direction from flavour").
     ("ITER_TYPE", "iov_iter", "iter_type", "type"),

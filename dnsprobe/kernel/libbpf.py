@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ LRU_HASH = 9
 LPM_TRIE = 11
 ARRAY_OF_MAPS = 12
 STACK = 23
+SK_STORAGE = 24
 RINGBUF = 27
 
 # enum bpf_prog_type, in the same file
@@ -112,6 +114,7 @@ def _load() -> ctypes.CDLL:
     library.bpf_map_lookup_batch.argtypes = [number, pointer, pointer, pointer, pointer, pointer, pointer]
     library.bpf_prog_load.argtypes = [number, ctypes.c_char_p, ctypes.c_char_p, pointer, ctypes.c_size_t, pointer]
     library.bpf_raw_tracepoint_open.argtypes = [ctypes.c_char_p, number]
+    library.bpf_btf_load.argtypes = [ctypes.c_char_p, ctypes.c_size_t, pointer]
     library.bpf_link_create.argtypes = [number, number, number, pointer]
     library.bpf_obj_get_info_by_fd.argtypes = [number, pointer, pointer]
     library.ring_buffer__new.argtypes = [number, _SAMPLE, pointer, pointer]
@@ -126,7 +129,6 @@ def _load() -> ctypes.CDLL:
 
 
 _lib: ctypes.CDLL | None = None
-_quick_lib: ctypes.PyDLL | None = None
 
 
 def _libbpf() -> ctypes.CDLL:
@@ -134,21 +136,6 @@ def _libbpf() -> ctypes.CDLL:
     if _lib is None:
         _lib = _load()
     return _lib
-
-
-def _quick_libbpf() -> ctypes.PyDLL:
-    """Return the library for calls that take microseconds: they keep Python's lock.
-
-    A call that releases the lock may wait for another thread to give it back: 5 ms (sys.getswitchinterval()), for each
-    of thousands of calls, while the thread of the journal has much to write.
-    """
-    global _quick_lib  # noqa: PLW0603 - as above
-    if _quick_lib is None:
-        library = _libbpf()
-        _quick_lib = ctypes.PyDLL("libbpf.so.1", use_errno=True)
-        for name in ("bpf_map_lookup_elem", "bpf_map_update_elem", "bpf_map_delete_elem", "bpf_map_lookup_batch"):
-            getattr(_quick_lib, name).argtypes = getattr(library, name).argtypes
-    return _quick_lib
 
 
 #: Not in the errno module, because user space should not see it: include/linux/errno.h.
@@ -169,6 +156,21 @@ def _check(result: int) -> int:
     return result
 
 
+#: The types in the BTF of an SK_STORAGE map: its key, and its value.
+_KEY_TYPE, _VALUE_TYPE = 1, 3
+
+
+def _types_of_storage(value_size: int) -> bytes:
+    """Return BTF (Documentation/bpf/btf.rst) with a number of 32 bits and an array of ``value_size`` octets."""
+    names = b"\0u32\0u64\0"
+    kind_int, kind_array = 1 << 24, 3 << 24
+    types = struct.pack("=IIII", 1, kind_int, 4, 32)
+    types += struct.pack("=IIII", 5, kind_int, 8, 64)
+    types += struct.pack("=IIIIII", 0, kind_array, 0, 2, 1, value_size // 8)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    return header + types + names
+
+
 class Map:
     """A BPF map with keys and values of fixed sizes, in octets. Of a per-CPU map, a value has a slot for each CPU.
 
@@ -186,21 +188,30 @@ class Map:
         inner: Map | None = None,
     ) -> None:
         options = _CreateOptions(sz=ctypes.sizeof(_CreateOptions), map_flags=flags)
+        types = -1
+        if kind == SK_STORAGE:
+            # The kernel takes such a map only with the types of its key and value.
+            blob = _types_of_storage(value_size)
+            types = _check(_libbpf().bpf_btf_load(blob, len(blob), None))
+            options.map_flags, options.btf_fd = NO_PREALLOC, types
+            options.btf_key_type_id, options.btf_value_type_id = _KEY_TYPE, _VALUE_TYPE
         if inner is not None:
             options.inner_map_fd = inner.fd
         self.name, self.key_size, self.value_size, self.entries = name, key_size, value_size, entries
         # The slot of a CPU is rounded up to eight octets: kernel/bpf/syscall.c, bpf_map_value_size().
         self._cpus = possible_cpus() if kind == PERCPU_ARRAY else 1
-        # An update of a map of maps waits until no program uses the old one.
-        self._library = _libbpf() if kind == ARRAY_OF_MAPS else _quick_libbpf()
         self._value = ctypes.create_string_buffer(
             max(value_size, 8) * self._cpus if kind == PERCPU_ARRAY else value_size
         )
-        self.fd: int = _check(
-            _libbpf().bpf_map_create(
-                kind, f"dnsprobe_{name}"[:15].encode(), key_size, value_size, entries, ctypes.byref(options)
+        try:
+            self.fd: int = _check(
+                _libbpf().bpf_map_create(
+                    kind, f"dnsprobe_{name}"[:15].encode(), key_size, value_size, entries, ctypes.byref(options)
+                )
             )
-        )
+        finally:
+            if types >= 0:
+                os.close(types)
 
     def get_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
         """Yield each key with its value, None if there is none."""
@@ -237,18 +248,18 @@ class Map:
             pass
 
     def _get(self, key: bytes) -> bytes | None:
-        if self._library.bpf_map_lookup_elem(self.fd, key, self._value) < 0:
+        if _libbpf().bpf_map_lookup_elem(self.fd, key, self._value) < 0:
             if ctypes.get_errno() == errno.ENOENT:
                 return None
             _check(-1)
         return self._value.raw
 
     def _set(self, key: bytes, value: bytes, flags: int) -> int:
-        result: int = self._library.bpf_map_update_elem(self.fd, key, value, flags)
+        result: int = _libbpf().bpf_map_update_elem(self.fd, key, value, flags)
         return result
 
     def _delete(self, key: bytes) -> bool:
-        if self._library.bpf_map_delete_elem(self.fd, key) < 0:
+        if _libbpf().bpf_map_delete_elem(self.fd, key) < 0:
             if ctypes.get_errno() == errno.ENOENT:
                 return False
             _check(-1)
@@ -272,7 +283,7 @@ class Map:
             values = ctypes.create_string_buffer(self.value_size * size)
             count = ctypes.c_uint32(size)
             with real_time:
-                result = self._library.bpf_map_lookup_batch(
+                result = _libbpf().bpf_map_lookup_batch(
                     self.fd, cursor if started else None, cursor, keys, values, ctypes.byref(count), None
                 )
             code = ctypes.get_errno() if result < 0 else 0

@@ -27,6 +27,7 @@ from dnsprobe.kernel.fentry import Fentry
 from dnsprobe.kernel.hooks import (
     CAST_TO_KERNEL,
     CAST_TO_KERNEL_MACRO,
+    EGRESS,
     LINEAGE_TRACEPOINTS,
     RUNGS,
     TCP_LADDER,
@@ -223,7 +224,8 @@ class Loader:
             if privileges.Capability.CAP_NET_ADMIN not in privileges.held():
                 place += ", which needs CAP_NET_ADMIN"
             _add_link(hook, place, attach_cgroup, program, root, libbpf.CGROUP_INET_EGRESS)
-            self._note_openers(hook, rung, compilation, root)
+            if direction == EGRESS.functions["udp4"]:
+                self._note_openers(hook, rung, compilation, root)
 
     def _load_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> tuple[Compilation, int]:
         """Load the program at egress in the first of the remaining ways that the kernel accepts."""

@@ -191,7 +191,7 @@ LOSSES = (
         _UNPARSED,
         "pipelined",
         Statistic.UNPARSED_PIPELINED,
-        "a TCP write with more than 34 messages, of which only the first 34 are read",
+        "a message in a TCP packet or write with so many that only the first ones are read",
         Counted.IN_PART,
     ),
     Loss(_LINEAGE, "full", Source.LINEAGE_FULL, "no room to track who started a process", Counted.YES),

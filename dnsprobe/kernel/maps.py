@@ -335,6 +335,8 @@ class Maps:
         lineage = max(sizes.lineage, 1)
         self.ancestors = table.shared("LINEAGE", _ANCESTOR_KEY, _ANCESTOR, lineage, shares, _LINEAGE)
         # TCP connections. Only the kernel uses them.
+        # TCP connections at egress, kept with their sockets. Only the kernel uses them.
+        table.add("CONNECTIONS", libbpf.SK_STORAGE, _INDEX.size, abi.CONNECTION_SIZE, 0)
         table.add("STREAMS", libbpf.LRU_HASH, _HASH.size, abi.STREAM.size, _STREAMS)
         self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE, shares)
         self.canaries = table.ring("CANARIES", _CANARY_RING_SIZE, _CANARIES_AT_ONCE)

@@ -74,7 +74,7 @@ class _Climb:
         self._rungs = [
             rung for rung in ladder if hook in {"auto", rung.name} and (choice.fentry or rung.attach != Attach.FENTRY)
         ]
-        self.open_paths = [path for path in paths if path in ladder[0].functions]
+        self.open_paths = [path for path in paths if all(path in rung.functions for rung in ladder)]
         self.attempt = 0
 
     @property
@@ -282,17 +282,14 @@ class Prover(Paths):
 
     def _canaries(self, paths: Sequence[str]) -> Canaries:
         """Start a sender; UserError if that is not possible."""
-        # Not with the lock: to start a process may take long.
-        try:
-            canaries = Canaries(paths, self._port, self._suffix)
-        except OSError as error:
-            raise UserError(f"the canary could not be sent: {error.strerror}") from error
         with self._lock:
-            self._sending = canaries
-            if not self._interrupted:
-                return canaries
-        canaries.dismiss()
-        raise UserError("the proof was interrupted")
+            if self._interrupted:
+                raise UserError("the proof was interrupted")
+            try:
+                self._sending = Canaries(paths, self._port, self._suffix)
+            except OSError as error:
+                raise UserError(f"the canary could not be sent: {error.strerror}") from error
+            return self._sending
 
     def prove(self, hooks: Sequence[Hook], canaries: Canaries | None = None) -> None:
         """Send canaries through new hooks. Keep those that report them correctly, close the others."""

@@ -118,12 +118,14 @@ class Recovery:
         """
         self._go_on()
         rung = RUNGS[found.rung, found.attach]
-        if rung is EGRESS:
+        is_for_tcp = all(path.startswith("tcp") for path in found.paths)
+        reads_datagrams = rung is EGRESS and not is_for_tcp
+        if reads_datagrams:
             serves_parts = bool(set(found.paths) & set(PARTS))
             if not serves_parts:  # it reads datagrams in parts itself
                 old = [*old, *(hook for hook in self._prover.hooks if set(hook.paths) & set(PARTS))]
             self._leave_parts(serves_parts)
-        overlap = overlap and rung.reads_streams
+        overlap = overlap and is_for_tcp
         if not overlap:
             self._prover.detach(old)
         attached = loader.attach(rung, found.paths, found.attempt)
@@ -132,5 +134,5 @@ class Recovery:
         for path, reason in attached.refused.items():
             self._prover.fail(path, f"{rung.place(rung.functions[path])}: {reason}")
         self._prover.prove(attached.hooks)
-        if rung is EGRESS and not any(self._prover.paths[path].rung for path in PARTS):
+        if reads_datagrams and not any(self._prover.paths[path].rung for path in PARTS):
             self._leave_parts(False)

@@ -38,6 +38,7 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "ancestor": abi.ANCESTOR,
     "process": abi.PROCESS,
     "chain": None,
+    "connection": None,
     "path": abi.PATH,
     "identity": abi.IDENTITY,
     "event": None,
@@ -204,6 +205,8 @@ def test_every_struct_has_a_mirror() -> None:
 @pytest.mark.parametrize("name", STRUCTS)
 def test_a_struct_has_the_layout_of_the_compiler(name: str, tmp_path: Path) -> None:
     layout = MIRRORS[name]
+    if name == "connection":
+        pytest.skip("only its size is known outside the kernel")
     if layout is None:
         layout = {"chain": abi.CHAIN_HEAD, "event": abi.EVENT_HEAD}[name]
     expressions = [f"sizeof(struct {name})"]
@@ -230,6 +233,7 @@ def test_composed_sizes_are_those_of_the_compiler(tmp_path: Path) -> None:
         "__builtin_offsetof(struct chain, process)": abi.CHAIN_HEAD.size,
         "__builtin_offsetof(struct event, chain)": abi.CHAIN_AT,
         "sizeof(struct event)": abi.CHAIN_AT + abi.CHAIN_BYTES,
+        "sizeof(struct connection)": abi.CONNECTION_SIZE,
         "sizeof(u64)": abi.COUNTER.size,
         "__builtin_offsetof(struct count, share) + sizeof(u64)": abi.COUNT.size,
         "__builtin_offsetof(struct name, share) + sizeof(u64)": abi.NAME.size,

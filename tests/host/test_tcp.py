@@ -62,19 +62,29 @@ def python(in_namespace: list[str]) -> Callable[[str], str]:
     return run
 
 
-@pytest.fixture(params=["once", "twice"])
+@pytest.fixture(params=["egress", "write", "twice"])
 def start_either(request: pytest.FixtureRequest, start: Start, tmp_path: Path) -> Start:
-    """Return ``start``, with one program at the tracepoint, or with two as on kernels that preempt them."""
-    if request.param == "once":
-        return start
-    if kprobes_available():
-        pytest.skip("a kernel with kprobes does not use the tracepoint for TCP: run on one without")
-    btf = preemptible_btf(tmp_path)
+    """Return ``start``: at egress; at the write; with two programs at the tracepoint, as if they were preempted.
+
+    A kernel with kprobes does not use the tracepoint, but a function.
+    """
+    hook = "tcp_sendmsg_locked" if kprobes_available() else "tcp_tracepoint"
+    probe = {"egress": "tcp_hook: cgroup_skb", "write": f"tcp_hook: {hook}"}.get(request.param)
+    if probe is None:
+        if kprobes_available():
+            pytest.skip("a kernel with kprobes does not use the tracepoint for TCP: run on one without")
+        probe = f"tcp_hook: tcp_tracepoint, btf: {preemptible_btf(tmp_path)}"
 
     def run(configuration: str) -> Service:
-        return start(f"{configuration}\nprobe: {{btf: {btf}}}")
+        return start(f"{configuration}\nprobe: {{{probe}}}")
 
     return run
+
+
+@pytest.fixture
+def sees_opening(start_either: Start, request: pytest.FixtureRequest) -> bool:
+    """Whether the hook sees data of the SYN. The tracepoint does not."""
+    return kprobes_available() or request.node.callspec.params["start_either"] == "egress"
 
 
 def unparsed(service: Service) -> dict[str, float]:
@@ -85,9 +95,10 @@ def other_messages(service: Service) -> dict[str, float]:
     return {reason: value for reason, value in service.by("dnsprobe_messages_other_total", "reason").items() if value}
 
 
-def test_each_form_of_tcp_is_counted_exactly(start_either: Start, in_namespace: Sequence[str]) -> None:
-    # The tracepoint does not see data of the SYN. The guests of tests/vm have kprobes, which do.
-    rows = list(stream_sender.rows(opening=kprobes_available()))
+def test_each_form_of_tcp_is_counted_exactly(
+    start_either: Start, in_namespace: Sequence[str], *, sees_opening: bool
+) -> None:
+    rows = list(stream_sender.rows(opening=sees_opening))
     names = [f"{row}.forms.test" for row in rows]
     service = start_either(f"domains: [{', '.join(names)}]\njournal: {{repeat: 0}}")
     command = [*in_namespace, sys.executable, str(SENDER), "forms.test", *rows]
@@ -158,7 +169,7 @@ finish(other)
 
 
 def test_a_new_socket_at_an_old_address_is_another_connection(
-    start_either: Start, python: Callable[[str], str]
+    start_either: Start, python: Callable[[str], str], *, sees_opening: bool
 ) -> None:
     """The tracepoint does not see data of the SYN. What follows must not be taken for the earlier connection."""
     service = start_either("domains: [again.test]\njournal: {repeat: 0}")
@@ -175,7 +186,7 @@ for _ in range(50):
     finish(sender)
 """)
     # The first connection has no cookie yet, so its query follows the SYN.
-    first = stream_sender.OPENED + 50 * 3 if kprobes_available() else 1
+    first = stream_sender.OPENED + 50 * 3 if sees_opening else 1
     assert service.by("dnsprobe_queries_total", "domain") == {"again.test": 50 * (stream_sender.COUNT + 1) + first}
     assert unparsed(service) == {}
 

@@ -45,6 +45,9 @@ ORDER = (
     "tcp/connection.h",
     "tcp/reassembly.h",
     "tcp/handler.h",
+    "tcp/segment.h",
+    "tcp/writer.h",
+    "tcp/egress.h",
     "dnsprobe.bpf.c",
 )
 HEADERS = [name for name in ORDER if name.endswith(".h")]

@@ -74,7 +74,8 @@ def test_the_log_has_what_the_hooks_do_not_see() -> None:
     }
     prover = cast(Prover, SimpleNamespace(paths=paths, served_paths=list(paths)))
     assert describe_unseen(prover) == (
-        "udp4 and udp6 do not see raw sockets and packet sockets; tcp4 does not see Multipath TCP"
+        "udp4 and udp6 do not see raw sockets and packet sockets; tcp4 does not see "
+        "Multipath TCP, urgent octets, and what a program changes after its write"
     )
 
 

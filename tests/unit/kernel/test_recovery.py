@@ -123,12 +123,14 @@ def _canaries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prover_module, "Canaries", FakeCanaries)
 
 
-def started(*paths: str, hook: str = "auto", broken: Collection[str] = ()) -> tuple[World, Recovery]:
+def started(
+    *paths: str, hook: str = "auto", tcp_hook: str = "tcp_sendmsg_locked", broken: Collection[str] = ()
+) -> tuple[World, Recovery]:
     """Return a world after the start, in which each hook of ``FENTRY`` works."""
     world = World(*paths)
     FakeCanaries.world = world
     world.broken |= set(broken)
-    choice = HookChoice(hook)
+    choice = HookChoice(hook, tcp_hook)
     world.prover.climb(cast(LoaderClient, world), choice)
     require_udp(world.prover)
     world.prover.serve_parts(cast(LoaderClient, world), lambda _: None, lambda _: None, world.told.append)
@@ -183,6 +185,19 @@ def test_a_hook_that_was_detached_is_attached_again() -> None:
         "detach tcp_sendmsg_locked by fentry for tcp4 tcp6 to nowhere",
         "attach tcp_sendmsg_locked by fentry for tcp4 tcp6 to maps in use",
     ]
+
+
+def test_the_hook_at_egress_for_tcp_does_not_touch_that_for_parts() -> None:
+    world, recovery = started("udp4", "tcp4", tcp_hook="cgroup_skb")
+    (hook,) = [hook for hook in world.attached if "tcp4" in hook.paths]
+    hook.maps = "nowhere"
+    recover(world, recovery)
+    assert world.prover.unproved == {}
+    assert world.story[2:] == [
+        "detach cgroup_skb for tcp4 to nowhere",
+        "attach cgroup_skb for tcp4 to maps in use",
+    ]
+    assert world.told == [True]
 
 
 def test_the_next_rung_serves_if_the_first_one_fails_for_good() -> None:

@@ -1,0 +1,462 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * What the hook at egress does with TCP: it reads the octets that leave. Memory that the program writes may change
+ * until then, a write may fail half-way, and a write of Multipath TCP goes to a socket of its own.
+ *
+ * All programs return 1: 0 would drop the packet. The kernel sends one packet of a socket at a time, so nothing else
+ * changes the connection during a run.
+ */
+#ifndef DNSPROBE_TCP_EGRESS_H
+#define DNSPROBE_TCP_EGRESS_H
+
+#include "verifier.h"
+#include "scratch.h"
+#include "dns/match.h"
+#include "dns/name.h"
+#include "query/count.h"
+#include "query/handler.h"
+#include "query/submit.h"
+#include "tcp/connection.h"
+#include "tcp/message.h"
+#include "tcp/segment.h"
+#include "tcp/writer.h"
+
+/* The hook can be limited to one family. */
+#ifndef SERVED_FAMILY
+#define SERVED_FAMILY(family) true
+#endif
+
+/* What is known of where the messages of a connection begin. */
+enum alignment {
+	NEW_CONNECTION = 0,
+	ALIGNED,  /* from its first octet on, or since a message was found */
+	GUESSING, /* octets were not seen: a segment that begins with a whole message shows where */
+	LOST,	  /* servers differ about the octets: nothing is read any more */
+};
+
+/* Messages of a packet that a run handles at most. */
+#define MESSAGES_IN_RUN 2
+/* The runs of a packet up to this number may end at an event. The messages of later runs cause none. */
+#define EVENT_RUNS 24
+/* Messages of a packet that are counted as not read at most. */
+#define SKIPPED_AT_MOST 256
+/* include/uapi/linux/bpf.h */
+#define BPF_SK_STORAGE_GET_F_CREATE 1
+
+/* The first program. Most packets are no TCP to a DNS server. */
+static __always_inline int handle_egress_stream(struct __sk_buff *skb)
+{
+	u16 port = server_port(skb);
+
+	if (!port || (!WATCHED_PORT(port) && !ENCRYPTED_PORT(port)))
+		return 1;
+	/* The rest is another program, so that most packets cost little. */
+	tail_call(skb, MAP(SELF_CALLS), 0);
+	count_statistic(STAT_UNPARSED_BUSY);
+	return 1;
+}
+
+static __always_inline void begin_connection(struct connection *connection, u32 first, u32 sequence)
+{
+	connection->first = first;
+	connection->next = sequence;
+	connection->alignment = first == sequence ? ALIGNED : GUESSING;
+	connection->buffered = 0;
+	connection->skip = 0;
+	connection->is_urgent = 0;
+	connection->runs = 0;
+}
+
+/* Returns the connection of a segment, NULL if there is no room. */
+static __always_inline struct connection *find_connection(struct __sk_buff *skb, const struct segment *segment)
+{
+	const struct bpf_sock *sock = skb->sk;
+	struct connection *connection;
+
+	if (!sock)
+		return NULL;
+	connection = socket_storage(MAP(CONNECTIONS), sock, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!connection)
+		return NULL;
+	if (segment->is_first) {
+		/* A socket can open one connection after the other. The SYN may also be sent again. */
+		if (connection->alignment == NEW_CONNECTION || connection->first != segment->sequence)
+			begin_connection(connection, segment->sequence, segment->sequence);
+	} else if (connection->alignment == NEW_CONNECTION) {
+		begin_connection(connection, first_octet(segment->sock), segment->sequence);
+	}
+	return connection;
+}
+
+static __always_inline void lose(struct scratch *s, struct connection *connection, u32 statistic)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	connection->alignment = LOST;
+	if ((s32)(FORGET(s->tcp.end) - connection->next) > 0)
+		connection->next = FORGET(s->tcp.end);
+	if (s->to.port != CANARY_PORT)
+		count_statistic(statistic);
+}
+
+/*
+ * Notes an urgent octet (MSG_OOB of send(2)). A server does not find it among the others, unless it asks for that
+ * (SO_OOBINLINE). But if a second urgent octet comes before the server has read the first one, the first one becomes an
+ * ordinary octet: net/ipv4/tcp_input.c, tcp_check_urg(). Nobody but the server knows. False if that may be so.
+ */
+static __always_inline bool note_urgent(struct scratch *s, struct connection *connection)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	if (!FORGET(s->tcp.is_urgent) || (connection->is_urgent && connection->urgent == FORGET(s->tcp.urgent)))
+		return true;
+
+	bool has_left = connection->is_urgent && (s32)(connection->urgent - connection->next) < 0;
+
+	if (has_left || (s32)(FORGET(s->tcp.urgent) - connection->next) < 0)
+		return false;
+	connection->urgent = FORGET(s->tcp.urgent);
+	connection->is_urgent = 1;
+	return true;
+}
+
+/* Moves to the first octet of a segment that was not there before. False if nothing of it is to be read. */
+static __always_inline bool find_place(struct scratch *s, struct connection *connection)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	/* Sent again. */
+	if ((s32)(FORGET(s->tcp.end) - connection->next) <= 0)
+		return false;
+	if ((s32)(FORGET(s->tcp.sequence) - connection->next) > 0) {
+		if (connection->alignment == ALIGNED) {
+			connection->alignment = GUESSING;
+			connection->buffered = 0;
+			connection->skip = 0;
+			if (s->to.port != CANARY_PORT)
+				count_statistic(STAT_UNPARSED_UNALIGNED);
+		}
+		connection->next = FORGET(s->tcp.sequence);
+	}
+	if (connection->alignment == LOST) {
+		lose(s, connection, STAT_UNPARSED_UNALIGNED);
+		return false;
+	}
+	return true;
+}
+
+/* Puts the octets of the next message into s->packet, s->part of them from the offset `at` of the packet. */
+static __always_inline bool copy_message(struct scratch *s, const struct connection *connection, struct __sk_buff *skb,
+					 u32 at)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	u64 behind_first = FORGET(s->part) - 1;
+	u64 to = FORGET(connection->buffered);
+
+	bpf_probe_read_kernel(s->packet + STREAM_FRONT, STREAM_SIZE, connection->octets);
+	/* See copy_datagram() for the mask and the size. */
+	KEEP_BELOW_512(behind_first);
+	KEEP_BELOW_512(to);
+	return bpf_skb_load_bytes(skb, at, s->packet + STREAM_FRONT + to, behind_first + 1) == 0;
+}
+
+/* Moves over what belongs to no message that is to be read: an urgent octet, or the rest of the message before. False
+ * if the next octet belongs to a message. Sets s->left and s->part. */
+static __always_inline bool skip_octets(struct scratch *s, struct connection *connection, u32 end)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	u32 next = FORGET(connection->next);
+	u32 left = end - next;
+	u32 skip = FORGET(connection->skip);
+	u32 room = STREAM_SIZE - FORGET(connection->buffered);
+
+	if (FORGET(connection->is_urgent)) {
+		u32 before = FORGET(connection->urgent) - next;
+
+		if (!before) {
+			connection->next = next + 1;
+			return true;
+		}
+		if (before < left)
+			left = before;
+	}
+	s->left = left;
+	if (skip) {
+		if (skip > left)
+			skip = left;
+		connection->skip -= skip;
+		connection->next = next + skip;
+		return true;
+	}
+	s->part = left < room ? left : room;
+	return false;
+}
+
+/* Moves behind the octets of a message that were read: s->part of them are in the segment, and the message is as far as
+ * s->progress says. */
+static __always_inline void advance_in_segment(struct scratch *s, struct connection *connection, u32 end)
+{
+	/* FORGET, here and below: with registers, the verifier would follow this for each way out of read_message(). */
+	u32 rest = LENGTH_SIZE + FORGET(s->length) - FORGET(connection->buffered);
+	u32 left = FORGET(s->left);
+
+	if (FORGET(connection->alignment) == GUESSING) {
+		if (FORGET(s->progress) != MESSAGE_READ || rest > left) {
+			s->progress = MESSAGE_INCOMPLETE;
+			if (s->to.port != CANARY_PORT)
+				count_statistic(STAT_UNPARSED_UNALIGNED);
+			connection->next = end;
+			return;
+		}
+		connection->alignment = ALIGNED;
+	}
+	if (FORGET(s->progress) == MESSAGE_INCOMPLETE) {
+		connection->buffered = s->size;
+		connection->next += FORGET(s->part);
+		bpf_probe_read_kernel(connection->octets, STREAM_SIZE, s->packet + STREAM_FRONT);
+		return;
+	}
+	connection->buffered = 0;
+	if (left > rest)
+		left = rest;
+	connection->next += left;
+	connection->skip = rest - left;
+}
+
+/* Reads the next message of a segment, or the part of it that the segment has. The result is in s->progress. */
+static __always_inline void read_segment_message(struct scratch *s, struct connection *connection,
+						 struct __sk_buff *skb)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	s->progress = MESSAGE_INCOMPLETE;
+	if (skip_octets(s, connection, FORGET(s->tcp.end)))
+		return;
+	if (!copy_message(s, connection, skb, FORGET(s->tcp.at) + FORGET(connection->next) - FORGET(s->tcp.sequence))) {
+		lose(s, connection, STAT_UNPARSED_UNREADABLE);
+		return;
+	}
+	s->size = FORGET(connection->buffered) + FORGET(s->part);
+	s->progress = read_message(s);
+	advance_in_segment(s, connection, FORGET(s->tcp.end));
+}
+
+/* Reads the next message of a segment. If it is a query that a rule matches, counts it. */
+static __always_inline void handle_segment_message(struct scratch *s, const struct settings *settings,
+						   struct connection *connection, struct __sk_buff *skb)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	read_segment_message(s, connection, skb);
+	if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
+		count_statistic(STAT_UNPARSED_MALFORMED);
+	if (FORGET(s->progress) == MESSAGE_NO_QUERY && s->message != RESPONSE && s->to.port != CANARY_PORT)
+		count_statistic(s->message);
+	if (FORGET(s->progress) != MESSAGE_READ)
+		return;
+	reverse_name(s);
+
+	u32 rule = match_name(s);
+
+	if (rule == NO_RULE || !rule_fits_port(rule, s->to.port))
+		return;
+	identify_query(s, settings);
+	handle_query(s, settings, rule);
+}
+
+/* Counts a connection whose messages cannot be read, at its first octet. */
+static __always_inline void count_encrypted_segment(struct scratch *s, struct connection *connection)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	bool is_begin = connection->alignment == ALIGNED && FORGET(s->tcp.sequence) != FORGET(s->tcp.end);
+
+	connection->next = FORGET(s->tcp.end);
+	if (!is_begin)
+		return;
+	connection->alignment = LOST;
+	s->question.qtype = 0;
+	s->event.kind = KIND_QUERY;
+	set_share(s, bpf_get_current_task());
+	s->counted_qtype = 0;
+	count_query(s, ENCRYPTED, TRANSPORT_DOT);
+	if (IS_SENT_ON(s) && !s->leader) {
+		count_statistic(STAT_UNATTRIBUTED_SENT_ON);
+		s->keep_tree = 0;
+	}
+}
+
+/* As keep_and_submit(), for the process that has written, which may have ended. The connection keeps its tree. */
+static __always_inline void keep_and_submit_segment(struct scratch *s, const struct settings *settings,
+						    struct connection *connection)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	u64 thread = 0;
+
+	if (!FORGET(s->keep_tree) && !FORGET(s->submit) && !FORGET(s->note_tree))
+		return;
+	if (!IS_SENT_ON(s)) {
+		walk_ancestry(&s->event.chain, s->leader);
+		s->event.chain.share = find_share(bpf_get_current_task());
+		bpf_probe_read_kernel(&connection->chain, sizeof(connection->chain), &s->event.chain);
+		thread = bpf_get_current_task();
+	} else {
+		bpf_probe_read_kernel(&s->event.chain, sizeof(s->event.chain), &connection->chain);
+		if (is_writer_alive(connection))
+			thread = s->leader;
+	}
+	if (!FORGET(s->keep_tree) && !FORGET(s->submit))
+		return;
+	if (FORGET(s->keep_tree))
+		keep_tree(s);
+	if (s->event.kind != KIND_CANARY && thread)
+		keep_identity(s, &s->process, s->leader, thread);
+	if (!FORGET(s->submit))
+		return;
+	s->event.uid = connection->uid;
+	s->event.gid = connection->gid;
+	submit_event(s, settings);
+}
+
+/* include/uapi/linux/if_ether.h */
+#define ETHERNET_IP4 __builtin_bswap16(0x0800)
+
+/* The server that the asker gave: NAT does not change it in the socket. */
+static __always_inline void read_server(struct destination *to, const struct __sk_buff *skb, u64 sock)
+{
+	to->skb = 0;
+	to->sock = sock;
+	to->port = server_port(skb);
+	__builtin_memset(to->server, 0, sizeof(to->server));
+	if (skb->protocol == ETHERNET_IP4) {
+		to->family = 4;
+		bpf_probe_read_kernel(to->server, 4, (void *)(sock + SOCK_COMMON + SOCK_DADDR));
+	} else {
+		to->family = 6;
+		bpf_probe_read_kernel(to->server, 16, (void *)(sock + SOCK_COMMON + SOCK_V6_DADDR));
+	}
+	to->transport = transport_of(to, 0, TRANSPORT_TCP);
+}
+
+/* Handles the next messages of a segment. True if it has more. */
+static __always_inline bool handle_segment(struct scratch *s, const struct settings *settings, struct __sk_buff *skb,
+					   struct connection *connection)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each round once for each way through the
+	 * rounds before it. */
+	s->keep_tree = 0;
+	s->submit = 0;
+	read_server(&s->to, skb, FORGET(s->tcp.sock));
+	if (!SERVED_FAMILY(s->to.family))
+		return false;
+	find_writer(s, connection, skb);
+	if (!WATCHED_PORT(FORGET(s->to.port))) {
+		count_encrypted_segment(s, connection);
+	} else {
+		if (!note_urgent(s, connection) && connection->alignment != LOST)
+			lose(s, connection, STAT_UNPARSED_UNALIGNED);
+		else if (find_place(s, connection)) {
+			for (u32 i = 0; i < MESSAGES_IN_RUN; i++) {
+				if (FORGET(connection->next) == FORGET(s->tcp.end))
+					break;
+				handle_segment_message(s, settings, connection, skb);
+				if (FORGET(s->keep_tree))
+					break;
+				if (FORGET(s->submit)) {
+					if (FORGET(connection->runs) < EVENT_RUNS)
+						break;
+					count_statistic(STAT_LOST_SEGMENTED);
+					update_seen(s, settings, false);
+					s->submit = 0;
+				}
+			}
+		}
+	}
+	keep_and_submit_segment(s, settings, connection);
+	return WATCHED_PORT(FORGET(s->to.port)) && (s32)(FORGET(s->tcp.end) - FORGET(connection->next)) > 0;
+}
+
+/* Moves over the next message without reading it. False if that is not possible, or if there is none. */
+static __always_inline bool skip_message(struct connection *connection, struct __sk_buff *skb,
+					 const struct segment *segment)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	u32 next = FORGET(connection->next);
+	u32 left = segment->end - next;
+	u32 at = segment->at + next - segment->sequence;
+	u8 length[LENGTH_SIZE];
+
+	/* An urgent octet may be among those of the length. */
+	if (!left || FORGET(connection->is_urgent))
+		return false;
+	if (left < LENGTH_SIZE) {
+		if (bpf_skb_load_bytes(skb, at, connection->octets, 1))
+			return false;
+		connection->buffered = 1;
+		connection->next = segment->end;
+		return false;
+	}
+	if (bpf_skb_load_bytes(skb, at, length, LENGTH_SIZE))
+		return false;
+
+	u32 size = LENGTH_SIZE + (length[0] << 8 | length[1]);
+	u32 part = size < left ? size : left;
+
+	connection->next = next + part;
+	connection->skip = size - part;
+	return true;
+}
+
+/* Counts the messages of a segment that are more than the runs can read. */
+static __always_inline void skip_messages(struct connection *connection, struct __sk_buff *skb,
+					  const struct segment *segment)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	for (u32 i = 0; i < SKIPPED_AT_MOST; i++) {
+		if (!skip_message(connection, skb, segment))
+			break;
+		count_statistic(STAT_UNPARSED_PIPELINED);
+	}
+	/* A part of a message is left, or too many. */
+	if (FORGET(connection->next) == segment->end)
+		return;
+	connection->alignment = LOST;
+	connection->next = segment->end;
+	count_statistic(STAT_UNPARSED_UNALIGNED);
+}
+
+/* The second program. */
+static __always_inline int handle_egress_stream_slowly(struct __sk_buff *skb)
+{
+	struct settings *settings = get_settings();
+	struct connection *connection;
+	struct segment segment;
+	struct scratch *s;
+	bool has_more = false;
+	u32 index = 0;
+
+	if (!settings || !read_segment(&segment, skb))
+		return 1;
+	connection = find_connection(skb, &segment);
+	if (!connection) {
+		if (segment.sequence != segment.end)
+			count_statistic(STAT_UNPARSED_BUSY);
+		return 1;
+	}
+	if (map_pop(MAP(FREE_SCRATCH), &index)) {
+		count_statistic(STAT_UNPARSED_BUSY);
+		return 1;
+	}
+	s = bpf_map_lookup_elem(MAP(SCRATCH_POOL), &index);
+	if (s) {
+		s->tcp = segment;
+		has_more = handle_segment(s, settings, skb, connection);
+	}
+	map_push(MAP(FREE_SCRATCH), &index, 0);
+	if (!has_more) {
+		connection->runs = 0;
+		return 1;
+	}
+	connection->runs++;
+	/* The next messages. A loop around all of this would be too large for the verifier. */
+	tail_call(skb, MAP(SELF_CALLS), 0);
+	connection->runs = 0;
+	skip_messages(connection, skb, &segment);
+	return 1;
+}
+
+#endif

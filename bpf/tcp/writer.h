@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * Which process has written what leaves a TCP socket. It often leaves in the context of a stranger: when the
+ * acknowledgement of earlier octets makes room for it, or a timer sends it.
+ */
+#ifndef DNSPROBE_TCP_WRITER_H
+#define DNSPROBE_TCP_WRITER_H
+
+#include "kernel_read.h"
+#include "scratch.h"
+#include "process/asker.h"
+#include "process/current.h"
+#include "tcp/segment.h"
+
+/* Notes the current task as the one that writes. */
+static __always_inline void note_writer(struct scratch *s, struct connection *connection)
+{
+	u64 credentials = read_u64(bpf_get_current_task() + TASK_CRED);
+
+	s->leader = current_process(&s->process);
+	s->note_tree = connection->leader != s->leader || connection->start_ns != s->process.start_ns;
+	connection->leader = s->leader;
+	connection->start_ns = s->process.start_ns;
+	connection->tgid = s->process.tgid;
+	connection->uid = read_u32(credentials + CRED_UID);
+	connection->gid = read_u32(credentials + CRED_GID);
+}
+
+/*
+ * Finds out who has written. A task that writes, connects or closes holds the lock of the socket (sk_lock.owned) until
+ * it has sent what can be sent. What leaves while nobody holds it was written before, by the process that is noted. A
+ * firewall in user space may send a packet on while another task holds the lock; is_asker() recognizes it.
+ */
+static __always_inline void find_writer(struct scratch *s, struct connection *connection, struct __sk_buff *skb)
+{
+	/* FORGET: with a register, the verifier would follow each way out of is_asker() once more. */
+	s->note_tree = 0;
+	s->sent_on = 0;
+	if (!read_u32(s->tcp.sock + SOCK_LOCK_OWNED) || !is_asker(kernel_packet(skb), s->to.family))
+		s->sent_on = NOTED;
+	if (!FORGET(s->sent_on)) {
+		note_writer(s, connection);
+		return;
+	}
+	s->share = connection->chain.share;
+	s->leader = connection->leader;
+	s->process.start_ns = connection->start_ns;
+	s->process.tgid = connection->tgid;
+	s->process.exec = 0;
+}
+
+/* True if the noted process is still there: its memory may belong to another task by now. */
+static __always_inline bool is_writer_alive(const struct connection *connection)
+{
+	return read_u32(connection->leader + TASK_TGID) == connection->tgid &&
+	       read_u64(connection->leader + TASK_START_BOOTTIME) == connection->start_ns;
+}
+
+#endif
