@@ -23,6 +23,7 @@ SERVER = ("127.0.0.1", 53)
 #: Seconds. Nothing here takes as long; what goes on after it is ended.
 LONGEST = 60
 _PR_SET_NAME = 15  # include/uapi/linux/prctl.h
+_CLONE_NEWUSER = 0x10000000  # include/uapi/linux/sched.h
 
 
 def message(name: str, qtype: int = 1) -> bytes:
@@ -37,7 +38,7 @@ def _set_comm(comm: str) -> None:
 
 
 def _as_user(uid: int, comm: str, work: Callable[[], None]) -> int:
-    """Run a function as a user in a child process; return its pid."""
+    """Run a function as a user in a child process, as root with 0; return its pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -45,9 +46,10 @@ def _as_user(uid: int, comm: str, work: Callable[[], None]) -> int:
     try:
         signal.alarm(LONGEST)
         _set_comm(comm)
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
+        if uid:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
         work()
         status = 0
     finally:
@@ -80,6 +82,34 @@ def _processes(count: int, types: int = 1) -> None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                 for qtype in range(1, types + 1):
                     sender.sendto(message("p.plain.test", qtype), SERVER)
+            signal.pause()
+
+
+def _with_subordinate_ids(count: int) -> None:
+    """Keep processes that have asked, each with another user id, in a user namespace inside another one.
+
+    Such ids are those that newuidmap(1) gives a user; here, root gives them.
+    """
+    pid = os.getpid()
+    ready, mapped = os.pipe(), os.pipe()
+    if os.fork() == 0:
+        os.setresuid(0, 0, 0)
+        os.read(ready[0], 1)
+        for file in ("uid_map", "gid_map"):
+            with open(f"/proc/{pid}/{file}", "w", encoding="ascii") as written:
+                written.write(f"0 {ATTACKER} 1\n1 100000 65000")
+        os.write(mapped[1], b".")
+        os._exit(0)
+    os.setresgid(ATTACKER, ATTACKER, ATTACKER)
+    os.setresuid(ATTACKER, ATTACKER, ATTACKER)
+    assert ctypes.CDLL(None).unshare(_CLONE_NEWUSER) == 0
+    os.write(ready[1], b".")
+    os.read(mapped[0], 1)
+    for number in range(1, count):
+        if os.fork() == 0:
+            os.setresuid(number, number, number)
+            ctypes.CDLL(None).unshare(_CLONE_NEWUSER)
+            _ask(1, "u{}-{}.plain.test")
             signal.pause()
 
 
@@ -157,6 +187,7 @@ ATTACKS: dict[str, tuple[Callable[[], object], bool, Callable[[], int]]] = {
     "types": (_types, False, lambda: _newcomers(100)),
     "processes": (lambda: _processes(1200), False, lambda: _newcomers(100)),
     "counters": (lambda: _processes(600, 4), False, lambda: _newcomers(100)),
+    "namespace": (lambda: _with_subordinate_ids(1200), False, lambda: _newcomers(100)),
     "chain": (lambda: _chain(6000), False, lambda: _orphans(50)),
     "sleepers": (lambda: _sleepers(4500), False, lambda: _orphans(50)),
     "recent": (lambda: _ask(0, "r{}-{}.plain.test", seconds=LONGEST), True, _repeated),
@@ -179,7 +210,7 @@ def play(attack: str) -> dict[str, object]:
         signal.pause()
 
     result_reader, result_writer = os.pipe()
-    attacking = _as_user(ATTACKER, "attacker", attacker)
+    attacking = _as_user(0 if attack == "namespace" else ATTACKER, "attacker", attacker)
     try:
         if goes_on:
             time.sleep(2)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import HERE, IN_OWN_NET, PATIENCE, Service
+
+from dnsprobe.process.share_names import find_cgroup_folder
 
 Start = Callable[..., Service]
 
@@ -47,6 +53,7 @@ def exceeded(service: Service) -> dict[str, set[str]]:
         ("events", CONFIGURATION, "victim", "victim", "events"),
         ("processes", CONFIGURATION, "victim", "victim", "processes"),
         ("counters", CONFIGURATION, "victim", "victim", "counters"),
+        ("namespace", CONFIGURATION, "victim", "victim", "processes"),
         ("sleepers", CONFIGURATION, "orphan", "starter;orphan", "lineage"),
     ],
 )
@@ -59,11 +66,62 @@ def test_a_flood_takes_nothing_from_another_user(
     trees = service.by("dnsprobe_queries_total", "tree")
     assert sum(times for tree, times in trees.items() if tree.endswith(in_tree) and ";" in tree) == sent
     assert resource in exceeded(service)[ATTACKER]
-    assert VICTIM not in exceeded(service)
+    # Whatever ids its processes have in a user namespace, they are one user.
+    assert exceeded(service).keys() == {ATTACKER}
     service.wait_for(f"user {ATTACKER} takes more than its share of ")
     if attack != "names":  # thousands of names are decided at a time, and the terminal may be slower than they come
         service.stop()
         assert sum(f" {asker}[" in f" {line}" for line in service.entries()) == sent
+
+
+KEEP = """\
+import signal, sys
+sys.path.insert(0, sys.argv[1])
+import attacks
+attacks._processes(int(sys.argv[2]))
+print("asked", flush=True)
+signal.pause()
+"""
+
+
+def test_control_groups_of_root_have_a_share_each(start: Start) -> None:
+    """A service of root that floods takes nothing from another one."""
+    folder = find_cgroup_folder()
+    assert folder is not None
+    groups = [folder / f"{name}-{os.getpid()}.service" for name in ("flooding", "asking")]
+    started: list[subprocess.Popen[bytes]] = []
+    service = start(CONFIGURATION)
+    try:
+        for group, count in zip(groups, (1200, 50), strict=True):
+            group.mkdir()
+            enter = [*IN_OWN_NET, "sh", "-ec", 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"', "sh", str(group)]
+            command = [*enter, sys.executable, "-c", KEEP, str(ATTACKS.parent), str(count)]
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True))
+            output = started[-1].stdout
+            assert output is not None
+            assert output.readline() == b"asked\n"
+        units = service.by("dnsprobe_queries_total", "unit")
+        assert units[groups[1].name] == 50
+        ((labels, _),) = service.samples("dnsprobe_share_exceeded_total")
+        assert labels == {"user": "", "unit": groups[0].name, "resource": labels["resource"]}
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        for group in groups:
+            remove(group)
+
+
+def remove(group: Path) -> None:
+    """Remove a control group once its processes have ended."""
+    until = time.monotonic() + PATIENCE
+    while group.exists():
+        try:
+            group.rmdir()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
 
 
 def test_types_without_a_name_have_one_counter(start: Start) -> None:
