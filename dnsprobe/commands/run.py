@@ -184,6 +184,7 @@ class Daemon:
                 await self._counts.collect()
                 self._notify_status()
             self._sink.report_refused()
+            self._session.exceeded_shares(self._sink.take_over_share())
             if self._address.retry():
                 self._notify_status()
             if watchdog:
@@ -237,7 +238,7 @@ class Daemon:
             events=probe.statistics()[Statistic.EVENTS],
             losses=self._session.losses(self._sink.dropped),
             other_messages=self._session.other_messages(),
-            exceeded=self._session.exceeded_shares(),
+            exceeded=self._session.exceeded_shares(self._sink.take_over_share()),
             journal_entries=self._sink.entries,
             rules=len(self._session.rules.rules),
             reload_successful=self._reloader.successful,

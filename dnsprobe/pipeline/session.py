@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 #: What the metric calls a resource, unless by its name. Pending counters are those of names.
 _WORDS = {Resource.PENDING: "names"}
+_NO_SHARES: Mapping[int, int] = {}
 
 _SWEEP_SECONDS = 10.0
 #: A sweep is due earlier if this share of a map was filled since the last one.
@@ -244,8 +245,11 @@ class Session:
         self._losses = {loss: max(times, self._losses[loss]) for loss, times in now.items()}
         return self._losses
 
-    def exceeded_shares(self) -> dict[tuple[str, str, str], int]:
-        """Return how often shares were exceeded up to now, by user, unit and resource; warn about it."""
+    def exceeded_shares(self, journal: Mapping[int, int] = _NO_SHARES) -> dict[tuple[str, str, str], int]:
+        """Return how often shares were exceeded up to now, by user, unit and resource; warn about it.
+
+        ``journal`` is how often there was no room for an entry since the last call, by share.
+        """
         refused: dict[int, Counter[str]] = {}
         for share, by_resource in self.probe.maps.shares.newly_refused().items():
             of_share = refused.setdefault(share, Counter())
@@ -253,6 +257,8 @@ class Session:
                 of_share[_WORDS.get(resource, resource.name.lower())] += times
         for share, series in self.totals.take_over_share().items():
             refused.setdefault(share, Counter())["series"] += series
+        for share, entries in journal.items():
+            refused.setdefault(share, Counter())["journal"] += entries
         self._exceeded.add(refused)
         return dict(self._exceeded.counts)
 

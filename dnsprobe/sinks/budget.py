@@ -22,6 +22,7 @@ class Budget:
         self._urgent, self._ordinary = size, size - size // _URGENT_PART
         self._used: Counter[int] = Counter()
         self._total = 0
+        self._refused: Counter[int] = Counter()
 
     def take(self, share: int, priority: int) -> bool:
         """Take a place. Return False if there is none for ``share``."""
@@ -29,6 +30,7 @@ class Budget:
         if self._used[share] >= _PER_FREE_PLACE * free:
             if not self._used[share]:
                 del self._used[share]
+            self._refused[share] += 1
             return False
         self._used[share] += 1
         self._total += 1
@@ -40,6 +42,11 @@ class Budget:
         self._used[share] -= 1
         if not self._used[share]:
             del self._used[share]
+
+    def take_refused(self) -> Counter[int]:
+        """Return how often there was no place since the last call, by share."""
+        refused, self._refused = self._refused, Counter()
+        return refused
 
     def clear(self) -> None:
         """Free all places."""

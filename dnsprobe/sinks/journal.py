@@ -9,6 +9,7 @@ import select
 import socket
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TextIO, cast
 
@@ -123,6 +124,10 @@ class RateLimit:
         self._refused += 1
         return False
 
+    def take_refused(self) -> Counter[int]:
+        """Return how many entries were refused since the last call, by share."""
+        return self._places.take_refused()
+
     def report_refused(self) -> None:
         """Log how many entries were refused, if the interval is over."""
         if self._refused and self._clock_ns() >= self._ends_ns:
@@ -173,6 +178,10 @@ class JournalSink(QueuedSink):
             return super().put(query, identity)
         self.count_dropped()
         return False
+
+    def take_over_share(self) -> Counter[int]:
+        """Return how many were dropped since the last call because their user had no room, by share."""
+        return super().take_over_share() + self._limit.take_refused()
 
     def report_refused(self) -> None:
         """Log how many entries the limit refused, if its interval is over."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from dnsprobe.model import Identity, Query
@@ -51,6 +51,11 @@ class QueuedSink:
             self._queue.append((query, identity))
             self._changed.notify()
             return True
+
+    def take_over_share(self) -> Counter[int]:
+        """Return how many were dropped since the last call because their user had no room, by share."""
+        with self._changed:
+            return self._places.take_refused()
 
     def count_dropped(self) -> None:
         """Count a query as dropped that is not queued at all."""

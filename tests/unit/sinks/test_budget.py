@@ -48,3 +48,15 @@ def test_a_share_that_was_refused_takes_no_memory() -> None:
     for share in range(1, 1000):
         assert not budget.take(share, INFO)
     assert len(budget._used) == 1
+
+
+def test_refusals_are_reported_once_by_share() -> None:
+    budget = Budget(4)
+    for _ in range(6):
+        budget.take(1, 6)
+    refused = budget.take_refused()
+    assert set(refused) == {1}
+    assert budget.take(1, 6) is False
+    assert budget.take_refused() == {1: 1}
+    budget.clear()
+    assert budget.take_refused() == {}

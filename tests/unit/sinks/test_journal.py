@@ -338,6 +338,14 @@ def run_with_journald(case: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def test_what_the_limit_and_the_queue_refuse_is_reported_by_share() -> None:
+    limit = RateLimit(1, 4, lambda: 0)
+    for _ in range(6):
+        limit.allows(7)
+    assert set(limit.take_refused()) == {7}
+    assert limit.take_refused() == {}
+
+
 def inside_namespace(case: Callable[[JournalSink, subprocess.Popen[bytes]], None]) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
     settings = Path("/run/systemd/journald.conf.d/test.conf")
