@@ -129,6 +129,7 @@ def _load() -> ctypes.CDLL:
 
 
 _lib: ctypes.CDLL | None = None
+_quick_lib: ctypes.PyDLL | None = None
 
 
 def _libbpf() -> ctypes.CDLL:
@@ -136,6 +137,21 @@ def _libbpf() -> ctypes.CDLL:
     if _lib is None:
         _lib = _load()
     return _lib
+
+
+def _quick_libbpf() -> ctypes.PyDLL:
+    """Return the library for calls that take microseconds: they keep Python's lock.
+
+    A call that releases the lock may wait for another thread to give it back: 5 ms (sys.getswitchinterval()), for each
+    of thousands of calls, while the thread of the journal has much to write.
+    """
+    global _quick_lib  # noqa: PLW0603 - as above
+    if _quick_lib is None:
+        library = _libbpf()
+        _quick_lib = ctypes.PyDLL("libbpf.so.1", use_errno=True)
+        for name in ("bpf_map_lookup_elem", "bpf_map_update_elem", "bpf_map_delete_elem", "bpf_map_lookup_batch"):
+            getattr(_quick_lib, name).argtypes = getattr(library, name).argtypes
+    return _quick_lib
 
 
 #: Not in the errno module, because user space should not see it: include/linux/errno.h.
@@ -200,6 +216,8 @@ class Map:
         self.name, self.key_size, self.value_size, self.entries = name, key_size, value_size, entries
         # The slot of a CPU is rounded up to eight octets: kernel/bpf/syscall.c, bpf_map_value_size().
         self._cpus = possible_cpus() if kind == PERCPU_ARRAY else 1
+        # An update of a map of maps waits until no program uses the old one.
+        self._library = _libbpf() if kind == ARRAY_OF_MAPS else _quick_libbpf()
         self._value = ctypes.create_string_buffer(
             max(value_size, 8) * self._cpus if kind == PERCPU_ARRAY else value_size
         )
@@ -248,18 +266,18 @@ class Map:
             pass
 
     def _get(self, key: bytes) -> bytes | None:
-        if _libbpf().bpf_map_lookup_elem(self.fd, key, self._value) < 0:
+        if self._library.bpf_map_lookup_elem(self.fd, key, self._value) < 0:
             if ctypes.get_errno() == errno.ENOENT:
                 return None
             _check(-1)
         return self._value.raw
 
     def _set(self, key: bytes, value: bytes, flags: int) -> int:
-        result: int = _libbpf().bpf_map_update_elem(self.fd, key, value, flags)
+        result: int = self._library.bpf_map_update_elem(self.fd, key, value, flags)
         return result
 
     def _delete(self, key: bytes) -> bool:
-        if _libbpf().bpf_map_delete_elem(self.fd, key) < 0:
+        if self._library.bpf_map_delete_elem(self.fd, key) < 0:
             if ctypes.get_errno() == errno.ENOENT:
                 return False
             _check(-1)
@@ -283,7 +301,7 @@ class Map:
             values = ctypes.create_string_buffer(self.value_size * size)
             count = ctypes.c_uint32(size)
             with real_time:
-                result = _libbpf().bpf_map_lookup_batch(
+                result = self._library.bpf_map_lookup_batch(
                     self.fd, cursor if started else None, cursor, keys, values, ctypes.byref(count), None
                 )
             code = ctypes.get_errno() if result < 0 else 0

@@ -30,7 +30,7 @@ from dnsprobe.pipeline.matching_client import Reload
 from dnsprobe.pipeline.resolver import Resolver
 from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
-from dnsprobe.pipeline.steps import run, run_in_turns
+from dnsprobe.pipeline.steps import Steps, run, run_in_turns
 from dnsprobe.pipeline.turns import LIMIT_SECONDS
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.lineage import Lineage
@@ -183,25 +183,33 @@ class Session:
 
     def sweep_if_due(self) -> bool:
         """Make room in the kernel's maps if it is time. Call about once a second. Return whether it was time."""
-        if not self._is_sweep_due():
+        self._maintain()
+        statistics = self.probe.statistics()
+        if self._lineage.is_sweep_due(statistics):
+            self._lineage.sweep()
+        if not self._is_sweep_due(statistics):
             return False
         run(self._counters.sweeping())
         return True
 
     async def sweep_in_turns_if_due(self) -> bool:
         """Do what :meth:`sweep_if_due` does, and let the event loop work meanwhile."""
-        if not self._is_sweep_due():
+        self._maintain()
+        statistics = self.probe.statistics()
+        if self._lineage.is_sweep_due(statistics):
+            await run_in_turns(_as_steps(self._lineage.sweeping()))
+        if not self._is_sweep_due(statistics):
             return False
         async with self._counting:
             await run_in_turns(self._counters.sweeping())
         return True
 
-    def _is_sweep_due(self) -> bool:
+    def _maintain(self) -> None:
         self.matcher.maintain()
         self._log_too_slow()
-        statistics = self.probe.statistics()
-        self._lineage.sweep_if_due(statistics)
         self.exceeded_shares()
+
+    def _is_sweep_due(self, statistics: Mapping[Statistic, int]) -> bool:
         # Each new process adds at least one counter, so the number of counters is an upper limit for that of processes.
         counters = statistics[Statistic.COUNTERS_ADDED]
         added = (counters, counters, statistics[Statistic.NAMES_ADDED])
@@ -275,6 +283,10 @@ class Session:
         self.matcher.close()
         self.probe.close()
         self.probe.release()
+
+
+def _as_steps(steps: Iterator[None]) -> Steps[None]:
+    yield from steps
 
 
 async def _readable(descriptor: int) -> None:

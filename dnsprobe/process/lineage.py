@@ -20,6 +20,8 @@ from dnsprobe.process.procfs import ProcFS, Stat
 _SWEEP_SECONDS = 10.0
 #: A sweep is due earlier if, since the last one, processes that ended before their children kept this share of the map.
 _SWEEP_FILL = 1 / 8
+#: Entries that are looked at in one step of a sweep.
+_AT_ONCE = 256
 
 
 class Table(Protocol):
@@ -78,8 +80,8 @@ class Lineage:
             for stat in running.values()
         )
 
-    def sweep_if_due(self, statistics: Mapping[Statistic, int]) -> bool:
-        """Sweep if it is time. Call about once a second. Return whether it was time."""
+    def is_sweep_due(self, statistics: Mapping[Statistic, int]) -> bool:
+        """Return whether it is time for a sweep, which has to follow. Call about once a second."""
         added, left = statistics[Statistic.LINEAGE_ADDED], statistics[Statistic.LINEAGE_LEFT]
         crowded = left - self._left_before > self._sweep_early
         # If nothing was added or left since the last sweep, only the entries that it did not remove yet need another.
@@ -87,8 +89,28 @@ class Lineage:
         if not crowded and not (waiting and self._clock() - self._last_sweep > _SWEEP_SECONDS):
             return False
         self._last_sweep, self._added_before, self._left_before = self._clock(), added, left
-        self.sweep()
         return True
+
+    def sweeping(self) -> Iterator[None]:
+        """Do what :meth:`sweep` does, and yield after each step."""
+        table: dict[AncestorKey, Ancestor] = {}
+        for at, (key, ancestor) in enumerate(self._table.ancestors()):
+            table[key] = ancestor
+            if at % _AT_ONCE == 0:
+                yield
+        yield from self._marking_missed_exits(table)
+        needed: set[AncestorKey] = set()
+        for at, ancestor in enumerate(table.values()):
+            key = ancestor.parent
+            while not ancestor.exited and key in table and key not in needed:
+                needed.add(key)
+                key = table[key].parent
+            if at % _AT_ONCE == 0:
+                yield
+        unneeded = {key for key, ancestor in table.items() if ancestor.exited} - needed
+        removed = unneeded & self._unneeded
+        self._table.forget_ancestors(removed)
+        self._unneeded = unneeded - removed
 
     def sweep(self) -> None:
         """Remove processes that have ended and have no running descendants.
@@ -96,29 +118,22 @@ class Lineage:
         A descendant can be added while the table is read. So an entry is removed only if two sweeps in a row find that
         it is not needed.
         """
-        table = dict(self._table.ancestors())
-        self._table.set_ancestors(self._mark_missed_exits(table))
-        needed: set[AncestorKey] = set()
-        for ancestor in table.values():
-            key = ancestor.parent
-            while not ancestor.exited and key in table and key not in needed:
-                needed.add(key)
-                key = table[key].parent
-        unneeded = {key for key, ancestor in table.items() if ancestor.exited} - needed
-        removed = unneeded & self._unneeded
-        self._table.forget_ancestors(removed)
-        self._unneeded = unneeded - removed
+        for _ in self.sweeping():
+            pass
 
-    def _mark_missed_exits(self, table: dict[AncestorKey, Ancestor]) -> Iterator[tuple[AncestorKey, Ancestor]]:
-        """Mark the processes whose exit the kernel side missed, and yield them: their pid is free or reused."""
+    def _marking_missed_exits(self, table: dict[AncestorKey, Ancestor]) -> Iterator[None]:
+        """Mark the processes whose exit the kernel side missed: their pid is free or reused."""
         present = set(self._procfs.pids())
         latest: dict[int, int] = {}
         for key in table:
             latest[key.tgid] = max(latest.get(key.tgid, 0), key.start_ticks)
-        for key, ancestor in table.items():
+        yield
+        for at, (key, ancestor) in enumerate(table.items()):
+            if at % _AT_ONCE == 0:
+                yield
             if ancestor.exited or (key.tgid in present and key.start_ticks == latest[key.tgid]):
                 continue
             if not self._procfs.alive(Process(key.tgid, key.start_ticks * TICK_NS, ancestor.comm)):
                 # The kernel side may change the number of children at this moment, so nothing relies on it any more.
                 table[key] = replace(ancestor, exited=True, has_others=True)
-                yield key, table[key]
+                self._table.set_ancestors([(key, table[key])])

@@ -151,24 +151,17 @@ class ProcFS:
         """Return a process and its ancestors as they are now, None if it is gone. Start times of ancestors are 0.
 
         The kernel side keeps the ancestry of the moment of the send, which is better. This function is for processes
-        for which the kernel side had no room. It always reads the host's ``/proc``, whatever the root is.
+        for which the kernel side had no room: it reads one file for each ancestor.
         """
-        import psutil  # noqa: PLC0415 - half a megabyte, for a case that most hosts never meet
-
         chain: list[Process] = []
         complete = False
-        try:
-            step: psutil.Process | None = psutil.Process(process.tgid)
-            while step is not None and len(chain) < CHAIN_SIZE:
-                with step.oneshot():
-                    # psutil completes a comm that the kernel cut off, but a tree has the comm of the kernel.
-                    comm = os.fsencode(step.name())[: COMM_SIZE - 1]
-                    chain.append(Process(step.pid, 0 if chain else process.start_ns, comm))
-                    complete = step.ppid() == 0
-                    # None if the pid was reused: psutil compares the start times.
-                    step = step.parent()
-        except psutil.Error:
-            complete = False
+        stat = self._stat(process.tgid)
+        while stat is not None and len(chain) < CHAIN_SIZE:
+            chain.append(Process(stat.tgid, 0 if chain else process.start_ns, stat.comm))
+            complete = stat.parent == 0
+            parent = None if complete else self._stat(stat.parent)
+            # A parent that started later has a pid that was reused.
+            stat = parent if parent and parent.start_ticks <= stat.start_ticks else None
         # Checked last: if the process still has the pid, it had the pid during all reads.
         return Ancestry(tuple(chain), complete) if chain and self.alive(process) else None
 

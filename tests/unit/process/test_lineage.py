@@ -168,17 +168,24 @@ def statistics(added: int, left: int) -> dict[Statistic, int]:
     return {**dict.fromkeys(Statistic, 0), Statistic.LINEAGE_ADDED: added, Statistic.LINEAGE_LEFT: left}
 
 
+def sweep_if_due(lineage: Lineage, now: dict[Statistic, int]) -> bool:
+    due = lineage.is_sweep_due(now)
+    if due:
+        lineage.sweep()
+    return due
+
+
 def test_a_sweep_is_due_after_a_time_or_if_the_map_fills(tmp_path: Path) -> None:
     table, clock = Table(), [0.0]
     lineage = make(table, tmp_path, clock)
-    assert not lineage.sweep_if_due(statistics(0, 0))
-    assert not lineage.sweep_if_due(statistics(1000, 10))
-    assert lineage.sweep_if_due(statistics(1000, 11))  # more than an eighth of 80
-    assert not lineage.sweep_if_due(statistics(1001, 11))
+    assert not sweep_if_due(lineage, statistics(0, 0))
+    assert not sweep_if_due(lineage, statistics(1000, 10))
+    assert sweep_if_due(lineage, statistics(1000, 11))  # more than an eighth of 80
+    assert not sweep_if_due(lineage, statistics(1001, 11))
     clock[0] = 10.5
-    assert lineage.sweep_if_due(statistics(1001, 11))
+    assert sweep_if_due(lineage, statistics(1001, 11))
     clock[0] = 100.0
-    assert not lineage.sweep_if_due(statistics(1001, 11))
+    assert not sweep_if_due(lineage, statistics(1001, 11))
     assert table.reads == 2
 
 
@@ -186,9 +193,9 @@ def test_entries_that_a_sweep_put_off_are_swept_again(tmp_path: Path) -> None:
     table, clock = Table(p2=ancestor(exited=True)), [11.0]
     lineage = make(table, tmp_path, clock)
     clock[0] = 22.0
-    assert lineage.sweep_if_due(statistics(1, 1))
+    assert sweep_if_due(lineage, statistics(1, 1))
     clock[0] = 33.0
-    assert lineage.sweep_if_due(statistics(1, 1))
+    assert sweep_if_due(lineage, statistics(1, 1))
     assert table.pids == set()
     clock[0] = 44.0
-    assert not lineage.sweep_if_due(statistics(1, 1))
+    assert not sweep_if_due(lineage, statistics(1, 1))

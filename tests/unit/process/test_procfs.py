@@ -4,7 +4,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 from proc_files import START, make, process, stat_line
 
@@ -207,26 +206,18 @@ def test_the_ancestry_of_this_process_leads_to_pid_1() -> None:
     assert [(process.tgid, process.comm.decode()) for process in ancestry.chain] == chain
 
 
-@pytest.fixture
-def made_up_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder that psutil takes for /proc."""
-    (tmp_path / "stat").write_text("btime 1700000000\n")
-    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
-    return tmp_path
-
-
-def test_ancestry_is_cut_where_a_parent_is_not_readable(made_up_proc: Path) -> None:
-    make(made_up_proc, stat=stat_line(parent=17))
-    make(made_up_proc, stat=stat_line(comm=b"bash", parent=16, pid=17), pid=17)
-    ancestry = procfs(made_up_proc).ancestry(process())
+def test_ancestry_is_cut_where_a_parent_is_not_readable(tmp_path: Path) -> None:
+    make(tmp_path, stat=stat_line(parent=17))
+    make(tmp_path, stat=stat_line(comm=b"bash", parent=16, pid=17), pid=17)
+    ancestry = procfs(tmp_path).ancestry(process())
     assert ancestry is not None
     assert (ancestry.tree, [entry.start_ns for entry in ancestry.chain]) == ("...;bash;dig", [process().start_ns, 0])
 
 
-def test_ancestry_is_cut_where_the_pid_of_a_parent_was_reused(made_up_proc: Path) -> None:
-    make(made_up_proc, stat=stat_line(parent=17))
-    make(made_up_proc, stat=stat_line(comm=b"bash", parent=1, pid=17, start=START + 100), pid=17)
-    ancestry = procfs(made_up_proc).ancestry(process())
+def test_ancestry_is_cut_where_the_pid_of_a_parent_was_reused(tmp_path: Path) -> None:
+    make(tmp_path, stat=stat_line(parent=17))
+    make(tmp_path, stat=stat_line(comm=b"bash", parent=1, pid=17, start=START + 100), pid=17)
+    ancestry = procfs(tmp_path).ancestry(process())
     assert ancestry is not None
     assert ancestry.tree == "...;dig"
 
@@ -234,3 +225,15 @@ def test_ancestry_is_cut_where_the_pid_of_a_parent_was_reused(made_up_proc: Path
 def test_no_ancestry_if_the_process_is_gone_or_its_pid_reused() -> None:
     assert ProcFS().ancestry(Process(os.getpid(), 1, b"")) is None
     assert ProcFS().ancestry(Process(2**22 + 1, 1, b"")) is None
+
+
+def test_an_ancestry_reads_one_file_for_each_ancestor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever makes a flood of processes must not make us list all of them.
+    make(tmp_path, stat=stat_line(parent=17))
+    make(tmp_path, stat=stat_line(comm=b"bash", parent=1, pid=17), pid=17)
+    make(tmp_path, stat=stat_line(comm=b"init", parent=0, pid=1), pid=1)
+    monkeypatch.setattr(os, "listdir", lambda *_: pytest.fail("a list of all processes"))
+    monkeypatch.setattr(os, "scandir", lambda *_: pytest.fail("a list of all processes"))
+    ancestry = procfs(tmp_path).ancestry(process())
+    assert ancestry is not None
+    assert (ancestry.tree, ancestry.complete) == ("bash;dig", True)
