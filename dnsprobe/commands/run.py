@@ -29,6 +29,7 @@ from dnsprobe.kernel.losses import describe_losses
 from dnsprobe.model import Query, Series
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
+from dnsprobe.pipeline.steps import as_steps, run_in_turns
 from dnsprobe.sinks.console import ConsoleSink
 from dnsprobe.sinks.journal import PATH_LOST_ID, JournalSink, RateLimit, journald_available
 from dnsprobe.sinks.metrics import Registry, Snapshot
@@ -79,8 +80,9 @@ class Daemon:
         self._counts = FreshCounts(self._collect)
         self._last_queries: deque[Query] = deque(maxlen=_LAST_QUERIES)
         # Listen first: if the address is wrong, nothing has been attached yet.
+        self._registry = Registry(self._snapshot, config.metrics.labels)
         self._server = Server(
-            Registry(self._snapshot, config.metrics.labels),
+            self._registry,
             self._unready,
             config.metrics.connections,
             self._page if config.metrics.page else None,
@@ -223,7 +225,9 @@ class Daemon:
         return number(len(self._session.rules.rules), "rule")
 
     async def _collect(self) -> Mapping[Series, int]:
-        return await self._session.collect_in_turns()
+        counts = await self._session.collect_in_turns()
+        await run_in_turns(as_steps(self._registry.preparing(counts)))
+        return counts
 
     def _snapshot(self) -> Snapshot:
         probe = self._session.probe

@@ -30,7 +30,7 @@ from dnsprobe.pipeline.matching_client import Reload
 from dnsprobe.pipeline.resolver import Resolver
 from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
-from dnsprobe.pipeline.steps import Steps, run, run_in_turns
+from dnsprobe.pipeline.steps import as_steps, run, run_in_turns
 from dnsprobe.pipeline.turns import LIMIT_SECONDS
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.lineage import Lineage
@@ -129,7 +129,8 @@ class Session:
         Raises UserError for an invalid configuration, OSError if the kernel has no memory for the rules. The old ones
         then stay in force.
         """
-        loaded = self.matcher.reload(source, self._rules.by_id)
+        # The process knows the ids of the rules in force, and does not give them to others either.
+        loaded = self.matcher.reload(source, self._rules.by_id.keys() - self.rules.by_id.keys())
         try:
             while loaded.table is None:
                 await _readable(loaded.channel.fileno())
@@ -197,7 +198,7 @@ class Session:
         self._maintain()
         statistics = self.probe.statistics()
         if self._lineage.is_sweep_due(statistics):
-            await run_in_turns(_as_steps(self._lineage.sweeping()))
+            await run_in_turns(as_steps(self._lineage.sweeping()))
         if not self._is_sweep_due(statistics):
             return False
         async with self._counting:
@@ -283,10 +284,6 @@ class Session:
         self.matcher.close()
         self.probe.close()
         self.probe.release()
-
-
-def _as_steps(steps: Iterator[None]) -> Steps[None]:
-    yield from steps
 
 
 async def _readable(descriptor: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -18,6 +18,11 @@ Steps = Generator[Callable[[], object] | None, None, _T]
 
 #: Seconds after which other work gets its turn.
 _TURN_SECONDS = 0.005
+
+
+def as_steps(steps: Iterable[None]) -> Steps[None]:
+    """Return what yields after each step, and never waits, as steps."""
+    yield from steps
 
 
 def run(steps: Steps[_T]) -> _T:

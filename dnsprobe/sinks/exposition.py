@@ -7,7 +7,7 @@ series and replaces only values that have changed, which takes a fifth of the ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import CollectorRegistry
@@ -17,6 +17,9 @@ from dnsprobe.model import Series
 
 #: An encoder, as :func:`prometheus_client.exposition.choose_encoder` returns it.
 Encoder = Callable[[CollectorRegistry], bytes]
+
+#: Series that are rendered in one step: 2 to 8 ms.
+_AT_ONCE = 256
 
 #: OpenMetrics ends with this line, once.
 _EOF = b"# EOF\n"
@@ -69,6 +72,17 @@ class SeriesLines:
             lines[series] = _with_value(lines[series], changed[series])
         self._lines, self._counts = lines, counts
         return b"".join((encode(self._encoder, [self._family({})]), *lines.values()))
+
+    def preparing(self, counts: Mapping[Series, int]) -> Iterator[None]:
+        """Render the lines of new series, a part of them at a time, so that the next :meth:`render` is fast."""
+        new = [series for series in counts if series not in self._lines]
+        lines: dict[Series, bytes] = {}
+        for at in range(0, len(new), _AT_ONCE):
+            lines |= self._render_all({series: counts[series] for series in new[at : at + _AT_ONCE]})
+            yield
+        if lines:
+            lines |= self._lines
+            self._lines = {series: lines[series] for series in sorted(lines)}
 
     def _render_all(self, counts: Mapping[Series, int]) -> dict[Series, bytes]:
         text = encode(self._encoder, [self._family(counts)])

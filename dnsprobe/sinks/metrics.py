@@ -69,18 +69,15 @@ class DaemonCollector(Collector):
         yield self._queries(queries)
         yield self._encrypted(encrypted)
 
-    def lines(self, encoder: Encoder) -> Callable[[], Iterator[bytes]]:
-        """Return a function that renders :meth:`collect` with ``encoder``, and keeps the lines of all series."""
+    def lines(self, encoder: Encoder) -> DaemonLines:
+        """Return what renders :meth:`collect` with ``encoder``, and keeps the lines of all series."""
         queries, encrypted = SeriesLines(encoder, self._queries), SeriesLines(encoder, self._encrypted)
 
-        def rendered() -> Iterator[bytes]:
+        def small_metrics() -> tuple[bytes, Mapping[Series, int]]:
             now = self._snapshot()
-            yield encode(encoder, self._small_metrics(now))
-            of_queries, of_encrypted = _split_encrypted(now.counts)
-            yield queries.render(of_queries)
-            yield encrypted.render(of_encrypted)
+            return encode(encoder, self._small_metrics(now)), now.counts
 
-        return rendered
+        return DaemonLines(small_metrics, queries, encrypted)
 
     def _small_metrics(self, now: Snapshot) -> Iterator[Metric]:
         """Yield the metrics whose number of series does not depend on processes."""
@@ -203,6 +200,33 @@ def _split_encrypted(counts: Mapping[Series, int]) -> tuple[dict[Series, int], d
     return {series: number for series, number in counts.items() if series.transport != DOT}, encrypted
 
 
+class DaemonLines:
+    """The metrics of the daemon in one format. ``small_metrics`` returns those without series, and the counts."""
+
+    def __init__(
+        self,
+        small_metrics: Callable[[], tuple[bytes, Mapping[Series, int]]],
+        queries: SeriesLines,
+        encrypted: SeriesLines,
+    ) -> None:
+        self._small_metrics, self._queries, self._encrypted = small_metrics, queries, encrypted
+
+    def render(self) -> Iterator[bytes]:
+        """Yield all metrics of this moment."""
+        small_metrics, counts = self._small_metrics()
+        yield small_metrics
+        of_queries, of_encrypted = _split_encrypted(counts)
+        yield self._queries.render(of_queries)
+        yield self._encrypted.render(of_encrypted)
+
+    def preparing(self, counts: Mapping[Series, int]) -> Iterator[None]:
+        """Render the lines of new series, and yield after each part of them."""
+        of_queries, of_encrypted = _split_encrypted(counts)
+        yield
+        yield from self._queries.preparing(of_queries)
+        yield from self._encrypted.preparing(of_encrypted)
+
+
 class Registry(CollectorRegistry):
     """dnsprobe's own metrics and the usual ``process_*``. ``labels`` are the optional labels that series have.
 
@@ -214,7 +238,7 @@ class Registry(CollectorRegistry):
         self._daemon = DaemonCollector(snapshot, labels)
         self.register(self._daemon)
         self._process = ProcessCollector(registry=self)
-        self._rendered: dict[str, Callable[[], Iterator[bytes]]] = {}
+        self._rendered: dict[str, DaemonLines] = {}
 
     @staticmethod
     def content_type(accept: str) -> str:
@@ -230,4 +254,14 @@ class Registry(CollectorRegistry):
         self._rendered[content_type] = rendered
         if len(self._rendered) > _FORMATS_KEPT:
             del self._rendered[next(iter(self._rendered))]
-        return b"".join((*rendered(), encode(encoder, self._process.collect()), end_of_document(encoder))), content_type
+        return b"".join(
+            (*rendered.render(), encode(encoder, self._process.collect()), end_of_document(encoder))
+        ), content_type
+
+    def preparing(self, counts: Mapping[Series, int]) -> Iterator[None]:
+        """Render the lines of new series in the formats that were asked for last, and yield after each part of them.
+
+        The next :meth:`encode` of these counts is fast then.
+        """
+        for rendered in list(self._rendered.values()):
+            yield from rendered.preparing(counts)

@@ -126,3 +126,18 @@ def test_lines_of_few_formats_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     twenty, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert twenty < two * 1.5
+
+
+def test_prepared_series_are_rendered_in_parts_and_not_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now: dict[Series, int] = {}
+    registry = Registry(lambda: Snapshot(counts=now))
+    registry.encode("")
+    now |= {Series("test", "A", "udp", "dig", f"bash;dig{number}", "", ""): number + 1 for number in range(1000)}
+    assert sum(1 for _ in registry.preparing(now)) >= 4
+    monkeypatch.setattr(SeriesLines, "_render_all", lambda *_: pytest.fail("rendered again"))
+    text, _ = registry.encode("")
+    monkeypatch.undo()
+    expected, _ = Registry(lambda: Snapshot(counts=now)).encode("")
+    ours = [line for line in text.splitlines() if line.startswith(b"dnsprobe_queries_total")]
+    assert ours == [line for line in expected.splitlines() if line.startswith(b"dnsprobe_queries_total")]
+    assert len(ours) == 1000
