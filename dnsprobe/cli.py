@@ -232,13 +232,15 @@ def _to_journal() -> bool:
 
 
 def _set_up_logging() -> None:
-    handler: logging.Handler
+    from dnsprobe.sinks.log import LogStream  # noqa: PLC0415 - start-up: --help and --version log nothing
+
+    handler: LogStream
     if _to_journal():
         from dnsprobe.sinks.journal import LogHandler  # noqa: PLC0415 - memory: only a service needs it
 
         handler = LogHandler()
     else:
-        handler = logging.StreamHandler()
+        handler = LogStream(sys.stderr)
         handler.setFormatter(logging.Formatter("dnsprobe: %(message)s"))
     level = logging.DEBUG if os.environ.get("DNSPROBE_DEBUG") else logging.INFO
     logging.basicConfig(level=level, handlers=[handler])
@@ -247,14 +249,15 @@ def _set_up_logging() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit status: 0 success, 1 failure, 2 wrong usage or configuration."""
+    report: Callable[[str], object] = _print_error
     try:
         parsed = _parser().parse_args(arguments)
         _set_up_logging()
+        if parsed.command == "run":
+            from dnsprobe.sinks.log import write_last_lines as report  # noqa: PLC0415 - as above
         return _flushed(int(parsed.call(parsed)))
     except UserError as error:
-        print(f"dnsprobe: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  hint: {error.hint}", file=sys.stderr)
+        report(f"dnsprobe: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
         return error.status
     except KeyboardInterrupt:
         return EXIT_FAILED
@@ -265,8 +268,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print(f"dnsprobe: {error}", file=sys.stderr)
+        report(f"dnsprobe: {error}")
         return EXIT_FAILED
+
+
+def _print_error(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _flushed(status: int) -> int:

@@ -18,6 +18,7 @@ from dnsprobe import privileges
 from dnsprobe.commands.address import ServerAddress, written
 from dnsprobe.commands.fresh_counts import FreshCounts
 from dnsprobe.commands.hooks import describe_hooks, describe_unproved, describe_unseen
+from dnsprobe.commands.loss_log import LossLog
 from dnsprobe.commands.reload import RuleReloader, reload_on_demand
 from dnsprobe.commands.systemd import notify, notify_attempt, passed_sockets
 from dnsprobe.commands.verification import Verification
@@ -25,13 +26,14 @@ from dnsprobe.config.main import Config, JournalConfig
 from dnsprobe.config.source import Source
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
-from dnsprobe.kernel.losses import describe_losses
+from dnsprobe.kernel.losses import Loss, describe_losses
 from dnsprobe.model import Query, Series
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
 from dnsprobe.pipeline.steps import as_steps, run_in_turns
 from dnsprobe.sinks.console import ConsoleSink
 from dnsprobe.sinks.journal import PATH_LOST_ID, JournalSink, RateLimit, journald_available
+from dnsprobe.sinks.log import log_streams
 from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import wall_offset_ns
@@ -97,6 +99,7 @@ class Daemon:
         # The loader child has its own capabilities. Drop ours before any thread inherits them.
         privileges.drop()
         self._sink = make_sink(log_target, config.journal)
+        self._loss_log = LossLog()
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises the error that ended the work before that."""
@@ -187,6 +190,9 @@ class Daemon:
                 self._notify_status()
             self._sink.report_refused()
             self._session.exceeded_shares(self._sink.take_over_share())
+            self._loss_log.report(self._losses())
+            for stream in log_streams():
+                stream.report_dropped()
             if self._address.retry():
                 self._notify_status()
             if watchdog:
@@ -240,7 +246,7 @@ class Daemon:
             ],
             verified={path: probe.prover.paths[path].verified for path in probe.prover.active_paths},
             events=probe.statistics()[Statistic.EVENTS],
-            losses=self._session.losses(self._sink.dropped),
+            losses=self._losses(),
             other_messages=self._session.other_messages(),
             exceeded=self._session.exceeded_shares(self._sink.take_over_share()),
             journal_entries=self._sink.entries,
@@ -252,6 +258,9 @@ class Daemon:
             expired=self._session.totals.expired.copy(),
             expired_connections=self._session.totals.expired_connections,
         )
+
+    def _losses(self) -> dict[Loss, int]:
+        return self._session.losses(self._sink.dropped, sum(stream.dropped for stream in log_streams()))
 
     def _page(self) -> Page:
         from dnsprobe.web.page import Page  # noqa: PLC0415 - start-up time and memory: many never open the page
@@ -289,6 +298,6 @@ class Daemon:
                 "stopped: %s counted, %s, %s",
                 self._queries(self._session.collect()),
                 number(self._session.probe.statistics()[Statistic.EVENTS], "event"),
-                describe_losses(self._session.losses(self._sink.dropped)),
+                describe_losses(self._losses()),
             )
         self._session.close()

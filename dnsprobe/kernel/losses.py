@@ -31,6 +31,7 @@ class Source(Enum):
     LINEAGE_FULL = auto()
     LINEAGE_MISSED_RUNS = auto()
     JOURNAL_DROPPED = auto()
+    LOG_DROPPED = auto()
     SERIES_FOLDED = auto()
     EVENTS_UNDECIDED = auto()
     NAMES_UNDECIDED = auto()
@@ -56,6 +57,7 @@ _UNATTRIBUTED = "dnsprobe_queries_unattributed_total"
 _UNPARSED = "dnsprobe_packets_unparsed_total"
 _LINEAGE = "dnsprobe_lineage_lost_total"
 _JOURNAL = "dnsprobe_journal_dropped_total"
+_LOG = "dnsprobe_log_dropped_total"
 _FOLDED = "dnsprobe_series_folded_total"
 _UNDECIDED = "dnsprobe_names_undecided_total"
 
@@ -68,6 +70,7 @@ _TITLES = {
     _LINEAGE: "Processes whose lineage is not tracked for want of room, and forks, exits and changes of name that were "
     "missed",
     _JOURNAL: "Entries that could not be sent to the journal",
+    _LOG: "Lines of the log of dnsprobe itself that nobody read",
     _FOLDED: "Different series that were refused for the limit on series and count under (other)",
     _UNDECIDED: "Names that took wildcards and regular expressions too long, whose queries count under the domain "
     "(undecided)",
@@ -203,6 +206,7 @@ LOSSES = (
         Counted.YES,
     ),
     Loss(_JOURNAL, "", Source.JOURNAL_DROPPED, "an entry that the journal did not get", Counted.YES),
+    Loss(_LOG, "", Source.LOG_DROPPED, "a line of the daemon's own log that nobody read", Counted.YES),
     Loss(_FOLDED, "", Source.SERIES_FOLDED, "a series above the limit, added to (other)", Counted.YES),
     Loss(
         _UNDECIDED,

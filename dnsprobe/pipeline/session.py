@@ -236,8 +236,8 @@ class Session:
             UNDECIDED,
         )
 
-    def losses(self, journal_dropped: int = 0) -> dict[Loss, int]:
-        """Return every loss with its number up to now; ``journal_dropped`` is that of the sink."""
+    def losses(self, journal_dropped: int = 0, log_dropped: int = 0) -> dict[Loss, int]:
+        """Return every loss with its number up to now. The arguments are those of the sink and of the log."""
         now = read_losses(
             self.probe.statistics(),
             {
@@ -245,6 +245,7 @@ class Session:
                 losses.Source.LINEAGE_FULL: self.probe.lineage_table.full(),
                 losses.Source.LINEAGE_MISSED_RUNS: self.probe.lineage_table.missed_runs(),
                 losses.Source.JOURNAL_DROPPED: journal_dropped,
+                losses.Source.LOG_DROPPED: log_dropped,
                 losses.Source.SERIES_FOLDED: self.totals.series_folded,
                 losses.Source.EVENTS_UNDECIDED: self._resolver.refused,
                 losses.Source.NAMES_UNDECIDED: self._decisions.too_slow,

@@ -8,15 +8,17 @@ import os
 import select
 import socket
 import stat
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TextIO, cast
+from typing import cast
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Identity, Query
 from dnsprobe.sinks.budget import Budget
 from dnsprobe.sinks.fields import journal_values
+from dnsprobe.sinks.log import LogStream
 from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import summary
 from dnsprobe.text import number
@@ -188,7 +190,7 @@ class JournalSink(QueuedSink):
         self._limit.report_refused()
 
 
-class LogHandler(logging.StreamHandler[TextIO]):
+class LogHandler(LogStream):
     """Sends log records to the journal, with their ``message_id`` if they have one, or else to standard error.
 
     It does not rely on standard error alone: systemd connects that to journald once, and the connection does not
@@ -196,7 +198,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
     """
 
     def __init__(self, send: Callable[..., object] | None = None, path: str = SOCKET) -> None:
-        super().__init__()
+        super().__init__(sys.stderr, prefix="<4>")
         # Otherwise logging.basicConfig would set a formatter that puts level and logger into each line.
         self.setFormatter(logging.Formatter())
         self._send, self._path = send or _sendv(), path

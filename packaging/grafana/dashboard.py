@@ -221,7 +221,10 @@ def losses() -> list[Json]:
             ("packets_unparsed", "not read"),
             ("lineage_lost", "lineage lost"),
         )
-    ] + [target(f"sum(increase(dnsprobe_names_undecided_total{{{OF_HOSTS}}}[$__rate_interval]))", "names not decided")]
+    ] + [
+        target(f"sum(increase(dnsprobe_names_undecided_total{{{OF_HOSTS}}}[$__rate_interval]))", "names not decided"),
+        target(f"sum(increase(dnsprobe_log_dropped_total{{{OF_HOSTS}}}[$__rate_interval]))", "lines of its own log"),
+    ]
 
 
 def health() -> Iterator[Json]:

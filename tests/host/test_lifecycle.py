@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -208,6 +210,48 @@ def test_a_proof_without_free_descriptors_fails_until_there_are_some(start: Star
     service.wait_for("udp4 is not proved any more: the canary could not be sent: Too many open files")
     subprocess.run(["prlimit", f"--pid={service.process.pid}", "--nofile=4096:4096"], check=True)
     service.wait_for("udp4 is proved again")
+
+
+def test_a_log_that_nobody_reads_does_not_stop_the_service(tmp_path: Path) -> None:
+    configuration = tmp_path / "dnsprobe.yaml"
+    configuration.write_text("domains: [watched.test]")
+    reader, writer = os.pipe()
+    command = [
+        str(PROGRAM),
+        "run",
+        "--config",
+        str(configuration),
+        "--listen",
+        "127.0.0.1:0",
+        "--log-target",
+        "console",
+    ]
+    with os.fdopen(reader, "rb", 0) as log, subprocess.Popen(command, stderr=writer) as process:
+        ready = next(line for line in log if b"ready after" in line).decode()
+        url = ready.split(" s: ")[1].split(",")[0]
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        os.close(writer)
+
+        def dropped() -> int:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                text = answer.read().decode()
+            return int(float(text.split("\ndnsprobe_log_dropped_total ")[1].split("\n")[0]))
+
+        assert dropped() == 0
+        until = time.monotonic() + PATIENCE
+        while not dropped():
+            assert time.monotonic() < until
+            # A reload that fails writes a line.
+            configuration.write_text("domains: [")
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.1)
+        # Nobody reads the last lines either.
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_stop_during_a_flood_succeeds(start: Start, in_namespace: list[str], flood: Path) -> None:
