@@ -53,6 +53,8 @@ _LAST_QUERIES = 100
 _TICK_SECONDS = 1.0
 #: The shorter pause after a sweep: if thousands of short-lived processes ask, the kernel's maps fill up quickly.
 _NEXT_TICK_SECONDS = 0.25
+#: How long map calls may fail before the daemon ends and systemd restarts it.
+_KERNEL_PATIENCE_SECONDS = 60.0
 #: How long the journal or the terminal may take for the last entries.
 _DRAIN_SECONDS = 5.0
 
@@ -76,6 +78,8 @@ class Daemon:
         self._config = config
         self._ready = False
         self._failure: BaseException | None = None
+        #: When map calls began to fail, in seconds of the monotonic clock.
+        self._failing_since: float | None = None
         self._stopped, self._reload_wanted = asyncio.Event(), asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._verification: Verification | None = None
@@ -184,19 +188,33 @@ class Daemon:
         while True:
             await asyncio.sleep(pause)
             pause = _TICK_SECONDS
-            if await self._session.sweep_in_turns_if_due():
-                pause = _NEXT_TICK_SECONDS
-                await self._counts.collect()
-                self._notify_status()
+            try:
+                self._session.exceeded_shares(self._sink.take_over_share())
+                self._loss_log.report(self._losses())
+                if await self._session.sweep_in_turns_if_due():
+                    pause = _NEXT_TICK_SECONDS
+                    await self._counts.collect()
+                    self._notify_status()
+            except OSError as error:
+                self._on_kernel_error(error)
+            else:
+                self._failing_since = None
             self._sink.report_refused()
-            self._session.exceeded_shares(self._sink.take_over_share())
-            self._loss_log.report(self._losses())
             for stream in log_streams():
                 stream.report_dropped()
             if self._address.retry():
                 self._notify_status()
             if watchdog:
                 notify("WATCHDOG=1")
+
+    def _on_kernel_error(self, error: OSError) -> None:
+        """Go on if the kernel refuses a map call: memory may be short for a moment, and counters lose nothing."""
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+            _log.warning("cannot read the BPF maps, trying again: %s", error.strerror or error)
+        elif now - self._failing_since > _KERNEL_PATIENCE_SECONDS:
+            raise error
 
     async def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -238,7 +238,8 @@ class Map:
     def take_many(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
         """Yield each key with its last value, None if there was none; the entries are deleted.
 
-        The caller consumes all results: deletion runs ahead of them.
+        An entry for which the kernel has no memory at the moment stays, and its value is None as well. The caller
+        consumes all results: deletion runs ahead of them.
         """
         return call_in_slices(lambda key: (key, self._take(key)), keys)
 
@@ -284,8 +285,12 @@ class Map:
         return True
 
     def _take(self, key: bytes) -> bytes | None:
-        value = self._get(key)
-        self._delete(key)
+        try:
+            value = self._get(key)
+            self._delete(key)
+        except OSError:
+            # What stays in the map is taken the next time. To raise would lose what was taken before.
+            return None
         return value
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -206,8 +207,10 @@ class EventRing:
                 self._unreturned[event.chain.share] += _room_of(record)
             # Not after each event: it takes two map calls.
             if self._unreturned.total() > self._unreturned_limit:
-                self._shares.give_back(Resource.EVENTS, self._unreturned)
-                self._unreturned.clear()
+                # If the kernel has no memory for it, the events must not get lost: it is given back later.
+                with suppress(OSError):
+                    self._shares.give_back(Resource.EVENTS, self._unreturned)
+                    self._unreturned.clear()
         return events
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from dnsprobe.kernel import abi
@@ -61,7 +62,10 @@ class KnownProcesses:
 
     def identify(self, chains: Sequence[abi.Chain]) -> Iterator[tuple[Ancestry, Identity]]:
         """Yield for the chain of each event the asker's ancestry, and its identity without the user."""
-        facts = dict(self._probe.maps.facts.get_many(self._unknown_programs(chains)))
+        facts: _FactsByProgram = {}
+        # If the kernel has no memory for that, /proc has most of them, too.
+        with suppress(OSError):
+            facts = dict(self._probe.maps.facts.get_many(self._unknown_programs(chains)))
         for chain in chains:
             ancestry = self._ancestry(chain)
             identity = self._identity(ancestry.asker, chain.execs, facts)

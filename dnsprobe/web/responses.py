@@ -322,9 +322,12 @@ class ResponseQueue:
         began = self._now()
         try:
             return Rendered(self._make(exchange))
-        except Exception:  # an error in one metric must not end the daemon
+        except Exception as error:  # an error in one metric must not end the daemon
             what = "metrics" if exchange.path == "/metrics" else "page"
-            _log.exception("cannot collect the %s", what)
+            if isinstance(error, OSError):  # the kernel refuses to read a map
+                _log.warning("cannot collect the %s: %s", what, error.strerror or error)
+            else:
+                _log.exception("cannot collect the %s", what)
             text = f"cannot collect the {what}: see the log of dnsprobe"
             return Rendered(plain(HTTPStatus.INTERNAL_SERVER_ERROR, text))
         finally:

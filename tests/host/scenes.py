@@ -478,7 +478,7 @@ SCENES: dict[str, Callable[..., Any]] = {
     scene.__name__: scene
     for scene in (
         *(clients, oneshots, executions, replaced, renamed, reused, leaderless, logged_in),
-        *(contained, called, many, deep, send, named, send_others, streams),
+        *(contained, called, many, deep, send, named, invented, send_others, streams),
     )
 }
 
