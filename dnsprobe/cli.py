@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from dnsprobe import __version__, privileges
+from dnsprobe import __version__, descriptors, privileges
 from dnsprobe.config.source import DEFAULT_CONFIG, Source
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, EXIT_USAGE, UserError
 
@@ -166,6 +166,7 @@ def _run(arguments: argparse.Namespace) -> int:
     source = Source(arguments.config, arguments.listen, arguments.web_config).resolved()
     config = source.read()
     privileges.require()
+    descriptors.ensure(config.metrics.connections)
     # systemd ends a service that hangs with SIGABRT. The traceback then shows where it hung.
     if sys.stderr is not None:
         faulthandler.enable()
@@ -177,7 +178,12 @@ def _watch(arguments: argparse.Namespace) -> int:
     from dnsprobe.commands.watch import watch  # noqa: PLC0415
 
     config = _load(arguments)
-    return watch(config, arguments.domains, as_json=arguments.json, check_privileges=privileges.require)
+
+    def check_limits() -> None:
+        privileges.require()
+        descriptors.ensure()
+
+    return watch(config, arguments.domains, as_json=arguments.json, check_limits=check_limits)
 
 
 def _tree(arguments: argparse.Namespace) -> int:
@@ -220,6 +226,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from dnsprobe.commands.doctor import examine  # noqa: PLC0415
 
+    descriptors.ensure()
     return examine(_load(arguments), as_json=arguments.json)
 
 

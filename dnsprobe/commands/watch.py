@@ -28,7 +28,7 @@ from dnsprobe.text import number, shown
 _TICK_SECONDS = 1.0
 
 
-def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_privileges: Callable[[], None]) -> int:
+def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_limits: Callable[[], None]) -> int:
     """Print queries until SIGINT or SIGTERM, then a summary on standard error. Return the exit status.
 
     ``domains`` are patterns; without any, those of the configuration are watched, and without those all names.
@@ -39,7 +39,7 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_privil
     # A wrong pattern is reported before missing privileges.
     for _name, pattern, _priority in specs:
         parse_pattern(pattern)
-    check_privileges()
+    check_limits()
     session = Session(config, specs)
     try:
         session.start()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from conftest import PATIENCE, PROGRAM, Service
 
 from dnsprobe.kernel.hooks import kprobes_available
 from dnsprobe.sinks.journal import journald_available
+
+Start = Callable[..., Service]
 
 
 def fails(command: Sequence[str], status: int, *texts: str) -> str:
@@ -56,6 +59,26 @@ def test_an_ordinary_user_is_told_to_be_root(command: str, quiet: list[str]) -> 
         "sys.exit(dnsprobe.cli.main([sys.argv[1]]))\n"
     )
     fails([sys.executable, "-c", program, command, quiet[1]], 1, "ordinary user", "hint: run it as root")
+
+
+@pytest.mark.parametrize("limit", [16, 20, 30, 40, 50, 64, 100, 127])
+@pytest.mark.parametrize("command", ["run", "watch", "doctor"])
+def test_too_few_descriptors_are_an_error_that_says_how_many(command: str, limit: int, quiet: list[str]) -> None:
+    limited = ["prlimit", f"--nofile={limit}:{limit}", str(PROGRAM), command, *quiet]
+    fails(limited, 1, f"dnsprobe needs 128 file descriptors, and may open only {limit}", "LimitNOFILE=")
+
+
+@pytest.mark.parametrize("limit", [16, 20, 30])
+def test_commands_that_need_few_descriptors_have_no_limit(limit: int, quiet: list[str]) -> None:
+    limited = ["prlimit", f"--nofile={limit}:{limit}", str(PROGRAM)]
+    assert subprocess.run([*limited, "check", *quiet], timeout=PATIENCE, check=False).returncode == 0
+    fails([*limited, "tree", "--url", "127.0.0.1:1"], 1, "connection refused")
+
+
+def test_a_soft_limit_is_raised_to_what_the_hard_one_allows(start: Start) -> None:
+    service = start("domains: [watched.test]", ["prlimit", "--nofile=30:200"])
+    assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (200, 200)
+    assert "file descriptors for 72 of 128 connections" in service.err.read_text("utf-8")
 
 
 def test_a_pipe_a_device_or_a_socket_as_configuration(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ LAYERS = (
     "files",
     "terminal",
     "privileges",
+    "descriptors",
     "hook_names",
     "model",
     "names",
