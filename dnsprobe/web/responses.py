@@ -204,7 +204,8 @@ class ResponseQueue:
         self._send = send
         self._page_age = page_age
         self._scrapes: dict[Kind, list[Exchange]] = {}
-        self._pages: deque[tuple[Exchange, float]] = deque()
+        #: Requests for the page, since when (in seconds of the loop), and the page that was fresh at that time.
+        self._pages: deque[tuple[Exchange, float, Rendered | None]] = deque()
         self._small: deque[tuple[Exchange, Response]] = deque()
         self._turns = _Turns()
         #: The last page, and until when (in seconds of the loop) it is shown.
@@ -225,10 +226,18 @@ class ResponseQueue:
     def put(self, exchange: Exchange, kind: Kind) -> None:
         """Make and send the large response to a request as soon as possible."""
         if kind == PAGE:
-            self._pages.append((exchange, self._now()))
+            self._pages.append((exchange, self._now(), None))
         else:
             self._scrapes.setdefault(kind, []).append(exchange)
         self.schedule()
+
+    def put_fresh_page(self, exchange: Exchange) -> bool:
+        """Send the last page as soon as possible if it is fresh now; return whether it is."""
+        if self._page is None or not self._page_is_fresh():
+            return False
+        self._pages.append((exchange, self._now(), self._page[0]))
+        self.schedule()
+        return True
 
     def put_small(self, exchange: Exchange, response: Response) -> None:
         """Send a small response as soon as possible."""
@@ -274,7 +283,7 @@ class ResponseQueue:
     def _seconds_to_large(self) -> float:
         """Return 0 if a large response can be sent now, else the seconds to wait. May close slow readers."""
         seconds = self._clients.drop_slow_readers(_MAX_UNREAD, _UNREAD_GRACE)
-        if seconds or (self._pages and not self._scrapes and self._page_is_fresh()):
+        if seconds or (self._pages and not self._scrapes and (self._pages[0][2] or self._page_is_fresh())):
             return seconds
         return max(0.0, self._rest_until - self._now())
 
@@ -308,15 +317,18 @@ class ResponseQueue:
 
     def _show_page(self) -> None:
         """Send the page to the first who ask for it, after rendering it if the last one is too old."""
+        for _ in range(min(_BURST, len(self._pages))):
+            exchange, _, rendered = self._pages.popleft()
+            if not exchange.client.stream.closed():
+                rendered = rendered or self._current_page(exchange)
+                self._send(exchange, rendered.response_for(exchange))
+
+    def _current_page(self, exchange: Exchange) -> Rendered:
         if self._page is None or not self._page_is_fresh():
             began = self._now()
-            rendered = self._render(self._pages[0][0])
+            rendered = self._render(exchange)
             self._page = rendered, began + max(self._page_age, 10 * (self._now() - began))
-        rendered, _ = self._page
-        for _ in range(min(_BURST, len(self._pages))):
-            exchange, _ = self._pages.popleft()
-            if not exchange.client.stream.closed():
-                self._send(exchange, rendered.response_for(exchange))
+        return self._page[0]
 
     def _render(self, exchange: Exchange) -> Rendered:
         began = self._now()

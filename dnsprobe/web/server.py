@@ -205,7 +205,9 @@ class Server(httputil.HTTPServerConnectionDelegate):
             refusal = plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", Allow="GET, HEAD")
             self._responses.put_small(exchange, refusal)
         elif kind is not None:
-            self._when_collected(lambda: self._responses.put(exchange, kind))
+            # A page that is fresh needs no counts, so those who load it in a loop do not delay the counts of a scrape.
+            if kind != PAGE or not self._responses.put_fresh_page(exchange):
+                self._when_collected(lambda: self._responses.put(exchange, kind))
         else:
             self._responses.put_small(exchange, self._check(exchange.path))
 

@@ -553,6 +553,36 @@ def test_a_page_is_rendered_once_for_all_in_a_while(monkeypatch: pytest.MonkeyPa
     run(test)
 
 
+def test_a_fresh_page_needs_no_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected = 0
+
+    def when_collected(call: Callable[[], None]) -> None:
+        nonlocal collected
+        collected += 1
+        call()
+
+    async def test() -> None:
+        async with serving() as server:
+            now = 100.0
+            monkeypatch.setattr(server, "_when_collected", when_collected)
+            monkeypatch.setattr(server._responses, "_now", lambda: now)
+            renderings = Renderings(server, monkeypatch)
+            for expected in (1, 2, 3):
+                for _ in range(10):
+                    await ask(server, "/")
+                # Those who asked while the page was fresh get it, even if it is not when their turn comes.
+                now += 0.9 * responses.PAGE_AGE
+                renderings.hold()
+                asking = asyncio.gather(*(ask(server, "/") for _ in range(10)))
+                await until(lambda: server._responses.waiting == 10)
+                now += 0.2 * responses.PAGE_AGE
+                renderings.release()
+                await asking
+                assert collected == len(renderings.rendered) == expected
+
+    run(test)
+
+
 def test_a_page_that_takes_long_is_shown_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
 
