@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import ALL_PATHS, HERE, PATIENCE, UNPRIVILEGED, Program, Service
 from scraped import samples_of
-from test_lifecycle import NO_NAMESPACES, attached, until
+from test_lifecycle import NO_NAMESPACES, attached, children, until
 
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
@@ -190,9 +190,8 @@ def test_a_hook_that_is_detached_is_replaced_without_a_restart(start: Start, sce
     assert len(attached(str(service.process.pid))) == len(links), "no trial stays attached"
     assert sum(service.by("dnsprobe_packets_unparsed_total", "reason").values()) == 0
     # The loader has ended, and the process that starts it remains.
-    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text("ascii").split()
-    assert len(children) == 1
-    assert Path(f"/proc/{children[0]}/task/{children[0]}/children").read_text("ascii") == ""
+    (keeper,) = children(service.process.pid)
+    until(lambda: children(keeper) == [])
     assert service.stop() == 0
 
 
