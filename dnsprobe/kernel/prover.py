@@ -282,14 +282,17 @@ class Prover(Paths):
 
     def _canaries(self, paths: Sequence[str]) -> Canaries:
         """Start a sender; UserError if that is not possible."""
+        # Not with the lock: to start a process may take long.
+        try:
+            canaries = Canaries(paths, self._port, self._suffix)
+        except OSError as error:
+            raise UserError(f"the canary could not be sent: {error.strerror}") from error
         with self._lock:
-            if self._interrupted:
-                raise UserError("the proof was interrupted")
-            try:
-                self._sending = Canaries(paths, self._port, self._suffix)
-            except OSError as error:
-                raise UserError(f"the canary could not be sent: {error.strerror}") from error
-            return self._sending
+            self._sending = canaries
+            if not self._interrupted:
+                return canaries
+        canaries.dismiss()
+        raise UserError("the proof was interrupted")
 
     def prove(self, hooks: Sequence[Hook], canaries: Canaries | None = None) -> None:
         """Send canaries through new hooks. Keep those that report them correctly, close the others."""
