@@ -27,6 +27,17 @@ Scene = Callable[..., Any]
 ORDINARY_USER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
 CONFIGURATION = "domains: [streams.test, one.test]\nprobe: {verify_interval: 1s}"
 ADDRESS = "127.0.0.1:10059"
+#: A firewall that refuses all connections but those to ADDRESS.
+REFUSE_TCP = """\
+nft -f - <<END
+table inet t {
+    chain c {
+        type filter hook output priority 0
+        tcp dport != 10059 tcp flags & (syn | ack) == syn reject with tcp reset
+    }
+}
+END
+"""
 
 
 class Host:
@@ -132,16 +143,11 @@ def test_without_namespaces_and_ports_the_start_fails_with_the_reason(host: Host
 
 def test_a_path_without_a_hook_at_the_start_is_reported_and_gets_one_later(host: Host, scene: Scene) -> None:
     """Without namespaces, canaries go over the loopback here, where a firewall refuses connections."""
-    host.shell(
-        "nft 'add table t; add chain t c {type filter hook output priority 0;}; add rule t c tcp flags syn reject'"
-    )
+    host.shell(REFUSE_TCP)
     service = host.run(NO_NAMESPACES)
     line = service.wait_for("not ready after")
     for path in ("tcp4", "tcp6"):
         assert f"{path}: tracepoint tcp_sendmsg_locked: whole: the canary could not be sent" in line
-    host.shell(
-        "nft delete rule ip t c handle 2; nft add rule t c tcp sport != 10059 tcp dport != 10059 tcp flags syn reject"
-    )
     answer = host.get("/-/ready")
     assert answer.startswith("not ready: tcp4: ")
     assert answer.endswith("\n503")
@@ -205,9 +211,7 @@ def test_a_stop_does_not_wait_for_an_exchange(start: Start) -> None:
 
 
 def test_doctor_agrees_with_ready(host: Host) -> None:
-    host.shell(
-        "nft 'add table t; add chain t c {type filter hook output priority 0;}; add rule t c tcp flags syn reject'"
-    )
+    host.shell(REFUSE_TCP)
     command = [*host.enter, *NO_NAMESPACES, sys.executable, "-m", "dnsprobe", "doctor", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
