@@ -53,6 +53,8 @@ _RELOAD_EVERY = 0.3
 
 #: How often more is sent at most, until the rules have changed.
 _MORE = 20
+#: How often the counts are read at most, until they have all queries.
+_SCRAPES = 30
 _PROCESSES = 4
 _URGENT = 4
 _SEGMENTS = 4
@@ -260,16 +262,22 @@ def contend(daemons: Sequence[Daemon], senders: Path, queries: int, protocol: st
                 break
             sent += send(senders / "contend", queries, protocol)
     seconds = time.monotonic() - started
-    return [
-        Result(
-            sent,
-            Counted.of(daemon.metrics()).since(counted),
-            daemon.hooks(protocol),
-            daemon.reloads() - reloads,
-            seconds,
-        )
-        for daemon, (counted, reloads) in zip(daemons, before, strict=True)
-    ]
+    for _ in range(_SCRAPES):
+        results = [
+            Result(
+                sent,
+                Counted.of(daemon.metrics()).since(counted),
+                daemon.hooks(protocol),
+                daemon.reloads() - reloads,
+                seconds,
+            )
+            for daemon, (counted, reloads) in zip(daemons, before, strict=True)
+        ]
+        # A scrape does not have the queries for names that the daemon has not decided yet.
+        if all(result.unaccounted <= 0 for result in results):
+            break
+        time.sleep(0.5)
+    return results
 
 
 @dataclass(frozen=True, slots=True)
