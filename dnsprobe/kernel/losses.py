@@ -30,6 +30,7 @@ class Source(Enum):
     PARTS_LOST = auto()
     LINEAGE_FULL = auto()
     LINEAGE_MISSED_RUNS = auto()
+    IDENTITIES_FULL = auto()
     JOURNAL_DROPPED = auto()
     LOG_DROPPED = auto()
     SERIES_FOLDED = auto()
@@ -130,8 +131,8 @@ LOSSES = (
     Loss(
         _UNATTRIBUTED,
         "identities_full",
-        Statistic.IDENTITIES_FULL,
-        "no room for the executable, command line and control group of a process",
+        Source.IDENTITIES_FULL,
+        "no room for the executable, command line and control group of a program that a process runs",
         Counted.YES,
     ),
     Loss(
@@ -245,7 +246,14 @@ def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int
     missed = others.get(Source.MISSED_RUNS, 0)
     # A packet that the hook at egress took, but the one at the function did not leave to it: the kernel skipped the run
     # at the function and counted it as missed, although the packet was read.
-    others = {**others, Source.PARTS_LOST: max(left, 0), Source.MISSED_RUNS: max(missed + min(left, 0), 0)}
+    # The kernel counts each event of a program for which it has no room, the daemon each program that it finds missing.
+    programs = min(others.get(Source.IDENTITIES_FULL, 0), statistics[Statistic.IDENTITIES_FULL])
+    others = {
+        **others,
+        Source.IDENTITIES_FULL: programs,
+        Source.PARTS_LOST: max(left, 0),
+        Source.MISSED_RUNS: max(missed + min(left, 0), 0),
+    }
     return {
         loss: statistics[loss.source] if isinstance(loss.source, Statistic) else others.get(loss.source, 0)
         for loss in LOSSES

@@ -57,6 +57,8 @@ class KnownProcesses:
         self._idle: set[ProcessKey] = set()
         self._ended: set[ProcessKey] = set()
         self._unclaimed_facts: set[ProgramKey] = set()
+        #: How many programs of processes the kernel had no facts for. Each counts once, however many queries it sends.
+        self.without_facts = 0
         #: Processes whose labels were found since the last sweep began.
         self._new: set[ProcessKey] = set()
 
@@ -120,7 +122,9 @@ class KnownProcesses:
         program = self._programs.get(key)
         # After execve(2), a process has the same pid and start time, but runs another program.
         if program is None or program.execs != execs:
-            program = _Program(execs, identify(process, facts.get((*key, execs)), self._procfs.identity))
+            known = facts.get((*key, execs))
+            self.without_facts += known is None
+            program = _Program(execs, identify(process, known, self._procfs.identity))
             self._programs[key] = program
         return program.identity
 

@@ -91,7 +91,8 @@ class Session:
             self.close()
             raise
         self._decisions = NameDecisions(self.probe, self._rules, self.matcher, probe.names)
-        processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
+        self._processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
+        processes = self._processes
         users = UserNames()
         self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), users.name)
         self._exceeded = ExceededShares(ShareNames(users.name).name)
@@ -244,6 +245,7 @@ class Session:
                 losses.Source.MISSED_RUNS: self.probe.prover.missed_runs(),
                 losses.Source.LINEAGE_FULL: self.probe.lineage_table.full(),
                 losses.Source.LINEAGE_MISSED_RUNS: self.probe.lineage_table.missed_runs(),
+                losses.Source.IDENTITIES_FULL: self._processes.without_facts,
                 losses.Source.JOURNAL_DROPPED: journal_dropped,
                 losses.Source.LOG_DROPPED: log_dropped,
                 losses.Source.SERIES_FOLDED: self.totals.series_folded,

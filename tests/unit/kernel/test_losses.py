@@ -25,6 +25,7 @@ OF_OTHER_MESSAGES = {statistic for statistic in Statistic if statistic.name.star
 #: Statistics that are read together with a number of the daemon itself.
 PART_OF_A_SOURCE = {
     Statistic.LINEAGE_FULL: Source.LINEAGE_FULL,
+    Statistic.IDENTITIES_FULL: Source.IDENTITIES_FULL,
     Statistic.PARTS_LEFT: Source.PARTS_LOST,
     Statistic.PARTS_TAKEN: Source.PARTS_LOST,
 }
@@ -119,6 +120,13 @@ def test_a_skipped_run_is_no_loss_if_the_hook_at_egress_took_the_packet(
     statistics = dict.fromkeys(Statistic, 0) | {Statistic.PARTS_LEFT: left, Statistic.PARTS_TAKEN: taken}
     by_source = {loss.source: times for loss, times in read_losses(statistics, {Source.MISSED_RUNS: missed}).items()}
     assert (by_source[Source.PARTS_LOST], by_source[Source.MISSED_RUNS]) == (parts_lost, runs_lost)
+
+
+def test_programs_without_facts_count_once_and_only_if_the_kernel_had_no_room() -> None:
+    for failures, programs, expected in ((234, 18, 18), (0, 2, 0), (1, 3, 1)):
+        statistics = dict.fromkeys(Statistic, 0) | {Statistic.IDENTITIES_FULL: failures}
+        losses = read_losses(statistics, {Source.IDENTITIES_FULL: programs})
+        assert {loss.reason: times for loss, times in losses.items()}["identities_full"] == expected
 
 
 def test_every_loss_above_zero_is_named() -> None:

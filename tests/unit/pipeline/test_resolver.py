@@ -47,9 +47,9 @@ class Pipeline:
         self.matcher = InlineMatcher(RuleSet.build([("test", "test", 6), ("ads*.test", "ads*.test", 6)]))
         self.rules = RulesInForce(probe, self.matcher.rules.table(), self.matcher)
         self.decisions = NameDecisions(probe, self.rules, self.matcher, 16)
-        processes = KnownProcesses(probe, ProcFS(str(self.root)))
+        self.processes = KnownProcesses(probe, ProcFS(str(self.root)))
         names = ContainerNames(str(self.root), clock=lambda: self.now)
-        self.resolver = Resolver(self.rules, self.decisions, processes, names, {0: "root", 7: "ada"}.get)
+        self.resolver = Resolver(self.rules, self.decisions, self.processes, names, {0: "root", 7: "ada"}.get)
 
     def resolve(self, *events: Event) -> list[tuple[Query, Identity]]:
         return list(self.resolver.queries(events))
@@ -73,6 +73,16 @@ def test_an_event_becomes_a_query_with_an_identity(pipeline: Pipeline) -> None:
     assert query.server == IPv4Address("127.0.0.1")
     assert query.ancestry.chain == (DIG,)
     assert (identity.exe, identity.user, identity.unit) == ("/bin/dig", "root", f"docker-{ID}.scope")
+
+
+def test_a_program_without_facts_counts_once(pipeline: Pipeline) -> None:
+    pipeline.resolve(EVENT, EVENT)
+    pipeline.resolve(EVENT)
+    assert pipeline.processes.without_facts == 1
+    pipeline.add_facts("sh", "dig")
+    chain = replace(EVENT.chain, execs=1)
+    pipeline.resolve(replace(EVENT, chain=chain))
+    assert pipeline.processes.without_facts == 1
 
 
 def test_an_event_that_no_rule_matches_yields_nothing(pipeline: Pipeline) -> None:
