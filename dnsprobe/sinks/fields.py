@@ -94,7 +94,8 @@ FACTS: tuple[Fact[Any], ...] = (
         "domain",
         lambda query, _: query.rule.name,
         TEXT,
-        "the name of the rule that counts the query; `.` if all names are watched",
+        "the name of the rule that counts the query; `.` if all names are watched; `(undecided)` if it took too "
+        "long to find out",
     ),
     Fact(
         "DNSPROBE_QNAME",
