@@ -85,6 +85,13 @@ class Service(Unit):
     def pid(self) -> int:
         return int(self.show("MainPID"))
 
+    def signal(self, number: int) -> int:
+        """Send a signal to the process, and return its pid."""
+        pid = self.pid
+        assert pid > 0, "the service does not run"  # 0 stands for all processes of this test
+        os.kill(pid, number)
+        return pid
+
     def configure(self, text: str) -> None:
         """Write the configuration. A reader sees either the old file or the new one."""
         new = CONFIGURATION.with_suffix(".new")

@@ -74,8 +74,7 @@ def test_the_service_comes_back_after_a_kill(service: Service) -> None:
     held = len(service.programs())
     kept = compiled()
     assert {name.partition("-")[0] for name in kept} == {"layout", "programs"}
-    pid = service.pid
-    os.kill(pid, signal.SIGKILL)
+    pid = service.signal(signal.SIGKILL)
     until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
     assert len(service.programs()) == held
     assert service.show("NRestarts") != "0"
@@ -87,9 +86,8 @@ def test_the_service_comes_back_after_a_kill(service: Service) -> None:
 
 def test_the_service_comes_back_after_a_hang(service: Service) -> None:
     held = len(service.programs())
-    pid = service.pid
     # systemd continues the process when it sends SIGABRT.
-    os.kill(pid, signal.SIGSTOP)
+    pid = service.signal(signal.SIGSTOP)
     until(lambda: service.state == "active (running)" and service.pid not in {0, pid}, "the service back")
     assert len(service.programs()) == held
     messages = [str(entry["MESSAGE"]) for entry in entries(f"_PID={pid}")]
