@@ -30,7 +30,10 @@
  * to decide. Their slots of the overflow array follow those of the rules. */
 #define ENCRYPTED RULE_IDS
 #define OVER_LIMIT (RULE_IDS + 1)
-#define OVERFLOW_SLOTS (RULE_IDS + 2)
+/* The same for messages that are not read as a query. In place of the type, the counter has the reason: a slot of the
+ * statistics array. */
+#define UNREAD (RULE_IDS + 2)
+#define OVERFLOW_SLOTS (RULE_IDS + 3)
 
 /* The type of a query in its counter, if the type has no name: anyone can ask for 65,536 types. IANA reserves it. */
 #define OTHER_QTYPE 65535
@@ -73,6 +76,7 @@ enum kind {
 	KIND_QUERY = 0,
 	KIND_UNDECIDED = 1, /* user space decides by the whole name whether a rule matches */
 	KIND_CANARY = 2,
+	KIND_UNREAD = 3, /* a message that is not read as a query: event.qtype is the reason, and there is no name */
 };
 
 /* Slots of the statistics array: how often each happened since the programs were loaded. */
@@ -107,6 +111,7 @@ enum statistic {
 	STAT_OTHER_NO_QUESTION,	   /* QDCOUNT 0 */
 	STAT_OTHER_QUESTIONS,	   /* QDCOUNT above 1, except over mDNS */
 	STAT_UNATTRIBUTED_SENT_ON, /* queries that another task sent on, whose asker is not known */
+	STAT_OTHER_RESPONSE,	   /* QR 1 */
 	STATISTICS,
 };
 

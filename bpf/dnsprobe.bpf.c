@@ -105,7 +105,12 @@ int egress_entry(struct __sk_buff *skb)
 
 int egress_slow(struct __sk_buff *skb)
 {
-	return handle_egress_slowly(skb);
+	return handle_egress_slowly(skb, false);
+}
+
+int egress_odd(struct __sk_buff *skb)
+{
+	return handle_egress_slowly(skb, true);
 }
 
 /* The same, for TCP. */

@@ -55,19 +55,19 @@ struct question {
 	u16 qclass;	  /* over mDNS, without the bit that asks for an answer by unicast */
 	bool plain;	  /* no label has an octet that is 0 */
 	bool has_pointer; /* the name has a compression pointer */
-	bool is_read;
-	u8 pad;
+	u8 pad[2];
 };
 
 /* A compressed name while its pieces are joined. */
 struct join {
+	u64 message;  /* where it begins: an offset in its packet, or an address */
+	u32 size;     /* of the message */
 	u32 at;	      /* where the next label or pointer is in the message */
 	u32 length;   /* of the labels so far, in wire format */
-	u32 labels;   /* root excluded */
+	u32 labels;   /* root included */
 	u32 behind;   /* the offset behind the first pointer, 0: there was none yet */
 	u32 is_whole; /* the root was read */
-	u32 size;     /* of the message */
-	u32 pad;
+	u8 head[4];   /* octets that were read last, except for labels */
 	u8 name[NAME_SIZE + 64];
 };
 
@@ -102,7 +102,8 @@ struct scratch {
 	/* Written by walk_question, join_question, identify_query, hash_name (sums, hash, plain) and
 	 * count_encrypted_connection (qtype); read by dns/, query/ and handle_datagram. */
 	struct question question;
-	/* Written and read by join_piece and join_question. */
+	/* The message and its size are written by handle_packet_slowly, read_next and read_message; the rest is
+	 * written and read by join_piece and join_question. */
 	struct join join;
 	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;
@@ -127,6 +128,12 @@ struct scratch {
 	/* Not 0: the write has another message. Written by read_next_message, advance and handle_write; read by
 	 * handle_write of this run and of the run that the tail call starts. */
 	u32 more;
+	/* The rule of the message, UNREAD if it is not read as a query. Written by handle_odd_message and
+	 * handle_message; read by them and query/. */
+	u32 rule;
+	/* Why a message is not read as a query, 0: it is. A slot of the statistics array. Written by handle_datagram,
+	 * handle_odd_datagram, handle_message and lose_alignment; read by handle_odd_message and handle_message. */
+	u32 unread;
 	/* Written by handle_packet and handle_write; read by query/, read_next_message and tcp/handler.h. */
 	struct destination to;
 	/* The process that sends. Written by handle_query and count_encrypted_connection; read by query/. */
@@ -144,8 +151,8 @@ struct scratch {
 	u32 submit;
 	/* Not 0: this run has added the entry of MAP(SEEN). Written by is_event_due, read by update_seen. */
 	u32 seen_added;
-	/* Not 0: the next query that is the same has the same outcome. Written by handle_datagram, read by
-	 * remember_query. */
+	/* Not 0: the next query that is the same has the same outcome. Written by describe_unread,
+	 * handle_datagram, handle_packet_slowly and handle_odd_datagram; read by remember_query. */
 	u32 repeatable;
 	/* The rule of that outcome, DECIDE if it is not known. Written and read by query/. */
 	u32 outcome;
@@ -163,7 +170,7 @@ struct scratch {
 	u32 datagrams;
 	/* Of a packet at egress: the offset of its first DNS message, the octets from there on, those of each datagram
 	 * but the last, where the next datagram begins behind the first octet of the first one, and how many runs the
-	 * packet had. Written by read_cut, handle_next and handle_datagrams, which read them as well. */
+	 * packet had. Written by read_cut, read_next and handle_datagrams, which read them as well. */
 	u32 message_at;
 	u32 total;
 	u32 segment;
@@ -171,8 +178,7 @@ struct scratch {
 	u32 runs;
 	/* SENT_ON: the current task does not ask, but sends on the packet of another. Then `process` and `leader` are
 	 * those of the asker, 0 if it is not known. NOTED: as well, and the asker and `share` are from the TCP
-	 * connection. Only the hook behind the firewall sets it. Written by find_sender and find_writer; read by
-	 * query/.
+	 * connection. Written by find_sender, find_writer and exclude_kernel_thread; read by query/.
 	 */
 	u32 sent_on;
 	/* Of a segment: its octets that are not read yet, up to the urgent octet, and those of them that belong to the

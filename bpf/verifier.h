@@ -44,6 +44,9 @@
 #define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
 #define KEEP_BELOW_32768(value) asm volatile("%0 &= 32767" : "+r"(value))
 
+/* Hides from the compiler what a register holds, so that it does not replace masks by branches. */
+#define HIDE(value) asm volatile("" : "+r"(value))
+
 /*
  * Reads and writes a member of the context. Written in C, the compiler may compute the address of the member once for
  * both: "dereference of modified ctx ptr".

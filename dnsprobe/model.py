@@ -150,6 +150,8 @@ class Query:
     - ``transport`` is ``udp``, ``tcp``, ``mdns`` or ``llmnr``.
     - ``uid`` and ``gid`` are those of the sender in the initial user namespace.
     - ``net_ns`` is the inode number of the network namespace that the query leaves, 0 if it is not known.
+    - ``unread`` is the reason why the message could not be read, empty for a query. Then there is no name, type and
+      class.
     - ``repeats`` is the number of equal queries (process, name, type, class, transport) without an event since the
       last event.
     - ``share`` is the user or control group of the sender, as the kernel side numbers them; 0 if it is not known.
@@ -169,6 +171,7 @@ class Query:
     ancestry: Ancestry
     repeats: int
     share: int = 0
+    unread: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +261,16 @@ class Series(NamedTuple):
     def encrypted(self) -> bool:
         """True for connections whose queries cannot be read. They have neither domain nor qtype."""
         return self.transport == DOT
+
+    @property
+    def unread(self) -> bool:
+        """True for messages that could not be read. They have no domain, and the reason in place of the type."""
+        return not self.domain and self.transport != DOT
+
+    @property
+    def of_queries(self) -> bool:
+        """True for queries."""
+        return bool(self.domain)
 
 
 #: The labels of :class:`Series` that the configuration can leave out.

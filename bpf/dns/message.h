@@ -23,9 +23,8 @@
 #define OPCODE_UPDATE 5
 #define OPCODE_DSO 6
 
-/* The results of classify() that are no statistic. */
+/* The result of classify() that is no statistic. */
 #define STANDARD_QUERY STATISTICS
-#define RESPONSE (STATISTICS + 1)
 
 struct dns {
 	u16 id;
@@ -58,7 +57,7 @@ static __always_inline u8 transport_of(const struct destination *to, u16 source,
 }
 
 /*
- * Returns STANDARD_QUERY, RESPONSE, or the statistic that counts other messages of this kind. A standard query has one
+ * Returns STANDARD_QUERY, or the statistic that counts other messages of this kind. A standard query has one
  * question (RFC 9619); over mDNS it has as many questions as its sender wants (RFC 6762, section 5.3).
  */
 static __always_inline u32 classify(const struct dns *dns, u8 transport)
@@ -66,7 +65,7 @@ static __always_inline u32 classify(const struct dns *dns, u8 transport)
 	u8 opcode = dns->flags >> 3 & 15;
 
 	if (dns->flags & 0x80)
-		return RESPONSE;
+		return STAT_OTHER_RESPONSE;
 	if (opcode == OPCODE_NOTIFY)
 		return STAT_OTHER_NOTIFY;
 	if (opcode == OPCODE_UPDATE)

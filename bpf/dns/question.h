@@ -9,72 +9,72 @@
 #include "scratch.h"
 #include "dns/message.h"
 
-/* A whole message: in a packet, or in memory. */
-struct octets {
-	struct __sk_buff *packet; /* at egress, otherwise NULL */
-	u64 at;			  /* where the message begins: an offset in the packet, or an address */
-	u32 size;
-};
-
 /* Labels and pointers of a compressed name that are followed at most. The labels alone are up to 128. */
 #define PIECES 192
 #define POINTER 0xc0
 
-/* Copies `size` octets, 1 to 64, from the offset `from` of a message. Returns 0 on success. */
-static __always_inline long read_octets(const struct scratch *s, const struct octets *message, u64 from, void *to,
+/* Copies `size` octets, 1 to 64, from the offset `from` of the message: of a packet, if there is one. Returns 0 on
+ * success. */
+static __always_inline long read_octets(struct scratch *s, struct __sk_buff *packet, bool in_packet, u64 from, void *to,
 					u32 size)
 {
+	/* FORGET, here and below: with registers, the verifier would follow each round of the loop once for each way
+	 * to the loop, and through the rounds before it. */
+	u64 at = FORGET(s->join.message);
 	u64 behind_first = size - 1;
 
-	/* FORGET: of a number on the stack, the verifier would learn another bound in each round of the loop. */
 	if (from + size > FORGET(s->join.size))
 		return -1;
-	/* Verifier: a part of the scratch space may be added only a bounded offset. */
-	KEEP_BELOW_32768(from);
-	/* Verifier: as in copy_datagram(). */
+	/* Verifier: the helper takes no size of 0, as in copy_datagram(). */
 	KEEP_BELOW_64(behind_first);
-	if (message->packet)
-		return bpf_skb_load_bytes(message->packet, message->at + from, to, behind_first + 1);
-	return bpf_probe_read_kernel(to, behind_first + 1, (void *)(message->at + from));
+	/* A constant, so that only one of the two is compiled. */
+	if (in_packet)
+		return bpf_skb_load_bytes(packet, at + from, to, behind_first + 1);
+	return bpf_probe_read_kernel(to, behind_first + 1, (void *)(at + from));
 }
 
-/* Adds one label of a compressed name, or follows one pointer. False if there is none to add or follow. */
-static __always_inline bool join_piece(struct scratch *s, const struct octets *message)
+/*
+ * Adds one label of a compressed name, or follows one pointer. False if there is none to add or follow.
+ *
+ * Both are one path through the code, by masks, since the verifier follows each path in each round of the loop.
+ */
+static __always_inline bool join_piece(struct scratch *s, struct __sk_buff *packet, bool in_packet)
 {
-	/* FORGET, here and below: with registers, the verifier would follow each round of the loop once for each way
-	 * through the rounds before it. */
+	/* FORGET: as in read_octets(). */
 	u64 at = FORGET(s->join.at);
 	u64 to = FORGET(s->join.length);
-	u64 labels = FORGET(s->join.labels);
-	u64 octet = 0, low_octet = 0;
-	u8 length;
 
-	if (read_octets(s, message, at, &octet, 1))
+	if (read_octets(s, packet, in_packet, at, s->join.head, 1))
 		return false;
-	length = *(u8 *)&octet;
-	if (length >= POINTER) {
-		if (read_octets(s, message, at + 1, &low_octet, 1))
-			return false;
-		/* Type and class follow the first pointer. */
-		if (!FORGET(s->join.behind))
-			s->join.behind = at + 2;
-		s->join.at = (length - POINTER) << 8 | *(u8 *)&low_octet;
-		return true;
-	}
-	if (length > 63 || to + length + 1 > 255)
+
+	u64 length = FORGET(s->join.head[0]);
+	/* 1 or 0: below a pointer, the difference is negative. */
+	u64 is_label = (length - POINTER) >> 63;
+
+	HIDE(is_label);
+
+	u64 size = (length & -is_label) + 2 - is_label;
+
+	if (size > 64 || to + size > 255)
 		return false;
-	/* The comparison above may be with a copy of `to`. There are less labels than octets. */
+	/* The comparison above may be with a copy of `to`. */
 	KEEP_BELOW_256(to);
-	KEEP_BELOW_128(labels);
-	if (read_octets(s, message, at, s->join.name + to, length + 1))
+	if (read_octets(s, packet, in_packet, at, s->join.name + to, size))
 		return false;
+
+	u64 labels = FORGET(s->join.labels);
+	u64 target = (length & 63) << 8 | FORGET(s->join.name[to + 1]);
+	u64 behind = FORGET(s->join.behind);
+
+	/* There are less labels than octets. */
+	KEEP_BELOW_128(labels);
 	s->label_offset[labels] = to;
-	s->join.at = at + length + 1;
-	s->join.length = to + length + 1;
-	if (length)
-		s->join.labels = labels + 1;
-	else
-		s->join.is_whole = 1;
+	s->join.labels = labels + is_label;
+	s->join.length = to + (size & -is_label);
+	s->join.at = ((at + size) & -is_label) | (target & (is_label - 1));
+	/* Type and class follow the first pointer. */
+	s->join.behind = behind | ((at + size) & (is_label - 1) & ((behind != 0) - 1ULL));
+	s->join.is_whole = !length;
 	return length;
 }
 
@@ -85,28 +85,33 @@ static __always_inline bool join_piece(struct scratch *s, const struct octets *m
  * No resolver library writes such a question. But BIND follows pointers to any octet before, and dnsmasq to any octet
  * of the message, so that the name may continue in another section, or behind all of them.
  */
-static __always_inline bool join_question(struct scratch *s, const struct octets *message)
+static __always_inline bool join_question(struct scratch *s, struct __sk_buff *packet, bool in_packet)
 {
-	u8 tail[4];
+	u8 *tail = s->join.head;
 
-	__builtin_memset(&s->join, 0, __builtin_offsetof(struct join, name));
 	s->join.at = DNS_HEADER;
-	s->join.size = message->size;
+	s->join.length = 0;
+	s->join.labels = 0;
+	s->join.behind = 0;
+	s->join.is_whole = 0;
 	for (u32 i = 0; i < PIECES; i++) {
-		if (!join_piece(s, message))
+		if (!join_piece(s, packet, in_packet))
 			break;
 	}
 
 	/* FORGET, here and below: with registers, the verifier would follow this once for each way out of the loop. */
 	u32 behind = FORGET(s->join.behind);
 
-	if (!FORGET(s->join.is_whole) || !behind || read_octets(s, message, behind, tail, sizeof(tail)))
+	if (!FORGET(s->join.is_whole) || !behind || read_octets(s, packet, in_packet, behind, tail, 4))
 		return false;
 	bpf_probe_read_kernel(s->packet + PACKET_FRONT + DNS_HEADER, NAME_SIZE, s->join.name);
 	s->question.length = s->join.length;
-	s->question.labels = s->join.labels;
+	s->question.labels = s->join.labels - 1;
 	s->question.qtype = tail[0] << 8 | tail[1];
 	s->question.qclass = tail[2] << 8 | tail[3];
+	/* As in walk_question(). */
+	if (s->to.transport == TRANSPORT_MDNS)
+		s->question.qclass &= 0x7fff;
 	return true;
 }
 
@@ -147,24 +152,10 @@ static __always_inline bool walk_question(struct scratch *s, u32 size)
 	KEEP_BELOW_512(end);
 	s->question.qtype = (s->packet[PACKET_FRONT + end] << 8) | s->packet[PACKET_FRONT + end + 1];
 	s->question.qclass = (s->packet[PACKET_FRONT + end + 2] << 8) | s->packet[PACKET_FRONT + end + 3];
-	return true;
-}
-
-/*
- * Reads the question of a message, of which the first `size` octets are in the scratch space. False if it is malformed
- * or incomplete.
- */
-static __always_inline bool read_name(struct scratch *s, u32 size, const struct octets *message, u8 transport)
-{
-	/* FORGET, here and below: with registers, the verifier would follow what comes behind once for each way out of
-	 * both. */
-	s->question.is_read = walk_question(s, size);
-	if (FORGET(s->question.has_pointer))
-		s->question.is_read = join_question(s, message);
 	/* The top bit asks for an answer by unicast: RFC 6762, section 5.4. */
-	if (transport == TRANSPORT_MDNS)
+	if (s->to.transport == TRANSPORT_MDNS)
 		s->question.qclass &= 0x7fff;
-	return FORGET(s->question.is_read);
+	return true;
 }
 
 #endif

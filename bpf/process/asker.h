@@ -31,7 +31,6 @@ static u64 (*kernel_sock)(const struct bpf_sock *ctx) = (void *)CAST_TO_KERNEL;
 #define NF_INET_POST_ROUTING 4
 /* include/linux/sched.h */
 #define PF_IO_WORKER 0x00000010
-#define PF_KTHREAD 0x00200000
 
 /* True if the network namespace of a socket may hold back packets: if it has rules at LOCAL_OUT or POST_ROUTING. */
 static __always_inline bool has_firewall(u64 sock, u8 family)

@@ -19,6 +19,17 @@ static u64 (*current_task)(void) = (void *)BPF_FUNC_get_current_task_btf;
 #define TASK_U32(task, member) read_u32((task) + (member))
 #endif
 
+/* include/linux/sched.h */
+#define PF_KTHREAD 0x00200000
+
+/* True if the current task is a thread of the kernel: it sends for another, which is not known. Before Linux 5.12, the
+ * workers of io_uring(7) are such threads: kernel commit 3bfe6106693b ("io-wq: fork worker threads from original
+ * task"). */
+static __always_inline bool is_kernel_thread(void)
+{
+	return TASK_U32(current_task(), TASK_FLAGS) & PF_KTHREAD;
+}
+
 /* Returns the task of the leader of the thread group. The process is the group: dig sends from a thread called
  * isc-net-0000. */
 static __always_inline u64 current_process(struct process_key *key)

@@ -7,18 +7,25 @@
 
 #include "verifier.h"
 #include "scratch.h"
+#include "process/current.h"
 #include "process/share.h"
 
-/* True if the current task sends on the packet of another one. Only the hook behind the firewall meets that. */
-#ifdef HOOK_EGRESS
-/* FORGET: with a register, the verifier would follow all that comes behind once for each outcome of find_sender(). */
+/* True if the current task sends on the packet of another one. FORGET: with a register, the verifier would follow all
+ * that comes behind once for each outcome of find_sender(). */
 #define IS_SENT_ON(s) FORGET((s)->sent_on)
 /* True if the asker is the one that a TCP connection has noted: it may have ended. */
 #define IS_NOTED(s) (FORGET((s)->sent_on) == NOTED)
-#else
-#define IS_SENT_ON(s) 0
-#define IS_NOTED(s) 0
-#endif
+
+/* Finds out whether the current task asks, at a hook in front of the firewall. If it is a thread of the kernel, it is
+ * not known who does. */
+static __always_inline void exclude_kernel_thread(struct scratch *s)
+{
+	s->sent_on = is_kernel_thread();
+	if (!s->sent_on)
+		return;
+	s->leader = 0;
+	__builtin_memset(&s->process, 0, sizeof(s->process));
+}
 
 /* Sets the share of the process that asks, and the type under which its query is counted. */
 static __always_inline void set_share(struct scratch *s, u64 thread)
@@ -31,11 +38,11 @@ static __always_inline void set_share(struct scratch *s, u64 thread)
 	s->counted_qtype = known && *known >> s->question.qtype % 64 & 1 ? s->question.qtype : OTHER_QTYPE;
 }
 
-/* Adds one to the counter of `key`. False if the map or the share has no room for a new key. `added`: the key is new.
- */
-static __always_inline bool count_one(const struct scratch *s, void *map, u32 resource, const void *key, bool *added)
+/* Adds `number` to the counter of `key`. False if the map or the share has no room for a new key. `added`: the key is
+ * new. */
+static __always_inline bool add_to_count(u64 share, void *map, u32 resource, const void *key, u64 number, bool *added)
 {
-	struct count first = { .queries = 1, .share = s->share };
+	struct count first = { .queries = number, .share = share };
 	struct count *count = bpf_map_lookup_elem(map, (void *)key);
 
 	*added = false;
@@ -53,7 +60,7 @@ static __always_inline bool count_one(const struct scratch *s, void *map, u32 re
 		if (!count)
 			return false;
 	}
-	__sync_fetch_and_add(&count->queries, 1);
+	__sync_fetch_and_add(&count->queries, number);
 	return true;
 }
 
@@ -90,7 +97,7 @@ static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transpor
 	};
 	bool added;
 
-	if (!count_one(s, MAP(COUNTS), RESOURCE_COUNTERS, &key, &added)) {
+	if (!add_to_count(s->share, MAP(COUNTS), RESOURCE_COUNTERS, &key, 1, &added)) {
 		u64 index = WHOLE_WORD(rule);
 		u64 *overflow = bpf_map_lookup_elem(MAP(OVERFLOW), &index);
 
@@ -101,6 +108,35 @@ static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transpor
 	}
 	s->keep_tree = added && !is_tree_kept(s);
 	return true;
+}
+
+/*
+ * Counts messages that are not read, without an event, where there is no scratch space. `is_asker`: the current task is
+ * the one that asks, otherwise it is not known. If the process has no tree yet, user space looks for it in /proc.
+ */
+static __always_inline void count_unread(u32 reason, u8 transport, u64 number, bool is_asker)
+{
+	struct count_key key = { .rule = UNREAD, .qtype = reason, .transport = transport };
+	struct process_key process;
+	u32 rule = UNREAD;
+	u64 share = SHARE_OF_NOBODY;
+	bool added;
+
+	add_statistic(reason, number);
+	if (is_asker) {
+		current_process(&process);
+		key.start_ns = process.start_ns;
+		key.tgid = process.tgid;
+		share = find_share(bpf_get_current_task());
+	}
+	if (add_to_count(share, MAP(COUNTS), RESOURCE_COUNTERS, &key, number, &added))
+		return;
+
+	u64 *overflow = bpf_map_lookup_elem(MAP(OVERFLOW), &rule);
+
+	count_statistic(STAT_UNATTRIBUTED_COUNTERS_FULL);
+	if (overflow)
+		__sync_fetch_and_add(overflow, number);
 }
 
 /* Counts a query whose rule user space has to decide, and keeps its name, unless it is `known`. False if there is no
@@ -134,7 +170,7 @@ static __always_inline bool count_pending(struct scratch *s, u32 generation, boo
 		if (!bpf_map_lookup_elem(MAP(NAMES), &hash))
 			return false;
 	}
-	if (!count_one(s, MAP(PENDING), RESOURCE_PENDING, &key, &added))
+	if (!add_to_count(s->share, MAP(PENDING), RESOURCE_PENDING, &key, 1, &added))
 		return false;
 	s->keep_tree = added && !is_tree_kept(s);
 	return true;

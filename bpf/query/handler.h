@@ -23,10 +23,21 @@ static __always_inline void identify_query(struct scratch *s, const struct setti
 	s->question.query_hash = hash_query(s->question.sums, settings, type_class, s->to.transport, &s->process);
 }
 
+/* Describes a message that is not read as a query, for handle_query() with the rule UNREAD. `reason` is the statistic
+ * that counts it. Such messages are all the same query, by their process, reason and transport. */
+static __always_inline void describe_unread(struct scratch *s, u32 reason)
+{
+	s->question.length = 0;
+	s->question.labels = 0;
+	s->question.qtype = reason;
+	s->question.qclass = 0;
+	s->repeatable = 0;
+}
+
 /*
- * Counts a query whose question and destination are in the scratch space, which identify_query() has read and for which
- * match_name() found `rule`. Sets s->keep_tree and s->submit for keep_and_submit(), and s->outcome. If it is not known
- * who asks, the query is counted for the process with tgid 0, which does not exist, and causes no event.
+ * Counts a message whose question and destination are in the scratch space, which identify_query() has read and for
+ * which match_name() found `rule`. Sets s->keep_tree and s->submit for keep_and_submit(), and s->outcome. If it is not
+ * known who asks, the query is counted for the process with tgid 0, which does not exist, and causes no event.
  */
 static __always_inline void handle_query(struct scratch *s, const struct settings *settings, u32 rule)
 {
@@ -73,6 +84,19 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 		return;
 	}
 	s->submit = is_event_due(s, settings);
+}
+
+/* As handle_query(), for a message that is not read as a query if `rule` is UNREAD, otherwise for a query. */
+static __always_inline void handle_odd_query(struct scratch *s, const struct settings *settings, u32 rule)
+{
+	handle_query(s, settings, rule);
+	/* FORGET: with a register, the verifier would follow handle_query() once for each. */
+	if (FORGET(s->rule) != UNREAD)
+		return;
+	s->event.kind = KIND_UNREAD;
+	/* No server answers a response, and each answer of multicast DNS is one. */
+	if (s->question.qtype == STAT_OTHER_RESPONSE)
+		s->submit = 0;
 }
 
 /* Remembers the outcome of a query for the next one that is the same. Called after keep_and_submit(). */

@@ -85,12 +85,11 @@ static __always_inline struct stream *find_stream(struct scratch *s, u64 sock, u
 }
 
 /* Stops reading a connection, from the octet `sequence` on, until a write begins with a message. */
-static __always_inline void lose_alignment(struct stream *stream, u16 port, u32 sequence, u32 statistic)
+static __always_inline void lose_alignment(struct scratch *s, struct stream *stream, u32 sequence, u32 statistic)
 {
 	stream->aligned = 0;
 	stream->lost_at = sequence;
-	if (port != CANARY_PORT)
-		count_statistic(statistic);
+	s->unread = statistic;
 }
 
 #endif

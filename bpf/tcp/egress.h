@@ -94,8 +94,7 @@ static __always_inline void lose(struct scratch *s, struct connection *connectio
 	connection->alignment = LOST;
 	if ((s32)(FORGET(s->tcp.end) - connection->next) > 0)
 		connection->next = FORGET(s->tcp.end);
-	if (s->to.port != CANARY_PORT)
-		count_statistic(statistic);
+	s->unread = statistic;
 }
 
 /*
@@ -243,10 +242,10 @@ static __always_inline void handle_segment_message(struct scratch *s, const stru
 {
 	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
 	read_segment_message(s, connection, skb);
-	if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
-		count_statistic(STAT_UNPARSED_MALFORMED);
-	if (FORGET(s->progress) == MESSAGE_NO_QUERY && s->message != RESPONSE && s->to.port != CANARY_PORT)
-		count_statistic(s->message);
+	if (FORGET(s->progress) == MESSAGE_MALFORMED)
+		s->unread = STAT_UNPARSED_MALFORMED;
+	if (FORGET(s->progress) == MESSAGE_NO_QUERY)
+		s->unread = s->message;
 	if (FORGET(s->progress) != MESSAGE_READ)
 		return;
 	reverse_name(s);
@@ -340,6 +339,7 @@ static __always_inline bool handle_segment(struct scratch *s, const struct setti
 	 * rounds before it. */
 	s->keep_tree = 0;
 	s->submit = 0;
+	s->unread = 0;
 	read_server(&s->to, skb, FORGET(s->tcp.sock));
 	if (!SERVED_FAMILY(s->to.family))
 		return false;
@@ -354,7 +354,7 @@ static __always_inline bool handle_segment(struct scratch *s, const struct setti
 				if (FORGET(connection->next) == FORGET(s->tcp.end))
 					break;
 				handle_segment_message(s, settings, connection, skb);
-				if (FORGET(s->keep_tree))
+				if (FORGET(s->keep_tree) || FORGET(s->unread))
 					break;
 				if (FORGET(s->submit)) {
 					if (FORGET(connection->runs) < EVENT_RUNS)
@@ -365,6 +365,13 @@ static __always_inline bool handle_segment(struct scratch *s, const struct setti
 				}
 			}
 		}
+	}
+	if (FORGET(s->unread) && s->to.port != CANARY_PORT) {
+		count_statistic(FORGET(s->unread));
+		describe_unread(s, FORGET(s->unread));
+		s->rule = UNREAD;
+		identify_query(s, settings);
+		handle_odd_query(s, settings, UNREAD);
 	}
 	keep_and_submit_segment(s, settings, connection);
 	return WATCHED_PORT(FORGET(s->to.port)) && (s32)(FORGET(s->tcp.end) - FORGET(connection->next)) > 0;

@@ -23,23 +23,33 @@
 static __always_inline void handle_message(struct scratch *s, const struct settings *settings, struct stream *stream,
 					   const struct write *write, bool continued)
 {
+	s->unread = 0;
 	read_next_message(s, stream, write, continued);
 	/* FORGET, here and below: with a register, the verifier would follow this code for each way out of
 	 * read_next_message(). */
-	if (FORGET(s->progress) == MESSAGE_MALFORMED && s->to.port != CANARY_PORT)
-		count_statistic(STAT_UNPARSED_MALFORMED);
-	if (FORGET(s->progress) == MESSAGE_NO_QUERY && s->message != RESPONSE && s->to.port != CANARY_PORT)
-		count_statistic(s->message);
-	if (FORGET(s->progress) != MESSAGE_READ)
-		return;
-	reverse_name(s);
+	if (FORGET(s->progress) == MESSAGE_MALFORMED)
+		s->unread = STAT_UNPARSED_MALFORMED;
+	if (FORGET(s->progress) == MESSAGE_NO_QUERY)
+		s->unread = s->message;
+	if (FORGET(s->unread)) {
+		if (s->to.port == CANARY_PORT)
+			return;
+		count_statistic(FORGET(s->unread));
+		describe_unread(s, FORGET(s->unread));
+		s->rule = UNREAD;
+	} else {
+		if (FORGET(s->progress) != MESSAGE_READ)
+			return;
+		reverse_name(s);
 
-	u32 rule = match_name(s);
+		u32 rule = match_name(s);
 
-	if (rule == NO_RULE || !rule_fits_port(rule, s->to.port))
-		return;
+		if (rule == NO_RULE || !rule_fits_port(rule, s->to.port))
+			return;
+		s->rule = rule;
+	}
 	identify_query(s, settings);
-	handle_query(s, settings, rule);
+	handle_odd_query(s, settings, FORGET(s->rule));
 }
 
 /* Counts a connection whose queries cannot be read, when its first octets are written. */
@@ -49,7 +59,8 @@ static __always_inline void count_encrypted_connection(struct scratch *s, struct
 		return;
 	/* The same octets may be written again. */
 	stream->aligned = 0;
-	s->leader = current_process(&s->process);
+	if (!IS_SENT_ON(s))
+		s->leader = current_process(&s->process);
 	s->question.qtype = 0;
 	s->event.kind = KIND_QUERY;
 	set_share(s, bpf_get_current_task());
@@ -92,6 +103,7 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 	if (!stream->aligned && stream->lost_at == write.sequence)
 		return 0;
 	s->to = to;
+	exclude_kernel_thread(s);
 	s->keep_tree = 0;
 	s->submit = 0;
 	if (WATCHED_PORT(to.port)) {
@@ -110,7 +122,9 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 	tail_call(ctx, MAP(SELF_CALLS), self);
 	/* The call fails if the write has more messages than the kernel follows calls (MAX_TAIL_CALL_CNT). */
 	s->more = 0;
-	lose_alignment(stream, s->to.port, write.sequence, STAT_UNPARSED_PIPELINED);
+	lose_alignment(s, stream, write.sequence, STAT_UNPARSED_PIPELINED);
+	if (to.port != CANARY_PORT)
+		count_unread(STAT_UNPARSED_PIPELINED, to.transport, 1, !is_kernel_thread());
 	return 0;
 }
 

@@ -54,11 +54,11 @@ static __always_inline bool begin_message(struct scratch *s, struct stream *stre
 }
 
 /* Checks that a write continues the stream. If it is not known where a message begins, tries the start of the write. */
-static __always_inline void check_alignment(struct stream *stream, u16 port, u32 sequence)
+static __always_inline void check_alignment(struct scratch *s, struct stream *stream, u32 sequence)
 {
 	/* Octets were sent that no hook saw. */
 	if (stream->aligned && (s32)(stream->start + stream->buffered - sequence) < 0)
-		lose_alignment(stream, port, sequence, STAT_UNPARSED_UNALIGNED);
+		lose_alignment(s, stream, sequence, STAT_UNPARSED_UNALIGNED);
 	if (!stream->aligned) {
 		stream->start = sequence;
 		stream->buffered = 0;
@@ -66,7 +66,7 @@ static __always_inline void check_alignment(struct stream *stream, u16 port, u32
 }
 
 /* Reads the message, of which s->size octets are in s->packet, and moves the start of the next message behind it. */
-static __always_inline void advance(struct scratch *s, struct stream *stream, const struct write *write, u16 port)
+static __always_inline void advance(struct scratch *s, struct stream *stream, const struct write *write)
 {
 	u32 length;
 
@@ -75,7 +75,7 @@ static __always_inline void advance(struct scratch *s, struct stream *stream, co
 	length = LENGTH_SIZE + FORGET(s->length);
 	if (!FORGET(stream->aligned) && (FORGET(s->progress) != MESSAGE_READ || length > write->size)) {
 		s->progress = MESSAGE_INCOMPLETE;
-		lose_alignment(stream, port, write->sequence, STAT_UNPARSED_UNALIGNED);
+		lose_alignment(s, stream, write->sequence, STAT_UNPARSED_UNALIGNED);
 		return;
 	}
 	stream->aligned = 1;
@@ -96,11 +96,9 @@ static __always_inline void advance(struct scratch *s, struct stream *stream, co
 static __always_inline void read_next_message(struct scratch *s, struct stream *stream, const struct write *write,
 					      bool continued)
 {
-	u16 port = s->to.port;
-
 	s->progress = MESSAGE_INCOMPLETE;
 	s->more = 0;
-	check_alignment(stream, port, write->sequence);
+	check_alignment(s, stream, write->sequence);
 
 	/* FORGET, here and below: with registers, the verifier would follow this for each way out of check_alignment().
 	 */
@@ -123,7 +121,7 @@ static __always_inline void read_next_message(struct scratch *s, struct stream *
 	s->size = write->size - skip < STREAM_SIZE - buffered ? write->size - skip : STREAM_SIZE - buffered;
 	bpf_probe_read_kernel(s->packet + STREAM_FRONT, STREAM_SIZE, stream->octets);
 	if (!copy_from_write(s, write, skip, buffered)) {
-		lose_alignment(stream, port, write->sequence, STAT_UNPARSED_UNREADABLE);
+		lose_alignment(s, stream, write->sequence, STAT_UNPARSED_UNREADABLE);
 		return;
 	}
 	if (!continued && !skip && !buffered && !begin_message(s, stream, write->sequence, same_place)) {
@@ -131,7 +129,7 @@ static __always_inline void read_next_message(struct scratch *s, struct stream *
 		return;
 	}
 	s->size += buffered;
-	advance(s, stream, write, port);
+	advance(s, stream, write);
 }
 
 #endif

@@ -11,9 +11,6 @@
 #include "query/handler.h"
 #include "query/submit.h"
 
-/* The result if the question was read. Any other result is RESPONSE, or the statistic that counts the reason. */
-#define PARSED STATISTICS
-
 /* The octets of a message that are read: up to the end of the longest question. */
 #define READ_SIZE (DNS_HEADER + QUESTION_SIZE)
 
@@ -37,41 +34,41 @@ static __always_inline bool may_be_recent(const struct dns *dns, u16 port)
 	       port != PORT_MDNS && port != PORT_LLMNR;
 }
 
-/* Reads the question of a message, whose first octets are in the scratch space. Returns PARSED, RESPONSE or a
- * statistic. */
-static __always_inline u32 read_question(struct scratch *s, const struct octets *message)
+/* The result if the question was read. Any other result is the statistic that counts the reason. */
+#define PARSED 0
+
+/* Reads the question of the message in the scratch space. Returns PARSED or a statistic. */
+static __always_inline u32 read_question(struct scratch *s)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
 	/* With a register, the verifier would follow this for each way in which the caller computes the size. */
 	u32 size = FORGET(s->present);
 
+	s->question.has_pointer = 0;
 	if (size >= DNS_HEADER) {
 		u32 kind = classify(dns, s->to.transport);
 
 		if (kind != STANDARD_QUERY)
 			return kind;
 	}
-	if (size >= SHORTEST_QUERY && size <= READ_SIZE && read_name(s, size, message, s->to.transport))
+	if (size >= SHORTEST_QUERY && size <= READ_SIZE && walk_question(s, size))
 		return PARSED;
 	return s->beyond ? STAT_UNPARSED_NONLINEAR : STAT_UNPARSED_MALFORMED;
 }
 
-/* Counts the query in a message, whose first octets are in the scratch space, if a rule matches, and remembers the
- * outcome. */
-static __always_inline void handle_datagram(struct scratch *s, const struct settings *settings,
-					    const struct octets *message)
+/* Counts the query in the scratch space, if a rule matches, and remembers the outcome. If its question is not read,
+ * s->unread is the reason. */
+static __always_inline void handle_datagram(struct scratch *s, const struct settings *settings)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
-	u32 problem = read_question(s, message);
+	u32 problem = read_question(s);
 
 	s->keep_tree = 0;
 	s->submit = 0;
 	s->repeatable = 0;
-	if (problem != PARSED) {
-		if (problem != RESPONSE && s->to.port != CANARY_PORT)
-			count_statistic(problem);
+	s->unread = problem;
+	if (problem != PARSED)
 		return;
-	}
 	reverse_name(s);
 
 	u32 rule = match_name(s);
@@ -87,6 +84,29 @@ static __always_inline void handle_datagram(struct scratch *s, const struct sett
 	s->outcome = NO_RULE;
 	if (rule != NO_RULE)
 		handle_query(s, settings, rule);
+}
+
+/* Handles a message that read_question() could not read: its question has a pointer, or it is counted as unread. In a
+ * packet of several, only one of them is handled in a run, so that the verifier follows this once. */
+static __always_inline void handle_odd_message(struct scratch *s, const struct settings *settings,
+					       struct __sk_buff *packet, bool in_packet)
+{
+	s->rule = UNREAD;
+	/* FORGET, here and below: with registers, the verifier would follow this once for each way through
+	 * read_question(). */
+	if (FORGET(s->question.has_pointer) && join_question(s, packet, in_packet)) {
+		reverse_name(s);
+		s->rule = match_name(s);
+	} else if (s->to.port != CANARY_PORT) {
+		count_statistic(FORGET(s->unread));
+		describe_unread(s, FORGET(s->unread));
+	}
+	u32 rule = FORGET(s->rule);
+
+	if (rule == NO_RULE || !rule_fits_port(rule, s->to.port))
+		return;
+	identify_query(s, settings);
+	handle_odd_query(s, settings, rule);
 }
 
 #endif

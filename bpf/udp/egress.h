@@ -225,6 +225,16 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 	return finding;
 }
 
+#define ETHERTYPE_IP4 __builtin_bswap16(0x0800)
+
+/* Counts datagrams of a packet that are not read. */
+static __always_inline void count_unread_packet(const struct __sk_buff *skb, u32 reason, u64 number)
+{
+	u8 family = skb->protocol == ETHERTYPE_IP4 ? 4 : 6;
+
+	count_unread(reason, TRANSPORT_UDP, number, is_clearly_asker(kernel_packet(skb), family));
+}
+
 /* The first program. Most packets are UDP or TCP in plain IP headers. */
 static __always_inline int handle_egress(struct __sk_buff *skb)
 {
@@ -257,7 +267,7 @@ parse:
 	STORE_CONTEXT(skb, cb[1], 0);
 	/* The rest is another program, so that each of them is small for the verifier. */
 	tail_call(skb, MAP(SELF_CALLS), 0);
-	count_statistic(STAT_UNPARSED_BUSY);
+	count_unread_packet(skb, STAT_UNPARSED_BUSY, 1);
 	return 1;
 }
 
@@ -387,18 +397,33 @@ static __always_inline bool read_cut(struct scratch *s, const struct settings *s
 	return segment < total || is_beyond_linear(linear > message ? linear - message : 0, skb->len - linear);
 }
 
-/* Handles the next datagram. */
-static __always_inline void handle_next(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
+/* Reads the next datagram. */
+static __always_inline void read_next(struct scratch *s, struct __sk_buff *skb)
 {
 	u32 at = s->at;
 	u32 left = s->total - at;
 	u32 segment = s->segment;
 
-	struct octets message = { .packet = skb, .at = s->message_at + at, .size = left < segment ? left : segment };
+	u32 size = left < segment ? left : segment;
 
 	s->at = at + segment;
-	copy_datagram(s, skb, message.at, message.size);
-	handle_datagram(s, settings, &message);
+	s->join.message = s->message_at + at;
+	s->join.size = size;
+	copy_datagram(s, skb, s->message_at + at, size);
+}
+
+/* Notes in the context where the next run begins, and returns how many datagrams are left. */
+static __always_inline u32 end_run(struct scratch *s, struct __sk_buff *skb)
+{
+	/* FORGET: with registers, the verifier would follow this once for each way through the run. */
+	u32 number = FORGET(s->at) / FORGET(s->segment);
+	u32 runs = FORGET(s->runs) + 1;
+
+	STORE_CONTEXT(skb, cb[0], number);
+	STORE_CONTEXT(skb, cb[1], runs);
+	if (FORGET(s->at) >= FORGET(s->total))
+		return 0;
+	return (FORGET(s->total) - FORGET(s->at) - 1) / FORGET(s->segment) + 1;
 }
 
 /* Finds out whether the current task asks, and if it does not, who does. */
@@ -418,7 +443,8 @@ static __always_inline void find_sender(struct scratch *s, struct __sk_buff *skb
  * Handles the next datagrams of a packet, from number skb->cb[0] on, and returns how many are left. The context is the
  * only place that a run keeps over a tail call.
  *
- * A run ends at the first datagram that causes an event, since there must be only one copy of what submits events. If
+ * A run ends at the first datagram that is odd or causes an event, since there must be only one copy of what handles it
+ * and of what submits events. If
  * the runs that are left could then not handle all datagrams, the event is lost instead.
  */
 static __always_inline u32 handle_datagrams(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
@@ -433,13 +459,20 @@ static __always_inline u32 handle_datagrams(struct scratch *s, const struct sett
 	if (settings->parts_only && !runs && s->to.port != CANARY_PORT)
 		count_statistic(STAT_PARTS_TAKEN);
 	s->at = number * s->segment;
+	s->unread = 0;
 	find_sender(s, skb);
 	for (u32 i = 0; i < DATAGRAMS_IN_RUN; i++) {
 		/* FORGET, here and below: with registers, the verifier would follow each round once for each way
 		 * through the rounds before it. */
 		if (FORGET(s->at) >= FORGET(s->total))
 			break;
-		handle_next(s, settings, skb);
+		read_next(s, skb);
+		handle_datagram(s, settings);
+		/* The third program handles it. */
+		if (FORGET(s->unread)) {
+			s->at -= s->segment;
+			break;
+		}
 		if (FORGET(s->submit) || FORGET(s->keep_tree)) {
 			u32 left = FORGET(s->total) - FORGET(s->at);
 
@@ -453,36 +486,63 @@ static __always_inline u32 handle_datagrams(struct scratch *s, const struct sett
 	}
 	keep_and_submit(s, settings);
 	remember_query(s, settings);
-	number = FORGET(s->at) / FORGET(s->segment);
-	runs = FORGET(s->runs) + 1;
-	STORE_CONTEXT(skb, cb[0], number);
-	STORE_CONTEXT(skb, cb[1], runs);
-	if (FORGET(s->at) >= FORGET(s->total))
-		return 0;
-	return (FORGET(s->total) - FORGET(s->at) - 1) / FORGET(s->segment) + 1;
+	return end_run(s, skb);
 }
 
-/* The second program. */
-static __always_inline int handle_egress_slowly(struct __sk_buff *skb)
+/* Handles the datagram number skb->cb[0], which the second program could not read. As handle_datagrams(). */
+static __always_inline u32 handle_odd_datagram(struct scratch *s, const struct settings *settings,
+					       struct __sk_buff *skb)
+{
+	u32 number, runs;
+
+	if (!read_cut(s, settings, skb))
+		return 0;
+	LOAD_CONTEXT(number, skb, cb[0]);
+	LOAD_CONTEXT(runs, skb, cb[1]);
+	s->runs = runs;
+	s->at = number * s->segment;
+	if (s->at >= s->total)
+		return 0;
+	find_sender(s, skb);
+	read_next(s, skb);
+	s->unread = read_question(s);
+	s->keep_tree = 0;
+	s->submit = 0;
+	handle_odd_message(s, settings, skb, true);
+	keep_and_submit(s, settings);
+	return end_run(s, skb);
+}
+
+/* Where the third program is in MAP(SELF_CALLS): dnsprobe/kernel/loader.py. */
+#define ODD_CALL 2
+
+/* The second program and, with the constant `is_odd`, the third one. They are two so that each is small for the
+ * verifier. */
+static __always_inline int handle_egress_slowly(struct __sk_buff *skb, bool is_odd)
 {
 	struct settings *settings = get_settings();
 	struct scratch *s;
 	u32 index = 0;
 	u32 left = 0;
+	u32 next;
 
 	if (!settings || map_pop(MAP(FREE_SCRATCH), &index)) {
-		count_statistic(STAT_UNPARSED_BUSY);
+		count_unread_packet(skb, STAT_UNPARSED_BUSY, 1);
 		return 1;
 	}
 	s = bpf_map_lookup_elem(MAP(SCRATCH_POOL), &index);
-	if (s)
+	if (s && is_odd)
+		left = handle_odd_datagram(s, settings, skb);
+	if (s && !is_odd)
 		left = handle_datagrams(s, settings, skb);
+	/* FORGET: as in end_run(). */
+	next = s && !is_odd && FORGET(s->unread) ? ODD_CALL : 0;
 	map_push(MAP(FREE_SCRATCH), &index, 0);
 	if (!left)
 		return 1;
 	/* The next datagrams. A loop around all of this would be too large for the verifier. */
-	tail_call(skb, MAP(SELF_CALLS), 0);
-	add_statistic(STAT_UNPARSED_SEGMENTED, left);
+	tail_call(skb, MAP(SELF_CALLS), next);
+	count_unread_packet(skb, STAT_UNPARSED_SEGMENTED, left);
 	return 1;
 }
 

@@ -101,7 +101,7 @@ static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u64
 	s->datagrams = count_datagrams(&packet, cork);
 	/* The rest is another program, so that each of them is small for the verifier. */
 	tail_call(ctx, MAP(SELF_CALLS), 0);
-	count_statistic(STAT_UNPARSED_BUSY);
+	count_unread(STAT_UNPARSED_BUSY, packet.to.transport, 1, !is_kernel_thread());
 	return 0;
 }
 
@@ -123,12 +123,16 @@ static __always_inline int handle_packet_slowly(u32 hook_kind)
 			return 0;
 		}
 		if (unread)
-			add_statistic(STAT_UNPARSED_SEGMENTED, unread);
+			count_unread(STAT_UNPARSED_SEGMENTED, s->to.transport, unread, !is_kernel_thread());
 	}
 
-	struct octets message = { .at = s->payload, .size = s->linear };
-
-	handle_datagram(s, settings, &message);
+	exclude_kernel_thread(s);
+	s->join.message = s->payload;
+	s->join.size = s->linear;
+	handle_datagram(s, settings);
+	/* FORGET: with a register, the verifier would follow this once for each way through it. */
+	if (FORGET(s->unread))
+		handle_odd_message(s, settings, NULL, false);
 	keep_and_submit(s, settings);
 	remember_query(s, settings);
 	return 0;

@@ -179,7 +179,8 @@ class Daemon:
     def _take_events(self) -> None:
         for query, identity in self._session.queries():
             self._sink.put(query, identity)
-            self._last_queries.append(query)
+            if not query.unread:
+                self._last_queries.append(query)
 
     async def _tick(self) -> None:
         # The watchdog is fed in the loop that does the work, after the work: if the work hangs, systemd restarts us.
@@ -275,6 +276,7 @@ class Daemon:
             series_expired=self._session.totals.series_expired,
             expired=self._session.totals.expired.copy(),
             expired_connections=self._session.totals.expired_connections,
+            expired_unread=self._session.totals.expired_unread,
         )
 
     def _losses(self) -> dict[Loss, int]:

@@ -7,7 +7,7 @@ import os
 import selectors
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 from dnsprobe.commands.hooks import describe_hooks
@@ -18,6 +18,7 @@ from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Source, describe_losses
 from dnsprobe.model import Identity, Query
 from dnsprobe.names.pattern import parse_pattern
+from dnsprobe.names.ruleset import RuleTable
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
 from dnsprobe.sinks.console import json_line, tree
@@ -48,7 +49,7 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_limits
         with readable_on_stop() as stop, contextlib.suppress(BrokenPipeError):
             _follow(session, stop, render, sys.stdout)
             session.detach()
-            for query, identity in session.remaining_queries():
+            for query, identity in _shown(session.rules, session.remaining_queries()):
                 sys.stdout.write(render(query, identity) + "\n")
         session.detach()
         _print_to_stderr(_summary(session))
@@ -75,7 +76,7 @@ def _follow(session: Session, stop: int, render: Callable[[Query, Identity], str
         last_sweep = time.monotonic()
         while True:
             ready = {key.fd for key, _ in selector.select(_TICK_SECONDS)}
-            for query, identity in session.queries():
+            for query, identity in _shown(session.rules, session.queries()):
                 output.write(render(query, identity) + "\n")
             output.flush()
             if stop in ready:
@@ -100,17 +101,29 @@ def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
     return render
 
 
+def _is_everything(rules: RuleTable) -> bool:
+    return [rule.pattern for rule in rules.rules] == ["."]
+
+
+def _shown(rules: RuleTable, queries: Iterable[tuple[Query, Identity]]) -> Iterator[tuple[Query, Identity]]:
+    """Yield what is to be printed. Messages that could not be read belong to no name, so they are only shown if all
+    names are watched.
+    """
+    everything = _is_everything(rules)
+    return ((query, identity) for query, identity in queries if everything or not query.unread)
+
+
 def _introduction(session: Session) -> str:
     rules = session.rules
     names = ", ".join(shown(rule.name) for rule in rules.rules[:5]) + (" ..." if len(rules.rules) > 5 else "")
-    watched = "all names" if [rule.pattern for rule in rules.rules] == ["."] else names
+    watched = "all names" if _is_everything(rules) else names
     return f"watching {watched} ({describe_hooks(session.probe.prover)}); Ctrl-C ends\n"
 
 
 def _summary(session: Session) -> str:
     counts = session.collect()
     statistics = session.probe.statistics()
-    trees = {series.tree for series in counts if not series.encrypted}
+    trees = {series.tree for series in counts if series.of_queries}
     # Every query was shown, whether or not it has a series of its own.
     losses = {loss: times for loss, times in session.losses().items() if loss.source is not Source.SERIES_FOLDED}
     return (

@@ -93,12 +93,14 @@ class JournalConfig:
 
     Repeated queries share an entry for ``repeat_ns`` nanoseconds; 0 writes an entry for each query. ``queue`` entries
     can wait. At most ``rate_burst`` entries are written in ``rate_interval_ns`` nanoseconds; 0 means no limit.
+    ``unread`` is whether messages that cannot be read have entries, too.
     """
 
     repeat_ns: int = 60 * NANOSECONDS["s"]
     queue: int = 4096
     rate_interval_ns: int = 30 * NANOSECONDS["s"]
     rate_burst: int = 10000
+    unread: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +273,7 @@ SECTIONS: Mapping[str, Section] = {
             "queue": Key("queue", whole_number(1, 1 << 20)),
             "rate_interval": Key("rate_interval_ns", duration(NANOSECONDS["s"], "1s")),
             "rate_burst": Key("rate_burst", whole_number(1, 1 << 20)),
+            "unread": Key("unread", boolean),
         },
     ),
     "metrics": Section(

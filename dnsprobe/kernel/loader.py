@@ -46,6 +46,8 @@ from dnsprobe.kernel.program_cache import ProgramCache
 #: programs in a map of this kind must be of one type, and attached to the same function (kernel commit 28ead3eaabc1,
 #: "bpf: Prevent tail call between progs attached to different hooks", in Linux 6.12).
 SELF_CALLS = "SELF_CALLS"
+#: Where ``x_odd`` is in that map: ODD_CALL of bpf/udp/egress.h.
+_ODD_CALL = 2
 
 
 class _HookLoader:
@@ -66,15 +68,15 @@ class _HookLoader:
         self._compilation, self._kind, self._canary_port, self._repeats = compilation, kind, canary_port, repeats
         self._called: list[int] = []
         try:
-            self._calls = libbpf.Map(libbpf.PROG_ARRAY, "self_calls", 4, 4, 2)
+            self._calls = libbpf.Map(libbpf.PROG_ARRAY, "self_calls", 4, 4, 4)
         except OSError as error:
             raise UserError(f"cannot create the BPF map self_calls: {libbpf.reason(error)}") from error
         self._maps = [*map_fds, self._calls.fd]
 
     def load(self, hook: Hook, function: str) -> int:
-        """Load the next program of a hook, and the one that it calls, if there is one. Return its descriptor.
+        """Load the next program of a hook, and those that it calls, if there are any. Return its descriptor.
 
-        The program that ``x_entry`` calls is ``x_slow``.
+        The program that ``x_entry`` calls is ``x_slow``, which may call ``x_odd``.
         """
         program = self._load(function)
         hook.programs.append(program)
@@ -87,6 +89,7 @@ class _HookLoader:
         try:
             number = len(hook.programs) - 1
             self._calls.set(struct.pack("=I", number), struct.pack("=I", called))
+            self._set_odd(function)
             # The kernel empties such a map when its last descriptor is closed.
             if number == 0:
                 hook.links.append(os.dup(self._calls.fd))
@@ -96,6 +99,15 @@ class _HookLoader:
             if called != program:
                 os.close(called)
         return program
+
+    def _set_odd(self, function: str) -> None:
+        odd = f"{function.removesuffix('_entry')}_odd"
+        if odd in self._compilation.programs:
+            program = self._load(odd)
+            try:
+                self._calls.set(struct.pack("=I", _ODD_CALL), struct.pack("=I", program))
+            finally:
+                os.close(program)
 
     def _load(self, function: str) -> int:
         if function not in self._compilation.programs:

@@ -14,11 +14,12 @@ from typing import TypeVar
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.maps import CountKey, PendingKey, ProcessKey
+from dnsprobe.kernel.other_messages import unread_reason
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DOT, OTHER, Count, Process, Rule, Series
 from dnsprobe.names.qtype import QTYPES, qtype_name
 from dnsprobe.pipeline.known_processes import KnownProcesses
-from dnsprobe.pipeline.rules import ENCRYPTED, NameDecisions, RulesInForce
+from dnsprobe.pipeline.rules import ENCRYPTED, UNREAD, NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import Steps, run
 
@@ -137,7 +138,7 @@ class Counters:
         labels = self._processes.labels(key)
         return Count(
             rule,
-            self._qtype_label(qtype) if rule is not ENCRYPTED else "",
+            self._qtype_label(rule, qtype),
             abi.TRANSPORTS[transport],
             labels.process,
             labels.tree,
@@ -148,7 +149,11 @@ class Counters:
         )
 
     @staticmethod
-    def _qtype_label(qtype: int) -> str:
+    def _qtype_label(rule: Rule, qtype: int) -> str:
+        if rule is ENCRYPTED:
+            return ""
+        if rule is UNREAD:
+            return unread_reason(qtype)
         # Anyone can ask for 65,536 types: those without a name must not use up the series of others.
         return qtype_name(qtype) if qtype in QTYPES else OTHER
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from dnsprobe.kernel import abi
+from dnsprobe.kernel.other_messages import unread_reason
 from dnsprobe.model import Ancestry, Identity, Query, Rule
 from dnsprobe.pipeline.held_events import HeldEvents
 from dnsprobe.pipeline.known_processes import KnownProcesses
@@ -96,5 +97,6 @@ def _query(event: abi.Event, rule: Rule, ancestry: Ancestry) -> Query:
         net_ns=event.net_ns,
         ancestry=ancestry,
         repeats=event.repeats,
+        unread=unread_reason(event.qtype) if event.kind == abi.Kind.UNREAD else "",
         share=event.chain.share,
     )

@@ -31,6 +31,8 @@ _AT_ONCE = 64
 ENCRYPTED = Rule(abi.ENCRYPTED, "", "")
 #: The rule of names that took too long to decide. Its entries are warnings: somebody may be hiding queries.
 TOO_SLOW = Rule(abi.OVER_LIMIT, UNDECIDED, "", 4)
+#: The rule of messages that cannot be read as a query. It is in force in the same way.
+UNREAD = Rule(abi.UNREAD, "", "", 5)
 
 #: A name by its hash, and the generation of the rules that it was asked under.
 NameKey = tuple[int, int]
@@ -65,7 +67,7 @@ class RulesInForce:
         self, probe: Probe, rules: RuleTable, matcher: Matching, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._probe, self._matcher, self._clock = probe, matcher, clock
-        self._by_id = {abi.ENCRYPTED: ENCRYPTED, abi.OVER_LIMIT: TOO_SLOW, **rules.by_id}
+        self._by_id = {abi.ENCRYPTED: ENCRYPTED, abi.OVER_LIMIT: TOO_SLOW, abi.UNREAD: UNREAD, **rules.by_id}
         self._by_generation: dict[int, RuleTable] = {}
         self._retired: dict[int, float] = {}
         self.current = rules

@@ -19,8 +19,8 @@ _REFUSED_BITS = 1 << 20
 
 
 def total_queries(counts: Mapping[Series, int]) -> int:
-    """Return the sum of all series of queries, without encrypted connections."""
-    return sum(number for series, number in counts.items() if not series.encrypted)
+    """Return the sum of all series of queries, without encrypted connections and messages that are not read."""
+    return sum(number for series, number in counts.items() if series.of_queries)
 
 
 class _Room:
@@ -146,6 +146,7 @@ class Totals:
         self.series_expired = 0
         self.expired: Counter[str] = Counter()
         self.expired_connections = 0
+        self.expired_unread = 0
         self._over_share: Counter[int] = Counter()
 
     def take_over_share(self) -> Counter[int]:
@@ -298,6 +299,8 @@ class Totals:
         self.series_expired += 1
         if series.encrypted:
             self.expired_connections += queries
+        elif series.unread:
+            self.expired_unread += queries
         else:
             self.expired[series.domain] += queries
 

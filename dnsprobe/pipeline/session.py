@@ -101,6 +101,7 @@ class Session:
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
         self._losses = NO_LOSSES
+        self._has_unread = config.journal.unread
         # Collecting and sweeping exclude each other: a count must be in one place.
         self._counting = asyncio.Lock()
         self._too_slow_logged, self._too_slow_logged_at = 0, -_LOG_SECONDS
@@ -145,13 +146,16 @@ class Session:
     def queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield the next queries, a bounded number of them. Call it if there are events or answers of the matcher."""
         self._decisions.take_answers()
-        yield from self._resolver.queries(self.probe.maps.events.read())
+        yield from self._with_entry(self._resolver.queries(self.probe.maps.events.read()))
+
+    def _with_entry(self, queries: Iterable[tuple[Query, Identity]]) -> Iterator[tuple[Query, Identity]]:
+        return ((query, identity) for query, identity in queries if self._has_unread or not query.unread)
 
     def remaining_queries(self) -> Iterator[tuple[Query, Identity]]:
         """Yield all queries whose events were not read yet. Ends only if the session is detached."""
         # Events that no rule matches yield nothing, so only an empty read is the end.
         while events := self.probe.maps.events.read():
-            yield from self._resolver.queries(events)
+            yield from self._with_entry(self._resolver.queries(events))
         until = time.monotonic() + _LAST_DECISIONS_SECONDS
         while self._resolver.held and (left := until - time.monotonic()) > 0:
             self.matcher.wait(left)

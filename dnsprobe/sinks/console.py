@@ -48,12 +48,12 @@ def _headline(query: Query, offset_ns: int, look: Look) -> str:
     paint, plain = look.paint, look.plain
     facts = [
         paint(moment(query.time_ns + offset_ns).astimezone().strftime("%H:%M:%S.%f")[:-3], DIM),
-        paint(plain(to_text(query.qname)), BOLD),
-        paint(kind(query), CYAN),
+        paint("not read as a query:" if query.unread else plain(to_text(query.qname)), BOLD),
+        paint(shown(query.unread) or kind(query), CYAN),
         shown(query.transport),
         endpoint(query),
     ]
-    if query.rule.name != _ALL_NAMES:
+    if query.rule.name not in {"", _ALL_NAMES}:
         facts.append(paint(plain(f"({shown(query.rule.name)})"), DIM))
     if query.repeats:
         facts.append(f"and {query.repeats} more")

@@ -88,36 +88,49 @@ def _starters(query: Query, _identity: Identity) -> Sequence[Process]:
     return query.ancestry.lineage[1:] if query.ancestry.differs else ()
 
 
+_NOT_READ = "the message could not be read as a query"
+
 FACTS: tuple[Fact[Any], ...] = (
     Fact(
         "DNSPROBE_DOMAIN",
         "domain",
-        lambda query, _: query.rule.name,
+        lambda query, _: query.rule.name or None,
         TEXT,
         "the name of the rule that counts the query; `.` if all names are watched; `(undecided)` if it took too "
         "long to find out",
+        _NOT_READ,
     ),
     Fact(
         "DNSPROBE_QNAME",
         "qname",
-        lambda query, _: to_text(query.qname),
+        lambda query, _: None if query.unread else to_text(query.qname),
         TEXT,
         "the name that was asked for, in lower case, without the trailing dot; `.` for the root",
+        _NOT_READ,
     ),
     Fact(
         "DNSPROBE_QTYPE",
         "qtype",
-        lambda query, _: qtype_name(query.qtype),
+        lambda query, _: None if query.unread else qtype_name(query.qtype),
         TEXT,
         "the query type, such as `AAAA`, or `TYPE65280` for a type without a mnemonic",
+        _NOT_READ,
     ),
     Fact(
         "DNSPROBE_CLASS",
         "qclass",
-        lambda query, _: query.qclass,
+        lambda query, _: None if query.unread else query.qclass,
         CLASS,
         "the query class, such as `CH`, or `CLASS2` for a class without a mnemonic",
-        "it is `IN`",
+        "it is `IN`, or the message could not be read",
+    ),
+    Fact(
+        "DNSPROBE_UNREAD",
+        "unread",
+        lambda query, _: query.unread or None,
+        TEXT,
+        "why the message [could not be read as a query](metrics.md#messages-that-are-not-read): the label `reason`",
+        "it is a query",
     ),
     Fact(
         "DNSPROBE_TRANSPORT",

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 # One id for each kind of entry; packaging/systemd/dnsprobe.catalog has a text for each.
 #: A process asked for a name.
 MESSAGE_ID = "70f9b6676ff846deba6d9a720834dc88"
+#: A process sent a message that could not be read as a query.
+UNREAD_ID = "b5f3d4f2a6c64b0e9d1e3a7c58f0c2d4"
 #: A path is no longer verified.
 PATH_LOST_ID = "f7001382b1aa46c190f4ad876ecead63"
 #: A path is verified again.
@@ -51,7 +53,7 @@ def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
     """Return the fields of a query's entry, in order; a name may come several times. Every value is printable."""
     return [
         ("MESSAGE", summary(query)),
-        ("MESSAGE_ID", MESSAGE_ID),
+        ("MESSAGE_ID", UNREAD_ID if query.unread else MESSAGE_ID),
         ("PRIORITY", str(query.rule.priority)),
         ("SYSLOG_IDENTIFIER", SYSLOG_IDENTIFIER),
         *journal_values(query, identity),

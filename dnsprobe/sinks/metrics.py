@@ -51,6 +51,7 @@ class Snapshot:
     series_expired: int = 0
     expired: Mapping[str, int] = field(default_factory=dict)
     expired_connections: int = 0
+    expired_unread: int = 0
 
 
 class DaemonCollector(Collector):
@@ -65,19 +66,21 @@ class DaemonCollector(Collector):
         """Yield every metric. Those without labels and those by reason exist from the start, at zero."""
         now = self._snapshot()
         yield from self._small_metrics(now)
-        queries, encrypted = _split_encrypted(now.counts)
+        queries, encrypted, unread = _split(now.counts)
         yield self._queries(queries)
         yield self._encrypted(encrypted)
+        yield self._unread(unread)
 
     def lines(self, encoder: Encoder) -> DaemonLines:
         """Return what renders :meth:`collect` with ``encoder``, and keeps the lines of all series."""
         queries, encrypted = SeriesLines(encoder, self._queries), SeriesLines(encoder, self._encrypted)
+        unread = SeriesLines(encoder, self._unread)
 
         def small_metrics() -> tuple[bytes, Mapping[Series, int]]:
             now = self._snapshot()
             return encode(encoder, self._small_metrics(now)), now.counts
 
-        return DaemonLines(small_metrics, queries, encrypted)
+        return DaemonLines(small_metrics, queries, encrypted, unread)
 
     def _small_metrics(self, now: Snapshot) -> Iterator[Metric]:
         """Yield the metrics whose number of series does not depend on processes."""
@@ -117,12 +120,15 @@ class DaemonCollector(Collector):
         queries = CounterMetricFamily(
             "dnsprobe_queries_expired", "Queries of series that have left, by domain.", labels=["domain"]
         )
-        shown_domains = {series.domain for series in now.counts if not series.encrypted}
+        shown_domains = {series.domain for series in now.counts if series.of_queries}
         for domain in sorted(shown_domains | set(now.expired)):
             queries.add_metric([shown(domain)], now.expired.get(domain, 0))
         yield queries
         yield CounterMetricFamily(
             "dnsprobe_encrypted_connections_expired", "Connections of series that have left.", now.expired_connections
+        )
+        yield CounterMetricFamily(
+            "dnsprobe_messages_unread_expired", "Messages of series that have left.", now.expired_unread
         )
 
     @staticmethod
@@ -184,6 +190,15 @@ class DaemonCollector(Collector):
             counts,
         )
 
+    def _unread(self, counts: Mapping[Series, int]) -> CounterMetricFamily:
+        return self._by_series(
+            "dnsprobe_messages_unread",
+            "Messages to a watched port that could not be read as a query, by reason and by the process tree that sent "
+            "them.",
+            [(at, "reason" if label == "qtype" else label) for at, label in self._labels if label != "domain"],
+            counts,
+        )
+
     @staticmethod
     def _by_series(
         name: str, documentation: str, labels: Sequence[tuple[int, str]], counts: Mapping[Series, int]
@@ -194,10 +209,15 @@ class DaemonCollector(Collector):
         return family
 
 
-def _split_encrypted(counts: Mapping[Series, int]) -> tuple[dict[Series, int], dict[Series, int]]:
-    """Return the series of queries, and those of connections whose queries cannot be read."""
-    encrypted = {series: number for series, number in counts.items() if series.transport == DOT}
-    return {series: number for series, number in counts.items() if series.transport != DOT}, encrypted
+def _split(counts: Mapping[Series, int]) -> tuple[dict[Series, int], dict[Series, int], dict[Series, int]]:
+    """Return the series of queries, of connections whose queries cannot be read, and of messages that are not read."""
+    queries: dict[Series, int] = {}
+    encrypted: dict[Series, int] = {}
+    unread: dict[Series, int] = {}
+    for series, number in counts.items():
+        of_kind = queries if series.domain else encrypted if series.transport == DOT else unread
+        of_kind[series] = number
+    return queries, encrypted, unread
 
 
 class DaemonLines:
@@ -208,23 +228,26 @@ class DaemonLines:
         small_metrics: Callable[[], tuple[bytes, Mapping[Series, int]]],
         queries: SeriesLines,
         encrypted: SeriesLines,
+        unread: SeriesLines,
     ) -> None:
-        self._small_metrics, self._queries, self._encrypted = small_metrics, queries, encrypted
+        self._small_metrics, self._queries, self._encrypted, self._unread = small_metrics, queries, encrypted, unread
 
     def render(self) -> Iterator[bytes]:
         """Yield all metrics of this moment."""
         small_metrics, counts = self._small_metrics()
         yield small_metrics
-        of_queries, of_encrypted = _split_encrypted(counts)
+        of_queries, of_encrypted, of_unread = _split(counts)
         yield self._queries.render(of_queries)
         yield self._encrypted.render(of_encrypted)
+        yield self._unread.render(of_unread)
 
     def preparing(self, counts: Mapping[Series, int]) -> Iterator[None]:
         """Render the lines of new series, and yield after each part of them."""
-        of_queries, of_encrypted = _split_encrypted(counts)
+        of_queries, of_encrypted, of_unread = _split(counts)
         yield
         yield from self._queries.preparing(of_queries)
         yield from self._encrypted.preparing(of_encrypted)
+        yield from self._unread.preparing(of_unread)
 
 
 class Registry(CollectorRegistry):

@@ -73,8 +73,9 @@ def kind(query: Query) -> str:
 def summary(query: Query) -> str:
     """Return who asked for what, in one line."""
     ancestry = query.ancestry
-    text = (
-        f"{name(ancestry.asker)} asked for {to_text(query.qname)} ({kind(query)}, {shown(query.transport)})"
-        f" by {ancestry.tree}"
-    )
+    if query.unread:
+        asked = f"sent what dnsprobe could not read as a query ({shown(query.unread)}, {shown(query.transport)})"
+    else:
+        asked = f"asked for {to_text(query.qname)} ({kind(query)}, {shown(query.transport)})"
+    text = f"{name(ancestry.asker)} {asked} by {ancestry.tree}"
     return f"{text}, and {query.repeats} more like it" if query.repeats else text

@@ -84,7 +84,7 @@ def _tree(snapshot: Snapshot) -> Node:
     """Return the queries of all trees as one tree. Its root stands for pid 1 and has no name."""
     trees: Counter[str] = Counter()
     for series, queries in snapshot.counts.items():
-        if not series.encrypted:
+        if series.of_queries:
             trees[series.tree] += queries
     root = Node("")
     for tree, queries in trees.items():
@@ -132,7 +132,7 @@ def _list(root: Node) -> str:
 
 def _summary(page: Page, queries: int) -> str:
     now = page.snapshot
-    trees = len({series.tree for series in now.counts if not series.encrypted})
+    trees = len({series.tree for series in now.counts if series.of_queries})
     encrypted = sum(queries for series, queries in now.counts.items() if series.encrypted)
     facts = [
         f"<strong>{queries:,}</strong> {'query' if queries == 1 else 'queries'} by {trees:,} process"
@@ -170,7 +170,7 @@ def _last(page: Page) -> str:
 def _rules(page: Page) -> str:
     counted: Counter[str] = Counter()
     for series, queries in page.snapshot.counts.items():
-        if not series.encrypted:
+        if series.of_queries:
             counted[series.domain] += queries
     ruled = {rule.name for rule in page.rules}
     rows = [(rule.name, rule.pattern) for rule in page.rules]

@@ -39,8 +39,8 @@ class Question:
 class Refusal:
     """Why a payload is no query, and the reason under which it is counted.
 
-    ``malformed``: it has no complete header, or the header of a query, but no complete question. Nothing counts a
-    response, or an empty payload.
+    ``malformed``: it has no complete header, or the header of a query, but no complete question. Nothing counts an
+    empty payload.
     """
 
     reason: str
@@ -53,7 +53,7 @@ def parse(payload: bytes) -> Question | Refusal:
         return Refusal("no whole header", "malformed" if payload else "")
     _id, flags, questions, _answers, _authorities, _additional = HEADER.unpack_from(payload)
     if flags & QR:
-        return Refusal("a response")
+        return Refusal("a response", "response")
     if opcode := flags >> 11 & 0xF:
         return Refusal("not a standard query", OPCODES.get(opcode, "opcode"))
     if questions != 1:

@@ -10,6 +10,7 @@ _FULL = Snapshot(
     counts={
         Series("watched.test", "A", "udp", "dig", "bash;dig", "session-3.scope", ""): 3,
         Series("", "", "dot", "firefox", "sway;firefox", "session-3.scope", ""): 1,
+        Series("", "malformed", "udp", "nmap", "bash;nmap", "session-3.scope", ""): 1,
     },
     hooks=[("udp4", "ip_send_skb", "fentry", "ip_send_skb")],
     verified={"udp4": True},

@@ -45,6 +45,9 @@ QUERY = Query(
     repeats=0,
 )
 
+#: A message that is not read as a query.
+UNREAD = replace(QUERY, rule=Rule(65538, "", "", 5), qname=b"", qtype=5, qclass=0, unread="malformed")
+
 IDENTITY = Identity(
     exe="/usr/bin/dig",
     cmdline=b"dig\0+short\0www.example.test\0",

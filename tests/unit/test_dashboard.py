@@ -18,6 +18,8 @@ BUILT_IN = {"__rate_interval", "__range"}
 NOT_SHOWN = {
     "dnsprobe_events_total",
     "dnsprobe_messages_other_total",
+    "dnsprobe_messages_unread_total",
+    "dnsprobe_messages_unread_expired_total",
     "dnsprobe_queries_expired_total",
     "dnsprobe_encrypted_connections_expired_total",
     "dnsprobe_config_last_reload_success_timestamp_seconds",

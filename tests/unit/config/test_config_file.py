@@ -182,6 +182,7 @@ journal:
   queue: 1
   rate_interval: 0
   rate_burst: 7
+  unread: false
 metrics:
   listen: '[::1]:0'
   max_series: 5
@@ -213,7 +214,7 @@ metrics:
             lineage=0,
             tree="lineage",
         ),
-        journal=JournalConfig(repeat_ns=1_500_000_000, queue=1, rate_interval_ns=0, rate_burst=7),
+        journal=JournalConfig(repeat_ns=1_500_000_000, queue=1, rate_interval_ns=0, rate_burst=7, unread=False),
         metrics=MetricsConfig(
             listen=("::1", 0),
             max_series=5,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import LOSSES
-from dnsprobe.kernel.other_messages import OTHER_MESSAGES, read_other_messages
+from dnsprobe.kernel.other_messages import OTHER_MESSAGES, UNREAD_REASONS, read_other_messages, unread_reason
+from dnsprobe.names.qtype import QTYPES
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -37,3 +38,13 @@ def test_the_document_has_the_same_kinds() -> None:
     assert [reason for reason, _ in rows if reason != "reason"] == [kind.reason for kind in OTHER_MESSAGES]
     for kind in OTHER_MESSAGES:
         assert dict(rows)[kind.reason].startswith(kind.what), f"docs/metrics.md: begin with: {kind.what}"
+
+
+def test_each_reason_why_a_message_is_not_read_has_a_counter_of_its_own() -> None:
+    """The kernel side counts it in place of the type, and types without a name have one counter."""
+    assert UNREAD_REASONS.keys() <= QTYPES.keys()
+    assert len(set(UNREAD_REASONS.values())) == len(UNREAD_REASONS)
+    assert {unread_reason(Statistic.UNPARSED_MALFORMED), unread_reason(Statistic.OTHER_OPCODE)} == {
+        "malformed",
+        "opcode",
+    }

@@ -203,6 +203,7 @@ def test_json_has_all_facts() -> None:
         "mnt_ns": 4026531841,
         "from_procfs": [],
         "tree": "bash;make;dig",
+        "unread": None,
         "repeats": 0,
         "ancestors": [
             {"pid": 4210, "comm": "make", "start_ns": 8_000_000_000},

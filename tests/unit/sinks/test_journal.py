@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import IDENTITY, QUERY, query
+from made_up import IDENTITY, QUERY, UNREAD, query
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Ancestry, Identity, Process, Query
 from dnsprobe.sinks import journal
 from dnsprobe.sinks.journal import (
     MESSAGE_ID,
+    UNREAD_ID,
     JournalSink,
     LogHandler,
     RateLimit,
@@ -504,4 +505,15 @@ def test_each_kind_of_entry_has_its_text_in_the_catalog(tmp_path: Path) -> None:
 
 def test_the_catalog_uses_fields_that_entries_have() -> None:
     used = set(re.findall("@([A-Z_]+)@", CATALOG.read_text("utf-8")))
-    assert used <= {name for name, _ in fields(QUERY, Identity())}
+    names = {name for query in (QUERY, UNREAD) for name, _ in fields(query, Identity())}
+    assert used <= names
+
+
+def test_a_message_that_is_not_read_has_an_entry_of_its_own_without_a_name() -> None:
+    entry = dict(fields(UNREAD, IDENTITY))
+    assert (
+        entry["MESSAGE"] == "dig[4242] sent what dnsprobe could not read as a query (malformed, udp) by bash;make;dig"
+    )
+    assert (entry["MESSAGE_ID"], entry["PRIORITY"], entry["DNSPROBE_UNREAD"]) == (UNREAD_ID, "5", "malformed")
+    assert entry["DNSPROBE_TREE"] == "bash;make;dig"
+    assert {"DNSPROBE_DOMAIN", "DNSPROBE_QNAME", "DNSPROBE_QTYPE", "DNSPROBE_CLASS"}.isdisjoint(entry)

@@ -26,6 +26,7 @@ FULL = Snapshot(
         Series("", "", "dot", "firefox", "sway;firefox", "session-3.scope", ""): 13,
         Series("example.test", "AAAA", "tcp", "dig", "bash;make;dig", "", ""): 7,
         Series("example.test", "(other)", "udp", "(other)", "(other)", "", ""): 5,
+        Series("", "malformed", "udp", "nmap", "bash;nmap", "session-3.scope", ""): 17,
         Series(".", "HTTPS", "udp", NASTY, f"x;{NASTY}", "user@1000.service", ""): 11,
     },
     exceeded={("ada", "", "names"): 21, ("", "nightly.service", "counters"): 22},
@@ -46,6 +47,7 @@ FULL = Snapshot(
     series_expired=31,
     expired={"example.test": 32, "gone.test": 33},
     expired_connections=34,
+    expired_unread=35,
 )
 
 
@@ -160,7 +162,9 @@ def test_hostile_labels_do_not_break_the_scrape(raw: bytes, form: str) -> None:
     text = generate_latest(registry).decode()
     assert all(line.isprintable() for line in text.split("\n"))
     check(text.encode())
-    (queries,) = [found for found in parse(text) if found.name == "dnsprobe_queries"]
+    # Without a domain, it is no query.
+    name = "dnsprobe_queries" if label else "dnsprobe_messages_unread"
+    (queries,) = [found for found in parse(text) if found.name == name]
     (sample,) = queries.samples
     assert sample.value == 3
     assert len(set(sample.labels.values())) == 1
@@ -170,5 +174,5 @@ def test_labels_that_are_safe_stay_as_they_are() -> None:
     text = scrape(FULL).decode()
     (queries,) = [found for found in parse(text) if found.name == "dnsprobe_queries"]
     assert {tuple(sample.labels[name] for name in Series._fields) for sample in queries.samples} == {
-        tuple(series) for series in FULL.counts if not series.encrypted
+        tuple(series) for series in FULL.counts if series.of_queries
     }
