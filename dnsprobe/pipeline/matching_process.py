@@ -23,7 +23,7 @@ from typing import Any
 
 from dnsprobe import privileges
 from dnsprobe.config.source import Source
-from dnsprobe.errors import UserError
+from dnsprobe.errors import EXIT_FAILED, UserError
 from dnsprobe.model import DECIDE, NO_RULE, Rule
 from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.ruleset import RuleSet
@@ -149,9 +149,10 @@ class MatchingProcess:
     def _answer(self, build: Callable[[], None]) -> None:
         try:
             build()
-        except (UserError, OSError) as error:
-            hint = error.hint if isinstance(error, UserError) else ""
-            self._channel.send({"failed": [getattr(error, "message", None) or str(error), hint]})
+        except UserError as error:
+            self._channel.send({"failed": [error.message, error.hint, error.status]})
+        except OSError as error:
+            self._channel.send({"failed": [error.strerror or str(error), "", EXIT_FAILED]})
 
     def _set_rules(self, rules: RuleSet) -> None:
         trie = rules.trie(lambda outcome: self._stopwatch.limit(outcome, _OUTCOME_SECONDS, DECIDE))

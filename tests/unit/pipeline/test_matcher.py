@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dnsprobe.config.source import Source
-from dnsprobe.errors import UserError
+from dnsprobe.errors import EXIT_USAGE, UserError
 from dnsprobe.model import NO_RULE
 from dnsprobe.names.wire import from_text
 from dnsprobe.pipeline.matcher import Answer, Matcher
@@ -181,8 +181,9 @@ def test_a_wrong_configuration_leaves_the_process_as_it_is(matcher: Matcher, tmp
 def test_wrong_first_rules_are_an_error() -> None:
     matcher = Matcher(10)
     try:
-        with pytest.raises(UserError, match="two rules with the same name"):
+        with pytest.raises(UserError, match="two rules with the same name") as raised:
             matcher.build([("same", "a.test", 6), ("same", "b.test", 6)])
+        assert (raised.value.hint, raised.value.status) == ("give one of them another name", EXIT_USAGE)
     finally:
         matcher.close()
 
