@@ -160,13 +160,20 @@ def _load(arguments: argparse.Namespace) -> Config:
     return Source(arguments.config).resolved().read()
 
 
+def _require_surroundings(connections: int = 0) -> None:
+    from dnsprobe.process.time_namespace import require_no_offset  # noqa: PLC0415 - as above
+
+    require_no_offset()
+    descriptors.ensure(connections)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from dnsprobe.commands.run import Daemon  # noqa: PLC0415
 
     source = Source(arguments.config, arguments.listen, arguments.web_config).resolved()
     config = source.read()
     privileges.require()
-    descriptors.ensure(config.metrics.connections)
+    _require_surroundings(config.metrics.connections)
     # systemd ends a service that hangs with SIGABRT. The traceback then shows where it hung.
     if sys.stderr is not None:
         faulthandler.enable()
@@ -181,7 +188,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 
     def check_limits() -> None:
         privileges.require()
-        descriptors.ensure()
+        _require_surroundings()
 
     return watch(config, arguments.domains, as_json=arguments.json, check_limits=check_limits)
 
@@ -226,7 +233,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from dnsprobe.commands.doctor import examine  # noqa: PLC0415
 
-    descriptors.ensure()
+    _require_surroundings()
     return examine(_load(arguments), as_json=arguments.json)
 
 

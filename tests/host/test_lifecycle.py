@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -104,6 +105,20 @@ def test_totals_stay_when_their_processes_end(start: Start, scene: Scene) -> Non
     # The processes have ended, so a sweep removes their counters from the kernel. The totals stay.
     time.sleep(11)
     assert service.by("dnsprobe_queries_total", "tree") == trees[-1]
+
+
+def test_a_sender_in_a_time_namespace_is_counted_once(start: Start, in_namespace: list[str]) -> None:
+    service = start("domains: [watched.test]")
+    elsewhere = [*in_namespace, "unshare", "--time", "--boottime", "100000", "sh", "-c"]
+    # The shell asks, and lives on while the daemon looks for ended processes.
+    script = f"{sys.executable} {HERE / 'scenes.py'} send www.watched.test 101; read line"
+    with subprocess.Popen([*elsewhere, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert json.loads(process.stdout.readline())
+        counted = service.by("dnsprobe_queries_total", "tree")
+        assert sum(counted.values()) == 101
+        process.communicate(b"\n", timeout=PATIENCE)
+    assert service.by("dnsprobe_queries_total", "tree") == counted
 
 
 def test_a_reload_under_load_loses_no_count(start: Start, scene: Scene) -> None:

@@ -81,6 +81,12 @@ def test_a_soft_limit_is_raised_to_what_the_hard_one_allows(start: Start) -> Non
     assert "file descriptors for 72 of 128 connections" in service.err.read_text("utf-8")
 
 
+@pytest.mark.parametrize("command", ["run", "watch", "doctor"])
+def test_a_time_namespace_with_an_offset_is_an_error(command: str, quiet: list[str]) -> None:
+    elsewhere = ["unshare", "--time", "--boottime", "100000", str(PROGRAM), command, *quiet]
+    fails(elsewhere, 1, "in a time namespace whose clock since boot is +100000 s off", "nsenter")
+
+
 def test_a_pipe_a_device_or_a_socket_as_configuration(tmp_path: Path) -> None:
     pipe, listener = tmp_path / "pipe", tmp_path / "socket"
     os.mkfifo(pipe)
