@@ -48,6 +48,8 @@ class Turns:
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self._limit, self._clock = limit, clock
         self._askers: OrderedDict[int, _Asker] = OrderedDict()
+        #: Those of them with questions.
+        self._waiting: dict[int, _Asker] = {}
         self._length = 0
         #: The time that the asker who was last served had spent: new askers begin there.
         self._now = 0.0
@@ -64,12 +66,20 @@ class Turns:
         self._askers.move_to_end(asker)
         if not found.queue:
             found.spent = max(found.spent, self._now)
+            self._waiting[asker] = found
         found.queue.append(question)
         self._length += 1
         if self._length <= self._limit:
             return None
         self._length -= 1
-        return max(self._askers.values(), key=lambda one: len(one.queue)).queue.pop()
+        loser = max(self._waiting, key=lambda one: len(self._waiting[one].queue))
+        refused = self._waiting[loser].queue.pop()
+        self._forget_empty(loser)
+        return refused
+
+    def _forget_empty(self, asker: int) -> None:
+        if not self._waiting[asker].queue:
+            del self._waiting[asker]
 
     def _forget_idle(self) -> None:
         if len(self._askers) > _REMEMBERED:
@@ -79,16 +89,16 @@ class Turns:
 
     def next(self) -> tuple[int, Question] | None:
         """Remove the next question of the asker with the least time spent, and return both; None without questions."""
-        waiting = [(one.spent, asker) for asker, one in self._askers.items() if one.queue]
-        if not waiting:
+        if not self._waiting:
             return None
-        spent, asker = min(waiting)
-        self._now = max(self._now, spent)
-        found = self._askers[asker]
+        asker, found = min(self._waiting.items(), key=lambda item: item[1].spent)
+        self._now = max(self._now, found.spent)
         # Until the answer comes, the question counts as expected.
         found.spent += found.cost
         self._length -= 1
-        return asker, found.queue.popleft()
+        question = found.queue.popleft()
+        self._forget_empty(asker)
+        return asker, question
 
     def cost(self, asker: int) -> float:
         """Return how many seconds a question of an asker is expected to take."""
