@@ -102,7 +102,7 @@ def wire(labels: Iterable[bytes]) -> bytes:
 
 def pointer(target: int) -> bytes:
     """Return a compression pointer to an offset of the message (section 4.1.4)."""
-    return bytes([POINTER | target >> 8, target & 0xFF])
+    return bytes([POINTER | target >> 8 & 0x3F, target & 0xFF])
 
 
 def message(

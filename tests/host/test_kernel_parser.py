@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import pytest
+from odd_messages import Messages
 from reference import HEADER, QUESTION_TAIL, Question, Refusal, message, parse, pointer, wire
 
 from dnsprobe.kernel.abi import UNREAD, Event, Kind, Statistic
@@ -79,8 +80,9 @@ class Kernel:
         return self.watch(lambda: sender.sendto(payload, (ADDRESSES[path], self.port)))
 
 
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[Kernel]:
+@contextlib.contextmanager
+def running_kernel() -> Iterator[Kernel]:
+    """Attach a probe that watches one port, by one rule for all names."""
     port = CanaryPort()
     probe = Probe(
         ProbeOptions([port.port], tcp_hook="none"),
@@ -99,6 +101,12 @@ def kernel() -> Iterator[Kernel]:
         probe.close()
         probe.release()
         port.close()
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Kernel]:
+    with running_kernel() as kernel:
+        yield kernel
 
 
 def compare(kernel: Kernel, payloads: Sequence[bytes]) -> Counter[str]:
@@ -358,6 +366,14 @@ def test_random_mutations_of_queries_agree_with_the_reference(kernel: Kernel) ->
     outcomes = compare(kernel, payloads)
     assert outcomes["question"] > 300
     assert outcomes.total() - outcomes["question"] > 300
+
+
+def test_odd_messages_agree_with_the_reference(kernel: Kernel) -> None:
+    """tests/fuzz/kernel_parser.py tries more of them."""
+    messages = Messages(random.Random(9))
+    outcomes = compare(kernel, [messages.next() for _ in range(2000)])
+    assert outcomes["question"] > 300
+    assert outcomes["too many pointers"] > 5
 
 
 def test_large_payloads_are_read(kernel: Kernel) -> None:

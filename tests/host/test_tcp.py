@@ -232,7 +232,7 @@ with socket.create_server(("127.0.0.1", 53)):
             sender.sendall(piece)
 """)
     assert service.by("dnsprobe_queries_total", "domain") == {"passed.test": 2 * (7 + 2)}
-    reasons = ("notify", "update", "dso", "opcode", "no_question", "questions")
+    reasons = ("notify", "update", "dso", "opcode", "no_question", "questions", "response")
     assert other_messages(service) == dict.fromkeys(reasons, 2)
     assert unparsed(service) == {}
 

@@ -48,7 +48,7 @@ for to in ("127.0.0.1", "::1"):
             octets = query("www.port.test")
             sender.sendall(len(octets).to_bytes(2, "big") + octets)
 """
-REASONS = {"notify", "update", "dso", "opcode", "no_question", "questions"}
+REASONS = {"notify", "update", "dso", "opcode", "no_question", "questions", "response"}
 #: Two addresses over UDP, to one port; two addresses and two ports over TCP.
 OF_EACH = 2 + 2 * 2
 
