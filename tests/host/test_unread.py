@@ -67,3 +67,21 @@ def test_each_reason_has_one_entry_for_a_process(sent: tuple[Any, dict[str, int]
     entries = re.findall(r"sent what dnsprobe could not read as a query \((\w+), udp\)", service.err.read_text("utf-8"))
     # No server answers a response.
     assert sorted(entries) == sorted(kinds.keys() - READ - {"response"})
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1", "::1"])
+def test_a_query_that_is_cut_into_fragments_is_counted_once(
+    start: Callable[..., Any], in_namespace: Sequence[str], server: str
+) -> None:
+    service = start("domains: [fragments.test]\njournal: {repeat: 0}")
+    program = f"""
+import socket, subprocess
+subprocess.run(["ip", "link", "set", "lo", "mtu", "1280"], check=True)
+question = b"\\x09fragments\\x04test\\0\\0\\1\\0\\1"
+for size in (1000, 1300, 3000, 9000):
+    with socket.socket(socket.AF_INET6 if ":" in "{server}" else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto((b"\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + question).ljust(size, b"\\0"), ("{server}", 53))
+"""
+    subprocess.run([*in_namespace, sys.executable, "-c", program], check=True, timeout=60)
+    assert service.by("dnsprobe_queries_total", "domain") == {"fragments.test": 4}
+    assert service.by("dnsprobe_messages_unread_total", "reason") == {}
