@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -113,6 +114,26 @@ def _with_subordinate_ids(count: int) -> None:
             signal.pause()
 
 
+def _to_dead_neighbours(packets: int) -> None:
+    """Send queries to hosts that do not answer ARP: the packets wait in the kernel."""
+    # The packets that wait fill the buffer of their socket, so there are many sockets.
+    senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(200)]
+    for number in range(packets):
+        address = f"198.18.{1 + number % 400 // 200}.{1 + number % 200}"
+        senders[number % len(senders)].sendto(message("same.plain.test"), (address, 53))
+
+
+def _make_dead_neighbours() -> None:
+    """Make a network whose other end is silent."""
+    for command in (
+        "link add out type veth peer name silent",
+        "addr add 198.18.0.1/16 dev out",
+        "link set silent up arp off",
+        "link set out up",
+    ):
+        subprocess.run(["ip", *command.split()], check=True)
+
+
 def _end_of_chain(length: int, written: int) -> None:
     """Fork a child and end, again and again; the last child stays."""
     for _ in range(length):
@@ -190,6 +211,7 @@ ATTACKS: dict[str, tuple[Callable[[], object], bool, Callable[[], int]]] = {
     "namespace": (lambda: _with_subordinate_ids(1200), False, lambda: _newcomers(100)),
     "chain": (lambda: _chain(6000), False, lambda: _orphans(50)),
     "sleepers": (lambda: _sleepers(4500), False, lambda: _orphans(50)),
+    "neighbours": (lambda: _to_dead_neighbours(8000), False, lambda: _ask(1000, "same.plain.test")),
     "recent": (lambda: _ask(0, "r{}-{}.plain.test", seconds=LONGEST), True, _repeated),
 }
 
@@ -201,6 +223,8 @@ def _report(victim: Callable[[], int], written: int) -> None:
 def play(attack: str) -> dict[str, object]:
     """Play one attack with its victim. The attacker's processes have ended when this returns."""
     flood, goes_on, victim = ATTACKS[attack]
+    if attack == "neighbours":
+        _make_dead_neighbours()
     reader, writer = os.pipe()
 
     def attacker() -> None:

@@ -4,8 +4,8 @@ Usage, as root: .venv/bin/python benchmarks/fair_shares.py [--other DNSPROBE] [A
 
 Each attack of attacks.py is played in a network namespace, against this dnsprobe and, with --other, against another
 installation, for example that of an older commit. The table has, for each attack, how many queries the victim sent, and
-how many of them were counted for its process, have its tree (the lineage for orphans), and have an event. The maps are
-smaller than by default, so that an attack needs fewer processes.
+how many of them were counted for its process, have its tree (the lineage for orphans), and have an event; and who
+exceeded a share. The maps are smaller than by default, so that an attack needs fewer processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ metrics: {labels: [unit, container]}
 #: With the sizes by default: 65,535 types of one process fill all counters.
 BY_DEFAULT = {"types", "names", "events"}
 
-_SAMPLE = re.compile(r"dnsprobe_queries_total\{(.*)\} ([0-9.e+]+)")
+_SAMPLE = re.compile(r"dnsprobe_(queries|share_exceeded)_total\{(.*)\} ([0-9.e+]+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _IN_NET = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
 
@@ -61,10 +61,11 @@ def _running(program: str, configuration: str, folder: Path) -> Iterator[tuple[s
         process.wait()
 
 
-def _counted(address: str) -> list[tuple[dict[str, str], int]]:
+def _samples(address: str) -> list[tuple[str, dict[str, str], int]]:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
         text = answer.read().decode()
-    return [(dict(_LABEL.findall(labels)), int(float(value))) for labels, value in _SAMPLE.findall(text)]
+    found = _SAMPLE.findall(text)
+    return [(metric, dict(_LABEL.findall(labels)), int(float(value))) for metric, labels, value in found]
 
 
 def measure(program: str, attack: str) -> str:
@@ -77,12 +78,15 @@ def measure(program: str, attack: str) -> str:
             command = [*_IN_NET, sys.executable, str(HERE / "attacks.py"), attack]
             sent = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["sent"]
             time.sleep(2)
-            counts = [(labels, number) for labels, number in _counted(address) if labels["process"] == process]
+            samples = _samples(address)
+        counts = [(labels, number) for _, labels, number in samples if labels.get("process") == process]
+        exceeded = {f"{labels['user']} {labels['resource']}" for metric, labels, _ in samples if metric != "queries"}
         counted = sum(number for _, number in counts)
         tree = "starter" if process == "orphan" else "python"
         trees = sum(number for labels, number in counts if tree in labels["tree"])
         entries = sum(f"{process}[" in line for line in log.read_text("utf-8", "replace").splitlines())
-    return f"{sent} sent, {counted} counted, {trees} with tree, {entries} with event"
+    got = f"{sent} sent, {counted} counted, {trees} with tree, {entries} with event"
+    return f"{got}; exceeded: {', '.join(sorted(exceeded)) or '-'}"
 
 
 def main() -> None:

@@ -143,6 +143,13 @@ def test_ended_ancestors_that_nobody_sees_take_no_room(start: Start) -> None:
     assert service.by("dnsprobe_lineage_lost_total", "reason")["full"] == 0
 
 
+def test_packets_that_wait_for_dead_neighbours_change_no_count(start: Start) -> None:
+    service = start(CONFIGURATION)
+    sent = play("neighbours")
+    counted = service.by("dnsprobe_queries_total", "process")
+    assert counted == {"victim": sent, "attacker": 8000}
+
+
 def test_a_repeated_query_is_counted_while_others_ask_for_new_names(start: Start) -> None:
     service = start(CONFIGURATION)
     sent = play("recent")
