@@ -1,6 +1,7 @@
 """``dnsprobe run``: the service, from its start to its end.
 
-One event loop does all the work. Only writing to the journal and waiting for canaries have threads of their own.
+One event loop does the work, in steps of a few milliseconds. Another process matches names. Only writing to the journal
+and waiting for canaries have threads of their own.
 """
 
 from __future__ import annotations
