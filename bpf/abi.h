@@ -312,6 +312,8 @@ struct identity {
 	u32 loginuid_plus_one; /* of the audit system, in the initial user namespace; 0: not set */
 	u32 pid_ns;	       /* inode numbers of namespaces, as in /proc/PID/ns */
 	u32 mnt_ns;
+	u32 user_ns;
+	u32 exe_user_ns; /* that owns the mount namespace of the executable */
 	u32 cmdline_length;
 	u64 share;	    /* who takes the room of this entry */
 	struct path cgroup; /* in the unified hierarchy */

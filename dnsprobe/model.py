@@ -210,6 +210,8 @@ class Identity:
     - ``unit``, ``slice`` and ``container`` are derived from ``cgroup``.
     - ``loginuid`` is the user id that audit keeps from the login on, None without a login.
     - ``pid_ns`` and ``mnt_ns`` are inode numbers of namespaces.
+    - ``user_ns`` is that of the user namespace of the process, or of the one that owns the mounts of ``exe``; None if
+      both are dnsprobe's own. Whoever made another one could choose ``exe``.
     - ``from_procfs`` has the names of the facts that were read from ``/proc`` after the send. The kernel side read the
       others at the send.
     """
@@ -224,6 +226,7 @@ class Identity:
     loginuid: int | None = None
     pid_ns: int | None = None
     mnt_ns: int | None = None
+    user_ns: int | None = None
     from_procfs: frozenset[str] = frozenset()
 
 

@@ -62,9 +62,27 @@ static __always_inline void read_cgroup(struct path *path, u64 task)
 	}
 }
 
-/* Goes the way of d_path() (fs/d_path.c, prepend_path()): up to the root of a mount, then on from the mount point. */
-static __always_inline void read_exe(struct path *path, u64 mm)
+static __always_inline u32 number_of_user_ns(u64 user_ns)
 {
+	return IS_THERE(USER_NS_INUM) && user_ns ? read_u32(user_ns + USER_NS_INUM) : 0;
+}
+
+/* Whoever may mount in a mount namespace decides what a path means there, and a process can run a program from another
+ * one (/proc/PID/root). */
+static __always_inline u32 owner_of_mount(u64 mount)
+{
+	if (!IS_THERE(MOUNT_MNT_NS) || !IS_THERE(MNT_NS_USER_NS))
+		return 0;
+
+	u64 mnt_ns = read_u64(mount + MOUNT_MNT_NS);
+
+	return mnt_ns ? number_of_user_ns(read_u64(mnt_ns + MNT_NS_USER_NS)) : 0;
+}
+
+/* Goes the way of d_path() (fs/d_path.c, prepend_path()): up to the root of a mount, then on from the mount point. */
+static __always_inline void read_exe(struct path *path, u64 mm, u32 *owner)
+{
+	*owner = 0;
 	path->length = 0;
 	path->whole = 0;
 	if (!IS_THERE(MM_EXE_FILE) || !IS_THERE(FILE_PATH_MNT) || !IS_THERE(FILE_PATH_DENTRY) ||
@@ -80,6 +98,8 @@ static __always_inline void read_exe(struct path *path, u64 mm)
 
 	u64 dentry = read_u64(file + FILE_PATH_DENTRY);
 	u64 mount = read_u64(file + FILE_PATH_MNT) - MOUNT_MNT;
+
+	*owner = owner_of_mount(mount);
 
 	for (u32 i = 0; i < PATH_STEPS; i++) {
 		u64 above = read_u64(dentry + DENTRY_PARENT);
@@ -151,10 +171,13 @@ static __always_inline void read_identity(struct identity *identity, u64 task, u
 
 	identity->loginuid_plus_one = IS_THERE(TASK_LOGINUID) ? read_u32(task + TASK_LOGINUID) + 1 : 0;
 	identity->pid_ns = pid_namespace(task);
+	identity->user_ns = IS_THERE(TASK_REAL_CRED) && IS_THERE(CRED_USER_NS)
+				? number_of_user_ns(read_u64(read_u64(thread + TASK_REAL_CRED) + CRED_USER_NS))
+				: 0;
 	identity->mnt_ns = namespace(thread, NSPROXY_MNT_NS, MNT_NS_INUM);
 	/* In this order, since append_name() may write behind a path. */
 	read_cgroup(&identity->cgroup, task);
-	read_exe(&identity->exe, mm);
+	read_exe(&identity->exe, mm, &identity->exe_user_ns);
 	read_cmdline(identity, mm, thread);
 }
 

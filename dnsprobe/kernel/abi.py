@@ -110,11 +110,11 @@ ANCESTOR = struct.Struct(f"=QQ{ANCESTOR_KEY.size}sIIBBB5x{COMM_SIZE}s")
 PROCESS = struct.Struct(f"=QII{COMM_SIZE}s")
 CHAIN_HEAD = struct.Struct("=IIIIIIQ")
 PATH = struct.Struct(f"=II{PATH_SIZE}s")
-IDENTITY = struct.Struct(f"=IIIIQ{PATH.size}s{PATH.size}s{CMDLINE_SIZE}s")
+IDENTITY = struct.Struct(f"=IIIIIIQ{PATH.size}s{PATH.size}s{CMDLINE_SIZE}s")
 EVENT_HEAD = struct.Struct(f"=QQQIIIIIHHHBBBB2x16s{NAME_SIZE}s")
 COUNTER = struct.Struct("=Q")
 #: The offsets of the share in ``struct identity`` and ``struct ancestor``.
-IDENTITY_SHARE_AT = 16
+IDENTITY_SHARE_AT = 24
 ANCESTOR_SHARE_AT = 8
 CHAIN_AT = EVENT_HEAD.size
 CHAIN_BYTES = CHAIN_HEAD.size + CHAIN_ROOM * PROCESS.size
@@ -184,13 +184,15 @@ class PathNames:
 class Facts:
     """Facts about a process beside its tree, at the moment of a send (``struct identity``).
 
-    ``loginuid`` is None if it is not set. An unknown namespace has the inode number 0, an unknown text is empty.
-    ``cmdline`` has at most CMDLINE_SIZE octets.
+    ``exe_user_ns`` owns the mount namespace from which the executable comes. ``loginuid`` is None if it is not set. An
+    unknown namespace has the inode number 0, an unknown text is empty. ``cmdline`` has at most CMDLINE_SIZE octets.
     """
 
     loginuid: int | None
     pid_ns: int
     mnt_ns: int
+    user_ns: int
+    exe_user_ns: int
     cgroup: PathNames
     exe: PathNames
     cmdline: bytes
@@ -277,11 +279,14 @@ def decode_path(data: bytes) -> PathNames:
 
 def decode_identity(data: bytes) -> Facts:
     """Decode a ``struct identity``."""
-    loginuid_plus_one, pid_ns, mnt_ns, cmdline_length, _share, cgroup, exe, cmdline = IDENTITY.unpack(data)
+    loginuid_plus_one, *namespaces, cmdline_length, _share, cgroup, exe, cmdline = IDENTITY.unpack(data)
+    pid_ns, mnt_ns, user_ns, exe_user_ns = namespaces
     return Facts(
         loginuid=loginuid_plus_one - 1 if loginuid_plus_one else None,
         pid_ns=pid_ns,
         mnt_ns=mnt_ns,
+        user_ns=user_ns,
+        exe_user_ns=exe_user_ns,
         cgroup=decode_path(cgroup),
         exe=decode_path(exe),
         cmdline=cmdline[:cmdline_length],

@@ -85,6 +85,9 @@ _IDENTITY = (
     ("PID_NUMBERS", "pid", "numbers"),
     ("UPID_NS", "upid", "ns"),
     ("PID_NS_INUM", "pid_namespace", "ns.inum"),
+    ("USER_NS_INUM", "user_namespace", "ns.inum"),
+    ("MOUNT_MNT_NS", "mount", "mnt_ns"),
+    ("MNT_NS_USER_NS", "mnt_namespace", "user_ns"),
 )
 
 # Fair shares: who is responsible for a process. Without the members of namespaces, that is its user; without those of

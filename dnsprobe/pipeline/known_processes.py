@@ -124,7 +124,7 @@ class KnownProcesses:
         if program is None or program.execs != execs:
             known = facts.get((*key, execs))
             self.without_facts += known is None
-            program = _Program(execs, identify(process, known, self._procfs.identity))
+            program = _Program(execs, identify(process, known, self._procfs.identity, self._procfs.own_user_ns))
             self._programs[key] = program
         return program.identity
 

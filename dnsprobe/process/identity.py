@@ -16,18 +16,20 @@ from dnsprobe.model import Identity, Process
 from dnsprobe.process.cgroup import container_of, slice_of, unit_of
 
 #: For a process whose facts the kernel side did not keep.
-_NOTHING = Facts(None, 0, 0, PathNames((), whole=False), PathNames((), whole=False), b"")
+_NOTHING = Facts(None, 0, 0, 0, 0, PathNames((), whole=False), PathNames((), whole=False), b"")
 
 #: The start of a path whose first names are not known.
 _CUT = "..."
 
 
-def identify(process: Process, facts: Facts | None, read: Callable[[Process], Identity]) -> Identity:
+def identify(
+    process: Process, facts: Facts | None, read: Callable[[Process], Identity], own_user_ns: int = 0
+) -> Identity:
     """Return the identity of a process without its user: the kernel side's facts, completed from ``/proc``.
 
     ``read`` reads ``/proc``: executable, command line and cgroup as they are now. Without ``facts``, everything comes
     from there: a process that has called execve(2) since its query has its new executable, and nothing is known of a
-    process that has ended.
+    process that has ended. ``own_user_ns`` is the inode number of dnsprobe's user namespace.
     """
     facts = facts or _NOTHING
     identity = Identity(
@@ -38,6 +40,7 @@ def identify(process: Process, facts: Facts | None, read: Callable[[Process], Id
         loginuid=facts.loginuid,
         pid_ns=facts.pid_ns or None,
         mnt_ns=facts.mnt_ns or None,
+        user_ns=next((ns for ns in (facts.user_ns, facts.exe_user_ns) if ns not in {0, own_user_ns}), None),
     )
     if not (facts.exe.whole and facts.cgroup.whole and identity.cgroup and _is_whole(facts.cmdline)):
         identity = _completed(identity, facts, read(process))
@@ -71,6 +74,8 @@ def _completed(identity: Identity, facts: Facts, read: Identity) -> Identity:
         added["cmdline"] = read.cmdline
     if read.cgroup and not (facts.cgroup.whole and facts.cgroup.names) and _ends_as(read.cgroup, facts.cgroup):
         added["cgroup"] = read.cgroup
+    if read.user_ns and not facts.user_ns:
+        added["user_ns"] = read.user_ns
     return replace(identity, **added, from_procfs=frozenset(added))
 
 

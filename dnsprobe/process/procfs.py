@@ -106,6 +106,8 @@ class ProcFS:
 
     def __init__(self, root: str = "/proc") -> None:
         self._root = root
+        #: The inode number of our own user namespace, 0 if it is not known.
+        self.own_user_ns = self._user_ns("self")
 
     def pids(self) -> list[int]:
         """Return the pids of all processes."""
@@ -179,10 +181,18 @@ class ProcFS:
             cmdline = _read(f"{folder}/cmdline", _CMDLINE_BYTES) or None
         except OSError:
             cmdline = None
+        user_ns = self._user_ns(process.tgid)
         # Checked last: if the process still has the pid, it had the pid during all reads.
         if not self.alive(process):
             return Identity()
-        return Identity(exe=exe, cmdline=cmdline, cgroup=cgroup)
+        other_user_ns = user_ns if user_ns not in {0, self.own_user_ns} else None
+        return Identity(exe=exe, cmdline=cmdline, cgroup=cgroup, user_ns=other_user_ns)
+
+    def _user_ns(self, pid: int | str) -> int:
+        try:
+            return os.stat(f"{self._root}/{pid}/ns/user").st_ino
+        except OSError:  # a kernel without namespaces of users, or no permission
+            return 0
 
     @staticmethod
     def _exe(folder: str) -> str | None:

@@ -305,6 +305,15 @@ FACTS: tuple[Fact[Any], ...] = (
         "the kernel did not report it",
     ),
     Fact(
+        "DNSPROBE_USER_NS",
+        "user_ns",
+        lambda _, identity: identity.user_ns,
+        NUMBER,
+        "the user namespace of the process, or that which owns the mounts from which its executable comes, if it is "
+        "another one than that of dnsprobe: whoever made it could mount any file at the path in `exe`",
+        "it is that of dnsprobe, or the kernel did not report it",
+    ),
+    Fact(
         "DNSPROBE_FROM_PROCFS",
         "from_procfs",
         lambda _, identity: identity.from_procfs,

@@ -334,17 +334,19 @@ def test_an_identity_is_decoded() -> None:
 
     cgroup = path(b"nginx.service\0system.slice\0", 1)
     exe = path(b"nginx\0sbin\0", 0)
-    facts = abi.decode_identity(abi.IDENTITY.pack(1, 2, 3, 8, 9, cgroup, exe, b"nginx\0-grubbish"))
+    facts = abi.decode_identity(abi.IDENTITY.pack(1, 2, 3, 4, 5, 8, 9, cgroup, exe, b"nginx\0-grubbish"))
     assert facts == abi.Facts(
         loginuid=0,
         pid_ns=2,
         mnt_ns=3,
+        user_ns=4,
+        exe_user_ns=5,
         cgroup=abi.PathNames((b"system.slice", b"nginx.service"), whole=True),
         exe=abi.PathNames((b"sbin", b"nginx"), whole=False),
         cmdline=b"nginx\0-g",
     )
     nothing = abi.decode_identity(bytes(abi.IDENTITY.size))
-    assert nothing == abi.Facts(None, 0, 0, abi.PathNames((), whole=False), abi.PathNames((), whole=False), b"")
+    assert nothing == abi.Facts(None, 0, 0, 0, 0, abi.PathNames((), whole=False), abi.PathNames((), whole=False), b"")
 
 
 @pytest.mark.parametrize("wire", [b"\0", b"\4test\0", b"\1a" * 127 + b"\0"])

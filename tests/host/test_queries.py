@@ -300,6 +300,44 @@ CONTAINED = {
 }
 
 
+#: Prints the number of the user namespace, puts a program at the path of another one, and runs it.
+FORGED = """\
+stat --dereference --format=%i /proc/self/ns/user
+mount --bind "$0" /usr/bin/true
+/usr/bin/true "$@"
+"""
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+def test_an_executable_from_a_user_namespace_is_marked(
+    start_watch: Callable[..., Program], in_namespace: list[str], sender: Path, outside: bool
+) -> None:
+    watch = start_watch("--json", "forged.test", "honest.test")
+    asks = ["sendto", "4"]
+    subprocess.run([*in_namespace, str(sender), *asks, "www.honest.test", "1"], check=True, timeout=PATIENCE)
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if outside:
+        script = FORGED.replace('/usr/bin/true "$@"', "echo ready; read line")
+        command = [*in_namespace, *unshare, "sh", "-ec", script, str(sender)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as maker:
+            assert maker.stdout
+            number = int(maker.stdout.readline())
+            assert maker.stdout.readline() == "ready\n"
+            program = f"/proc/{maker.pid}/root/usr/bin/true"
+            subprocess.run([*in_namespace, program, *asks, "www.forged.test", "1"], check=True, timeout=PATIENCE)
+            maker.communicate("\n", timeout=PATIENCE)
+    else:
+        command = [*in_namespace, *unshare, "sh", "-ec", FORGED, str(sender), *asks, "www.forged.test", "1"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENCE)
+        number = int(done.stdout.splitlines()[0])
+    assert watch.stop() == 0
+    queries = {(query := json.loads(line))["qname"]: query for line in watch.out.read_text("utf-8").splitlines()}
+    assert queries["www.honest.test"]["user_ns"] is None
+    forged = queries["www.forged.test"]
+    assert forged["exe"].endswith("/bin/true")
+    assert forged["user_ns"] == number
+
+
 def test_a_container_is_recognized_by_its_control_group(start_watch: Callable[..., Program], scene: Scene) -> None:
     watch = start_watch("--json", "contained.test")
     truth = scene("contained", *CONTAINED)

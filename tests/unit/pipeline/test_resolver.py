@@ -31,7 +31,7 @@ SCOPE = PathNames((b"system.slice", f"docker-{ID}.scope".encode()), whole=True)
 
 def facts(program: str) -> Facts:
     """Return the facts of a process in a Docker container while it runs a program."""
-    return Facts(None, 0, 0, SCOPE, PathNames((b"bin", program.encode()), whole=True), program.encode() + b"\0")
+    return Facts(None, 0, 0, 0, 0, SCOPE, PathNames((b"bin", program.encode()), whole=True), program.encode() + b"\0")
 
 
 @dataclass

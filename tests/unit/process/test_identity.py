@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from proc_files import START, make, process, stat_line
 
 from dnsprobe.kernel.abi import CMDLINE_SIZE, Facts, PathNames
@@ -13,13 +14,15 @@ from dnsprobe.process.procfs import ProcFS
 
 
 def identity(root: Path, facts: Facts | None) -> Identity:
-    return identify(process(), facts, ProcFS(str(root)).identity)
+    return identify(process(), facts, ProcFS(str(root)).identity, 4026531837)
 
 
 FACTS = Facts(
     loginuid=1000,
     pid_ns=4026531836,
     mnt_ns=4026531841,
+    user_ns=4026531837,
+    exe_user_ns=4026531837,
     cgroup=PathNames((b"system.slice", b"nginx.service"), whole=True),
     exe=PathNames((b"usr", b"bin", b"dig"), whole=True),
     cmdline=b"dig\0www.example.test\0",
@@ -99,8 +102,27 @@ def test_version_1_of_cgroups_is_read_from_proc(tmp_path: Path) -> None:
 
 def test_a_kernel_thread_has_no_executable(tmp_path: Path) -> None:
     nothing = PathNames((), whole=False)
-    facts = Facts(None, 4026531836, 4026531841, PathNames((b"system.slice",), whole=True), nothing, b"")
+    facts = Facts(None, 4026531836, 4026531841, 0, 0, PathNames((b"system.slice",), whole=True), nothing, b"")
     assert identity(tmp_path, facts).exe is None
+
+
+@pytest.mark.parametrize(
+    ("own", "of_exe", "shown"),
+    [
+        (4026531837, 4026531837, None),
+        (4026532000, 4026532000, 4026532000),
+        # A program from the mounts of another namespace (/proc/PID/root), by a process that is not in it.
+        (4026531837, 4026532000, 4026532000),
+        (4026532001, 4026531837, 4026532001),
+        (0, 0, None),
+        (0, 4026532000, 4026532000),
+    ],
+)
+def test_a_user_namespace_whose_maker_could_choose_the_executable(
+    tmp_path: Path, own: int, of_exe: int, shown: int | None
+) -> None:
+    facts = replace(FACTS, user_ns=own, exe_user_ns=of_exe)
+    assert identity(tmp_path, facts) == replace(KNOWN, user_ns=shown)
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:

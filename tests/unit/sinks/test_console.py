@@ -201,6 +201,7 @@ def test_json_has_all_facts() -> None:
         "net_ns": 4026531840,
         "pid_ns": 4026531836,
         "mnt_ns": 4026531841,
+        "user_ns": None,
         "from_procfs": [],
         "tree": "bash;make;dig",
         "unread": None,
