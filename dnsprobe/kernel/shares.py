@@ -88,6 +88,8 @@ class Shares:
     def sweep(self) -> None:
         """Forget shares that use nothing, if there are many: control groups come and go."""
         present = dict(self._shares.items())
+        # What a BPF program took for a share that was forgotten at that moment came back.
+        self._forget_returned(self._returned.keys() - present.keys())
         if len(present) < SHARES * _FILL:
             self._idle = {}
             return
@@ -101,10 +103,13 @@ class Shares:
             if last.refused != before:
                 new = (now - old for now, old in zip(last.refused, before, strict=True))
                 self._unreported[share] = _sum(self._unreported.get(share, _NOTHING), new)
-        self._returned_map.delete_many(forgotten)
-        for share in forgotten:
-            self._returned.pop(share, None)
+        self._forget_returned(forgotten)
         self._idle = idle
+
+    def _forget_returned(self, shares: Iterable[int]) -> None:
+        for share in list(shares):
+            self._returned.pop(share, None)
+            self._returned_map.delete_many([share])
 
     def _uses(self, share: int, found: Share) -> bool:
         returned = self._returned.get(share, _NOTHING)

@@ -14,6 +14,8 @@ from dnsprobe.process.cgroup import unit_of
 
 #: Control groups that are looked at for one name, at most.
 _GROUPS = 5000
+#: Names of control groups that are kept. An id is never given to another group.
+_UNITS = 64
 
 
 class ShareName(NamedTuple):
@@ -42,6 +44,7 @@ class ShareNames:
         cgroup_folder: Callable[[], Path | None] = find_cgroup_folder,
     ) -> None:
         self._user_name, self._cgroup_folder = user_name, cgroup_folder
+        self._units: dict[int, str] = {}
 
     def name(self, share: int) -> ShareName:
         """Return the name of a share. This may take some milliseconds."""
@@ -53,6 +56,14 @@ class ShareNames:
         return ShareName(user=OTHER if share == SHARE_OF_OTHERS else UNKNOWN)
 
     def _unit(self, number: int) -> str:
+        unit = self._units.get(number)
+        if unit is None:
+            if len(self._units) >= _UNITS:
+                self._units.clear()
+            unit = self._units[number] = self._find_unit(number)
+        return unit
+
+    def _find_unit(self, number: int) -> str:
         """Return the unit of a control group by its id, which is the number of its inode; otherwise its path."""
         folder = self._cgroup_folder()
         if folder is None:

@@ -171,6 +171,13 @@ def test_idle_shares_are_forgotten_if_there_are_many(maps: Maps, made: dict[str,
     assert list(maps.shares.newly_refused()) == [BOB]
 
 
+def test_what_comes_back_of_a_forgotten_share_is_forgotten(maps: Maps, made: dict[str, MapInMemory]) -> None:
+    maps.shares.give_back(Resource.COUNTERS, {BOB: 1, abi.SHARE_OF_NOBODY: 1})
+    assert returned(made, BOB, Resource.COUNTERS) == 1
+    maps.shares.sweep()
+    assert list(made["returned"].data) == [abi.SHARE_OF_NOBODY.to_bytes(8, sys.byteorder)]
+
+
 def test_a_few_idle_shares_stay(maps: Maps, made: dict[str, MapInMemory]) -> None:
     take(made, BOB, used=0)
     for _ in range(3):

@@ -28,6 +28,19 @@ def test_a_control_group_has_its_unit_or_its_path(tmp_path: Path) -> None:
     assert str(found[0]) == "unit nightly.service"
 
 
+def test_a_control_group_is_looked_for_once(tmp_path: Path) -> None:
+    looked_up = []
+
+    def folder() -> Path:
+        looked_up.append(tmp_path)
+        return tmp_path
+
+    share = SHARE_OF_CGROUP | tmp_path.stat().st_ino
+    found = ShareNames(lambda _: None, folder)
+    assert [found.name(share) for _ in range(3)] == [ShareName(unit="/")] * 3
+    assert len(looked_up) == 1
+
+
 def test_what_is_gone_is_unknown(tmp_path: Path) -> None:
     assert names(tmp_path).name(SHARE_OF_CGROUP | 1) == ShareName(unit="(unknown)")
     assert names(tmp_path / "none").name(SHARE_OF_CGROUP | 1) == ShareName(unit="(unknown)")
