@@ -40,9 +40,14 @@ def attached(pid: str = "[0-9]*") -> set[str]:
     return links
 
 
-def children(pid: int) -> list[int]:
-    """Return the children of the first thread of a process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+def children(pid: int, command: str = "") -> list[int]:
+    """Return the children of the first thread of a process, those with a word in their command lines."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split():
+        with suppress(OSError):  # it has ended
+            if command.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -85,9 +90,8 @@ def test_a_kill_leaves_nothing_attached(start: Start) -> None:
 
 def test_a_kill_during_compilation_leaves_no_child(tmp_path: Path) -> None:
     program = Program(["watch", "watched.test"], tmp_path, ["env", "--unset=CACHE_DIRECTORY"])
-    # The child that starts loaders comes first.
-    until(lambda: children(program.process.pid) != [])
-    keeper = children(program.process.pid)[0]
+    until(lambda: children(program.process.pid, "loader_keeper") != [])
+    (keeper,) = children(program.process.pid, "loader_keeper")
     until(lambda: children(keeper) != [])
     (loader,) = children(keeper)
     program.kill()

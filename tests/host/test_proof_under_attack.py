@@ -211,7 +211,7 @@ def test_a_hook_that_is_detached_is_replaced_without_a_restart(start: Start, sce
     assert len(attached(str(service.process.pid))) == len(links), "no trial stays attached"
     assert sum(service.by("dnsprobe_packets_unparsed_total", "reason").values()) == 0
     # The loader has ended, and the process that starts it remains.
-    (keeper,) = children(service.process.pid)
+    (keeper,) = children(service.process.pid, "loader_keeper")
     until(lambda: children(keeper) == [])
     assert service.stop() == 0
 
