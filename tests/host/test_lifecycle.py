@@ -291,10 +291,11 @@ def test_a_stop_during_a_flood_succeeds(start: Start, in_namespace: list[str], f
 
 
 def test_a_service_without_a_proof_does_not_start(tmp_path: Path) -> None:
-    # Loopback is down: canaries cannot come back.
+    # Loopback is down, and there can be no other one: canaries cannot be sent.
     configuration = tmp_path / "dnsprobe.yaml"
     configuration.write_text("domains: [watched.test]")
-    command = ["unshare", "--net", str(PROGRAM), "run", "--config", str(configuration), "--listen", "0.0.0.0:0"]
+    arguments = ["run", "--config", str(configuration), "--listen", "0.0.0.0:0"]
+    command = ["unshare", "--net", *NO_NAMESPACES, str(PROGRAM), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert "no hook could be verified" in done.stderr
