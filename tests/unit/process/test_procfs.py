@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,28 @@ def test_an_executable_whose_name_is_not_utf8(tmp_path: Path) -> None:
     exe = procfs(tmp_path).identity(process()).exe
     assert exe is not None
     assert os.fsencode(exe) == b"/tmp/\xff\x1b[31m\n"
+
+
+def test_a_command_line_that_does_not_come_is_given_up(tmp_path: Path) -> None:
+    make(tmp_path)
+    path = tmp_path / "4242" / "cmdline"
+    path.unlink()
+    # To open a FIFO waits for a writer, as to read memory waits for a file system in user space.
+    os.mkfifo(path)
+    before = set(threading.enumerate())
+    reader = procfs(tmp_path)
+    for _ in range(10):
+        identity = reader.identity(process())
+        assert (identity.exe, identity.cmdline) == ("/usr/bin/dig", None)
+    waiting = set(threading.enumerate()) - before
+    assert len(waiting) == 4
+    # Once they end, command lines are read again.
+    with path.open("wb"):
+        for thread in waiting:
+            thread.join(60)
+    path.unlink()
+    path.write_bytes(b"dig\0")
+    assert reader.identity(process()).cmdline == b"dig\0"
 
 
 def test_cmdline_is_cut(tmp_path: Path) -> None:
