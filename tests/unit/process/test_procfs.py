@@ -152,9 +152,9 @@ def test_a_command_line_that_does_not_come_is_given_up(tmp_path: Path) -> None:
     waiting = set(threading.enumerate()) - before
     assert len(waiting) == 4
     # Once they end, command lines are read again.
-    with path.open("wb"):
-        for thread in waiting:
-            thread.join(60)
+    path.open("wb").close()
+    for thread in waiting:
+        thread.join(60)
     path.unlink()
     path.write_bytes(b"dig\0")
     assert reader.identity(process()).cmdline == b"dig\0"
