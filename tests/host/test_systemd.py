@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -25,47 +28,57 @@ Scene = Callable[..., Any]
 
 
 class Manager:
-    """A service manager: receives the notifications of a service (sd_notify(3))."""
+    """A service manager: receives the notifications of a service (sd_notify(3)).
+
+    A thread receives them at once, as systemd does: only ten wait in the kernel (net.unix.max_dgram_qlen), and then the
+    service would wait, too.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.path))
-        self._socket.settimeout(PATIENCE)
+        self._messages: SimpleQueue[dict[str, str]] = SimpleQueue()
+        self._kept: SimpleQueue[tuple[int, str]] = SimpleQueue()
+        self._thread = threading.Thread(target=self._receive_all, daemon=True)
+        self._thread.start()
+
+    def _receive_all(self) -> None:
+        while True:
+            octets, descriptors, *_ = socket.recv_fds(self._socket, 65536, 4)
+            if not octets:
+                return
+            message = dict(line.split("=", 1) for line in octets.decode().splitlines())
+            if "FDSTORE" in message:
+                self._kept.put((descriptors.pop(), message["FDNAME"]))
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._messages.put(message)
 
     def receive(self, state: str) -> dict[str, str]:
-        """Return the variables of the next message that has ``state``; TimeoutError if there is none."""
+        """Return the variables of the next message that has ``state``; queue.Empty if there is none."""
         while True:
-            message = dict(line.split("=", 1) for line in self._socket.recv(65536).decode().splitlines())
+            message = self._messages.get(timeout=PATIENCE)
             if state in message:
                 return message
 
     def receive_kept(self) -> tuple[int, str]:
-        """Return the socket that the service asks the manager to keep, and its name."""
-        while True:
-            message, descriptors, *_ = socket.recv_fds(self._socket, 65536, 1)
-            lines = message.decode().splitlines()
-            if "FDSTORE=1" in lines:
-                (name,) = [line.partition("=")[2] for line in lines if line.startswith("FDNAME=")]
-                return descriptors[0], name
+        """Return the next socket that the service asks the manager to keep, and its name."""
+        return self._kept.get(timeout=PATIENCE)
 
     def receives_nothing_for(self, seconds: float) -> bool:
-        self._socket.setblocking(False)
-        try:
+        with suppress(Empty):
             while True:
-                self._socket.recv(65536)
-        except BlockingIOError:
-            pass
-        self._socket.settimeout(seconds)
+                self._messages.get_nowait()
         try:
-            self._socket.recv(65536)
-        except TimeoutError:
+            self._messages.get(timeout=seconds)
+        except Empty:
             return True
-        finally:
-            self._socket.settimeout(PATIENCE)
         return False
 
     def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RD)
+        self._thread.join()
         self._socket.close()
 
 
