@@ -105,6 +105,9 @@ struct scratch {
 	/* The message and its size are written by handle_packet_slowly, read_next and read_message; the rest is
 	 * written and read by join_piece and join_question. */
 	struct join join;
+	/* The keys of the counter. Written and read by count_query and count_pending. */
+	struct count_key count_key;
+	struct pending_key pending_key;
 	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;
 	/* Written by handle_query, is_event_due (repeats), walk_ancestry (chain), complete_event and

@@ -88,16 +88,17 @@ static __always_inline bool is_tree_kept(const struct scratch *s)
 /* Counts a query for a rule. False if there is no room: then it is counted in the overflow counter of the rule. */
 static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transport)
 {
-	struct count_key key = {
-		.start_ns = s->process.start_ns,
-		.tgid = s->process.tgid,
-		.rule = rule,
-		.qtype = s->counted_qtype,
-		.transport = transport,
-	};
+	/* Not on the stack: see WHOLE_WORD. */
+	struct count_key *key = &s->count_key;
 	bool added;
 
-	if (!add_to_count(s->share, MAP(COUNTS), RESOURCE_COUNTERS, &key, 1, &added)) {
+	__builtin_memset(key, 0, sizeof(*key));
+	key->start_ns = s->process.start_ns;
+	key->tgid = s->process.tgid;
+	key->rule = rule;
+	key->qtype = s->counted_qtype;
+	key->transport = transport;
+	if (!add_to_count(s->share, MAP(COUNTS), RESOURCE_COUNTERS, key, 1, &added)) {
 		u64 index = WHOLE_WORD(rule);
 		u64 *overflow = bpf_map_lookup_elem(MAP(OVERFLOW), &index);
 
@@ -143,14 +144,8 @@ static __always_inline void count_unread(u32 reason, u8 transport, u64 number, b
  * room. */
 static __always_inline bool count_pending(struct scratch *s, u32 generation, bool known, u8 transport)
 {
-	struct pending_key key = {
-		.start_ns = s->process.start_ns,
-		.name_hash = s->question.hash,
-		.tgid = s->process.tgid,
-		.generation = generation,
-		.qtype = s->counted_qtype,
-		.transport = transport,
-	};
+	/* Not on the stack: see WHOLE_WORD. */
+	struct pending_key *key = &s->pending_key;
 	u64 hash = s->question.hash;
 	bool added;
 
@@ -170,7 +165,14 @@ static __always_inline bool count_pending(struct scratch *s, u32 generation, boo
 		if (!bpf_map_lookup_elem(MAP(NAMES), &hash))
 			return false;
 	}
-	if (!add_to_count(s->share, MAP(PENDING), RESOURCE_PENDING, &key, 1, &added))
+	__builtin_memset(key, 0, sizeof(*key));
+	key->start_ns = s->process.start_ns;
+	key->name_hash = hash;
+	key->tgid = s->process.tgid;
+	key->generation = generation;
+	key->qtype = s->counted_qtype;
+	key->transport = transport;
+	if (!add_to_count(s->share, MAP(PENDING), RESOURCE_PENDING, key, 1, &added))
 		return false;
 	s->keep_tree = added && !is_tree_kept(s);
 	return true;

@@ -35,7 +35,7 @@ enum alignment {
 };
 
 /* Messages of a packet that a run handles at most. */
-#define MESSAGES_IN_RUN 2
+#define MESSAGES_IN_RUN 3
 /* The runs of a packet up to this number may end at an event. The messages of later runs cause none. */
 #define EVENT_RUNS 24
 /* Messages of a packet that are counted as not read at most. */
