@@ -27,6 +27,25 @@ static __always_inline void note_writer(struct scratch *s, struct connection *co
 }
 
 /*
+ * True if the current task has the socket of Multipath TCP that a packet is sent for. The program has one socket for
+ * all its connections, which are sockets of the kernel: include/net/tcp.h, struct tcp_sock, `is_mptcp`.
+ */
+static __always_inline bool has_multipath_socket(u64 sock)
+{
+	struct open_files open;
+	u64 file;
+
+	if (!KNOWS_OPEN_FILES || !IS_THERE(TCP_IS_MPTCP) || !IS_THERE(ICSK_ULP_DATA) || !IS_THERE(SUBFLOW_CONN) ||
+	    !(u8)read_u32(sock + TCP_IS_MPTCP))
+		return false;
+	file = file_of(read_u64(read_u64(sock + ICSK_ULP_DATA) + SUBFLOW_CONN));
+	if (!file)
+		return false;
+	read_open_files(&open, TASK_U64(current_task(), TASK_FILES));
+	return has_file(&open, file);
+}
+
+/*
  * Finds out who has written. A task that writes, connects or closes holds the lock of the socket (sk_lock.owned) until
  * it has sent what can be sent. What leaves while nobody holds it was written before, by the process that is noted. A
  * firewall in user space may send a packet on while another task holds the lock; is_asker() recognizes it.
@@ -35,9 +54,11 @@ static __always_inline void find_writer(struct scratch *s, struct connection *co
 {
 	/* FORGET: with a register, the verifier would follow each way out of is_asker() once more. */
 	s->note_tree = 0;
-	s->sent_on = 0;
-	if (!read_u32(s->tcp.sock + SOCK_LOCK_OWNED) || !is_asker(kernel_packet(skb), s->to.family))
-		s->sent_on = NOTED;
+	s->sent_on = NOTED;
+	if (read_u32(s->tcp.sock + SOCK_LOCK_OWNED) && is_asker(kernel_packet(skb), s->to.family))
+		s->sent_on = 0;
+	if (FORGET(s->sent_on) && read_u32(s->tcp.sock + SOCK_LOCK_OWNED) && has_multipath_socket(s->tcp.sock))
+		s->sent_on = 0;
 	if (!FORGET(s->sent_on)) {
 		note_writer(s, connection);
 		return;

@@ -177,6 +177,13 @@ _ASKER_FURTHER = (
     ("TASK_IO_URING", "task_struct", "io_uring"),
 )
 
+# It needs these to find the socket of a program for a connection of Multipath TCP.
+_MULTIPATH = (
+    ("TCP_IS_MPTCP", "tcp_sock", "is_mptcp"),
+    ("ICSK_ULP_DATA", "inet_connection_sock", "icsk_ulp_data"),
+    ("SUBFLOW_CONN", "mptcp_subflow_context", "conn"),
+)
+
 # It needs these to find the asker of a query that the firewall sends on.
 _WAITERS = (
     # Since Linux 6.13: kernel commit 90ee6ed776c0 ("fs: port files to file_ref").
@@ -192,7 +199,7 @@ _WAITERS = (
     ("POLL_TASK", "poll_wqueues", "polling_task"),
 )
 
-_OPTIONAL = (*_IDENTITY, *_SHARE, *_LINEAGE, *_NAT, *_ASKER, *_ASKER_FURTHER, *_WAITERS)
+_OPTIONAL = (*_IDENTITY, *_SHARE, *_LINEAGE, *_NAT, *_ASKER, *_ASKER_FURTHER, *_MULTIPATH, *_WAITERS)
 _STRUCTS = frozenset(member[1] for member in (*_REQUIRED, *_OPTIONAL, *_TCP, *_TCP_FAST_OPEN))
 
 _FUNCTIONS = FUNCTIONS | {CAST_TO_KERNEL}

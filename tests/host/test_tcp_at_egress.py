@@ -165,6 +165,15 @@ for _ in range(5):
     sender.send(secret)
 finish(sender)
 """,
+    "Multipath TCP and a firewall": """
+rules = "add table inet t; add chain inet t out { type filter hook output priority 0; }"
+subprocess.run(["nft", rules], check=True)
+sender = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+sender.connect(("127.0.0.1", PORT))
+for _ in range(5):
+    sender.send(secret)
+finish(sender)
+""",
     "retransmission": """
 rules = "add table inet t; add chain inet t in { type filter hook input priority 0; }; "
 rules += "add rule inet t in tcp dport 53 numgen inc mod 5 == 0 drop"
@@ -187,6 +196,9 @@ def test_what_leaves_is_counted(scene: str, start: Start, send: Send) -> None:
     assert received > 0
     assert counted(service) == received
     assert unparsed(service) == {}
+    assert {name for name, queries in service.by("dnsprobe_queries_total", "process").items() if queries} == {
+        Path(sys.executable).name
+    }
     assert sum(" asked for www.hidden.test " in entry for entry in service.entries()) == received
 
 
