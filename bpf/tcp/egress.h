@@ -129,8 +129,10 @@ static __always_inline bool find_place(struct scratch *s, struct connection *con
 			connection->alignment = GUESSING;
 			connection->buffered = 0;
 			connection->skip = 0;
-			if (s->to.port != CANARY_PORT)
-				count_statistic(STAT_UNPARSED_UNALIGNED);
+			connection->next = FORGET(s->tcp.sequence);
+			s->unread = STAT_UNPARSED_UNALIGNED;
+			/* The next run reads the segment: a run counts either a query or what it cannot read. */
+			return false;
 		}
 		connection->next = FORGET(s->tcp.sequence);
 	}
@@ -199,8 +201,7 @@ static __always_inline void advance_in_segment(struct scratch *s, struct connect
 	if (FORGET(connection->alignment) == GUESSING) {
 		if (FORGET(s->progress) != MESSAGE_READ || rest > left) {
 			s->progress = MESSAGE_INCOMPLETE;
-			if (s->to.port != CANARY_PORT)
-				count_statistic(STAT_UNPARSED_UNALIGNED);
+			s->unread = STAT_UNPARSED_UNALIGNED;
 			connection->next = end;
 			return;
 		}
@@ -413,11 +414,14 @@ static __always_inline void skip_messages(struct connection *connection, struct 
 					  const struct segment *segment)
 {
 	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	u32 skipped = 0;
+
 	for (u32 i = 0; i < SKIPPED_AT_MOST; i++) {
 		if (!skip_message(connection, skb, segment))
 			break;
-		count_statistic(STAT_UNPARSED_PIPELINED);
+		skipped++;
 	}
+	count_unread(STAT_UNPARSED_PIPELINED, TRANSPORT_TCP, skipped, is_writer(connection));
 	/* A part of a message is left, or too many. */
 	if (FORGET(connection->next) == segment->end)
 		return;
