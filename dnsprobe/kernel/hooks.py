@@ -118,6 +118,7 @@ UDP_LADDER = (
 _TCP_UNSEEN = "Multipath TCP, urgent octets, and what a program changes after its write"
 #: Inside tcp_sendmsg_locked(), no other thread writes to the socket, so the place of a write in the stream is certain.
 TCP_LADDER = (
+    EGRESS,
     *_at_function(
         TcpHook.TCP_SENDMSG_LOCKED,
         _both("tcp", "tcp_sendmsg_locked"),
@@ -134,7 +135,6 @@ TCP_LADDER = (
         macro=STREAM_TRACEPOINT,
         unseen=f"data of a SYN (TCP Fast Open), and {_TCP_UNSEEN}",
     ),
-    EGRESS,
 )
 #: By name and way to attach.
 RUNGS: dict[tuple[str, str], Rung] = {(rung.name, rung.attach): rung for rung in (*UDP_LADDER, *TCP_LADDER)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ def test_rules_wait_for_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tcp_has_two_programs_if_one_can_be_interrupted(
     preemptible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ProbeOptions([53], btf=str(preemptible_btf(tmp_path))) if preemptible else ProbeOptions([53])
+    options = ProbeOptions([53], tcp_hook="tcp_tracepoint")
+    if preemptible:
+        options = replace(options, btf=str(preemptible_btf(tmp_path)))
     probe = Probe(options, Sizes(ring=4096, processes=16, counters=16, names=16, recent=16), repeat_ns=0)
     try:
         probe.set_rules([])

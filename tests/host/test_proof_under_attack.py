@@ -160,9 +160,7 @@ def test_a_path_without_a_hook_at_the_start_is_reported_and_gets_one_later(host:
     line = service.wait_for("not ready after")
     for path in ("tcp4", "tcp6"):
         (reason,) = re.findall(f"{path}: ([^|]+)", line)
-        assert reason.strip().endswith(
-            "tracepoint tcp_sendmsg_locked: whole: the canary could not be sent: Connection refused"
-        )
+        assert reason.strip().endswith("cgroup egress_stream: whole: the canary could not be sent: Connection refused")
     answer = host.get("/-/ready")
     assert answer.startswith("not ready: tcp4: ")
     assert answer.endswith("\n503")

@@ -217,6 +217,9 @@ time.sleep(0.2)
 """)
     assert counted(service) == 0
     assert unparsed(service)["unaligned"] >= 3
+    assert service.by("dnsprobe_messages_unread_total", "process") == {
+        Path(sys.executable).name: unparsed(service)["unaligned"]
+    }
 
 
 def test_what_leaves_later_counts_for_the_process_that_wrote_it(start: Start, send: Send) -> None:

@@ -104,12 +104,12 @@ def climb(
 @pytest.mark.usefixtures("problems")
 def test_the_best_rung_serves_if_it_is_proved() -> None:
     made = prover("udp4", "udp6", "tcp4")
-    ways = ["ip_send_skb by fentry", "tcp_sendmsg_locked by fentry"]
+    ways = ["ip_send_skb by fentry", "cgroup_skb"]
     assert climb(made, FakeLoader(dict.fromkeys(ways, 1))) == ways
     assert made.active_paths == ("udp4", "udp6", "tcp4", "parts4", "parts6")
     assert made.served_paths == ["udp4", "udp6", "tcp4"]
     assert (set(made.unserved), len(made.hooks)) == ({"parts4", "parts6"}, 2)
-    assert (made.paths["tcp4"].place, made.paths["tcp4"].verified) == ("fentry symbol0", True)
+    assert (made.paths["tcp4"].place, made.paths["tcp4"].verified) == ("cgroup symbol0", True)
     assert made.paths["tcp6"].place == ""
 
 
@@ -225,6 +225,7 @@ def test_without_fentry_only_kprobes_are_tried_at_functions() -> None:
     assert tried == [
         "ip_send_skb by kprobe",
         "udp_send_skb by kprobe",
+        "cgroup_skb",
         "tcp_sendmsg_locked by kprobe",
         "tcp_sendmsg by kprobe",
     ]

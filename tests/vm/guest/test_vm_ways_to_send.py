@@ -33,7 +33,7 @@ ENCRYPTED = "encrypted"
 ATTEMPTS = 5
 #: The hook for TCP that is tested together with each hook for UDP.
 TCP_HOOKS = {
-    "ip_send_skb": "auto",
+    "ip_send_skb": "tcp_sendmsg_locked",
     "udp_send_skb": "tcp_tracepoint" if TRACEPOINT else "none",
     "cgroup_skb": "tcp_sendmsg",
 }
@@ -250,7 +250,7 @@ def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hoo
     (rung,) = {
         labels["hook"] for labels, _ in service.samples("dnsprobe_hook_info") if labels["path"].startswith("tcp")
     }
-    assert rung == (tcp_hook if tcp_hook != "auto" else "tcp_sendmsg_locked")
+    assert rung == tcp_hook
     results, encrypted_exact = over_tcp(service, rung)
     keep(f"streams-{rung}", {"kernel": kernel(), "rows": results})
     assert {row: what for row, what in results.items() if what not in {"yes", FOLLOWS}} == {}
