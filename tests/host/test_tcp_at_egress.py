@@ -152,7 +152,7 @@ finish(sender)
     "Nagle": """
 for family in FAMILIES:
     sender = nagle(family)
-    for _ in range(60):
+    for _ in range(20):
         sender.send(secret)
     for octet in secret * 5:
         sender.send(bytes([octet]))
