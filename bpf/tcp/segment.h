@@ -57,8 +57,8 @@ static __always_inline bool read_segment(struct segment *segment, struct __sk_bu
 
 	segment->sock = sock;
 	segment->at = at;
-	segment->is_first = tcp.flags & TCP_SYN;
-	segment->is_urgent = tcp.flags & TCP_URG;
+	segment->is_first = (tcp.flags & TCP_SYN) != 0;
+	segment->is_urgent = (tcp.flags & TCP_URG) != 0;
 	/* The SYN takes a number. */
 	segment->sequence = __builtin_bswap32(tcp.sequence) + segment->is_first;
 	segment->end = segment->sequence + size;
