@@ -287,7 +287,19 @@ def health() -> Iterator[Json]:
         "Lost, and not counted in full",
         "short",
         losses(),
-        "docs/metrics.md explains for each whether the queries are counted. “not read: malformed” is not a query.",
+        "docs/metrics.md explains for each whether the queries are counted. “not read: malformed” may be no query.",
+    )
+    yield graph(
+        "Over a fair share",
+        "short",
+        [
+            target(
+                "topk(10, sum by (instance, user, unit, resource) "
+                f"(increase(dnsprobe_share_exceeded_total{{{OF_HOSTS}}}[$__rate_interval])) > 0)",
+                "{{instance}} {{user}} {{unit}}: {{resource}}",
+            )
+        ],
+        "Who wanted more room than its share, and was refused. Others lost nothing.",
     )
     yield graph(
         "Series",
