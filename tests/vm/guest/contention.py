@@ -51,10 +51,8 @@ _KINDS = {
 #: Seconds after a change of the rules until the next one.
 _RELOAD_EVERY = 0.3
 
-#: How often more is sent at most, until the rules have changed.
-_MORE = 20
-#: How often the counts are read at most, until they have all queries.
-_SCRAPES = 30
+#: How often to look whether the rules have changed, and whether the counts have all queries.
+_LOOKS, _SCRAPES = 120, 30
 _PROCESSES = 4
 _URGENT = 4
 _SEGMENTS = 4
@@ -248,18 +246,25 @@ class Daemon:
 def contend(daemons: Sequence[Daemon], senders: Path, queries: int, protocol: str) -> list[Result]:
     """Send at least ``queries`` queries from four processes while all others interfere; return what each daemon has.
 
-    Sends as many again, a few times, until the rules of each daemon have changed. ``senders`` is the folder with
-    ``contend`` and ``hammer``, and ``protocol`` is ``udp`` or ``tcp``.
+    Sends as many again if the rules of a daemon have not changed, after they have: a process of low priority reads
+    them, and gets hardly any time while all senders run on one processor. ``senders`` is the folder with ``contend``
+    and ``hammer``, and ``protocol`` is ``udp`` or ``tcp``.
     """
     before = [(Counted.of(daemon.metrics()), daemon.reloads()) for daemon in daemons]
+
+    def changed() -> bool:
+        return all(daemon.reloads() > reloads for daemon, (_, reloads) in zip(daemons, before, strict=True))
+
     started = time.monotonic()
     with hammering(senders / "hammer"), ExitStack() as stack:
         for daemon in daemons:
             stack.enter_context(daemon.reloading(_RELOAD_EVERY * len(daemons)))
         sent = send(senders / "contend", queries, protocol)
-        for _ in range(_MORE):
-            if all(daemon.reloads() > reloads for daemon, (_, reloads) in zip(daemons, before, strict=True)):
-                break
+        if not changed():
+            for _ in range(_LOOKS):
+                if changed():
+                    break
+                time.sleep(0.5)
             sent += send(senders / "contend", queries, protocol)
     seconds = time.monotonic() - started
     for _ in range(_SCRAPES):
