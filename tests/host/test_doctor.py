@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ALL_PATHS, PATIENCE, PROGRAM
+from test_lifecycle import NO_NAMESPACES
 
 from dnsprobe.kernel.cgroup_root import find_mounts
 from dnsprobe.kernel.hooks import RUNGS, kprobes_available
@@ -33,9 +34,9 @@ def test_doctor_reports_each_path_as_proved() -> None:
 
 
 def test_doctor_reports_paths_that_are_not_proved() -> None:
-    done = subprocess.run(
-        ["unshare", "--net", str(PROGRAM), "doctor"], capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    # Loopback is down, and there can be no other one.
+    command = ["unshare", "--net", *NO_NAMESPACES, str(PROGRAM), "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert "NOT PROVED" in done.stdout
     assert "the canary could not be sent" in done.stdout
