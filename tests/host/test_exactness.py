@@ -36,7 +36,7 @@ def senders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_counted_and_missed_are_what_was_sent(probe: str, senders: Path, tmp_path: Path) -> None:
     with contention.Daemon(PROGRAM, tmp_path, probe) as daemon:
         result = daemon.contend(senders, QUERIES)
-    assert result.reloads > 1
+    assert result.reloads >= 1  # a storm waits until the rules have changed
     assert result.mistakes == []
     assert result.unaccounted == 0, result
 
