@@ -20,6 +20,7 @@ _STATEMENTS = (
     ("dnsprobe.cli", "import dnsprobe.commands.run"),
     ("dnsprobe.commands.run", "import idna; idna.encode('b\u00fccher.example', uts46=True)"),
     ("dnsprobe.commands.run", "import bcrypt"),
+    ("dnsprobe.commands.run", "import psutil"),
     ("dnsprobe.commands.run", "import systemd.daemon"),
     ("dnsprobe.commands.run", "import systemd.journal"),
     ("dnsprobe.kernel.loader", "import bcc"),

@@ -15,6 +15,7 @@ from dnsprobe.commands.systemd import PassedSockets, forget_sockets, keep_socket
 from dnsprobe.errors import UserError
 from dnsprobe.process.users import UserNames
 from dnsprobe.sinks.journal import ADDRESS_TAKEN_ID
+from dnsprobe.text import printable
 from dnsprobe.web.listener import AddressTakenError
 from dnsprobe.web.peers import uid_of_listener
 from dnsprobe.web.server import Server
@@ -121,12 +122,34 @@ def written(host: str, port: int) -> str:
 
 
 def holder(host: str, port: int) -> str:
-    """Return who listens on an address."""
+    """Return who listens on an address: the user, and the processes that may be seen."""
     uid = uid_of_listener(host, port)
     if uid is None:
         return "an unknown user"
     name = UserNames().name(uid)
-    return f"user {uid}" if name is None else f"user {name} ({uid})"
+    user = f"user {uid}" if name is None else f"user {name} ({uid})"
+    return ", ".join([user, *_listeners(host, port)])
+
+
+def _listeners(host: str, port: int) -> list[str]:
+    """Return the name and pid of each process that listens on an address."""
+    import psutil  # noqa: PLC0415 - half a megabyte, for a case that most hosts never meet
+
+    found = set()
+    try:
+        for connection in psutil.net_connections("tcp"):
+            # One that listens on all addresses may have IPv6, and serve IPv4 as well.
+            if (
+                connection.status == psutil.CONN_LISTEN
+                and connection.laddr
+                and connection.laddr.port == port
+                and connection.laddr.ip in {host, "0.0.0.0", "::"}
+                and connection.pid
+            ):
+                found.add(f"{printable(psutil.Process(connection.pid).name())}[{connection.pid}]")
+    except (psutil.Error, OSError):  # it has just ended, or /proc is not readable
+        pass
+    return sorted(found)
 
 
 def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

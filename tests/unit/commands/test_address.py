@@ -145,6 +145,7 @@ def test_an_address_that_is_wrong_stays_an_error(server: Server, keeper: Keeper)
 def test_who_has_an_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert f"({os.getuid()})" in holder(*other.getsockname())
+        assert f"[{os.getpid()}]" in holder(*other.getsockname())
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as other:
         assert f"({os.getuid()})" in holder("::1", other.getsockname()[1])
         assert written(*other.getsockname()[:2]) == f"[::]:{other.getsockname()[1]}"
