@@ -181,14 +181,14 @@ LOSSES = (
         _UNPARSED,
         "unreadable",
         Statistic.UNPARSED_UNREADABLE,
-        "a TCP write whose data BPF cannot read",
+        "TCP data that BPF cannot read",
         Counted.NO,
     ),
     Loss(
         _UNPARSED,
         "unaligned",
         Statistic.UNPARSED_UNALIGNED,
-        "a TCP write where the beginning of a message is not known",
+        "TCP data where the beginning of a message is not known",
         Counted.NO,
     ),
     Loss(

@@ -75,8 +75,10 @@ use it.
 
 _SUMMARY_TAIL = """
 - `sid` is the kernel of Debian unstable; the [versions](#the-kernels) are below.
-- With `hook: auto`, dnsprobe uses the first hook of a protocol that works: the columns are in this order.
-- Kernels without fentry and kprobes use `cgroup_skb` for UDP. For TCP they need Linux 6.16, which added the tracepoint.
+- With `hook: auto`, dnsprobe uses the first hook for UDP that works: the columns are in this order. For TCP, `cgroup_skb`
+  comes first.
+- Kernels without fentry and kprobes use `cgroup_skb`. Without it, only TCP is seen, from Linux 6.16 on, which added the
+  tracepoint.
 - On all these kernels, functions are attached to by fentry, except for `udp_send_skb.isra.51`.
 - On kernels where GCC's IPA-SRA has changed `udp_send_skb`, the function has another name, such as
   `udp_send_skb.isra.51`. dnsprobe finds it under that name.
