@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from dnsprobe.commands.systemd import PassedSockets, forget_sockets, keep_socket
 from dnsprobe.errors import UserError
+from dnsprobe.process.procfs import ProcFS
 from dnsprobe.process.users import UserNames
 from dnsprobe.sinks.journal import ADDRESS_TAKEN_ID
 from dnsprobe.text import printable
@@ -135,7 +136,7 @@ def _listeners(host: str, port: int) -> list[str]:
     """Return the name and pid of each process that listens on an address."""
     import psutil  # noqa: PLC0415 - half a megabyte, for a case that most hosts never meet
 
-    found = set()
+    proc, found = ProcFS(), set()
     try:
         for connection in psutil.net_connections("tcp"):
             # One that listens on all addresses may have IPv6, and serve IPv4 as well.
@@ -146,8 +147,9 @@ def _listeners(host: str, port: int) -> list[str]:
                 and connection.laddr.ip in {host, "0.0.0.0", "::"}
                 and connection.pid
             ):
-                found.add(f"{printable(psutil.Process(connection.pid).name())}[{connection.pid}]")
-    except (psutil.Error, OSError):  # it has just ended, or /proc is not readable
+                # Not psutil.Process.name(): it reads the command line if the name is long, which may take for ever.
+                found.add(f"{printable(proc.comm(connection.pid) or b'')}[{connection.pid}]")
+    except (psutil.Error, OSError):  # /proc is not readable
         pass
     return sorted(found)
 

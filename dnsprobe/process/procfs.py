@@ -159,6 +159,11 @@ class ProcFS:
             if stat := self._stat(pid):
                 yield stat
 
+    def comm(self, pid: int) -> bytes | None:
+        """Return the name of a process, None if it is gone or hidden from us."""
+        stat = self._stat(pid)
+        return None if stat is None else stat.comm
+
     def _stat(self, pid: int) -> Stat | None:
         try:
             return parse_stat(self._stat_line(pid))

@@ -152,6 +152,26 @@ def test_who_has_an_address() -> None:
     assert holder("127.0.0.1", 1) == "an unknown user"
 
 
+LONG_NAME = """
+import ctypes, socket, time
+ctypes.CDLL(None).prctl(15, b"a-name-of-15-oc")
+thief = socket.create_server(("127.0.0.1", 0))
+print(thief.getsockname()[1], flush=True)
+time.sleep(60)
+"""
+
+
+def test_who_has_an_address_is_found_without_the_memory_of_the_process() -> None:
+    """Whoever reads the command line of a process may wait for it for ever."""
+    command = ["a-name-of-15-octets-as-the-command-line", "-c", LONG_NAME]
+    with subprocess.Popen(command, executable=sys.executable, stdout=subprocess.PIPE) as thief:
+        try:
+            assert thief.stdout is not None
+            assert holder("127.0.0.1", int(thief.stdout.readline())).endswith(f", a-name-of-15-oc[{thief.pid}]")
+        finally:
+            thief.kill()
+
+
 TAKE = """
 import os, socket, sys
 os.setuid(int(sys.argv[3]))
