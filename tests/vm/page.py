@@ -75,8 +75,8 @@ use it.
 
 _SUMMARY_TAIL = """
 - `sid` is the kernel of Debian unstable; the [versions](#the-kernels) are below.
-- With `hook: auto`, dnsprobe uses the first hook for UDP that works: the columns are in this order. For TCP, `cgroup_skb`
-  comes first.
+- With `hook: auto`, dnsprobe uses the first hook for UDP that works: the columns are in this order. For TCP,
+  `cgroup_skb` comes first.
 - Kernels without fentry and kprobes use `cgroup_skb`. Without it, only TCP is seen, from Linux 6.16 on, which added the
   tracepoint.
 - On all these kernels, functions are attached to by fentry, except for `udp_send_skb.isra.51`.
