@@ -114,7 +114,7 @@ class Recovery:
         """Attach a hook that a trial has found in place of others, and prove it again.
 
         ``overlap`` is whether some of the others work. Two hooks would count a datagram twice, so they are detached
-        first. For TCP, the state of the connection shows what another hook has read: there is no gap.
+        first. For TCP, the state of the connection shows what another hook of the same kind has read: there is no gap.
         """
         self._go_on()
         rung = RUNGS[found.rung, found.attach]
@@ -125,7 +125,9 @@ class Recovery:
             if not serves_parts:  # it reads datagrams in parts itself
                 old = [*old, *(hook for hook in self._prover.hooks if set(hook.paths) & set(PARTS))]
             self._leave_parts(serves_parts)
-        overlap = overlap and is_for_tcp
+        # The hook at egress keeps its state with the socket, those that see writes keep it in a map.
+        same_state = all((RUNGS[other.rung, other.attach] is EGRESS) == (rung is EGRESS) for other in old)
+        overlap = overlap and is_for_tcp and same_state
         if not overlap:
             self._prover.detach(old)
         attached = loader.attach(rung, found.paths, found.attempt)

@@ -240,6 +240,19 @@ def test_a_hook_that_works_for_a_sibling_is_detached_only_after_the_new_one_is_t
     assert world.prover.unproved == {}
 
 
+def test_a_hook_that_sees_writes_and_the_one_at_egress_are_never_there_together() -> None:
+    world, recovery = started("udp4", "tcp4", "tcp6", tcp_hook="auto")
+    (old,) = [hook for hook in world.attached if "tcp4" in hook.paths]
+    old.symbol = "old"
+    world.blind |= {("old", "tcp6"), ("cgroup_skb", "tcp4"), ("cgroup_skb", "tcp6")}
+    recover(world, recovery)
+    assert world.story[-2:] == [
+        "detach old for tcp4 tcp6 to maps in use",
+        "attach tcp_sendmsg_locked by fentry for tcp4 tcp6 to maps in use",
+    ]
+    assert world.prover.unproved == {}
+
+
 def test_a_hook_that_works_for_a_sibling_stays_if_no_hook_works_for_both() -> None:
     world, recovery = started("udp4", "tcp4", "tcp6")
     world.blind.add(("tcp_sendmsg_locked by fentry", "tcp6"))
