@@ -474,10 +474,11 @@ static __always_inline u32 handle_datagrams(struct scratch *s, const struct sett
 			break;
 		}
 		if (FORGET(s->submit) || FORGET(s->keep_tree)) {
-			u32 left = FORGET(s->total) - FORGET(s->at);
+			/* Negative behind the last datagram, which may be shorter than the others. */
+			s32 left = FORGET(s->total) - FORGET(s->at);
+			s32 room = (LAST_RUN - FORGET(s->runs)) * DATAGRAMS_IN_RUN * FORGET(s->segment);
 
-			if (left <= (LAST_RUN - FORGET(s->runs)) * DATAGRAMS_IN_RUN * FORGET(s->segment) ||
-			    FORGET(s->keep_tree))
+			if (left <= 0 || left <= room || FORGET(s->keep_tree))
 				break;
 			count_statistic(STAT_LOST_SEGMENTED);
 			update_seen(s, settings, false);

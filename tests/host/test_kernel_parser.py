@@ -587,3 +587,29 @@ def test_each_question_in_a_segmented_send_is_read(kernel: Kernel, datagrams: in
             sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(GOOD))
             for _ in range(5):
                 check_each(kernel, path, kernel.ask(path, GOOD * datagrams, sender), datagrams)
+
+
+def test_the_last_datagram_of_a_segmented_send_may_be_shorter(kernel: Kernel) -> None:
+    last = message(b"\0", 2)
+    for path in kernel.senders:
+        with socket.socket(FAMILIES[path], socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(GOOD))
+            for _ in range(5):
+                seen = kernel.ask(path, GOOD * 2 + last, sender)
+                assert [event.name for event in seen.events][2:] == [b"\0"], path
+                check_each(kernel, path, Seen(seen.events[:2], seen.statistics - Counter({Statistic.EVENTS: 1})), 2)
+
+
+@pytest.mark.parametrize("decoys", [1, 10, 15, 20, 40])
+def test_a_query_behind_decoys_in_a_segmented_send_is_read_or_unread(kernel: Kernel, decoys: int) -> None:
+    decoy = b"\xff" * len(GOOD)
+    decoy = decoy[:2] + b"\0\0" + decoy[4:]
+    for path in kernel.senders:
+        with socket.socket(FAMILIES[path], socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(GOOD))
+            seen = kernel.ask(path, decoy * decoys + GOOD, sender)
+        read = [event for event in seen.events if event.kind == Kind.QUERY]
+        unread = seen.statistics[Statistic.OTHER_QUESTIONS] + seen.statistics[Statistic.UNPARSED_SEGMENTED]
+        assert len(read) + unread == decoys + 1, path
+        assert seen.statistics[Statistic.OTHER_QUESTIONS] >= min(decoys, 15), path
+        assert bool(read) == (decoys <= 15), path
