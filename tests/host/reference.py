@@ -21,6 +21,10 @@ QR = 0x8000
 POINTER = 0xC0
 #: Labels and pointers that are followed at most.
 PIECES = 192
+#: Section 4.2.2: over TCP, the length of the message comes first.
+LENGTH = struct.Struct("!H")
+#: Octets of a message over TCP that are read at most: the header, the longest name, type and class.
+STREAM_PART = HEADER.size + 255 + QUESTION_TAIL.size
 #: The kinds of messages (OPCODE) that have a reason of their own: NOTIFY of RFC 1996, UPDATE of RFC 2136, DSO of
 #: RFC 8490.
 OPCODES = {4: "notify", 5: "update", 6: "dso"}
@@ -79,8 +83,8 @@ def parse(payload: bytes) -> Question | Refusal:
         if len(label) < length:
             return Refusal("an incomplete label", "malformed")
         qname.append(length)
-        # RFC 4343, section 3: only A to Z have a case.
-        qname += bytes(octet | 0x20 if ord("A") <= octet <= ord("Z") else octet for octet in label)
+        # RFC 4343, section 3: only A to Z have a case. For lower() of octets, too.
+        qname += label.lower()
         # Section 2.3.4: at most 255 octets, including the length octets and the root.
         if len(qname) > 255:
             return Refusal("a name that is too long", "malformed")
@@ -93,6 +97,28 @@ def parse(payload: bytes) -> Question | Refusal:
     if len(payload) < at + QUESTION_TAIL.size:
         return Refusal("no whole type and class", "malformed")
     return Question(bytes(qname), *QUESTION_TAIL.unpack_from(payload, at))
+
+
+def parse_stream(octets: bytes) -> list[tuple[int, Question | Refusal]]:
+    """Return where each message of a TCP stream begins, and its outcome (RFC 1035, section 4.2.2).
+
+    Of each message, the first STREAM_PART octets are read: they have the longest question that has no pointer. The last
+    message may be incomplete. It has an outcome if the part that is there has one.
+    """
+    found: list[tuple[int, Question | Refusal]] = []
+    at = 0
+    while at + LENGTH.size <= len(octets):
+        (length,) = LENGTH.unpack_from(octets, at)
+        part = octets[at + LENGTH.size : at + LENGTH.size + min(length, STREAM_PART)]
+        outcome = parse(part)
+        if isinstance(outcome, Refusal) and outcome.counted in {"", "malformed"}:
+            if len(part) < min(length, STREAM_PART):
+                break
+            # An empty message is none that a server answers.
+            outcome = Refusal(outcome.reason, "malformed")
+        found.append((at, outcome))
+        at += LENGTH.size + length
+    return found
 
 
 def wire(labels: Iterable[bytes]) -> bytes:
