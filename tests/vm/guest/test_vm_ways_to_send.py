@@ -31,12 +31,14 @@ FOLLOWS = "only what follows the SYN"
 ENCRYPTED = "encrypted"
 #: How often all forms of TCP are sent at most, until no run was skipped.
 ATTEMPTS = 5
-#: The hook for TCP that is tested together with each hook for UDP.
+#: The hook for TCP that is tested together with each hook for UDP. The first are what ``auto`` selects.
 TCP_HOOKS = {
-    "ip_send_skb": "tcp_sendmsg_locked",
+    "ip_send_skb": "cgroup_skb",
     "udp_send_skb": "tcp_tracepoint" if TRACEPOINT else "none",
     "cgroup_skb": "tcp_sendmsg",
 }
+#: The hooks for TCP that are tested alone.
+TCP_ALONE = ("tcp_sendmsg_locked",)
 
 ROWS = [f"{way}-{family}" for way in WAYS for family in FAMILIES] + ["namespace-4", "namespace-6", "python-4"]
 
@@ -225,6 +227,17 @@ def test_a_query_that_the_kernel_writes_is_counted(service: Service, tmp_path: P
     assert entry["DNSPROBE_QNAME"].endswith(r"\008\0009p2000\.l.kernel.test")
 
 
+def assert_tcp(service: Service, hook: str) -> None:
+    """Assert that a hook for TCP is in use and counts each form of TCP exactly."""
+    used = {labels["hook"] for labels, _ in service.samples("dnsprobe_hook_info") if labels["path"].startswith("tcp")}
+    assert used == {hook}
+    results, encrypted_exact = over_tcp(service, hook)
+    keep(f"streams-{hook}", {"kernel": kernel(), "rows": results})
+    print(json.dumps(results, indent=1))
+    assert {row: what for row, what in results.items() if what not in {"yes", FOLLOWS}} == {}
+    assert encrypted_exact
+
+
 # The first is the default, which is in use already.
 @pytest.mark.parametrize("hook", TCP_HOOKS)
 def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hook: str) -> None:
@@ -245,13 +258,12 @@ def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hoo
     keep(f"paths-{hook}", {"kernel": kernel(), "rows": results})
     print(json.dumps(results, indent=1))
     assert {row: what for row, what in results.items() if what != "yes"} == {}
-    if tcp_hook == "none":
-        return
-    (rung,) = {
-        labels["hook"] for labels, _ in service.samples("dnsprobe_hook_info") if labels["path"].startswith("tcp")
-    }
-    assert rung == tcp_hook
-    results, encrypted_exact = over_tcp(service, rung)
-    keep(f"streams-{rung}", {"kernel": kernel(), "rows": results})
-    assert {row: what for row, what in results.items() if what not in {"yes", FOLLOWS}} == {}
-    assert encrypted_exact
+    if tcp_hook != "none":
+        assert_tcp(service, tcp_hook)
+
+
+@pytest.mark.parametrize("tcp_hook", TCP_ALONE)
+def test_a_hook_for_tcp_that_is_chosen_by_name_is_exact(service: Service, tcp_hook: str) -> None:
+    domains = ", ".join(f"{row}.streams.test" for row in STREAM_ROWS)
+    service.restart(f"domains: [{domains}]\nprobe: {{tcp_hook: {tcp_hook}, {PORTS}}}\n")
+    assert_tcp(service, tcp_hook)
