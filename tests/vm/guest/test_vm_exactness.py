@@ -27,8 +27,8 @@ FUNCTIONS = ("ip_send_skb", "ip6_send_skb")
 PROBES = {
     "fentry": "hook: ip_send_skb, tcp_hook: tcp_sendmsg_locked",
     "kprobe": "hook: ip_send_skb, tcp_hook: tcp_sendmsg_locked, attach: kprobe",
-    "udp_send_skb": "hook: udp_send_skb, tcp_hook: tcp_sendmsg",
-    "cgroup_skb": f"hook: cgroup_skb, tcp_hook: {'tcp_tracepoint' if TRACEPOINT else 'tcp_sendmsg'}",
+    "udp_send_skb": f"hook: udp_send_skb, tcp_hook: {'tcp_tracepoint' if TRACEPOINT else 'tcp_sendmsg'}",
+    "cgroup_skb": "hook: cgroup_skb, tcp_hook: cgroup_skb",
 }
 #: Where runs can interrupt each other: those of a kprobe cannot.
 INTERRUPTED = ("ip_send_skb", "cgroup_skb")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from installed import PORTS, TRACEPOINT, Service, run, send, until
+from installed import PORTS, Service, run, send, until
 
 DEBUG = Path("/sys/kernel/debug")
 #: Switches all kprobes off and on: Documentation/trace/kprobes.rst.
@@ -47,25 +47,33 @@ def unready(service: Service) -> str:
 def test_another_hook_serves_if_kprobes_are_switched_off(service: Service) -> None:
     service.restart(f"domains: [recovery.test]\nprobe: {{{PORTS}, attach: kprobe, verify_interval: 2s}}\n")
     pid = service.pid
-    parts = {"parts4": "cgroup", "parts6": "cgroup"}
-    functions = {"udp4": "kprobe", "udp6": "kprobe", "tcp4": "kprobe", "tcp6": "kprobe", **parts}
-    assert used(service) == functions
+    egress = dict.fromkeys(("tcp4", "tcp6", "parts4", "parts6"), "cgroup")
+    assert used(service) == {"udp4": "kprobe", "udp6": "kprobe", **egress}
     send("www.recovery.test", 7)
     SWITCH.write_text("0")
-    others = {"udp4": "cgroup", "udp6": "cgroup", **parts}
-    if TRACEPOINT:
-        others |= {"tcp4": "tracepoint", "tcp6": "tracepoint"}
-    until(lambda: used(service) == others, "other hooks")
-    problem = unready(service)
-    if TRACEPOINT:
-        assert problem == ""
-    else:
-        assert problem.startswith("503 not ready: tcp4: whole: the hook did not report the canary | tcp6: ")
-        assert service.show("StatusText").startswith("not ready: tcp4: ")
+    until(lambda: used(service) == {"udp4": "cgroup", "udp6": "cgroup", **egress}, "other hooks")
+    assert unready(service) == ""
     send("www.recovery.test", 11)
     send("www.recovery.test", 12, "6")
     SWITCH.write_text("1")
     until(lambda: not unready(service), "all paths proved")
     send("www.recovery.test", 13)
     assert service.by("domain") == {"recovery.test": 43}
+    assert service.pid == pid
+
+
+@pytest.mark.usefixtures("_kprobes_allowed")
+def test_a_hook_that_was_chosen_by_name_is_proved_again_after_it_has_failed(service: Service) -> None:
+    probe = f"{PORTS}, attach: kprobe, tcp_hook: tcp_sendmsg_locked, verify_interval: 2s"
+    service.restart(f"domains: [recovery.test]\nprobe: {{{probe}}}\n")
+    pid = service.pid
+    chosen = {"tcp4": "kprobe", "tcp6": "kprobe"}
+    assert used(service).items() >= chosen.items()
+    SWITCH.write_text("0")
+    until(lambda: not used(service).keys() & chosen.keys(), "a failed proof")
+    assert unready(service).startswith("503 not ready: tcp4: whole: the hook did not report the canary | tcp6: ")
+    assert service.show("StatusText").startswith("not ready: tcp4: ")
+    SWITCH.write_text("1")
+    until(lambda: used(service).items() >= chosen.items(), "all paths proved")
+    assert unready(service) == ""
     assert service.pid == pid
