@@ -120,8 +120,12 @@ def test_the_counter_has_the_exact_number_of_queries(service: Service) -> None:
     send("www.prime.test", PRIME)
     send("www.prime.test", PRIME, "6")
     shown = run("curl", "-s", "http://127.0.0.1:10059/metrics")
-    (line,) = [line for line in shown.splitlines() if 'domain="prime.test"' in line]
-    assert line.startswith("dnsprobe_queries_total{")
+    lines = [line for line in shown.splitlines() if 'domain="prime.test"' in line]
+    (line,) = [line for line in lines if line.startswith("dnsprobe_queries_total{")]
+    assert [line for line in lines if line.startswith("dnsprobe_queries_expired_total{")] == [
+        'dnsprobe_queries_expired_total{domain="prime.test"} 0.0'
+    ]
+    assert len(lines) == 2
     assert 'process="send",qtype="A",transport="udp"' in line
     unit = own_unit()
     assert unit.endswith(".service")
