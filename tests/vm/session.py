@@ -165,7 +165,10 @@ class Session:
                 disk_folder / "disk.ext4",
                 self._children,
                 processors=guest.processors,
-                arguments=[f"vm.{name}=1" for name in ("systemd", "preemption") if getattr(guest, name)],
+                arguments=[
+                    *(f"vm.{name}=1" for name in ("systemd", "preemption") if getattr(guest, name)),
+                    *guest.arguments,
+                ],
             )
             ending = machine.run(tree, _SCRIPT, self._request.deadline, out, self._printer.printer(guest.name))
         result = judge(guest.name, release, ending, out)
