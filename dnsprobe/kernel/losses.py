@@ -167,7 +167,7 @@ LOSSES = (
         _UNPARSED,
         "busy",
         Statistic.UNPARSED_BUSY,
-        "no scratch space for a run of the BPF program at egress",
+        "no room for a run of the BPF program at egress, or for the state of a TCP connection",
         Counted.NO,
     ),
     Loss(
