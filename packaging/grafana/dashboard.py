@@ -295,7 +295,7 @@ def health() -> Iterator[Json]:
         [
             target(
                 "topk(10, sum by (instance, user, unit, resource) "
-                f"(increase(dnsprobe_share_exceeded_total{{{OF_HOSTS}}}[$__rate_interval])) > 0)",
+                f"(increase(dnsprobe_share_exceeded_total{{{OF_HOSTS}}}[$__rate_interval])))",
                 "{{instance}} {{user}} {{unit}}: {{resource}}",
             )
         ],

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import urllib.error
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -342,7 +343,10 @@ def test_udp_is_watched_even_if_no_hook_for_tcp_works(start: Start, scene: Scene
     assert {labels["path"] for labels, _ in service.samples("dnsprobe_hook_info")} == set(ALL_PATHS) - {"tcp4", "tcp6"}
     scene("send", "www.watched.test", 7)
     assert service.by("dnsprobe_queries_total", "domain") == {"watched.test": 7}
-    assert service.get("/-/ready") == "ready\n"
+    with pytest.raises(urllib.error.HTTPError) as not_ready:
+        service.get("/-/ready")
+    assert not_ready.value.code == 503
+    assert b"tcp4" in not_ready.value.read()
     assert service.stop() == 0
     assert "proved again" not in service.err.read_text("utf-8")
 
@@ -374,7 +378,7 @@ ask(GROUPS[4], 53, message("www.link.test"))
     assert by_transport(service) == {("local", "mdns"): 5, ("link.test", "udp"): 4, ("link.test", "tcp"): 1}
     assert unparsed(service) == {"more_questions": 1}
     # The message with two questions that went to an ordinary server.
-    assert other_messages(service) == {"questions": 1}
+    assert other_messages(service) == {"questions": 1, "response": 1}
 
 
 def test_llmnr_is_recognized_by_its_port(start: Start, python: Callable[[str], str]) -> None:
