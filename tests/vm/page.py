@@ -12,7 +12,7 @@ from kernels import GUESTS
 HOOKS = ("ip_send_skb", "udp_send_skb", "cgroup_skb")
 
 #: The TCP hooks. Not every kernel has the last one.
-TCP_HOOKS = ("tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint")
+TCP_HOOKS = ("cgroup_skb", "tcp_sendmsg_locked", "tcp_sendmsg", "tcp_tracepoint")
 
 FORMS = {
     "whole": "length and message in one write",
@@ -75,8 +75,8 @@ use it.
 
 _SUMMARY_TAIL = """
 - `sid` is the kernel of Debian unstable; the [versions](#the-kernels) are below.
-- With `hook: auto`, dnsprobe uses the first hook for UDP that works: the columns are in this order. For TCP,
-  `cgroup_skb` comes first.
+- With `hook: auto` and `tcp_hook: auto`, dnsprobe uses the first hook of a protocol that works: the columns are in this
+  order.
 - Kernels without fentry and kprobes use `cgroup_skb`. Without it, only TCP is seen, from Linux 6.16 on, which added the
   tracepoint.
 - On all these kernels, functions are attached to by fentry, except for `udp_send_skb.isra.51`.
@@ -180,9 +180,9 @@ def summary_table(folder: Path) -> str:
 
     It has no versions: another version is no difference (:func:`drift`).
     """
-    columns = {hook: (_ways_verdicts(folder, hook), WAYS, "refused") for hook in HOOKS}
-    columns |= {hook: (_forms_verdicts(folder, hook), FORMS, "-") for hook in TCP_HOOKS}
-    rows: list[Sequence[str]] = [("Kernel", *(f"`{hook}`" for hook in columns))]
+    columns = {f"UDP at `{hook}`": (_ways_verdicts(folder, hook), WAYS, "refused") for hook in HOOKS}
+    columns |= {f"TCP at `{hook}`": (_forms_verdicts(folder, hook), FORMS, "-") for hook in TCP_HOOKS}
+    rows: list[Sequence[str]] = [("Kernel", *columns)]
     for guest in GUESTS:
         cells = (
             _in_short(verdicts[guest.name], labels | _SHORT) if verdicts[guest.name] else absent
@@ -215,11 +215,18 @@ def forms_table(folder: Path, hook: str) -> str:
 
 def ways(folder: Path) -> str:
     """Return the section on ways to send. It must not change from run to run, whatever the versions are."""
-    text = _WAYS_HEAD
-    for number, hook in enumerate(HOOKS):
-        note = ", which `hook: auto` selects" if number == 0 else ""
-        text += f"\n### At `{hook}`{note}\n\n{ways_table(folder, hook)}"
-    return text + _FORMS_HEAD + "".join(f"\n### At `{hook}`\n\n{forms_table(folder, hook)}" for hook in TCP_HOOKS)
+    return (
+        _WAYS_HEAD
+        + "".join(_section("UDP", hook, first=hook == HOOKS[0]) + ways_table(folder, hook) for hook in HOOKS)
+        + _FORMS_HEAD
+        + "".join(_section("TCP", hook, first=hook == TCP_HOOKS[0]) + forms_table(folder, hook) for hook in TCP_HOOKS)
+    )
+
+
+def _section(protocol: str, hook: str, *, first: bool) -> str:
+    setting = "hook" if protocol == "UDP" else "tcp_hook"
+    note = f", which `{setting}: auto` selects" if first else ""
+    return f"\n### {protocol} at `{hook}`{note}\n\n"
 
 
 def page(folder: Path) -> str:
