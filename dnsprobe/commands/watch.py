@@ -126,7 +126,8 @@ def _summary(session: Session) -> str:
     trees = {series.tree for series in counts if series.of_queries}
     # Every query was shown, whether or not it has a series of its own.
     losses = {loss: times for loss, times in session.losses().items() if loss.source is not Source.SERIES_FOLDED}
+    queries = total_queries(counts) + session.totals.expired.total()
     return (
-        f"{number(total_queries(counts), 'query', 'queries')} from {number(len(trees), 'process tree')}, "
+        f"{number(queries, 'query', 'queries')} from {number(len(trees), 'process tree')}, "
         f"{statistics[Statistic.EVENTS]} shown, {describe_losses(losses)}"
     )
