@@ -189,15 +189,23 @@ def queued(place: Place) -> None:
     _queue(place)
     with place.helper(accept_all, "firewall"):
         for server in (FAR4, FAR6):
-            tag = "six" if ":" in server else "four"
-            names, (stream,) = place.names(3, tag), place.names(1, f"{tag}-tcp")
+            names = place.names(3, "six" if ":" in server else "four")
             place.right(*names, server=server)
-            place.right(stream, server=server, transport="tcp")
             for name in names:
                 asker = place.start(partial(_ask_and_wait, server, name))
                 far.answer()
                 place.wait(asker)
-            asker = place.start(partial(send_over_tcp, server, stream))
+
+
+def queued_tcp(place: Place) -> None:
+    """As :func:`queued`, over TCP."""
+    far = place.receiver(place.cable())
+    _queue(place)
+    with place.helper(accept_all, "firewall"):
+        for server in (FAR4, FAR6):
+            (name,) = place.names(1, "six" if ":" in server else "four")
+            place.right(name, server=server, transport="tcp")
+            asker = place.start(partial(send_over_tcp, server, name))
             far.over_tcp()
             place.wait(asker)
 

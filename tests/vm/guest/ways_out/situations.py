@@ -81,6 +81,7 @@ _add(
     {
         "queued": (firewalls.queued, "NFQUEUE: a program in user space accepts it"),
         "queued_gone": (firewalls.queued_gone, "the same, after the asker has ended"),
+        "queued_tcp": (firewalls.queued_tcp, "NFQUEUE: it accepts a query over TCP"),
         "dropped_in_output": (firewalls.dropped_in_output, "dropped by nft in OUTPUT"),
         "dropped_in_postrouting": (firewalls.dropped_in_postrouting, "dropped by nft in POSTROUTING"),
         "dropped_by_program": (firewalls.dropped_by_program, "dropped by a BPF program of its control group"),
