@@ -203,12 +203,13 @@ def _get(target: Target, until: float) -> bytes:
             connection.connect()
             with _shut_down_at(until, connection.sock, late):
                 connection.request("GET", parts.path, headers=headers)
-                answer = connection.getresponse()
-                if answer.status != http.HTTPStatus.OK:
-                    raise _refused(target, answer.status, answer.reason)
-                if answer.headers.get("Content-Encoding", "identity") != "identity":
-                    raise _not_dnsprobe(target.url, "the answer is compressed, which was not asked for")
-                return _body(answer, target.url)
+                # The answer keeps the socket open if it has no length or announces the end of the connection.
+                with connection.getresponse() as answer:
+                    if answer.status != http.HTTPStatus.OK:
+                        raise _refused(target, answer.status, answer.reason)
+                    if answer.headers.get("Content-Encoding", "identity") != "identity":
+                        raise _not_dnsprobe(target.url, "the answer is compressed, which was not asked for")
+                    return _body(answer, target.url)
     except UnicodeError as error:
         raise UserError(
             f"{printable(target.url)}: not a valid host name", "use --url with a name or an address"

@@ -15,6 +15,8 @@ from dnsprobe.treeview import client
 from dnsprobe.treeview.client import NotAnswering, Target, fetch, parse
 
 OK = b"HTTP/1.1 200 OK\r\n"
+#: Seconds until the end of a connection is missed.
+_PATIENCE = 30.0
 BUILD = 'dnsprobe_build_info{version="1"} 1\n'
 
 
@@ -26,7 +28,9 @@ def serving(parts: Callable[[], Iterator[bytes]], pause: float = 0.0) -> Iterato
 
         def serve() -> None:
             accepted, _ = listener.accept()
-            with accepted, suppress(OSError):
+            # A client that neither reads nor closes the connection fails the test and does not hang it.
+            accepted.settimeout(_PATIENCE)
+            with accepted, suppress(ConnectionError):
                 accepted.recv(65536)
                 for part in parts():
                     accepted.sendall(part)
@@ -39,7 +43,8 @@ def serving(parts: Callable[[], Iterator[bytes]], pause: float = 0.0) -> Iterato
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/metrics"
         finally:
             ended.set()
-            thread.join()
+            thread.join(_PATIENCE)
+            assert not thread.is_alive(), "the client has left, and its connection is still open"
 
 
 def error_of(url: str) -> UserError:
