@@ -209,6 +209,17 @@ static void open_senders(int sockets[2])
 	}
 }
 
+// Waits until the reader has everything: octets that are still in a socket when its network namespace ends never leave.
+static void finish(const int sockets[2])
+{
+	for (int six = 0; six < 2; six++) {
+		char dropped;
+
+		if (shutdown(sockets[six], SHUT_WR) || recv(sockets[six], &dropped, 1, 0))
+			fail("the end of a connection");
+	}
+}
+
 // Reads what comes over TCP, and drops it.
 static void drain(const int listeners[2])
 {
@@ -384,6 +395,8 @@ static void start(int index, int processes, long queries)
 		be_urgent(asker, sockets, LOWEST_PRIORITY + number);
 	else
 		be_steady(asker, sockets, queries / processes + (number < queries % processes));
+	if (over_tcp)
+		finish(sockets);
 	_exit(0);
 }
 
