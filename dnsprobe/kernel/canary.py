@@ -207,7 +207,8 @@ class Canaries:
             self._sender.wait()
         for pipe in (self._sender.stdin, self._sender.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # what a sender that died did not read is still in the file
+                    pipe.close()
 
     def judge(self, events: Sequence[Event]) -> dict[str, str]:
         """Return the problem of each path, an empty text if the path is proved."""
