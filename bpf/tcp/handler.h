@@ -27,6 +27,12 @@ static __always_inline void handle_message(struct scratch *s, const struct setti
 	read_next_message(s, stream, write, continued);
 	/* FORGET, here and below: with a register, the verifier would follow this code for each way out of
 	 * read_next_message(). */
+	if (FORGET(s->progress) == MESSAGE_READ && FORGET(s->unread)) {
+		/* Octets before this message were not seen. The message itself can be read. */
+		if (s->to.port != CANARY_PORT)
+			count_statistic(FORGET(s->unread));
+		s->unread = 0;
+	}
 	if (FORGET(s->progress) == MESSAGE_MALFORMED)
 		s->unread = STAT_UNPARSED_MALFORMED;
 	if (FORGET(s->progress) == MESSAGE_NO_QUERY)
