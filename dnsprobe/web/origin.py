@@ -14,9 +14,13 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from dnsprobe.files import read_file
+
 #: Maps names to addresses before any DNS server is asked, so no web site can have one of these names.
 _HOSTS_FILE = Path("/etc/hosts")
-_MAX_HOSTS_FILE = 1 << 20
+_MAX_HOSTS_FILE = 1 << 26
+#: Lists of advertisers make some of these files long. The names of a host are at the beginning.
+_READ_OF_HOSTS_FILE = 1 << 20
 
 #: RFC 3986, section 3.2: a name or an address, and a port.
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/\s,]+)(:[0-9]*)?")
@@ -24,13 +28,15 @@ _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/\s,]+)(:[0-9]*)?")
 
 @lru_cache(maxsize=1)
 def _names_of_file(path: Path, _modified_ns: int) -> frozenset[str]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        lines = [line.partition("#")[0].split() for line in file.read(_MAX_HOSTS_FILE).splitlines()]
+    content = read_file(path, _MAX_HOSTS_FILE)
+    if len(content) > _READ_OF_HOSTS_FILE:  # the last line may be cut
+        content = content[:_READ_OF_HOSTS_FILE].rpartition(b"\n")[0]
+    lines = [line.partition("#")[0].split() for line in content.decode("utf-8", "replace").splitlines()]
     return frozenset(name.lower().rstrip(".") for line in lines for name in line[1:])
 
 
 def _own_names(path: Path) -> frozenset[str]:
-    """Return the name of this host, and the names in a hosts file (hosts(5))."""
+    """Return the name of this host, and the names in a hosts file (hosts(5)), none if it is no file that ends."""
     own = frozenset({socket.gethostname().lower()})
     try:
         return own | _names_of_file(path, path.stat().st_mtime_ns)

@@ -98,6 +98,22 @@ def test_a_change_of_the_hosts_file_counts(hosts_file: Path) -> None:
     assert origin.good_host("localhost", "127.0.0.1")
 
 
+def test_a_hosts_file_that_is_no_file_names_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        origin = Origin((), path)
+        assert not origin.good_host("desk", "127.0.0.1")
+        assert origin.good_host(socket.gethostname(), "127.0.0.1")
+
+
+def test_the_first_names_of_a_long_hosts_file_are_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnsprobe.web.origin._READ_OF_HOSTS_FILE", len("127.0.0.1 desk\n127.0.0.1 cut"))
+    path = tmp_path / "hosts"
+    path.write_text("127.0.0.1 desk\n127.0.0.1 cut.example\n")
+    assert Origin((), path).good_host("desk", "127.0.0.1")
+    assert not Origin((), path).good_host("cut", "127.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("site", "mode", "other"),
     [
