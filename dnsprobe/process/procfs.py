@@ -7,19 +7,16 @@ never gets the facts of another one that has its pid now.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dnsprobe.kernel.abi import CHAIN_SIZE, COMM_SIZE
 from dnsprobe.kernel.clock import TICK_NS
 from dnsprobe.model import Ancestry, Identity, Process
+from dnsprobe.process.patience import Patience
 
 _CMDLINE_BYTES = 4096
-#: How long a command line may take, and how many reads may take longer than that at the same time.
-_CMDLINE_SECONDS = 0.1
-_MOST_WAITING = 4
 #: The path of a cgroup has no limit, and each hierarchy of version 1 has a line.
 _CGROUP_BYTES = 65536
 #: One line of 52 numbers and a comm of at most 64 bytes.
@@ -106,46 +103,17 @@ def _exists(pid: int) -> bool:
     return pid > 0  # 0, the idle task, would mean our own process group
 
 
-class _CmdlineReader:
-    """Reads command lines, and gives up those that do not come.
+class ProcFS:
+    """Reads ``/proc``, mounted at ``root``, which has to be that of the initial pid and time namespaces.
 
-    The kernel takes a command line from the memory of the process. A process can map a file of a file system in user
-    space there (FUSE), which answers when it likes. So each read has a thread of its own; those that wait are left
-    alone, and while there are _MOST_WAITING of them, nothing is read.
+    ``clock`` returns seconds and never goes back.
     """
 
-    def __init__(self) -> None:
-        self._waiting: list[threading.Thread] = []
-
-    def read(self, path: str) -> bytes:
-        """Return the beginning of a command line; nothing if it cannot be read in time."""
-        self._waiting = [thread for thread in self._waiting if thread.is_alive()]
-        if len(self._waiting) >= _MOST_WAITING:
-            return b""
-        found: list[bytes] = []
-
-        def read() -> None:
-            with suppress(OSError):
-                found.append(_read(path, _CMDLINE_BYTES))
-
-        # A daemon thread does not keep the program from ending.
-        thread = threading.Thread(target=read, name="cmdline", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the limit on threads
-            return b""
-        thread.join(_CMDLINE_SECONDS)
-        if thread.is_alive():
-            self._waiting.append(thread)
-        return b"".join(found)
-
-
-class ProcFS:
-    """Reads ``/proc``, mounted at ``root``, which has to be that of the initial pid and time namespaces."""
-
-    def __init__(self, root: str = "/proc") -> None:
+    def __init__(self, root: str = "/proc", clock: Callable[[], float] = time.monotonic) -> None:
         self._root = root
-        self._cmdlines = _CmdlineReader()
+        # The kernel takes a command line from the memory of the process. A process can map a file of a file system in
+        # user space there (FUSE), which answers when it likes.
+        self._cmdlines: Patience[bytes] = Patience("cmdline", clock)
         #: The inode number of our own user namespace, 0 if it is not known.
         self.own_user_ns = self._user_ns("self")
 
@@ -222,7 +190,7 @@ class ProcFS:
         except OSError:
             cgroup = None
         exe = self._exe(folder)
-        cmdline = self._cmdlines.read(f"{folder}/cmdline") or None
+        cmdline = self._cmdlines.call(lambda: _read(f"{folder}/cmdline", _CMDLINE_BYTES)) or None
         user_ns = self._user_ns(process.tgid)
         # Checked last: if the process still has the pid, it had the pid during all reads.
         if not self.alive(process):
