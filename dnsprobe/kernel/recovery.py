@@ -130,11 +130,13 @@ class Recovery:
         overlap = overlap and is_for_tcp and same_state
         if not overlap:
             self._prover.detach(old)
-        attached = loader.attach(rung, found.paths, found.attempt)
-        if overlap and attached.hooks:
-            self._prover.detach(old)
-        for path, reason in attached.refused.items():
-            self._prover.fail(path, f"{rung.place(rung.functions[path])}: {reason}")
-        self._prover.prove(attached.hooks)
-        if reads_datagrams and not any(self._prover.paths[path].rung for path in PARTS):
-            self._leave_parts(False)
+        try:
+            attached = loader.attach(rung, found.paths, found.attempt)
+            if overlap and attached.hooks:
+                self._prover.detach(old)
+            for path, reason in attached.refused.items():
+                self._prover.fail(path, f"{rung.place(rung.functions[path])}: {reason}")
+            self._prover.prove(attached.hooks)
+        finally:  # also if the loader dies: the hooks at functions are all that sees datagrams in parts then
+            if reads_datagrams and not any(self._prover.paths[path].rung for path in PARTS):
+                self._leave_parts(False)

@@ -27,7 +27,7 @@ class World:
 
     ``broken`` has the titles of rungs that the kernel refuses now. ``blind`` has pairs of a title and a path whose
     canaries are not reported: by hooks in use, by new ones, or by both. ``unsent`` has paths whose canaries cannot be
-    sent. ``story`` is what happened.
+    sent. ``story`` is what happened. The loader dies at a request to attach with the maps ``deadly``.
     """
 
     def __init__(self, *paths: str) -> None:
@@ -37,6 +37,7 @@ class World:
         self.story: list[str] = []
         self.attached: list[FakeHook] = []
         self.maps = "maps in use"
+        self.deadly = ""
         self.split = False
         self.told: list[bool] = []
         port = SimpleNamespace(port=1, paths=list(paths))
@@ -55,6 +56,8 @@ class World:
         self.maps = next(iter(maps))
 
     def attach(self, rung: Rung, paths: Sequence[str], attempt: int) -> Attached:
+        if self.maps == self.deadly:
+            raise UserError("the loader process died")
         if attempt or rung.title in self.broken or rung.title not in FENTRY | {"udp_send_skb by kprobe"}:
             return Attached([], dict.fromkeys(paths, "refused"), "")
         groups = [[path] for path in paths] if rung.title.startswith("ip_send_skb") else [paths]
@@ -281,6 +284,22 @@ def test_the_hook_for_parts_is_exchanged_alone() -> None:
         "detach cgroup_skb for parts4 parts6 to nowhere",
         "attach cgroup_skb for parts4 parts6 to maps in use",
     ]
+    assert world.told[-1] is True
+
+
+@pytest.mark.parametrize("deadly", ["parts", "maps in use"])
+def test_a_loader_that_dies_leaves_parts_to_a_hook_that_is_there(deadly: str) -> None:
+    world, recovery = started("udp4", "udp6")
+    lose(world, "cgroup_skb")
+    world.deadly = deadly
+    with pytest.raises(UserError, match="the loader process died"):
+        recover(world, recovery)
+    # The hooks at functions see datagrams in parts, if only to count that they cannot read them.
+    attached = {hook.symbol for hook in world.attached}
+    assert attached == {"ip_send_skb by fentry"} | ({"cgroup_skb"} if world.told[-1] else set())
+    world.deadly, world.maps = "", "maps in use"
+    recover(world, recovery)
+    assert world.prover.unproved == {}
     assert world.told[-1] is True
 
 
