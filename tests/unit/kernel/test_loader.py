@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel import fentry, libbpf, loader
+from dnsprobe.kernel import attach, fentry, libbpf, loader
 from dnsprobe.kernel.compiler import Compilation
-from dnsprobe.kernel.hooks import Hook
+from dnsprobe.kernel.hooks import RUNGS, Hook
+from dnsprobe.kernel.kallsyms import Symbol
 from dnsprobe.kernel.program import EMPTY_PROGRAM, Program
 
 KIND = libbpf.ProgramKind(libbpf.TRACING, libbpf.TRACE_FENTRY, 7)
@@ -130,3 +135,67 @@ def test_fentry_is_tried_once_for_each_function(monkeypatch: pytest.MonkeyPatch)
     assert tried == [KIND]
     assert made.problem("udp_send_skb") == "BTF has no function udp_send_skb"
     assert tried == [KIND]
+
+
+#: perf_event_open(2) lists these, and what the kernel returns for want of descriptors or memory.
+PERF_ERRORS = (
+    *(errno.E2BIG, errno.EACCES, errno.EBADF, errno.EBUSY, errno.EFAULT, errno.EINTR, errno.EINVAL, errno.EMFILE),
+    *(errno.ENODEV, errno.ENOENT, errno.ENOSPC, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EPERM),
+    *(errno.ESRCH, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+)
+
+
+class KprobeLoader(loader.Loader):
+    """Attaches kprobes for both IP versions to a kernel whose compiler has made two copies of each function."""
+
+    def __init__(self) -> None:
+        copies = ("udp_send_skb.constprop.0", "udp_send_skb.constprop.1", "udp_v6_send_skb")
+        self._kallsyms = "".join(f"{number:016x} t {name}\n" for number, name in enumerate(copies, 1)).encode()
+        self._map_fds, self._canary_port, self._egress_ways, self._fentry_allowed = [], 53, [()], False
+        programs = {f"{name}_entry": Program(EMPTY_PROGRAM, (), ()) for name in ("udp_send_skb", "udp_v6_send_skb")}
+        compilation = Compilation((), programs)
+        self._compiler = SimpleNamespace(compile_rung=lambda *_, **__: compilation)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("code", PERF_ERRORS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_kprobe_that_perf_event_open_refuses_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, code: int, good: int
+) -> None:
+    """The call fails for the first copy of a function, or for the second one; for the other IP version it succeeds."""
+    opened: list[int] = []
+
+    def open_event(attributes: bytes) -> int:
+        # config2 has the address.
+        (address,) = struct.unpack_from("=Q", attributes, 64)
+        if address == 1 + good:
+            raise OSError(code, os.strerror(code))
+        opened.append(address)
+        return os.open("/dev/null", os.O_RDONLY)
+
+    monkeypatch.setattr(loader, "kprobes_available", lambda: True)
+    monkeypatch.setattr(attach, "kprobe_type", lambda: 6)
+    monkeypatch.setattr(attach, "_perf_event_open", open_event)
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: 0)
+    monkeypatch.setattr(libbpf, "load_program", lambda *_: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr(libbpf, "Map", FakeMap)
+    monkeypatch.setattr(FakeMap, "made", [], raising=False)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    hooks, refused = KprobeLoader().attach(RUNGS["udp_send_skb", "kprobe"], ["udp4", "udp6"], 0)
+    name = f"udp_send_skb.constprop.{good}"
+    assert refused == {"udp4": f"cannot attach to {name} by a kprobe: {os.strerror(code)}"}
+    assert [hook.paths for hook in hooks] == [("udp6",)]
+    assert opened == [*([1] if good else []), 3]
+    for hook in hooks:
+        hook.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_kprobe_whose_program_is_refused_leaves_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event is opened, and the ioctl fails: /dev/null has none."""
+    monkeypatch.setattr(attach, "kprobe_type", lambda: 6)
+    monkeypatch.setattr(attach, "_perf_event_open", lambda _attributes: os.open("/dev/null", os.O_RDONLY))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTTY)):
+        attach.attach_kprobe(0, Symbol("udp_send_skb", 1))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
