@@ -126,9 +126,17 @@ class ConsoleSink(QueuedSink):
     def __init__(
         self, size: int, fd: int, render: Callable[[Query, Identity], str] = line, encoding: str = "utf-8"
     ) -> None:
+        at_line_start = True
+
         def write(query: Query, identity: Identity) -> None:
+            nonlocal at_line_start
             rest = f"{render(query, identity)}\n".encode(encoding, "backslashreplace")
+            # A disk that is full takes a part of a line. The next line must not continue it.
+            if not at_line_start:
+                rest = b"\n" + rest
             while rest:
-                rest = rest[os.write(fd, rest) :]
+                written = os.write(fd, rest)
+                at_line_start = rest[:written].endswith(b"\n")
+                rest = rest[written:]
 
         super().__init__(write, size, "console")

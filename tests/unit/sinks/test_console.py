@@ -1,5 +1,6 @@
 """Queries as text: the line of a log, the tree on a terminal, JSON."""
 
+import fcntl
 import json
 import os
 import time
@@ -328,3 +329,34 @@ def test_closed_reader_is_an_error_that_is_counted() -> None:
     assert sink.close(60.0)
     assert (sink.entries, sink.dropped) == (0, 1)
     os.close(writer)
+
+
+def test_a_line_of_which_only_a_part_was_written_is_not_continued() -> None:
+    """A disk that gets full takes a part of a line, as a pipe does that must not wait."""
+    reader, writer = os.pipe()
+    size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    sink = ConsoleSink(10, writer, render=lambda query, _identity: "x" * query.repeats)
+    sink.put(query(repeats=size + 1), IDENTITY)
+    until = time.monotonic() + 60.0
+    while not sink.dropped:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert os.read(reader, 2 * size) == b"x" * size
+    for repeats in (3, 2):
+        sink.put(query(repeats=repeats), IDENTITY)
+    assert sink.close(60.0)
+    assert os.read(reader, size) == b"\nxxx\nxx\n"
+    assert (sink.entries, sink.dropped) == (2, 1)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_full_disk_is_an_error_that_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with open("/dev/full", "wb") as full:
+        sink = ConsoleSink(10, full.fileno())
+        for _ in range(3):
+            sink.put(QUERY, IDENTITY)
+        assert sink.close(60.0)
+    assert (sink.entries, sink.dropped) == (0, 3)
+    assert caplog.text.count("entries are being lost: OSError: [Errno 28] No space left on device") == 1

@@ -97,6 +97,15 @@ def test_a_reader_that_is_gone_is_no_error() -> None:
             log.handle(made("text"))
 
 
+def test_lines_that_a_full_disk_does_not_take_are_counted() -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        log = LogStream(full)
+        for _ in range(3):
+            log.handle(made("text"))
+        log.report_dropped()
+        assert log.dropped == 3
+
+
 def test_without_standard_error_nothing_is_written() -> None:
     log = LogStream(None)
     log.handle(made("text"))
