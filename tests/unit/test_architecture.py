@@ -184,6 +184,17 @@ def test_classes_and_functions_stay_short(module: str) -> None:
     assert {name: size for name, size in long.items() if name not in LONG} == {}
 
 
+#: Modules that read the time of day, because they show it. It can be set, forwards and back.
+WALL_CLOCK = {"commands.reload", "commands.run", "commands.tree", "sinks.wording", "web.responses"}
+
+
+def test_only_what_is_shown_depends_on_the_time_of_day() -> None:
+    """Intervals, limits and ages are measured with clocks that nobody sets."""
+    wall = re.compile(r"\btime\.time(?:_ns)?\b|\bfrom time import|\bdatetime\.(?:now|today|utcnow)|CLOCK_REALTIME")
+    users = {module for module, path in MODULES.items() if wall.search(path.read_text("utf-8"))}
+    assert {module.removeprefix("dnsprobe.") for module in users} == WALL_CLOCK
+
+
 def test_a_late_import_carries_its_reason() -> None:
     """In cli.py, all late imports have the same reason: --help must not load a command. CONTRIBUTING.md explains it."""
     missing = [

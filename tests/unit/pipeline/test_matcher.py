@@ -178,6 +178,44 @@ def test_a_wrong_configuration_leaves_the_process_as_it_is(matcher: Matcher, tmp
     assert verdicts(answers(matcher, 1)) == {1: 2}
 
 
+@pytest.fixture
+def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the path of the file with the step at which a process that matches names dies."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "host" / "at_step"))
+    monkeypatch.setenv("STEP", str(tmp_path / "step"))
+    return tmp_path / "step"
+
+
+def test_a_process_that_dies_with_the_first_rules_is_an_error(step: Path) -> None:
+    step.write_text("dnsprobe.pipeline.matching_process call MatchingProcess._build 1", "ascii")
+    matcher = Matcher(10)
+    try:
+        with pytest.raises(UserError, match="the process that builds the rules has died"):
+            matcher.build(specs("a.test"))
+    finally:
+        matcher.close()
+    assert not step.exists(), "it died"
+
+
+@pytest.mark.parametrize("at", ["call MatchingProcess._read", "call MatchingProcess._set_rules"])
+def test_a_reload_whose_process_dies_leaves_the_process_as_it_is(
+    step: Path, request: pytest.FixtureRequest, tmp_path: Path, at: str
+) -> None:
+    matcher = request.getfixturevalue("matcher")
+    path = tmp_path / "dnsprobe.yaml"
+    path.write_text("domains: ['b*.test']")
+    step.write_text(f"dnsprobe.pipeline.matching_process {at} 1", "ascii")
+    with pytest.raises(UserError, match="the process that builds the rules has died"):
+        reloaded(matcher, path)
+    assert not step.exists(), "it died"
+    matcher.ask(question(1, "ads1.test"), VICTIM)
+    assert verdicts(answers(matcher, 1)) == {1: 2}
+    # The next reload works.
+    loaded = reloaded(matcher, path)
+    assert loaded.table is not None
+    matcher.adopt(loaded)
+
+
 def test_wrong_first_rules_are_an_error() -> None:
     matcher = Matcher(10)
     try:

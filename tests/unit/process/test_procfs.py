@@ -104,6 +104,14 @@ def test_an_unreadable_process_counts_as_alive(tmp_path: Path) -> None:
     assert procfs(tmp_path).alive(process()) is True
 
 
+def test_a_hidden_process_is_alive(tmp_path: Path) -> None:
+    """As with hidepid=2 and without CAP_SYS_PTRACE: /proc has no folder, but there is a process."""
+    assert procfs(tmp_path).alive(Process(os.getpid(), START, b"")) is True
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    assert procfs(tmp_path).alive(Process(ended.pid, START, b"")) is False
+
+
 def test_a_reused_pid_has_no_identity(tmp_path: Path) -> None:
     make(tmp_path, stat=stat_line(start=START + 7))
     assert procfs(tmp_path).identity(process()) == Identity()
