@@ -16,6 +16,9 @@ from dnsprobe.hook_names import Attach, UdpHook
 from dnsprobe.kernel.compiler import Compiler
 from dnsprobe.kernel.hooks import (
     ATTACH_FENTRY,
+    CAST_TO_KERNEL,
+    CAST_TO_KERNEL_MACRO,
+    CORK_MACRO,
     PORT_SOURCES,
     STREAM_FUNCTION,
     STREAM_TRACEPOINT,
@@ -30,21 +33,34 @@ from dnsprobe.kernel.maps import Maps, Sizes
 from dnsprobe.kernel.program import INSTRUCTION
 from dnsprobe.kernel.program_cache import ProgramCache, digest
 
+#: A hook that sees both versions of IP serves both, or one if another hook serves the other.
+_FAMILIES: tuple[tuple[str, ...], ...] = ((), (family_macro("4"),), (family_macro("6"),))
 
-def _compilations() -> Iterator[tuple[str, ...]]:
+
+def compilations(cast: int | None) -> Iterator[tuple[str, ...]]:
+    """Yield the macros that change a program, once for each variant that the loader can load.
+
+    The loader compiles several hooks at once, but the macros of one hook do not change the programs of another.
+    ``cast`` is the BTF id of CAST_TO_KERNEL, None if the kernel has none.
+    """
     for rung in UDP_LADDER:
-        if rung.attach in {Attach.CGROUP, Attach.TRACEPOINT}:
-            for versions in ("4", "6", "46"):
-                yield rung.macro, family_macro(versions), STREAM_TRACEPOINT
-            yield rung.macro, STREAM_TRACEPOINT, STREAM_TWICE
+        if rung.attach == Attach.CGROUP:
+            for direct_loads in ((f"{CAST_TO_KERNEL_MACRO}={cast}",), ()) if cast is not None else ((),):
+                for family in _FAMILIES:
+                    yield rung.macro, *family, *direct_loads
         elif rung.attach == Attach.FENTRY:
-            yield rung.macro, ATTACH_FENTRY, STREAM_FUNCTION
+            yield rung.macro, ATTACH_FENTRY
         elif rung.name == UdpHook.UDP_SEND_SKB:
             for register, in_flow in PORT_SOURCES:
-                yield rung.macro, *port_macros(register, in_flow=in_flow), STREAM_FUNCTION
+                yield rung.macro, *port_macros(register, in_flow=in_flow)
+            register, in_flow = PORT_SOURCES[0]
+            yield rung.macro, *port_macros(register, in_flow=in_flow), CORK_MACRO
         else:
-            yield rung.macro, STREAM_FUNCTION
             yield (rung.macro,)
+    yield ATTACH_FENTRY, STREAM_FUNCTION
+    yield (STREAM_FUNCTION,)
+    for family in _FAMILIES:
+        yield *family, STREAM_TRACEPOINT, STREAM_TWICE
 
 
 def main() -> None:
@@ -57,7 +73,7 @@ def main() -> None:
     no_cache = ProgramCache("")
     layout = read_layout(arguments.btf, no_cache)
     compiler = Compiler(layout, [53], [853], [*maps.descriptors, SELF_CALLS], no_cache)
-    for macros in _compilations():
+    for macros in compilations(layout.functions.get(CAST_TO_KERNEL)):
         for name, program in sorted(compiler.compile(macros).programs.items()):
             code = program.instructions
             print(" ".join(macros), name, len(code) // INSTRUCTION.size, digest(code))
