@@ -5,9 +5,10 @@ Usage, as root: .venv/bin/python benchmarks/run_cost.py [--help]
 The kernel measures the programs (kernel.bpf_stats_enabled). dnsprobe, the empty program and, with --other, another
 installation take turns, for example that of an older commit. In each turn, sends.c sends the same packets over
 loopback, on one CPU. The table has the medians of all rounds, and in brackets the least: nanoseconds of one run of the
-empty program, and what a run of dnsprobe takes more than that. A processor may be slower at one time than at another,
-so the table also says how many runs of the empty program take as long. The aims are for a processor on which the empty
-program takes EMPTY_NS. Run it while nothing else runs.
+empty program, and what a run of dnsprobe takes more than that. Over TCP to a watched port, it is what all runs for one
+send take more: at egress, the packets of the receiver run the program, too. A processor may be slower at one time than
+at another, so the table also says how many runs of the empty program take as long. The aims are for a processor on
+which the empty program takes EMPTY_NS. Run it while nothing else runs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Case:
     ``way`` and ``name`` are arguments of sends.c; ``watched``: the destination port is watched. ``at_tcp``: programs at
     hooks for TCP are measured, otherwise those at hooks for UDP. ``counts``: each message is counted. ``firewall``: in
     a network namespace with a firewall that tracks connections. ``aim`` are the nanoseconds above an empty program that
-    a run should take at most.
+    a run should take at most. ``per_send``: the cost is that of a send, with all its runs.
     """
 
     what: str
@@ -53,6 +54,11 @@ class Case:
     counts: bool = False
     firewall: bool = False
     aim: int | None = None
+
+    @property
+    def per_send(self) -> bool:
+        """Whether runs are not what is to be compared: at egress, those for the receiver's packets are among them."""
+        return self.at_tcp and self.watched
 
 
 CASES = (
@@ -70,7 +76,8 @@ CASES = (
     Case("not DNS, firewall", "udp", "-", watched=False, firewall=True),
     Case("no rule, firewall", "udp", "www.other.test", firewall=True),
     Case("counted, firewall", "udp", counts=True, firewall=True),
-    Case("tcp, port not watched", "tcp", watched=False, at_tcp=True),
+    Case("tcp, port not watched", "tcp", watched=False, at_tcp=True, aim=5),
+    Case("tcp, acknowledgement", "tcp-empty", at_tcp=True),
     Case("tcp, no rule matches", "tcp", "www.other.test", at_tcp=True),
     Case("tcp, counted", "tcp", at_tcp=True, counts=True),
     Case("tcp, counted, in two", "tcp-in-two", at_tcp=True, counts=True),
@@ -91,6 +98,7 @@ _PROGRAMS = {
     "udp_send_skb": (False, "udp_send_skb"),
     "udp_v6_send_skb": (False, "udp_v6_send_skb"),
     "net_dev_queue": (False, "net_dev_queue"),
+    "egress_stream": (True, ""),
     "egress": (False, ""),
     "tcp_sendmsg_loc": (True, "tcp_sendmsg_locked"),
     "tcp_sendmsg": (True, "tcp_sendmsg"),
@@ -202,7 +210,7 @@ class Benchmark:
         """Return what a run of an installation costs above empty programs, one pair for each round.
 
         A pair has nanoseconds, and the number of runs of the empty program that take as long. Where several programs
-        run for the same packet, it is the cost of all.
+        run for the same packet, it is the cost of all. Where ``case.per_send``, it is the cost of all runs for a send.
         """
         costs = []
         for at, round_measured in enumerate(self.found[case.what, heading]):
@@ -212,7 +220,8 @@ class Benchmark:
                 if (case.what, place) in self.empty and runs.runs
             }
             more = sum(runs.time_ns - runs.runs * empty for empty, runs in ran.items())
-            cost = more / max((runs.runs for runs in ran.values()), default=1)
+            most = max((runs.runs for runs in ran.values()), default=1)
+            cost = more / (self._options.sends if case.per_send else most)
             costs.append((cost, cost / max(ran, default=1)))
         return costs
 

@@ -2,19 +2,23 @@
  *
  * Sends DNS queries of type A over loopback to itself, and prints the nanoseconds of one send:
  *
- *     sends udp|udp-unconnected|tcp|tcp-in-two PORT COUNT [NAME]
+ *     sends udp|udp-unconnected|tcp|tcp-in-two|tcp-empty PORT COUNT [NAME]
  *
- * Over TCP, in two: the length of the message is a write of its own. In NAME, each # is a digit of a number that grows
- * with each query; NAME - sends octets that are no DNS message. The receiver discards what it gets. The first WARM_UP
- * sends of COUNT are not measured.
+ * Over TCP, each message leaves before the next one is written. In two: its length is a write of its own. Empty: each
+ * send is a packet without octets, as an acknowledgement is; this needs CAP_NET_ADMIN. In NAME, each # is a digit of a
+ * number that grows with each query; NAME - sends octets that are no DNS message. The receiver discards what it gets.
+ * The first WARM_UP sends of COUNT are not measured.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <linux/sockios.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -74,6 +78,24 @@ static void next_name(void)
 	}
 }
 
+/* The kernel sends a window probe when it ends the repair of a connection: net/ipv4/tcp.c, do_tcp_setsockopt(). */
+static void send_empty(int sock)
+{
+	int on = TCP_REPAIR_ON, off = TCP_REPAIR_OFF;
+
+	check(setsockopt(sock, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on)), "TCP_REPAIR");
+	check(setsockopt(sock, IPPROTO_TCP, TCP_REPAIR, &off, sizeof(off)), "TCP_REPAIR");
+}
+
+/* Waits until all has left, so that no packet has several messages. */
+static void wait_until_sent(int sock)
+{
+	int unsent = 0;
+
+	while (check(ioctl(sock, SIOCOUTQNSD, &unsent), "SIOCOUTQNSD"), unsent)
+		sched_yield();
+}
+
 static void discard_all(int listener)
 {
 	static char octets[1 << 16];
@@ -95,11 +117,11 @@ static double now(void)
 int main(int argc, char **argv)
 {
 	if (argc < 4) {
-		fprintf(stderr, "usage: sends udp|udp-unconnected|tcp|tcp-in-two PORT COUNT [NAME]\n");
+		fprintf(stderr, "usage: sends udp|udp-unconnected|tcp|tcp-in-two|tcp-empty PORT COUNT [NAME]\n");
 		return 2;
 	}
 	bool tcp = !strncmp(argv[1], "tcp", 3), in_two = !strcmp(argv[1], "tcp-in-two");
-	bool unconnected = !strcmp(argv[1], "udp-unconnected");
+	bool unconnected = !strcmp(argv[1], "udp-unconnected"), empty = !strcmp(argv[1], "tcp-empty");
 	int type = tcp ? SOCK_STREAM : SOCK_DGRAM, one = 1;
 	int receiver = check(socket(AF_INET, type, 0), "socket"), sock = check(socket(AF_INET, type, 0), "socket");
 	struct sockaddr_in server = { .sin_family = AF_INET, .sin_port = htons(atoi(argv[2])) };
@@ -130,10 +152,16 @@ int main(int argc, char **argv)
 	for (long i = 0; i < count; i++) {
 		if (i == WARM_UP)
 			started = now();
+		if (empty) {
+			send_empty(sock);
+			continue;
+		}
 		if (in_two)
 			check(send(sock, frame, LENGTH, 0), "send");
 		check(sendto(sock, frame + skipped, frame_size - skipped, 0, to, to ? sizeof(server) : 0), "send");
 		next_name();
+		if (tcp)
+			wait_until_sent(sock);
 	}
 	if (count > WARM_UP)
 		printf("%.1f\n", (now() - started) / (count - WARM_UP));
