@@ -213,7 +213,7 @@ FACTS: tuple[Fact[Any], ...] = (
         lambda _, identity: identity.user,
         RAW,
         "the user name of `DNSPROBE_UID`",
-        "the host has no name for this user id",
+        "the host has no name for this user id, or does not find it in 0.1 s",
     ),
     Fact("DNSPROBE_UNIT", "unit", lambda _, identity: identity.unit, RAW, "the systemd unit", "the process is in none"),
     Fact(
