@@ -115,8 +115,11 @@ class Probe:
             yield from self._putting_in_force((), self.generation + 1)
 
     def set_rules(self, entries: Sequence[TrieEntry]) -> None:
-        """Set the rules as :meth:`setting_rules` does, and wait."""
-        do_all(self.setting_rules(entries))
+        """Set the rules as :meth:`setting_rules` does, and wait. UserError if the kernel refuses them."""
+        try:
+            do_all(self.setting_rules(entries))
+        except OSError as error:
+            raise _refusal("cannot put the rules into BPF maps", error) from error
 
     def _putting_in_force(self, entries: Sequence[TrieEntry], generation: int) -> Iterator[Callable[[], None] | None]:
         yield from self.maps.putting_rules([*entries, self._canary_rule])
@@ -161,8 +164,18 @@ class Probe:
         except UserError:
             self.close()
             raise
+        except OSError as error:
+            self.close()
+            raise _refusal("cannot use the BPF maps", error) from error
         finally:
             self._loader.close()
+        try:
+            self._begin_to_count()
+        except OSError as error:
+            self.close()
+            raise _refusal("cannot put the rules into BPF maps", error) from error
+
+    def _begin_to_count(self) -> None:
         # Hooks that were not proved may have counted encrypted connections and malformed queries.
         for _ in self.maps.counters.take_many(list(self.maps.counters.keys())):
             pass
@@ -237,7 +250,12 @@ def _create_maps(sizes: Sizes) -> Maps:
     try:
         return Maps(sizes)
     except OSError as error:
-        hint = HINT
-        if error.errno in {errno.ENOMEM, errno.E2BIG}:
-            hint = "give probe.processes, probe.counters, probe.names, probe.recent and probe.lineage smaller sizes"
-        raise UserError(f"cannot make BPF maps: {error.strerror or error}", hint) from error
+        raise _refusal("cannot make BPF maps", error) from error
+
+
+def _refusal(what: str, error: OSError) -> UserError:
+    """Return the error for what the kernel refuses at the start."""
+    hint = HINT
+    if error.errno in {errno.ENOMEM, errno.E2BIG}:
+        hint = "give probe.processes, probe.counters, probe.names, probe.recent and probe.lineage smaller sizes"
+    return UserError(f"{what}: {error.strerror or error}", hint)

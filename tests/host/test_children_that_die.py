@@ -1,26 +1,35 @@
-"""The children of the daemon end at each step of their work: the daemon fails with the reason, and nothing stays."""
+"""The children of the daemon end at each step of their work: the daemon fails with the reason, or recovers.
+
+Nothing stays attached, and nothing is counted twice or lost.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HERE, PATIENCE, PROGRAM, Service
-from test_lifecycle import until
-from test_proof_under_attack import BPF
+from conftest import ALL_PATHS, HERE, PATIENCE, PROGRAM, Service
+from test_lifecycle import attached, children, until
+from test_proof_under_attack import BPF, LINK_DETACH, LINK_GET_FD_BY_ID, bpf
 
 Scene = Callable[..., Any]
 Start = Callable[..., Service]
 
 LOADER = "dnsprobe.kernel.loader"
+MATCHING = "dnsprobe.pipeline.matching_process"
 #: include/uapi/linux/bpf.h
 PROG_GET_NEXT_ID, LINK_GET_NEXT_ID = 11, 31
+#: TCP has a hook of another kind, so that it goes on while the one at egress is exchanged.
+EXCHANGED = "domains: [streams.test, one.test]\nprobe: {verify_interval: 1s, tcp_hook: tcp_tracepoint}"
 
 
 def ids(command: int) -> set[int]:
@@ -70,6 +79,14 @@ def run(folder: Path, prefix: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
+def detach_hooks(service: Service) -> None:
+    """Detach the hooks at egress behind the back of the daemon."""
+    for link in attached(str(service.process.pid)):
+        descriptor = bpf(LINK_GET_FD_BY_ID, int(link))
+        bpf(LINK_DETACH, descriptor)
+        os.close(descriptor)
+
+
 @pytest.mark.usefixtures("_nothing_stays")
 @pytest.mark.parametrize(
     "at",
@@ -90,3 +107,98 @@ def test_a_start_whose_loader_dies_fails_with_the_reason(tmp_path: Path, step: P
     assert "the loader process died" in done.stderr
     assert "ready" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("_nothing_stays")
+@pytest.mark.parametrize(
+    "at",
+    [
+        "call Loader.__init__ 1",
+        "return create_link 1",  # in the trial
+        "return create_link 3",  # in the exchange that follows
+    ],
+)
+def test_an_exchange_whose_loader_dies_is_made_at_the_next_proof(
+    start: Start, scene: Scene, step: Path, at: str
+) -> None:
+    service = start(EXCHANGED, dying(step))
+    links = attached(str(service.process.pid))
+    scene("send", "www.one.test", 11)
+    set_step(step, f"{LOADER} {at}")
+    detach_hooks(service)
+    service.wait_for("no other hook was tried: the loader process died")
+    assert not step.exists(), "the loader died"
+    scene("streams", "www.streams.test")
+    service.wait_for("udp4 is proved again, at ")
+    until(lambda: service.by("dnsprobe_path_verified", "path") == dict.fromkeys(ALL_PATHS, 1))
+    scene("send", "www.one.test", 13)
+    scene("streams", "www.streams.test")
+    assert service.by("dnsprobe_queries_total", "transport") == {"udp": 24, "tcp": 2}
+    assert len(attached(str(service.process.pid))) == len(links), "no trial stays attached"
+    (keeper,) = children(service.process.pid, "loader_keeper")
+    until(lambda: children(keeper) == [])
+    assert service.stop() == 0
+    assert "stopped: 26 queries counted" in service.err.read_text("utf-8")
+
+
+@pytest.mark.usefixtures("_nothing_stays")
+def test_a_start_whose_matching_process_dies_fails_with_the_reason(tmp_path: Path, step: Path) -> None:
+    set_step(step, f"{MATCHING} call MatchingProcess._build 1")
+    done = run(tmp_path, dying(step))
+    assert not step.exists(), "the process died"
+    assert done.returncode == 1
+    assert "the process that builds the rules has died" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reload_whose_process_dies_leaves_the_old_rules(start: Start, scene: Scene, step: Path) -> None:
+    service = start("domains: ['died*.test']", dying(step))
+    service.configuration.write_text("domains: ['died*.test', 'new*.test']")
+    set_step(step, f"{MATCHING} call MatchingProcess._set_rules 1")
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("reload failed, the old rules stay in force: the process that builds the rules has died")
+    assert not step.exists(), "the process died"
+    scene("send", "died1.test", 7)
+    scene("send", "new1.test", 8)
+    assert service.by("dnsprobe_queries_total", "domain") == {"died*.test": 7}
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("reloaded: 2 rules")
+    scene("send", "new2.test", 9)
+    assert service.by("dnsprobe_queries_total", "domain") == {"died*.test": 7, "new*.test": 9}
+
+
+@contextmanager
+def killing_at(call: str, pid: int, folder: Path) -> Iterator[None]:
+    """Kill each child of a running process at its first call of a kind."""
+    inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when=1"]
+    tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", str(folder / "trace"), *inject, "-p", str(pid)])
+    try:
+        until(lambda: "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text("utf-8"))
+        yield
+    finally:
+        tracer.terminate()
+        tracer.wait(PATIENCE)
+
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="takes strace: run scripts/test")
+
+
+@needs_strace
+@pytest.mark.usefixtures("_nothing_stays")
+@pytest.mark.parametrize("call", ["unshare", "listen"])
+def test_a_proof_whose_sender_dies_leaves_the_hooks(start: Start, scene: Scene, tmp_path: Path, call: str) -> None:
+    """The sender dies before all canaries, or before those over TCP."""
+    service = start("domains: [one.test, streams.test]\nprobe: {verify_interval: 1s}")
+    links = attached(str(service.process.pid))
+    with killing_at(call, service.process.pid, tmp_path):
+        line = service.wait_for("tcp4 is not proved any more: ")
+        assert line.endswith("the canary could not be sent: their sender died (-9)")
+        scene("send", "www.one.test", 11)
+        scene("streams", "www.streams.test")
+        assert service.by("dnsprobe_queries_total", "transport") == {"udp": 11, "tcp": 1}
+    service.wait_for("tcp4 is proved again")
+    until(lambda: service.by("dnsprobe_path_verified", "path") == dict.fromkeys(ALL_PATHS, 1))
+    assert attached(str(service.process.pid)) == links
+    scene("send", "www.one.test", 13)
+    assert service.by("dnsprobe_queries_total", "transport") == {"udp": 24, "tcp": 1}
+    assert service.stop() == 0
