@@ -228,7 +228,7 @@ struct stream {
 	u8 pad[7];
 };
 
-/* The process that opened a socket. The key of the map is the cookie of the socket. */
+/* The process that opened a socket, which the kernel keeps with the socket. */
 struct opener {
 	u64 leader; /* its task: where the kernel keeps it, which may hold another one after the process has ended */
 	u64 start_ns;

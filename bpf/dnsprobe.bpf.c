@@ -128,7 +128,14 @@ int egress_stream_slow(struct __sk_buff *skb)
  * 0 keeps the socket from being opened. */
 int sock_create_entry(struct bpf_sock *ctx)
 {
-	note_opener(ctx);
+	note_opener(ctx, PROTOCOL_UDP);
+	return 1;
+}
+
+/* The same, for TCP. */
+int sock_create_stream_entry(struct bpf_sock *ctx)
+{
+	note_opener(ctx, PROTOCOL_TCP);
 	return 1;
 }
 #endif

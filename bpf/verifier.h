@@ -81,5 +81,6 @@ static long (*map_push)(void *map, const void *value, u64 flags) = (void *)BPF_F
 
 /* The helper bpf_sk_storage_get(), which BCC offers only as a method of its own tables. */
 static void *(*socket_storage)(void *map, const void *sock, void *value, u64 flags) = (void *)BPF_FUNC_sk_storage_get;
+#define BPF_SK_STORAGE_GET_F_CREATE 1 /* include/uapi/linux/bpf.h */
 
 #endif

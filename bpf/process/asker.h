@@ -8,6 +8,7 @@
 
 #include "kernel_read.h"
 #include "maps.h"
+#include "verifier.h"
 #include "process/current.h"
 
 /*
@@ -121,31 +122,26 @@ static __always_inline bool has_file(const struct open_files *open, u64 file)
 #define NETLINK_NETFILTER 12
 #define DESCRIPTORS_AT_MOST 128
 
-/* True if a socket of netfilter is among the open files: the task may be a firewall. `file` is the file of any socket.
- */
-static __always_inline bool has_netfilter_socket(const struct open_files *open, u64 file)
-{
-	u64 operations = read_u64(file + FILE_F_OP);
-
-	for (u32 i = 0; i < DESCRIPTORS_AT_MOST && is_below(i, open->size); i++) {
-		file = read_u64(open->table + i * 8);
-
-		u64 sock = read_u64(read_u64(file + FILE_PRIVATE_DATA) + SOCKET_SK);
-		u16 family = read_u32(sock + SOCK_FAMILY_AT);
-		u16 protocol = read_u32(sock + SOCK_PROTOCOL);
-
-		/* One condition: the verifier would follow each. What is no socket has other numbers there. */
-		if (!((read_u64(file + FILE_F_OP) ^ operations) | (family ^ FAMILY_NETLINK) |
-		      (protocol ^ NETLINK_NETFILTER)))
-			return true;
-	}
-	return false;
-}
-
 /* Returns the file of a socket. A socket of the kernel has none, nor has one that was closed. */
 static __always_inline u64 file_of(u64 sock)
 {
 	return read_u64(read_u64(sock + SOCK_SOCKET) + SOCKET_FILE);
+}
+
+/* True if a socket of netfilter is among the open files: the task may be a firewall. */
+static __always_inline bool has_netfilter_socket(const struct open_files *open)
+{
+	for (u32 i = 0; i < DESCRIPTORS_AT_MOST && is_below(i, open->size); i++) {
+		u64 file = read_u64(open->table + i * 8);
+		u64 sock = read_u64(read_u64(file + FILE_PRIVATE_DATA) + SOCKET_SK);
+		u16 family = read_u32(sock + SOCK_FAMILY_AT);
+		u16 protocol = read_u32(sock + SOCK_PROTOCOL);
+
+		/* One condition: the verifier would follow each. What is no socket does not lead back to its file. */
+		if (!((file_of(sock) ^ file) | (family ^ FAMILY_NETLINK) | (protocol ^ NETLINK_NETFILTER)))
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -203,30 +199,42 @@ static __always_inline bool is_asker(u64 packet, u8 family)
 	bool is_doubtful = flags & PF_IO_WORKER || (IS_THERE(TASK_IO_URING) && TASK_U64(task, TASK_IO_URING)) ||
 			   !is_below(open.size, (FILE_BLOCKS - 1) * FILES_AT_ONCE + 1);
 
-	return is_doubtful && !has_netfilter_socket(&open, file);
+	return is_doubtful && !has_netfilter_socket(&open);
 }
 
-#define OPENER_PROTOCOL 17 /* IPPROTO_UDP, include/uapi/linux/in.h */
+/* True if the current task may be a firewall that sends on the packet of another. */
+static __always_inline bool is_firewall(u64 packet, u8 family)
+{
+	u64 task = current_task();
+	u64 sock = PACKET_U64(packet, SKB_SK);
+	struct open_files open;
+
+	if (!KNOWS_OPEN_FILES || !sock || TASK_U32(task, TASK_FLAGS) & PF_KTHREAD || !has_firewall(sock, family))
+		return false;
+	read_open_files(&open, TASK_U64(task, TASK_FILES));
+	return has_netfilter_socket(&open);
+}
 
 /*
- * Notes who opens a socket for UDP, for find_asker(). This costs most of the sockets little: they are in a network
- * namespace without a firewall.
+ * Notes who opens a socket for a protocol, for find_asker(). This costs most of the sockets little: they are in a
+ * network namespace without a firewall. The note is kept with the socket, so no other socket can push it out. Programs
+ * at this place may use the storage of sockets since Linux 5.9: kernel commit f7c6cb1d9728 ("bpf: Expose socket storage
+ * to BPF_PROG_TYPE_CGROUP_SOCK").
  */
-static __always_inline void note_opener(struct bpf_sock *ctx)
+static __always_inline void note_opener(struct bpf_sock *ctx, u32 protocol)
 {
 	u64 sock = kernel_sock(ctx);
 	struct process_key process;
-	struct opener opener;
-	u64 cookie;
+	struct opener *opener;
 
-	if (ctx->protocol != OPENER_PROTOCOL || (!has_firewall(sock, 4) && !has_firewall(sock, 6)))
+	if (ctx->protocol != protocol || (!has_firewall(sock, 4) && !has_firewall(sock, 6)) || is_kernel_thread())
 		return;
-	cookie = bpf_get_socket_cookie(ctx);
-	opener.leader = current_process(&process);
-	opener.start_ns = process.start_ns;
-	opener.tgid = process.tgid;
-	opener.pad = 0;
-	bpf_map_update_elem(MAP(OPENERS), &cookie, &opener, BPF_ANY);
+	opener = socket_storage(MAP(OPENERS), ctx, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!opener)
+		return;
+	opener->leader = current_process(&process);
+	opener->start_ns = process.start_ns;
+	opener->tgid = process.tgid;
 }
 
 /* Tasks that wait for a socket that are looked at, at most. */
@@ -270,12 +278,15 @@ static __always_inline u64 count_waiters(u64 sock, u64 file, u64 leader, u64 fil
  */
 static __always_inline u64 find_asker(struct __sk_buff *ctx, u64 packet, struct process_key *process)
 {
-	u64 cookie = bpf_get_socket_cookie(ctx);
-	struct opener *opener = bpf_map_lookup_elem(MAP(OPENERS), &cookie);
+	const struct bpf_sock *with_note = ctx->sk;
 	struct open_files open;
+	struct opener *opener;
 	u64 sock = PACKET_U64(packet, SKB_SK);
 
-	if (!opener || !sock || !KNOWS_OPEN_FILES || !KNOWS_WAITERS)
+	if (!with_note || !sock || !KNOWS_OPEN_FILES || !KNOWS_WAITERS)
+		return 0;
+	opener = socket_storage(MAP(OPENERS), with_note, NULL, 0);
+	if (!opener)
 		return 0;
 
 	u64 leader = opener->leader;

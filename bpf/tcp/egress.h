@@ -40,8 +40,6 @@ enum alignment {
 #define EVENT_RUNS 24
 /* Messages of a packet that are counted as not read at most. */
 #define SKIPPED_AT_MOST 256
-/* include/uapi/linux/bpf.h */
-#define BPF_SK_STORAGE_GET_F_CREATE 1
 
 /* The first program. Most packets are no TCP to a DNS server. */
 static __always_inline int handle_egress_stream(struct __sk_buff *skb)
@@ -271,7 +269,7 @@ static __always_inline void count_encrypted_segment(struct scratch *s, struct co
 	connection->alignment = LOST;
 	s->question.qtype = 0;
 	s->event.kind = KIND_QUERY;
-	set_share(s, bpf_get_current_task());
+	set_share(s, IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
 	s->counted_qtype = 0;
 	count_query(s, ENCRYPTED, TRANSPORT_DOT);
 	if (IS_SENT_ON(s) && !s->leader) {
@@ -289,11 +287,13 @@ static __always_inline void keep_and_submit_segment(struct scratch *s, const str
 
 	if (!FORGET(s->keep_tree) && !FORGET(s->submit) && !FORGET(s->note_tree))
 		return;
-	if (!IS_SENT_ON(s)) {
+	if (!IS_NOTED(s)) {
+		thread = IS_SENT_ON(s) ? s->leader : bpf_get_current_task();
 		walk_ancestry(&s->event.chain, s->leader);
-		s->event.chain.share = find_share(bpf_get_current_task());
-		bpf_probe_read_kernel(&connection->chain, sizeof(connection->chain), &s->event.chain);
-		thread = bpf_get_current_task();
+		s->event.chain.share = find_share(thread);
+		/* The connection has the tree of the process that is noted: this one may be another. */
+		if (!IS_SENT_ON(s))
+			bpf_probe_read_kernel(&connection->chain, sizeof(connection->chain), &s->event.chain);
 	} else {
 		bpf_probe_read_kernel(&s->event.chain, sizeof(s->event.chain), &connection->chain);
 		if (is_writer_alive(connection))
@@ -307,8 +307,12 @@ static __always_inline void keep_and_submit_segment(struct scratch *s, const str
 		keep_identity(s, &s->process, s->leader, thread);
 	if (!FORGET(s->submit))
 		return;
-	s->event.uid = connection->uid;
-	s->event.gid = connection->gid;
+	if (IS_NOTED(s)) {
+		s->event.uid = connection->uid;
+		s->event.gid = connection->gid;
+	} else {
+		set_user(&s->event, s);
+	}
 	submit_event(s, settings);
 }
 

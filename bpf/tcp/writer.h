@@ -49,6 +49,10 @@ static __always_inline bool has_multipath_socket(u64 sock)
  * Finds out who has written. A task that writes, connects or closes holds the lock of the socket (sk_lock.owned) until
  * it has sent what can be sent. What leaves while nobody holds it was written before, by the process that is noted. A
  * firewall in user space may send a packet on while another task holds the lock; is_asker() recognizes it.
+ *
+ * A firewall sends a packet on after the call that wrote it, so no writer is noted. Or one is, from a packet that was
+ * not held back, but another process that shares the socket may have written since. So find_asker() decides anew, and
+ * its result has to be the process that is noted, if there is one.
  */
 static __always_inline void find_writer(struct scratch *s, struct connection *connection, struct __sk_buff *skb)
 {
@@ -61,6 +65,15 @@ static __always_inline void find_writer(struct scratch *s, struct connection *co
 		s->sent_on = 0;
 	if (!FORGET(s->sent_on)) {
 		note_writer(s, connection);
+		return;
+	}
+	if (!connection->leader || is_firewall(kernel_packet(skb), s->to.family)) {
+		s->sent_on = SENT_ON;
+		s->leader = find_asker(skb, kernel_packet(skb), &s->process);
+		if (connection->leader && FORGET(s->leader) != connection->leader)
+			s->leader = 0;
+		if (!FORGET(s->leader))
+			__builtin_memset(&s->process, 0, sizeof(s->process));
 		return;
 	}
 	s->share = connection->chain.share;

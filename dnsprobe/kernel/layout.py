@@ -165,7 +165,6 @@ _ASKER = (
     ("SOCK_SOCKET", "sock", "sk_socket"),
     ("SOCKET_FILE", "socket", "file"),
     ("SOCKET_SK", "socket", "sk"),
-    ("FILE_F_OP", "file", "f_op"),
     ("FILE_PRIVATE_DATA", "file", "private_data"),
     ("SOCK_FAMILY_AT", "sock", "__sk_common.skc_family"),
 )

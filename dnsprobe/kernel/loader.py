@@ -27,7 +27,6 @@ from dnsprobe.kernel.fentry import Fentry
 from dnsprobe.kernel.hooks import (
     CAST_TO_KERNEL,
     CAST_TO_KERNEL_MACRO,
-    EGRESS,
     LINEAGE_TRACEPOINTS,
     RUNGS,
     TCP_LADDER,
@@ -48,6 +47,8 @@ from dnsprobe.kernel.program_cache import ProgramCache
 SELF_CALLS = "SELF_CALLS"
 #: Where ``x_odd`` is in that map: ODD_CALL of bpf/udp/egress.h.
 _ODD_CALL = 2
+#: The program that notes who opens a socket, for each program at egress that needs to know it.
+_NOTES_OPENERS = {"egress": "sock_create_entry", "egress_stream": "sock_create_stream_entry"}
 
 
 class _HookLoader:
@@ -236,8 +237,7 @@ class Loader:
             if privileges.Capability.CAP_NET_ADMIN not in privileges.held():
                 place += ", which needs CAP_NET_ADMIN"
             _add_link(hook, place, attach_cgroup, program, root, libbpf.CGROUP_INET_EGRESS)
-            if direction == EGRESS.functions["udp4"]:
-                self._note_openers(hook, rung, compilation, root)
+            self._note_openers(hook, rung, compilation, root, _NOTES_OPENERS[direction])
 
     def _load_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> tuple[Compilation, int]:
         """Load the program at egress in the first of the remaining ways that the kernel accepts."""
@@ -253,8 +253,8 @@ class Loader:
                     raise
         raise AssertionError("there is no way")
 
-    def _note_openers(self, hook: Hook, rung: Rung, compilation: Compilation, root: int) -> None:
-        """Attach the program that notes who opens a socket.
+    def _note_openers(self, hook: Hook, rung: Rung, compilation: Compilation, root: int, function: str) -> None:
+        """Attach the program that notes who opens a socket for the protocol of a hook.
 
         Without it, a query that a firewall in user space sends on is counted without its process.
         """
@@ -262,7 +262,7 @@ class Loader:
         place = "the opening of sockets in the root of the control groups"
         try:
             with self._loading(rung, compilation, kind) as loader:
-                program = loader.load(hook, "sock_create_entry")
+                program = loader.load(hook, function)
             _add_link(hook, place, attach_cgroup, program, root, kind.attach_type)
         except UserError as error:
             print(error.message, file=sys.stderr, flush=True)

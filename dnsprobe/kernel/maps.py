@@ -47,8 +47,6 @@ _EVENTS_AT_ONCE, _CANARIES_AT_ONCE = 128, 1 << 16
 _RULES_AT_ONCE = 512
 #: TCP connections in the middle of a message. The one that was used least recently makes room for another.
 _STREAMS = 8192
-#: Sockets for UDP whose opener is noted. The one that was used least recently makes room for another.
-_OPENERS = 8192
 #: The header in front of a record of a ring buffer (``BPF_RINGBUF_HDR_SZ``), and the multiple that a record takes.
 _RING_HEADER, _RING_UNIT = 8, 8
 #: Room of events that were read is given back once it is this part of the ring.
@@ -330,8 +328,8 @@ class Maps:
         self.pending = table.shared("PENDING", _PENDING_KEY, _COUNT, sizes.names, shares, _PENDING)
         # Recent queries, which suppress the events of repeated ones. Only the kernel uses it.
         table.add("SEEN", libbpf.LRU_HASH, _HASH.size, abi.SEEN.size, sizes.recent)
-        # Who opened sockets in a network namespace with a firewall. Only the kernel uses it.
-        table.add("OPENERS", libbpf.LRU_HASH, _HASH.size, abi.OPENER.size, _OPENERS)
+        # Who opened sockets in a network namespace with a firewall, kept with them. Only the kernel uses it.
+        table.add("OPENERS", libbpf.SK_STORAGE, _INDEX.size, abi.OPENER.size, 0)
         # What became of recent queries. Only the kernel uses it.
         table.add("OUTCOMES", libbpf.ARRAY, _INDEX.size, abi.CACHED.size, abi.OUTCOMES)
         #: Processes and which process forked them.

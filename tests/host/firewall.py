@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from scenes import message, set_comm
 from ways_out.firewalls import accept_all
@@ -106,11 +106,12 @@ def rewritten(_sender: str) -> None:
 
 
 @contextmanager
-def queued(own: Callable[[], object] = lambda: None) -> Iterator[int]:
+def queued(own: Callable[[], object] = lambda: None, protocol: str = "udp") -> Iterator[int]:
     """A firewall in user space accepts all queries. It calls ``own`` in a thread of its own, and yields its pid."""
     for program in ("iptables", "ip6tables"):
-        rule = [program, "-A", "OUTPUT", "-p", "udp", "--dport", "53", "-j", "NFQUEUE", "--queue-num", "0"]
-        subprocess.run(rule, check=True)
+        for port in (53, 853):
+            match = [program, "-A", "OUTPUT", "-p", protocol, "--dport", str(port)]
+            subprocess.run([*match, "-j", "NFQUEUE", "--queue-num", "0"], check=True)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -190,6 +191,87 @@ def held_back(_sender: str) -> None:
             play(comm, lambda: ask(name, socket.socket.close))  # noqa: B023 - runs now
             os.kill(firewall, signal.SIGCONT)
             answer()
+
+
+def connect(port: int = 53) -> socket.socket:
+    return socket.create_connection((LOCAL4, port), 30)
+
+
+def write(connection: socket.socket, name: str) -> None:
+    query = message(name, 1)
+    connection.sendall(len(query).to_bytes(2, "big") + query)
+
+
+def held_back_streams(_sender: str) -> None:
+    """A firewall in user space sends all queries over TCP on."""
+    servers = {port: socket.create_server((LOCAL4, port)) for port in (53, 853)}
+
+    def answer(port: int = 53) -> None:
+        """Answer a connection when it has the first octets, and read it to its end."""
+        connection, _ = servers[port].accept()
+        # The client may have closed it.
+        with connection, suppress(ConnectionError):
+            connection.settimeout(30)
+            connection.recv(4096)
+            connection.sendall(b"answer")
+            while connection.recv(4096):
+                pass
+
+    def write_and_wait(asking: socket.socket, name: str, wait: Callable[[socket.socket], object] = recv) -> None:
+        write(asking, name)
+        wait(asking)
+
+    def ask(wait: Callable[[socket.socket], object], port: int = 53) -> None:
+        with connect(port) as asking:
+            write_and_wait(asking, "www.queue.test", wait)
+
+    def ask_twice() -> None:
+        with connect() as asking:
+            for _ in range(2):
+                write(asking, "twice.queue.test")
+            # The second one may wait until the first has arrived (Nagle). The server reads to the end.
+            recv(asking)
+            asking.shutdown(socket.SHUT_WR)
+            recv(asking)
+
+    def ask_among_others() -> None:
+        asking = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        for _ in range(10_000):
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()
+        with asking:
+            asking.connect((LOCAL4, 53))
+            write_and_wait(asking, "others.queue.test")
+
+    def write_in_child() -> None:
+        with connect() as asking:
+            play("child", lambda: write_and_wait(asking, "shared.queue.test"))
+
+    def write_in_child_later() -> None:
+        # The first packet is not held back, so it leaves while its process runs.
+        let_pass = ["OUTPUT", "-p", "tcp", "-j", "ACCEPT"]
+        subprocess.run(["iptables", "-I", *let_pass], check=True)
+        asking = connect()
+        subprocess.run(["iptables", "-D", *let_pass], check=True)
+        with asking:
+            play("child", lambda: write_and_wait(asking, "later.queue.test"))
+
+    def close_unsent(firewall: int) -> None:
+        with connect() as asking:
+            os.kill(firewall, signal.SIGSTOP)
+            write(asking, "closed.queue.test")
+        os.kill(firewall, signal.SIGCONT)
+
+    with queued(lambda: ask(recv), "tcp") as firewall:
+        answer()
+        for wait in (recv, poll):
+            play(wait.__name__, lambda: ask(wait), answer)  # noqa: B023 - runs now
+        play("twice", ask_twice, answer)
+        play("among-others", ask_among_others, answer)
+        play("dot", lambda: ask(recv, 853), lambda: answer(853))
+        # It is not certain who asks for these.
+        play("shared", write_in_child, answer)
+        play("shared-later", write_in_child_later, answer)
+        play("closed", lambda: close_unsent(firewall), answer)
 
 
 def in_front(sender: str) -> None:

@@ -90,6 +90,22 @@ def test_a_firewall_in_user_space_is_not_the_asker(scene: Scene) -> None:
     assert askers == {"the-firewall", "same-name", "undecided", *waiting}
 
 
+def test_a_firewall_in_user_space_is_not_the_asker_over_tcp(scene: Scene) -> None:
+    service = scene("held_back_streams")
+    assert counted(service) == {
+        ("queue.test", "the-firewall"): 1,
+        **{("queue.test", process): 1 for process in ("recv", "poll", "among-others")},
+        ("queue.test", "twice"): 2,
+        # Those of a socket that is shared or closed, although it was not when its first packet left.
+        ("queue.test", "(unknown)"): 3,
+    }
+    assert unattributed(service)["firewall"] == 3
+    assert service.by("dnsprobe_encrypted_connections_total", "process") == {"dot": 1}
+    shown = service.err.read_text("utf-8")
+    askers = re.findall(r"(\S+)\[\d+\] asked for \S+ \(A, tcp\) by .*?, server 127\.0\.0\.1#53, ", shown)
+    assert set(askers) == {"the-firewall", "recv", "poll", "twice", "among-others"}
+
+
 def test_a_firewall_that_holds_nothing_back_hides_no_asker(scene: Scene) -> None:
     service = scene("in_front")
     files = ("0-0", "0-100", "100-0", "1000-1000", "2035-0", "3000-10")

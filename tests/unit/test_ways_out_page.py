@@ -19,7 +19,8 @@ PUBLISHED = Path(__file__).parents[2] / "docs" / "ways-out.md"
 #: Resolvers in containers and behind service addresses, firewalls in user space, resolvers on port 5353, payloads in
 #: parts of a packet.
 EVERYWHERE_RIGHT = (
-    *("dnat_local", "docker", "redirected", "dnat_remote", "queued", "unicast_5353", "container", "control_group"),
+    *("dnat_local", "docker", "redirected", "dnat_remote", "queued", "queued_tcp", "unicast_5353"),
+    *("container", "control_group"),
     *("zerocopy", "zerocopy_padded", "sendfile", "spliced", "corked", "more_behind_header", "more_behind_question"),
     *("segmented_2", "segmented_10", "segmented_64", "multicast_interface", "silent_neighbour4", "redirected_by_tc"),
 )

@@ -47,8 +47,7 @@ If a query was counted for another process, with another server or twice, the te
 should count, because a process has sent it. If the send itself fails because there is no route, there is nothing to
 count.
 
-Some situations have queries over TCP, too. Those are read at egress, whatever the hook for UDP is. If a firewall in
-user space (NFQUEUE) has held them back, they leave while it runs, so they are counted without their process.
+Some situations have queries over TCP, too. Those are read at egress, whatever the hook for UDP is.
 
 """
 

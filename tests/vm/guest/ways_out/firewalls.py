@@ -199,13 +199,21 @@ def queued(place: Place) -> None:
 
 def queued_tcp(place: Place) -> None:
     """As :func:`queued`, over TCP."""
+
+    def ask(server: str, name: str) -> None:
+        with socket.create_connection((server, 53), PATIENCE) as connection:
+            query = message(name)
+            connection.sendall(struct.pack("!H", len(query)) + query)
+            # The server closes the connection when it has the query.
+            assert connection.recv(1) == b""
+
     far = place.receiver(place.cable())
     _queue(place)
     with place.helper(accept_all, "firewall"):
         for server in (FAR4, FAR6):
             (name,) = place.names(1, "six" if ":" in server else "four")
             place.right(name, server=server, transport="tcp")
-            asker = place.start(partial(send_over_tcp, server, name))
+            asker = place.start(partial(ask, server, name))
             far.over_tcp()
             place.wait(asker)
 
