@@ -83,7 +83,7 @@ class Observer:
         try:
             self._service = Service(
                 f"domains: [{domains}]\n"
-                f"probe: {{ports: [53, 5353], hook: {rung.hook}, attach: {attach}}}\n"
+                f"probe: {{ports: [53, 5353], hook: {rung.hook}, attach: {attach}, verify_interval: 0}}\n"
                 "journal: {repeat: 1d}\n",
                 folder,
             )
