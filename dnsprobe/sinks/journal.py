@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
@@ -12,7 +13,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import cast
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Identity, Query
@@ -90,16 +90,35 @@ def wait_for_room(path: str, given_up: Callable[[], bool]) -> None:
             poll.poll(_CHECK_MS)
 
 
+class _Field(ctypes.Structure):
+    """A field of an entry (struct iovec)."""
+
+    _fields_ = (("octets", ctypes.c_char_p), ("size", ctypes.c_size_t))
+
+
 def _sendv() -> Callable[..., object]:
+    """Return a function that takes the fields of one entry as arguments, each as bytes ``NAME=value``, and sends it.
+
+    It waits if journald's queue is full, without Python's lock. systemd.journal.sendv has the lock meanwhile, so that
+    a user who floods journald could stop the whole daemon.
+    """
     try:
-        from systemd.journal import sendv  # noqa: PLC0415 - memory: only a process that writes to the journal needs it
+        import systemd.journal  # noqa: F401, PLC0415 - memory: only a process that writes to the journal needs it
     except ImportError as error:
         raise UserError(
             f"cannot write to the journal: {error}",
             "apt-get install python3-systemd, and run dnsprobe with /usr/bin/python3 or a virtual environment of it "
             "made with --system-site-packages",
         ) from error
-    return cast(Callable[..., object], sendv)
+    library = ctypes.CDLL("libsystemd.so.0")  # that of systemd.journal
+
+    def send(*fields: bytes) -> None:
+        pieces = (_Field * len(fields))(*(_Field(field, len(field)) for field in fields))
+        # sd_journal_sendv(3) returns a negative errno.
+        if (result := library.sd_journal_sendv(pieces, len(fields))) < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    return send
 
 
 class RateLimit:
@@ -147,21 +166,13 @@ class RateLimit:
 
 
 class JournalSink(QueuedSink):
-    """Sends queries to the journal through systemd-python; at most ``size`` wait, and at most ``limit`` are sent.
+    """Sends queries to the journal through libsystemd; at most ``size`` wait, and at most ``limit`` are sent.
 
-    ``send`` takes the fields of one entry as arguments, each as bytes ``NAME=value``, like systemd.journal.sendv;
-    ``path`` is journald's socket.
+    ``send`` takes the fields of one entry as arguments, each as bytes ``NAME=value``; ``path`` is journald's socket.
 
-    An entry is sent only once :func:`wait_for_room` has found room for it. systemd-python 235 holds Python's lock while
-    it sends, so a journald that does not read would stop the whole daemon, not only this thread. If there is no
-    journald, libsystemd reports success; here the entry counts as dropped.
-
-    Two gaps remain, both only while journald does not read. sendv then waits, with the lock held, until it reads again:
-
-    - Another process takes the last place in the socket's queue between the check and the send. This is a matter of
-      microseconds and can happen once: from then on the queue is full, and the check finds that.
-    - libsystemd's send buffer of 8 MiB is full before a queue of 512 datagrams is. That needs entries of 30 KB and more
-      throughout, which only names and command lines made for this purpose reach.
+    An entry is sent only once :func:`wait_for_room` has found room for it, so that the thread can give up. If another
+    process takes the last place meanwhile, only this thread waits until journald reads. If there is no journald,
+    libsystemd reports success; here the entry counts as dropped.
     """
 
     def __init__(

@@ -53,9 +53,13 @@ class Journald:
 
     def fill(self) -> None:
         """Fill the queue as another process could."""
+        self.fill_at(self.path)
+
+    @staticmethod
+    def fill_at(path: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as another:
             another.setblocking(False)
-            another.connect(self.path)
+            another.connect(path)
             with suppress(BlockingIOError):
                 while True:
                     another.send(b"MESSAGE=full\n")
@@ -299,6 +303,11 @@ def test_a_real_journald_that_is_stopped_blocks_nobody() -> None:
     assert [entry["DNSPROBE_REPEATS"] for entry in run_with_journald("standstill")] == list(map(str, range(MANY)))
 
 
+def test_whoever_fills_the_queue_of_journald_stops_one_thread_only() -> None:
+    (entry,) = run_with_journald("overtaken")
+    assert entry["DNSPROBE_QNAME"] == dict(fields(QUERY, IDENTITY))["DNSPROBE_QNAME"]
+
+
 #: More entries than any queue of a socket takes: systemd sets net.unix.max_dgram_qlen to 512.
 MANY = 1009
 
@@ -319,6 +328,21 @@ def standstill(sink: JournalSink, journald: subprocess.Popen[bytes]) -> None:
     assert 0 < seen < MANY
     # The sink's thread waits without Python's lock, or this line would not be reached.
     journald.send_signal(signal.SIGCONT)
+
+
+def overtaken(_sink: JournalSink, journald: subprocess.Popen[bytes]) -> None:
+    """Another process takes the last place in journald's queue when the sink has just seen it."""
+    journald.send_signal(signal.SIGSTOP)
+    Journald.fill_at(journal.SOCKET)
+    entry = [f"{name}={value}".encode() for name, value in fields(QUERY, IDENTITY)]
+    sending = threading.Thread(target=journal._sendv(), args=entry, daemon=True)
+    sending.start()
+    # If the thread waited with Python's lock, no line below would be reached.
+    sending.join(0.5)
+    assert sending.is_alive()
+    journald.send_signal(signal.SIGCONT)
+    sending.join(PATIENCE)
+    assert not sending.is_alive()
 
 
 def run_with_journald(case: str) -> list[dict[str, Any]]:
@@ -375,7 +399,7 @@ def test_journald_is_available_only_with_its_socket(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    inside_namespace({"two_entries": two_entries, "standstill": standstill}[sys.argv[1]])
+    inside_namespace({"two_entries": two_entries, "standstill": standstill, "overtaken": overtaken}[sys.argv[1]])
 
 
 class Clock:
