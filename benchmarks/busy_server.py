@@ -7,7 +7,7 @@ two other processes do the same thing again and again for SECONDS (10), as fast 
 scraper requests /metrics as Prometheus does, four times a second, and a monitor requests /-/healthy; each opens a
 connection for each request. Prints the median and the longest of each wait, in milliseconds, and the responses that the
 other clients received in a second. The clients share the processors with the daemon, so a machine with more processors
-shows shorter waits.
+shows shorter waits. Run as root, the clients belong to another user than scraper and monitor do.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from scrape_cost import Served
 
 _ACCEPT = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 _PAUSE = 0.25
+#: The user nobody.
+_OTHER_USER = 65534
 
 
 def _request(path: str, more: str = "") -> bytes:
@@ -147,6 +149,8 @@ def _measure(port: int, load: str, clients: int, seconds: float) -> None:
 def main() -> None:
     """Print the waits under each load."""
     if sys.argv[1:2] == ["--load"]:
+        if os.geteuid() == 0:
+            os.setuid(_OTHER_USER)
         asyncio.run(_load(int(sys.argv[2]), sys.argv[3], int(sys.argv[4])))
         return
     clients, series, seconds = (

@@ -6,10 +6,11 @@ import asyncio
 import gzip
 import logging
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from math import inf
 from typing import cast
 
 from tornado import httputil
@@ -37,6 +38,13 @@ _BURST = 16
 _LARGE_BODY = 16 * 1024
 #: How many clients are remembered for the order of scrapes.
 _MAX_TURNS = 1024
+#: A client with more scrapes than this at a time gets the other responses spread over a pause, in which it has no
+#: further turn. The pause is _PAUSE times as long as the rendering took. If the responses take longer at _RATE octets a
+#: second, it is as long as that, but at most _MAX_PAUSE seconds.
+_FEW_SCRAPES = 4
+_PAUSE = 4.0
+_RATE = 64 * 1024 * 1024
+_MAX_PAUSE = 5.0
 #: Level 4 makes a scrape of many series 2 % smaller, but takes a third more time, during which the loop does nothing
 #: else.
 _GZIP_LEVEL = 3
@@ -157,22 +165,34 @@ class Rendered:
         return self.zipped
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A number that grows from turn to turn of any client, and when the next turn is, in seconds of the loop."""
+
+    number: int = 0
+    next: float = 0.0
+
+
 class _Turns:
-    """Which clients were served, the one that has waited the longest for its next turn first."""
+    """When the scrapes of which clients were served, and when they are next."""
 
     def __init__(self) -> None:
-        self._turns: OrderedDict[str, int] = OrderedDict()
+        self._turns: OrderedDict[str, _Turn] = OrderedDict()
         self._count = 0
+
+    def of(self, exchange: Exchange) -> _Turn:
+        """Return the last turn of a client; an empty one if it was not served for long."""
+        return self._turns.get(exchange.client_name, _Turn())
 
     def last(self, exchange: Exchange) -> int:
         """Return a number that is larger for a client that was served later; 0 if it was not served for long."""
-        return self._turns.get(exchange.client_name, 0)
+        return self.of(exchange).number
 
-    def note(self, exchange: Exchange) -> None:
-        """Note that a client is served."""
+    def note(self, client_name: str, next_turn: float) -> None:
+        """Note that a client is served, and when its next turn is."""
         self._count += 1
-        self._turns[exchange.client_name] = self._count
-        self._turns.move_to_end(exchange.client_name)
+        self._turns[client_name] = _Turn(self._count, next_turn)
+        self._turns.move_to_end(client_name)
         if len(self._turns) > _MAX_TURNS:
             self._turns.popitem(last=False)
 
@@ -184,6 +204,8 @@ class ResponseQueue:
       requests was read, so a scrape never shows counts from before its request.
     - Requests for the page share one rendering too, and one that is at most ``page_age`` seconds old. If the page takes
       long to render, it is shown for longer: rendering pages takes at most a tenth of the time.
+    - A client that asks for the metrics many times at once gets the responses one after the other, then has its next
+      turn: see _FEW_SCRAPES. If another client asks for the same format meanwhile, they share that rendering.
     - Small responses come first, a few in each round of the loop. Metrics come before pages; a page that has waited for
       _PATIENCE takes turns with them.
     - After a rendering, the loop does its other work for as long as the rendering took, and reads further requests.
@@ -283,16 +305,22 @@ class ResponseQueue:
     def _seconds_to_large(self) -> float:
         """Return 0 if a large response can be sent now, else the seconds to wait. May close slow readers."""
         seconds = self._clients.drop_slow_readers(_MAX_UNREAD, _UNREAD_GRACE)
-        if seconds or (self._pages and not self._scrapes and (self._pages[0][2] or self._page_is_fresh())):
+        turn = min(map(self._next_turn, self._scrapes.values()), default=inf)
+        if seconds or (self._pages and turn > self._now() and (self._pages[0][2] or self._page_is_fresh())):
             return seconds
-        return max(0.0, self._rest_until - self._now())
+        return max(0.0, self._rest_until - self._now(), 0.0 if self._pages else turn - self._now())
+
+    def _next_turn(self, exchanges: Sequence[Exchange]) -> float:
+        """Return when the next turn of one of the clients is, in seconds of the loop."""
+        return min(self._turns.of(exchange).next for exchange in exchanges)
 
     def _send_large(self) -> None:
-        if self._pages and (not self._scrapes or self._page_first):
+        due = [kind for kind, exchanges in self._scrapes.items() if self._next_turn(exchanges) <= self._now()]
+        if self._pages and (not due or self._page_first):
             self._page_first = False
             self._show_page()
-        elif self._scrapes:
-            self._answer_scrapes()
+        elif due:
+            self._answer_scrapes(due)
             self._page_first = bool(self._pages) and self._pages[0][1] < self._now() - _PATIENCE
 
     def _page_is_fresh(self) -> bool:
@@ -306,14 +334,40 @@ class ResponseQueue:
         while self._pages and self._pages[0][0].client.stream.closed():
             self._pages.popleft()
 
-    def _answer_scrapes(self) -> None:
-        """Render the kind that the client asks for that was not served for the longest, and send it to all who ask."""
-        kind = min(self._scrapes, key=lambda kind: min(map(self._turns.last, self._scrapes[kind])))
+    def _answer_scrapes(self, kinds: Sequence[Kind]) -> None:
+        """Render one of these kinds, and send it to all who ask for it.
+
+        It is the one that the client asks for that was not served for the longest.
+        """
+        kind = min(kinds, key=lambda kind: min(map(self._turns.last, self._scrapes[kind])))
         exchanges = sorted(self._scrapes.pop(kind), key=self._turns.last)
+        began = self._now()
         rendered = self._render(exchanges[0])
+        seconds = self._now() - began
+        responses: defaultdict[str, list[tuple[Exchange, Response]]] = defaultdict(list)
         for exchange in exchanges:
-            self._turns.note(exchange)
-            self._send(exchange, rendered.response_for(exchange))
+            responses[exchange.client_name].append((exchange, rendered.response_for(exchange)))
+        for client_name, of_client in responses.items():
+            self._turns.note(client_name, self._send_evenly(of_client, seconds))
+
+    def _send_evenly(self, responses: Sequence[tuple[Exchange, Response]], seconds: float) -> float:
+        """Send the responses to a client, the first ones now; return when its next turn is, in seconds of the loop.
+
+        ``seconds`` is how long they took to render.
+        """
+        loop = asyncio.get_running_loop()
+        pause = max(_PAUSE * seconds, sum(len(response.body) for _, response in responses) / _RATE)
+        step = min(pause, _MAX_PAUSE) / len(responses)
+        for number, (exchange, response) in enumerate(responses):
+            if number < _FEW_SCRAPES or not step:
+                self._send(exchange, response)
+            else:
+                loop.call_later(step * number, self._send_later, exchange, response)
+        return self._now() + (step * len(responses) if len(responses) > _FEW_SCRAPES else 0.0)
+
+    def _send_later(self, exchange: Exchange, response: Response) -> None:
+        if not exchange.client.stream.closed():
+            self._send(exchange, response)
 
     def _show_page(self) -> None:
         """Send the page to the first who ask for it, after rendering it if the last one is too old."""

@@ -620,6 +620,7 @@ def test_a_scrape_overtakes_pages_that_wait(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_pages_that_have_waited_for_long_take_turns_with_scrapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "_PATIENCE", -1.0)
+    monkeypatch.setattr(responses, "_MAX_PAUSE", 0.0)
 
     async def test() -> None:
         async with serving() as server:
@@ -631,11 +632,33 @@ def test_pages_that_have_waited_for_long_take_turns_with_scrapes(monkeypatch: py
     run(test)
 
 
+class Scrapes:
+    """Scrapes of clients with made-up names."""
+
+    def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._server = server
+        self._names: dict[int, str] = {}
+        monkeypatch.setattr(peers, "name_of", lambda connection, _: self._names.get(connection.getpeername()[1], ""))
+
+    async def ask(self, name: str, more: str) -> Answer:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            self._names[bound.getsockname()[1]] = name
+            bound.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(bound, self._server.address)
+            reader, writer = await asyncio.open_connection(sock=bound.dup())
+            writer.write(f"GET /metrics HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
+            answer = await read_answer(reader)
+            writer.close()
+            return answer
+
+
 def test_scrapes_of_many_formats_take_turns_by_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "_MAX_PAUSE", 0.0)
+
     async def test() -> None:
         async with serving() as server:
-            names: dict[int, str] = {}
-            monkeypatch.setattr(peers, "name_of", lambda connection, _: names[connection.getpeername()[1]])
+            scrape = Scrapes(server, monkeypatch).ask
             renderings = Renderings(server, monkeypatch)
             asked: list[str] = []
             make = server._responses._make
@@ -646,23 +669,63 @@ def test_scrapes_of_many_formats_take_turns_by_client(monkeypatch: pytest.Monkey
 
             monkeypatch.setattr(server._responses, "_make", making)
 
-            async def scrape(name: str, more: str) -> None:
-                with socket.socket() as bound:
-                    bound.bind(("127.0.0.1", 0))
-                    names[bound.getsockname()[1]] = name
-                    bound.setblocking(False)
-                    await asyncio.get_running_loop().sock_connect(bound, server.address)
-                    reader, writer = await asyncio.open_connection(sock=bound.dup())
-                    writer.write(f"GET /metrics HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
-                    await read_answer(reader)
-                    writer.close()
-
             flood = [scrape("greedy", OPENMETRICS) for _ in range(20)]
             await renderings.answers(*flood, number=20)
             # The scraper was not served yet, so its format comes first, although it asks last.
             flood = [scrape("greedy", OPENMETRICS) for _ in range(20)]
             await renderings.answers(*flood, scrape("scraper", ""), number=21)
             assert asked == ["greedy", "scraper", "greedy"]
+
+    run(test)
+
+
+def test_a_client_with_many_scrapes_gets_a_few_at_once_and_waits_for_its_next_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(responses, "_RATE", 1)
+    monkeypatch.setattr(responses, "_MAX_PAUSE", 10 * PATIENCE)
+
+    async def test() -> None:
+        async with serving() as server:
+            scrape = Scrapes(server, monkeypatch).ask
+            renderings = Renderings(server, monkeypatch)
+            renderings.hold()
+            first = [asyncio.create_task(scrape("greedy", OPENMETRICS)) for _ in range(20)]
+            await until(lambda: server._responses.waiting == 20)
+            renderings.release()
+            await until(lambda: len(renderings.sent) == responses._FEW_SCRAPES)
+            # Another format for somebody else does not wait, nor do the few scrapes of an ordinary client.
+            for _ in range(3):
+                await asyncio.gather(*(scrape("scraper", "") for _ in range(responses._FEW_SCRAPES)))
+            assert renderings.rendered == ["/metrics"] * 4
+            second = [asyncio.create_task(scrape("greedy", OPENMETRICS)) for _ in range(responses._FEW_SCRAPES)]
+            await until(lambda: server._responses.waiting == responses._FEW_SCRAPES)
+            await ask(server, "/-/healthy")
+            assert renderings.rendered == ["/metrics"] * 4
+            # A page does not wait for those who have no turn, nor does somebody else with the same format.
+            await ask(server, "/")
+            await scrape("scraper", OPENMETRICS)
+            await asyncio.gather(*second)
+            assert renderings.rendered == ["/metrics"] * 4 + ["/", "/metrics"]
+            assert sum(task.done() for task in first) == responses._FEW_SCRAPES
+            for task in first:
+                task.cancel()
+            await asyncio.gather(*first, return_exceptions=True)
+
+    run(test)
+
+
+def test_all_responses_come_in_time_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "_RATE", 1)
+    monkeypatch.setattr(responses, "_MAX_PAUSE", 0.1)
+
+    async def test() -> None:
+        async with serving() as server:
+            renderings = Renderings(server, monkeypatch)
+            for _ in range(2):
+                answers = await renderings.answers(*(ask(server) for _ in range(50)), number=50)
+                assert {answer.status for answer in answers} == {200}
+            assert renderings.rendered == ["/metrics"] * 2
 
     run(test)
 
