@@ -47,7 +47,20 @@ def test_slow_calls_take_a_tenth_of_the_time(took: float) -> None:
             clock.now += 0.001
         else:
             spent += clock.now - before
-    assert 60 * 0.09 < spent < 60 * 0.11
+    assert 60 * 0.1 < spent < 60 * 0.1 + 2.2
+
+
+def test_calls_that_are_slow_now_and_then_are_made() -> None:
+    clock = Clock()
+    patience: Patience[bool] = Patience("test", clock)
+
+    def slowly() -> bool:
+        clock.now += 0.05
+        return True
+
+    for _ in range(1000):
+        assert patience.call(slowly)
+        clock.now += 0.5
 
 
 def test_without_threads_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
