@@ -77,13 +77,18 @@ def _types() -> None:
 
 
 def _processes(count: int, types: int = 1) -> None:
-    """Keep processes that have asked, each with a number of types."""
+    """Keep processes, each of which asks for a number of types, and return when all have asked."""
+    reader, writer = os.pipe()
     for _ in range(count):
         if os.fork() == 0:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                 for qtype in range(1, types + 1):
                     sender.sendto(message("p.plain.test", qtype), SERVER)
+            os.close(writer)
             signal.pause()
+    os.close(writer)
+    os.read(reader, 1)  # the end of the pipe: no child has it open
+    os.close(reader)
 
 
 def _with_subordinate_ids(count: int) -> None:
