@@ -103,14 +103,9 @@ def _sendv() -> Callable[..., object]:
     a user who floods journald could stop the whole daemon.
     """
     try:
-        import systemd.journal  # noqa: F401, PLC0415 - memory: only a process that writes to the journal needs it
-    except ImportError as error:
-        raise UserError(
-            f"cannot write to the journal: {error}",
-            "apt-get install python3-systemd, and run dnsprobe with /usr/bin/python3 or a virtual environment of it "
-            "made with --system-site-packages",
-        ) from error
-    library = ctypes.CDLL("libsystemd.so.0")  # that of systemd.journal
+        library = ctypes.CDLL("libsystemd.so.0")
+    except OSError as error:
+        raise UserError(f"cannot write to the journal: {error}", "apt-get install libsystemd0") from error
 
     def send(*fields: bytes) -> None:
         pieces = (_Field * len(fields))(*(_Field(field, len(field)) for field in fields))
