@@ -64,6 +64,23 @@ def dying(step: Path) -> list[str]:
     return ["env", f"PYTHONPATH={HERE / 'at_step'}", f"STEP={step}"]
 
 
+def strace(fault: str, output: Path, call: str = "bpf") -> list[str]:
+    """Return a command that traces processes, in which a system call has a fault (strace(1), ``inject``)."""
+    return ["strace", "-f", "-qq", "-o", str(output), "-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
+
+
+@contextmanager
+def injecting(pid: int, fault: str, folder: Path, call: str = "bpf") -> Iterator[None]:
+    """Give a system call of a running process and its children a fault."""
+    tracer = subprocess.Popen([*strace(fault, folder / "trace", call), "-p", str(pid)])
+    try:
+        until(lambda: "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text("utf-8"))
+        yield
+    finally:
+        tracer.terminate()
+        tracer.wait(PATIENCE)
+
+
 def set_step(step: Path, text: str) -> None:
     """Write the file with the step. A reader sees either no file or all of it."""
     new = step.with_suffix(".new")
@@ -71,12 +88,18 @@ def set_step(step: Path, text: str) -> None:
     new.rename(step)
 
 
-def run(folder: Path, prefix: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a daemon that is expected to end by itself."""
+def log_of_start(folder: Path, step: Path, at: str) -> str:
+    """Start a daemon whose child dies at a step, check that the start fails, and return its log."""
     (folder / "c.yaml").write_text("domains: ['died*.test']")
+    set_step(step, at)
     command = [str(PROGRAM), "run", "--config", str(folder / "c.yaml"), "--listen", "127.0.0.1:0"]
     command += ["--log-target", "console"]
-    return subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run([*dying(step), *command], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert not step.exists(), "the child died"
+    assert done.returncode == 1
+    assert "ready" not in done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 def detach_hooks(service: Service) -> None:
@@ -100,13 +123,7 @@ def detach_hooks(service: Service) -> None:
     ],
 )
 def test_a_start_whose_loader_dies_fails_with_the_reason(tmp_path: Path, step: Path, at: str) -> None:
-    set_step(step, f"{LOADER} {at}")
-    done = run(tmp_path, dying(step))
-    assert not step.exists(), "the loader died"
-    assert done.returncode == 1
-    assert "the loader process died" in done.stderr
-    assert "ready" not in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "the loader process died" in log_of_start(tmp_path, step, f"{LOADER} {at}")
 
 
 @pytest.mark.usefixtures("_nothing_stays")
@@ -143,12 +160,8 @@ def test_an_exchange_whose_loader_dies_is_made_at_the_next_proof(
 
 @pytest.mark.usefixtures("_nothing_stays")
 def test_a_start_whose_matching_process_dies_fails_with_the_reason(tmp_path: Path, step: Path) -> None:
-    set_step(step, f"{MATCHING} call MatchingProcess._build 1")
-    done = run(tmp_path, dying(step))
-    assert not step.exists(), "the process died"
-    assert done.returncode == 1
-    assert "the process that builds the rules has died" in done.stderr
-    assert "Traceback" not in done.stderr
+    log = log_of_start(tmp_path, step, f"{MATCHING} call MatchingProcess._build 1")
+    assert "the process that builds the rules has died" in log
 
 
 def test_a_reload_whose_process_dies_leaves_the_old_rules(start: Start, scene: Scene, step: Path) -> None:
@@ -167,19 +180,6 @@ def test_a_reload_whose_process_dies_leaves_the_old_rules(start: Start, scene: S
     assert service.by("dnsprobe_queries_total", "domain") == {"died*.test": 7, "new*.test": 9}
 
 
-@contextmanager
-def killing_at(call: str, pid: int, folder: Path) -> Iterator[None]:
-    """Kill each child of a running process at its first call of a kind."""
-    inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when=1"]
-    tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", str(folder / "trace"), *inject, "-p", str(pid)])
-    try:
-        until(lambda: "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text("utf-8"))
-        yield
-    finally:
-        tracer.terminate()
-        tracer.wait(PATIENCE)
-
-
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="takes strace: run scripts/test")
 
 
@@ -190,7 +190,7 @@ def test_a_proof_whose_sender_dies_leaves_the_hooks(start: Start, scene: Scene, 
     """The sender dies before all canaries, or before those over TCP."""
     service = start("domains: [one.test, streams.test]\nprobe: {verify_interval: 1s}")
     links = attached(str(service.process.pid))
-    with killing_at(call, service.process.pid, tmp_path):
+    with injecting(service.process.pid, "signal=SIGKILL:when=1", tmp_path, call):  # in each child
         line = service.wait_for("tcp4 is not proved any more: ")
         assert line.endswith("the canary could not be sent: their sender died (-9)")
         scene("send", "www.one.test", 11)

@@ -14,7 +14,7 @@ import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pytest
 from conftest import ALL_PATHS, PATIENCE, UNPRIVILEGED, Service
 from running import PROGRAM
 from scraped import add_up, samples_of
-from test_children_that_die import EXCHANGED, detach_hooks
+from test_children_that_die import EXCHANGED, detach_hooks, injecting, strace
 from test_lifecycle import children, until
 
 Scene = Callable[..., Any]
@@ -30,10 +30,6 @@ Start = Callable[..., Service]
 
 if shutil.which("strace") is None:
     pytest.skip("takes strace: run scripts/test, which installs it", allow_module_level=True)
-
-
-def strace(fault: str, output: Path, call: str = "bpf") -> list[str]:
-    return ["strace", "-f", "-qq", "-o", str(output), "-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
 
 
 @pytest.mark.parametrize(
@@ -67,23 +63,11 @@ def test_a_start_with_one_failing_call_has_a_clear_end(tmp_path: Path, error: st
         assert "stopped: 0 queries counted" in text
 
 
-@contextmanager
-def failing(pid: int, fault: str, folder: Path) -> Iterator[None]:
-    """Make calls of bpf(2) of a running process and its children fail."""
-    tracer = subprocess.Popen([*strace(fault, folder / "trace"), "-p", str(pid)])
-    try:
-        until(lambda: "TracerPid:\t0" not in Path(f"/proc/{pid}/status").read_text("utf-8"))
-        yield
-    finally:
-        tracer.terminate()
-        tracer.wait(PATIENCE)
-
-
 def test_a_daemon_goes_on_after_the_kernel_had_no_memory(start: Start, scene: Scene, tmp_path: Path) -> None:
     service = start("domains: [watched.test]")
     scene("invented", 0, 20, "before", "watched.test")
     service.get("/metrics")
-    with failing(service.process.pid, "error=ENOMEM:when=1+", tmp_path):
+    with injecting(service.process.pid, "error=ENOMEM:when=1+", tmp_path):
         scene("invented", 0, 20, "while", "watched.test")
         with pytest.raises(urllib.error.HTTPError) as refused:
             service.get("/metrics")
@@ -101,7 +85,7 @@ def test_a_reload_for_which_the_kernel_has_no_memory_leaves_the_old_rules(
 ) -> None:
     service = start("domains: [old.test]")
     service.configuration.write_text("domains: [old.test, new.test]")
-    with failing(service.process.pid, "error=ENOMEM:when=1+", tmp_path):
+    with injecting(service.process.pid, "error=ENOMEM:when=1+", tmp_path):
         service.process.send_signal(signal.SIGHUP)
         service.wait_for("reload failed, the old rules stay in force: ")
     scene("send", "www.old.test", 7)
@@ -122,7 +106,7 @@ def test_an_exchange_that_the_kernel_refuses_is_made_at_a_later_proof(
     service = start(EXCHANGED)
     scene("send", "www.one.test", 11)
     (keeper,) = children(service.process.pid, "loader_keeper")
-    with failing(keeper, f"error={error}:when={when}", tmp_path):
+    with injecting(keeper, f"error={error}:when={when}", tmp_path):
         detach_hooks(service)
         line = service.wait_for("no other hook could be verified for udp4: ")
         scene("streams", "www.streams.test")
