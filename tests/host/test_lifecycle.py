@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -238,6 +238,16 @@ def test_a_proof_without_free_descriptors_fails_until_there_are_some(start: Star
     service.wait_for("udp4 is proved again")
 
 
+@contextmanager
+def killed_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Kill a process that a failed test leaves, which would wait for ever."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_log_that_nobody_reads_does_not_stop_the_service(tmp_path: Path) -> None:
     configuration = tmp_path / "dnsprobe.yaml"
     configuration.write_text("domains: [watched.test]")
@@ -252,7 +262,7 @@ def test_a_log_that_nobody_reads_does_not_stop_the_service(tmp_path: Path) -> No
         "--log-target",
         "console",
     ]
-    with os.fdopen(reader, "rb", 0) as log, subprocess.Popen(command, stderr=writer) as process:
+    with os.fdopen(reader, "rb", 0) as log, killed_at_the_end(subprocess.Popen(command, stderr=writer)) as process:
         ready = next(line for line in log if b"ready after" in line).decode()
         url = ready.split(" s: ")[1].split(",")[0]
         os.set_blocking(writer, False)
