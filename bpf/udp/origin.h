@@ -86,7 +86,8 @@ static __always_inline bool undo_nat(u64 packet, u8 family, u64 *address, u16 *p
 /*
  * As undo_nat(), for a packet without a connection, which IPVS or a stateless rule of the firewall may have translated:
  * the destination of a connected socket is the one that its owner gave. (A packet may also be sent to another
- * destination than that of its socket. Then this is wrong, if the network namespace has a firewall, but not conntrack.)
+ * destination than that of its socket. If the network namespace has a firewall, but not conntrack, and both ports are
+ * watched, this is wrong.)
  */
 static __always_inline void undo_translation(const struct __sk_buff *ctx, u64 packet, u8 family, u64 *address,
 					     u16 *port)
@@ -96,6 +97,9 @@ static __always_inline void undo_translation(const struct __sk_buff *ctx, u64 pa
 
 	/* A socket for IPv6 has an address for IPv4 only if it is connected to an IPv4-mapped address. */
 	if (!peer || !sock || !peer->dst_port || (family == 4 && !peer->dst_ip4) || !has_firewall(sock, family))
+		return;
+	/* Otherwise, a query of a socket that is connected to an unwatched port could not be seen. */
+	if (WATCHED_PORT(__builtin_bswap16(*port)) && !WATCHED_PORT(__builtin_bswap16(peer->dst_port)))
 		return;
 	if (family == 4) {
 		address[0] = peer->dst_ip4;

@@ -105,6 +105,17 @@ def rewritten(_sender: str) -> None:
     resolver.recv(4096)
 
 
+def elsewhere(_sender: str) -> None:
+    """A socket that is connected to a port that is not watched sends to one that is. Conntrack does not see it."""
+    nft("table inet t { chain out { type filter hook output priority 0; accept\n}\n}")
+    for server in (LOCAL4, LOCAL6):
+        resolver = receiver(server, 53)
+        with send("www.other.test", server, RESOLVER, connect=True, count=0) as sender:
+            for _ in range(3):
+                sender.sendto(message("www.nat.test", 1), (server, 53))
+                resolver.recv(4096)
+
+
 @contextmanager
 def queued(own: Callable[[], object] = lambda: None, protocol: str = "udp") -> Iterator[int]:
     """A firewall in user space accepts all queries. It calls ``own`` in a thread of its own, and yields its pid."""

@@ -72,6 +72,12 @@ def test_without_conntrack_a_connected_socket_has_the_server(scene: Scene) -> No
     assert ("rewritten", "www.nat.test", "127.0.0.14#53") in LINE.findall(service.err.read_text("utf-8"))
 
 
+def test_a_query_of_a_socket_that_is_connected_elsewhere_is_counted(scene: Scene) -> None:
+    service = scene("elsewhere")
+    ((_, process),) = counted(service)
+    assert counted(service) == {("nat.test", process): 6}
+
+
 def test_a_firewall_in_user_space_is_not_the_asker(scene: Scene) -> None:
     service = scene("held_back")
     waiting = ("recv", "recv_beside_a_t", "poll", "epoll")

@@ -149,6 +149,18 @@ for _ in range(5):
     os.splice(reader, sender.fileno(), len(secret))
 finish(sender)
 """,
+    "file that changes": """
+for _ in range(5):
+    sender = connect("4")
+    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    with open(os.memfd_create("query"), "r+b", buffering=0) as file:
+        file.write(decoy)
+        os.sendfile(sender.fileno(), file.fileno(), 0, len(decoy))
+        file.seek(0)
+        file.write(secret)
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        finish(sender)
+""",
     "Nagle": """
 for family in FAMILIES:
     sender = nagle(family)
