@@ -55,7 +55,8 @@ static __always_inline bool join_piece(struct scratch *s, struct __sk_buff *pack
 
 	u64 size = (length & -is_label) + 2 - is_label;
 
-	if (size > 64 || to + size > 255)
+	/* A pointer takes no room in the name. The longest name has 255 octets. */
+	if (size > 64 || to + (size & -is_label) > 255)
 		return false;
 	/* The comparison above may be with a copy of `to`. */
 	KEEP_BELOW_256(to);

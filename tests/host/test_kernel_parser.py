@@ -264,7 +264,11 @@ def test_pointers_are_followed_to_any_octet(kernel: Kernel) -> None:
         links = b"".join(pointer(size + 2 * (number + 1)) for number in range(pointers))
         payloads += [message(front + pointer(size), behind=links + rest)]
     payloads += [message(pointer(HEADER.size)), message(front + pointer(HEADER.size))]
-    # As long as a name may be, and longer, with labels on both sides of the pointer.
+    # As long as a name may be, up to the pointer: it leads to the last octet, which is in the header.
+    payloads += [
+        message(in_labels(b"z" * length, 63)[:-1] + pointer(HEADER.size - 1)) for length in (248, 249, 250, 251)
+    ]
+    # The same, with labels on both sides of the pointer.
     for length in range(100, 260):
         payloads += [message(in_labels(b"x" * 99, 1)[:-1] + pointer(198 + 18), behind=in_labels(b"y" * length, 63))]
     outcomes = compare(kernel, payloads)
