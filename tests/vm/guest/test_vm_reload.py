@@ -42,10 +42,11 @@ def test_rules_come_and_go_under_load(service: Service) -> None:
     assert added.stop() >= service.by("domain")["added.test"]
     assert sent - service.missed_runs <= service.by("domain")["kept.test"] <= sent
     # From now on, all queries of the new rule count.
-    before = service.by("domain")["added.test"]
+    before, missed = service.by("domain")["added.test"], service.missed_runs
     send("www.added.test", 1009)
     send("www.removed.test", 1009)
-    assert service.by("domain")["added.test"] == before + 1009
+    counted = service.by("domain")["added.test"] - before
+    assert 1009 - (service.missed_runs - missed) <= counted <= 1009
     assert service.by("domain")["removed.test"] == frozen
 
 

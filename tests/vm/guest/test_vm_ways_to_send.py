@@ -204,13 +204,15 @@ def assert_exact(service: Service, hook: str) -> None:
         expected = ("kprobe", "udp_send_skb.isra.51") if RENAMED else ("fentry", "udp_send_skb")
         assert used["udp4"] == expected
     assert used["parts4"] == used["parts6"] == ("cgroup", "egress")
+    missed = service.missed_runs
     for family in "46":
         send("www.hook.test", PRIME, family)
     found: Counter[str] = Counter()
     for labels, value in service.samples("dnsprobe_queries_total"):
         if labels["domain"] == "hook.test":
             found[labels["process"]] += int(value)
-    assert found == {"send": 2 * PRIME}
+    assert found.keys() == {"send"}
+    assert 2 * PRIME - (service.missed_runs - missed) <= found["send"] <= 2 * PRIME
 
 
 def test_a_query_that_the_kernel_writes_is_counted(service: Service, tmp_path: Path) -> None:
