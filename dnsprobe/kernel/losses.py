@@ -244,10 +244,10 @@ def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int
     """
     left = statistics[Statistic.PARTS_LEFT] - statistics[Statistic.PARTS_TAKEN]
     missed = others.get(Source.MISSED_RUNS, 0)
-    # A packet that the hook at egress took, but the one at the function did not leave to it: the kernel skipped the run
-    # at the function and counted it as missed, although the packet was read.
     # The kernel counts each event of a program for which it has no room, the daemon each program that it finds missing.
     programs = min(others.get(Source.IDENTITIES_FULL, 0), statistics[Statistic.IDENTITIES_FULL])
+    # A packet that the hook at egress took, but the one at the function did not leave to it: the kernel skipped the run
+    # at the function and counted it as missed, although the packet was read.
     others = {
         **others,
         Source.IDENTITIES_FULL: programs,
