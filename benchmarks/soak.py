@@ -1,7 +1,5 @@
 """Run a daemon under everything at once, and check that it stays level and that victims are counted exactly.
 
-Usage: scripts/soak [MINUTES]
-
 For MINUTES (30), in network namespaces of their own: a storm of processes that ask once and end; a user who floods with
 new names under a wildcard rule; a reload every five seconds, which adds or removes a rule; a scrape every second. All
 the while, two victims ask at a steady pace, for new names now and then.
@@ -13,6 +11,7 @@ a victim was not counted exactly or not under its own tree, or if the daemon log
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -36,6 +35,7 @@ from running import Service  # noqa: E402 -- it is in the folder above, since gu
 _ATTACKER, _VICTIMS = 3_000_001, (3_000_002, 3_000_003)
 _OWN_NET = ("unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh")
 _RULES = 'domains: [victim.test, watched.test, "*.flood.test"{more}]\nmetrics: {{max_series: 1000, series_ttl: 1m}}\n'
+_USAGE = "scripts/soak [--help] [MINUTES]"
 _SAMPLES = 40
 #: What may come on top, in the unit of each column: scrapes come and go, and an allocator rounds.
 _SLACK = {"rss": 4096, "descriptors": 4, "threads": 2, "maps": 0, "map_memory": 256}
@@ -184,7 +184,11 @@ class Soak:
 
 def main() -> None:
     """Print a line for each sample, and at the end what is wrong."""
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
+    parser = argparse.ArgumentParser(
+        prog="scripts/soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=_USAGE
+    )
+    parser.add_argument("minutes", metavar="MINUTES", type=float, nargs="?", default=30.0, help="how long (30)")
+    minutes: float = parser.parse_args().minutes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that dnsprobe does not stay
     with tempfile.TemporaryDirectory() as name:
         soak = Soak(Path(name), minutes)
