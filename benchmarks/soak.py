@@ -88,9 +88,9 @@ def repeat(stop: threading.Event, pause: float, work: Callable[[], object]) -> t
 
 def ask(number: int, uid: int) -> None:
     """Be a victim: send queries until SIGTERM, then print how many."""
+    Path("/proc/self/comm").write_text(f"victim{number}")  # another user may not write it
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    Path("/proc/self/comm").write_text(f"victim{number}")
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     sent = 0
