@@ -17,9 +17,7 @@ Send = Callable[[str], dict[str, Any]]
 
 GUEST = Path(__file__).parents[1] / "vm/guest"
 
-#: The lines of a scene come behind this; SHOW follows them. `secret` is a query that counts, `decoy` one of the same
-#: length that does not.
-BEFORE = """
+TOOLS = """
 import ctypes, json, mmap, os, socket, struct, subprocess, sys, threading, time
 sys.path.append(sys.argv[1])
 from stream_sender import *
@@ -41,10 +39,14 @@ def padded(query, size):
     octets = query[2:] + bytes(size)
     return len(octets).to_bytes(2, "big") + octets
 
+# A query that counts, and one of the same length that does not.
+secret, decoy = frame("www.hidden.test"), frame("www.zzzzzz.test")
+"""
+#: The lines of a scene come behind this; SHOW follows them.
+BEFORE = f"""{TOOLS}
 READING.set()
 server = Server()
 server.start()
-secret, decoy = frame("www.hidden.test"), frame("www.zzzzzz.test")
 """
 SHOW = """
 print(json.dumps({"received": server.received.get(NAME, 0)}))

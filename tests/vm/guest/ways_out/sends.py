@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import socket
 import struct
 import subprocess
-from collections.abc import Callable
 from functools import partial
 
+from ways_out import datagrams
 from ways_out.place import FAR4, FAR6, Absent, Place, message, padding, send_to, sender_to
 
-# include/uapi/linux/udp.h, include/uapi/asm-generic/socket.h, include/linux/socket.h
-UDP_CORK, UDP_SEGMENT = 1, 103
-SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
 
-#: A way to send one query: a connected socket and the message.
-Way = Callable[[socket.socket, bytes], object]
-
-
-def _ask_both(place: Place, way: Way, behind: bytes = b"") -> None:
+def _ask_both(place: Place, way: datagrams.Way, behind: bytes = b"") -> None:
     """Send queries in one way over IPv4 and IPv6 to the other end of a cable, and over loopback."""
     far = place.receiver(place.cable())
     near = place.receiver(place.net)
@@ -49,7 +41,7 @@ def plain(place: Place) -> None:
 
 
 def connected(place: Place) -> None:
-    _ask_both(place, lambda sender, query: sender.send(query))
+    _ask_both(place, datagrams.at_once)
 
 
 def mapped(place: Place) -> None:
@@ -121,64 +113,32 @@ def uring_worker(place: Place) -> None:
 
 
 def corked(place: Place) -> None:
-    def way(sender: socket.socket, query: bytes) -> None:
-        sender.setsockopt(socket.IPPROTO_UDP, UDP_CORK, 1)
-        for part in (query[:12], query[12:20], query[20:]):
-            sender.send(part)
-        sender.setsockopt(socket.IPPROTO_UDP, UDP_CORK, 0)
-
-    _ask_both(place, way)
-
-
-def _more(at: int) -> Way:
-    def way(sender: socket.socket, query: bytes) -> None:
-        sender.send(query[:at], socket.MSG_MORE)
-        sender.send(query[at:])
-
-    return way
+    _ask_both(place, datagrams.corked)
 
 
 def more_behind_header(place: Place) -> None:
-    _ask_both(place, _more(12))
+    _ask_both(place, datagrams.more(12))
 
 
 def more_behind_question(place: Place) -> None:
     behind = padding(8)
-    _ask_both(place, _more(-len(behind)), behind)
+    _ask_both(place, datagrams.more(-len(behind)), behind)
 
 
 def spliced(place: Place) -> None:
-    def way(sender: socket.socket, query: bytes) -> None:
-        reader, writer = os.pipe()
-        os.write(writer, query)
-        assert os.splice(reader, sender.fileno(), len(query)) == len(query)
-        os.close(reader)
-        os.close(writer)
-
-    _ask_both(place, way)
+    _ask_both(place, datagrams.spliced)
 
 
 def sendfile(place: Place) -> None:
-    def way(sender: socket.socket, query: bytes) -> None:
-        file = os.memfd_create("query")
-        os.write(file, query)
-        assert os.sendfile(sender.fileno(), file, 0, len(query)) == len(query)
-        os.close(file)
-
-    _ask_both(place, way)
-
-
-def _zerocopy(sender: socket.socket, query: bytes) -> None:
-    sender.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
-    sender.send(query, MSG_ZEROCOPY)
+    _ask_both(place, datagrams.from_file)
 
 
 def zerocopy(place: Place) -> None:
-    _ask_both(place, _zerocopy)
+    _ask_both(place, datagrams.zerocopy)
 
 
 def zerocopy_padded(place: Place) -> None:
-    _ask_both(place, _zerocopy, padding(1000))
+    _ask_both(place, datagrams.zerocopy, padding(1000))
 
 
 def _segmented(place: Place, count: int) -> None:
@@ -187,10 +147,8 @@ def _segmented(place: Place, count: int) -> None:
         names = place.names(count, tag)
 
         def ask(server: str = server, names: list[str] = names) -> None:
-            queries = [message(name) for name in names]
             with sender_to(server) as sender:
-                sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(queries[0]))
-                sender.send(b"".join(queries))
+                datagrams.segmented(sender, *map(message, names))
 
         place.right(*names, server=server)
         place.ask(ask)
