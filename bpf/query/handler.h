@@ -94,8 +94,8 @@ static __always_inline void handle_odd_query(struct scratch *s, const struct set
 	if (FORGET(s->rule) != UNREAD)
 		return;
 	s->event.kind = KIND_UNREAD;
-	/* No server answers a response, and each answer of multicast DNS is one. */
-	if (s->question.qtype == STAT_OTHER_RESPONSE)
+	/* Over TCP, dnsmasq answers a response. No server does so over UDP, and each answer of multicast DNS is one. */
+	if (s->question.qtype == STAT_OTHER_RESPONSE && s->to.transport != TRANSPORT_TCP)
 		s->submit = 0;
 }
 

@@ -88,8 +88,8 @@ class Expectation:
             elif result.counted:
                 statistic = STATISTICS[result.counted]
                 statistics[statistic] += 1
-                # No server answers a response.
-                if statistic != Statistic.OTHER_RESPONSE:
+                # No server answers a response over UDP.
+                if statistic != Statistic.OTHER_RESPONSE or transport == TCP:
                     events.append(Seen((Kind.UNREAD, statistic, 0, transport, version, b"")))
         if events:
             statistics[Statistic.EVENTS] = len(events)

@@ -247,6 +247,10 @@ with socket.create_server(("127.0.0.1", 53)):
     reasons = ("notify", "update", "dso", "opcode", "no_question", "questions", "response")
     assert other_messages(service) == dict.fromkeys(reasons, 2)
     assert unparsed(service) == {}
+    assert service.stop() == 0
+    entries = re.findall(r" could not read as a query \((\w+), tcp\)", service.err.read_text("utf-8"))
+    # dnsmasq answers all of them, responses included.
+    assert sorted(entries) == sorted(reasons)
 
 
 def test_a_class_other_than_in_is_reported(start: Start, python: Callable[[str], str]) -> None:

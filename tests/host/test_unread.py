@@ -65,7 +65,7 @@ def test_each_reason_has_one_entry_for_a_process(sent: tuple[Any, dict[str, int]
     service, kinds = sent
     service.stop()
     entries = re.findall(r"sent what dnsprobe could not read as a query \((\w+), udp\)", service.err.read_text("utf-8"))
-    # No server answers a response.
+    # No server answers a response over UDP.
     assert sorted(entries) == sorted(kinds.keys() - READ - {"response"})
 
 
