@@ -277,27 +277,33 @@ struct chain {
 };
 
 /*
- * A TCP connection at egress, which the kernel keeps with its socket. Sequence numbers are those of RFC 9293, section
- * 3.4, in host byte order. `next` counts all octets that the connection has sent, whether they were read or not.
+ * A TCP connection at egress, which the kernel keeps with its socket. Anyone can open tens of thousands, so it is small:
+ * what few connections need is in other maps. Sequence numbers are those of RFC 9293, section 3.4, in host byte order.
+ * `next` counts all octets that the connection has sent, whether they were read or not.
  */
 struct connection {
 	u32 alignment; /* enum alignment of tcp/egress.h */
 	u32 first;     /* sequence number of the first octet */
 	u32 next;      /* sequence number of the octet that comes next */
-	u32 buffered;  /* octets of the message that has begun in `octets` */
+	u32 buffered;  /* octets of the message that has begun in MAP(BEGUN) */
 	u32 skip;      /* octets of the message before that are still to come */
 	u32 urgent;    /* sequence number of the urgent octet, which servers do not read */
 	u32 is_urgent; /* 1: there is one */
 	u32 runs;      /* that handled the present segment */
 	u64 leader;    /* task of the process that wrote last; the memory may hold another task after its end */
 	u64 start_ns;
-	u32 tgid; /* 0: not known */
+	u64 share; /* of that process */
+	u32 tgid;  /* 0: not known */
 	u32 uid;
 	u32 gid;
-	u32 pad;
-	struct chain chain; /* of that process */
+	u32 exec; /* see struct process_key */
+	u8 comm[COMM_SIZE];
+};
+
+/* The octets of a message that has begun in a TCP connection at egress and is not whole, kept with the socket. */
+struct begun {
 	u8 octets[STREAM_SIZE];
-	u8 more_pad[7];
+	u8 pad[7];
 };
 
 /* The names in a path, from its end to the root, each with a NUL behind it. */

@@ -141,6 +141,33 @@ static __always_inline bool find_place(struct scratch *s, struct connection *con
 	return true;
 }
 
+/* Returns where the octets of a message that has begun are kept, NULL if nowhere. With BPF_SK_STORAGE_GET_F_CREATE, a
+ * place is made: few clients send a message in parts. */
+static __always_inline struct begun *find_begun(struct __sk_buff *skb, u64 flags)
+{
+	const struct bpf_sock *sock = skb->sk;
+
+	return sock ? socket_storage(MAP(BEGUN), sock, NULL, flags) : NULL;
+}
+
+/* Keeps the octets of a message that has begun. Without room, it counts as not read. */
+static __always_inline void keep_begun(struct scratch *s, struct connection *connection, struct __sk_buff *skb, u32 end)
+{
+	struct begun *begun = find_begun(skb, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!begun) {
+		connection->alignment = GUESSING;
+		connection->buffered = 0;
+		connection->next = end;
+		s->unread = STAT_UNPARSED_BUSY;
+		return;
+	}
+	/* FORGET: with registers, the verifier would follow this for each way out of read_message(). */
+	connection->buffered = FORGET(s->size);
+	connection->next += FORGET(s->part);
+	bpf_probe_read_kernel(begun->octets, STREAM_SIZE, s->packet + STREAM_FRONT);
+}
+
 /* Puts the octets of the next message into s->packet, s->part of them from the offset `at` of the packet. */
 static __always_inline bool copy_message(struct scratch *s, const struct connection *connection, struct __sk_buff *skb,
 					 u32 at)
@@ -149,7 +176,15 @@ static __always_inline bool copy_message(struct scratch *s, const struct connect
 	u64 behind_first = FORGET(s->part) - 1;
 	u64 to = FORGET(connection->buffered);
 
-	bpf_probe_read_kernel(s->packet + STREAM_FRONT, STREAM_SIZE, connection->octets);
+	if (to) {
+		const struct begun *begun = find_begun(skb, 0);
+
+		if (!begun)
+			return false;
+		bpf_probe_read_kernel(s->packet + STREAM_FRONT, STREAM_SIZE, begun->octets);
+		/* Again: with a register, the verifier would follow what comes behind once more. */
+		to = FORGET(connection->buffered);
+	}
 	/* See copy_datagram() for the mask and the size. */
 	KEEP_BELOW_512(behind_first);
 	KEEP_BELOW_512(to);
@@ -190,7 +225,8 @@ static __always_inline bool skip_octets(struct scratch *s, struct connection *co
 
 /* Moves behind the octets of a message that were read: s->part of them are in the segment, and the message is as far as
  * s->progress says. */
-static __always_inline void advance_in_segment(struct scratch *s, struct connection *connection, u32 end)
+static __always_inline void advance_in_segment(struct scratch *s, struct connection *connection, struct __sk_buff *skb,
+					       u32 end)
 {
 	/* FORGET, here and below: with registers, the verifier would follow this for each way out of read_message(). */
 	u32 rest = LENGTH_SIZE + FORGET(s->length) - FORGET(connection->buffered);
@@ -206,9 +242,7 @@ static __always_inline void advance_in_segment(struct scratch *s, struct connect
 		connection->alignment = ALIGNED;
 	}
 	if (FORGET(s->progress) == MESSAGE_INCOMPLETE) {
-		connection->buffered = s->size;
-		connection->next += FORGET(s->part);
-		bpf_probe_read_kernel(connection->octets, STREAM_SIZE, s->packet + STREAM_FRONT);
+		keep_begun(s, connection, skb, end);
 		return;
 	}
 	connection->buffered = 0;
@@ -232,7 +266,7 @@ static __always_inline void read_segment_message(struct scratch *s, struct conne
 	}
 	s->size = FORGET(connection->buffered) + FORGET(s->part);
 	s->progress = read_message(s);
-	advance_in_segment(s, connection, FORGET(s->tcp.end));
+	advance_in_segment(s, connection, skb, FORGET(s->tcp.end));
 }
 
 /* Reads the next message of a segment. If it is a query that a rule matches, counts it. */
@@ -278,7 +312,7 @@ static __always_inline void count_encrypted_segment(struct scratch *s, struct co
 	}
 }
 
-/* As keep_and_submit(), for the process that has written, which may have ended. The connection keeps its tree. */
+/* As keep_and_submit(), for the process that has written, which may have ended. Its tree is noted before that. */
 static __always_inline void keep_and_submit_segment(struct scratch *s, const struct settings *settings,
 						    struct connection *connection)
 {
@@ -287,22 +321,15 @@ static __always_inline void keep_and_submit_segment(struct scratch *s, const str
 
 	if (!FORGET(s->keep_tree) && !FORGET(s->submit) && !FORGET(s->note_tree))
 		return;
-	if (!IS_NOTED(s)) {
-		thread = IS_SENT_ON(s) ? s->leader : bpf_get_current_task();
-		walk_ancestry(&s->event.chain, s->leader);
-		s->event.chain.share = find_share(thread);
-		/* The connection has the tree of the process that is noted: this one may be another. */
-		if (!IS_SENT_ON(s))
-			bpf_probe_read_kernel(&connection->chain, sizeof(connection->chain), &s->event.chain);
-	} else {
-		bpf_probe_read_kernel(&s->event.chain, sizeof(s->event.chain), &connection->chain);
-		if (is_writer_alive(connection))
-			thread = s->leader;
-	}
+	read_tree(s, connection);
 	if (!FORGET(s->keep_tree) && !FORGET(s->submit))
 		return;
 	if (FORGET(s->keep_tree))
 		keep_tree(s);
+	if (!IS_SENT_ON(s))
+		thread = bpf_get_current_task();
+	else if (!IS_NOTED(s) || is_writer_alive(connection))
+		thread = s->leader;
 	if (s->event.kind != KIND_CANARY && thread)
 		keep_identity(s, &s->process, s->leader, thread);
 	if (!FORGET(s->submit))
@@ -396,7 +423,9 @@ static __always_inline bool skip_message(struct connection *connection, struct _
 	if (!left || FORGET(connection->is_urgent))
 		return false;
 	if (left < LENGTH_SIZE) {
-		if (bpf_skb_load_bytes(skb, at, connection->octets, 1))
+		struct begun *begun = find_begun(skb, BPF_SK_STORAGE_GET_F_CREATE);
+
+		if (!begun || bpf_skb_load_bytes(skb, at, begun->octets, 1))
 			return false;
 		connection->buffered = 1;
 		connection->next = segment->end;

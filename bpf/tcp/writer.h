@@ -8,8 +8,11 @@
 
 #include "kernel_read.h"
 #include "scratch.h"
+#include "process/ancestry.h"
 #include "process/asker.h"
 #include "process/current.h"
+#include "process/share.h"
+#include "query/count.h"
 #include "tcp/segment.h"
 
 /* Notes the current task as the one that writes. */
@@ -76,7 +79,7 @@ static __always_inline void find_writer(struct scratch *s, struct connection *co
 			__builtin_memset(&s->process, 0, sizeof(s->process));
 		return;
 	}
-	s->share = connection->chain.share;
+	s->share = connection->share;
 	s->leader = connection->leader;
 	s->process.start_ns = connection->start_ns;
 	s->process.tgid = connection->tgid;
@@ -97,6 +100,47 @@ static __always_inline bool is_writer_alive(const struct connection *connection)
 {
 	return read_u32(connection->leader + TASK_TGID) == connection->tgid &&
 	       read_u64(connection->leader + TASK_START_BOOTTIME) == connection->start_ns;
+}
+
+/*
+ * Reads the tree of the process that has written into s->event.chain. If it has ended, and so many others have written
+ * that its tree was pushed out, only its name is known.
+ */
+static __always_inline void read_tree(struct scratch *s, struct connection *connection)
+{
+	if (IS_NOTED(s)) {
+		const struct chain *noted = bpf_map_lookup_elem(MAP(WRITERS), &s->process);
+		struct chain *chain = &s->event.chain;
+
+		if (noted) {
+			bpf_probe_read_kernel(chain, sizeof(*chain), noted);
+			return;
+		}
+		if (!is_writer_alive(connection)) {
+			chain->depth = 1;
+			chain->cut = 1;
+			chain->exec = connection->exec;
+			chain->shared = 1;
+			chain->lineage_depth = 0;
+			chain->lineage_cut = 1;
+			chain->share = connection->share;
+			chain->process[0].start_ns = connection->start_ns;
+			chain->process[0].tgid = connection->tgid;
+			chain->process[0].exited = 0;
+			__builtin_memcpy(chain->process[0].comm, connection->comm, COMM_SIZE);
+			return;
+		}
+	}
+	walk_ancestry(&s->event.chain, s->leader);
+	s->event.chain.share =
+		IS_NOTED(s) ? connection->share : find_share(IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
+	if (IS_SENT_ON(s))
+		return;
+	/* What leaves later is sent by another task. */
+	connection->share = s->event.chain.share;
+	connection->exec = s->event.chain.exec;
+	bpf_probe_read_kernel(connection->comm, COMM_SIZE, s->event.chain.process[0].comm);
+	bpf_map_update_elem(MAP(WRITERS), &s->process, &s->event.chain, BPF_ANY);
 }
 
 #endif

@@ -103,6 +103,8 @@ PENDING_KEY = struct.Struct("=QQIIHB5x")
 SEEN = struct.Struct("=QQ")
 OPENER = struct.Struct("=QQI4x")
 CACHED = struct.Struct("=QQQQ")
+CONNECTION = struct.Struct(f"=8I3Q4I{COMM_SIZE}s")
+BEGUN = struct.Struct(f"={STREAM_SIZE}s7x")
 STREAM = struct.Struct(f"=QIIIIIIII{STREAM_HEAD}Q{STREAM_SIZE}s7x")
 NAME = struct.Struct(f"=III{NAME_SIZE}s4xQ")
 ANCESTOR_KEY = struct.Struct("=QI4x")
@@ -118,8 +120,6 @@ IDENTITY_SHARE_AT = 24
 ANCESTOR_SHARE_AT = 8
 CHAIN_AT = EVENT_HEAD.size
 CHAIN_BYTES = CHAIN_HEAD.size + CHAIN_ROOM * PROCESS.size
-#: Octets of ``struct connection``, which has a chain between two parts. Only the kernel uses it.
-CONNECTION_SIZE = struct.calcsize("=8I2Q4I") + CHAIN_BYTES + STREAM_SIZE + 7
 #: ``struct lpm_key``: the length of the prefix in bits, then the longest prefix that the kernel's trie can hold.
 LPM_KEY_SIZE = 4 + NAME_SIZE
 

@@ -335,9 +335,13 @@ class Maps:
         #: Processes and which process forked them.
         lineage = max(sizes.lineage, 1)
         self.ancestors = table.shared("LINEAGE", _ANCESTOR_KEY, _ANCESTOR, lineage, shares, _LINEAGE)
-        # TCP connections. Only the kernel uses them.
-        # TCP connections at egress, kept with their sockets. Only the kernel uses them.
-        table.add("CONNECTIONS", libbpf.SK_STORAGE, _INDEX.size, abi.CONNECTION_SIZE, 0)
+        # TCP connections at egress, and messages that have begun there, kept with their sockets. Only the kernel uses
+        # them, as the next two.
+        table.add("CONNECTIONS", libbpf.SK_STORAGE, _INDEX.size, abi.CONNECTION.size, 0)
+        table.add("BEGUN", libbpf.SK_STORAGE, _INDEX.size, abi.BEGUN.size, 0)
+        # The ancestry of processes that have written to such a connection: what they wrote may leave after their end.
+        table.add("WRITERS", libbpf.LRU_HASH, _PROCESS_KEY.size, _CHAIN.size, max(sizes.processes // 2, 1))
+        # TCP connections at functions.
         table.add("STREAMS", libbpf.LRU_HASH, _HASH.size, abi.STREAM.size, _STREAMS)
         self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE, shares)
         self.canaries = table.ring("CANARIES", _CANARY_RING_SIZE, _CANARIES_AT_ONCE)
