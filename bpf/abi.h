@@ -277,9 +277,9 @@ struct chain {
 };
 
 /*
- * A TCP connection at egress, which the kernel keeps with its socket. Anyone can open tens of thousands, so it is small:
- * what few connections need is in other maps. Sequence numbers are those of RFC 9293, section 3.4, in host byte order.
- * `next` counts all octets that the connection has sent, whether they were read or not.
+ * A TCP connection at egress, which the kernel keeps with its socket. Anyone can open tens of thousands, so it is
+ * small: what few connections need is in other maps. Sequence numbers are those of RFC 9293, section 3.4, in host byte
+ * order. `next` counts all octets that the connection has sent, whether they were read or not.
  */
 struct connection {
 	u32 alignment; /* enum alignment of tcp/egress.h */

@@ -190,6 +190,16 @@ struct scratch {
 	u32 part;
 	/* The segment. Written by handle_egress_stream_slowly, read by tcp/egress.h and find_writer. */
 	struct segment tcp;
+	/* Its connection. Written by load_connection, written and read by tcp/egress.h and tcp/writer.h. */
+	struct connection connection;
+	/* Not 0: the kernel keeps the connection with its socket. Not 0: it does not know it before this packet, which
+	 * does not open it. Why octets count as not read if it is not known where a message begins. Written by
+	 * load_connection, read by tcp/egress.h. */
+	u32 is_kept;
+	u32 is_late;
+	u32 unaligned;
+	/* Not 0: a firewall may have held back the segment. Written by find_writer, read by tcp/egress.h. */
+	u32 held_back;
 	/* Not 0: the connection notes the tree of the process that writes. Written by find_writer, read by
 	 * keep_and_submit_segment. */
 	u32 note_tree;

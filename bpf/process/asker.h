@@ -8,6 +8,7 @@
 
 #include "kernel_read.h"
 #include "maps.h"
+#include "socket_storage.h"
 #include "verifier.h"
 #include "process/current.h"
 
@@ -229,7 +230,7 @@ static __always_inline void note_opener(struct bpf_sock *ctx, u32 protocol)
 
 	if (ctx->protocol != protocol || (!has_firewall(sock, 4) && !has_firewall(sock, 6)) || is_kernel_thread())
 		return;
-	opener = socket_storage(MAP(OPENERS), ctx, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	opener = make_storage(MAP(OPENERS), ctx);
 	if (!opener)
 		return;
 	opener->leader = current_process(&process);
@@ -285,7 +286,7 @@ static __always_inline u64 find_asker(struct __sk_buff *ctx, u64 packet, struct 
 
 	if (!with_note || !sock || !KNOWS_OPEN_FILES || !KNOWS_WAITERS)
 		return 0;
-	opener = socket_storage(MAP(OPENERS), with_note, NULL, 0);
+	opener = find_storage(MAP(OPENERS), with_note);
 	if (!opener)
 		return 0;
 

@@ -11,6 +11,7 @@
 
 #include "verifier.h"
 #include "scratch.h"
+#include "socket_storage.h"
 #include "dns/match.h"
 #include "dns/name.h"
 #include "query/count.h"
@@ -48,6 +49,9 @@ static __always_inline int handle_egress_stream(struct __sk_buff *skb)
 
 	if (!port || (!WATCHED_PORT(port) && !ENCRYPTED_PORT(port)))
 		return 1;
+	/* The kernel clears it before the first program, unless a program of another owner runs before this one. */
+	STORE_CONTEXT(skb, cb[0], 0);
+	STORE_CONTEXT(skb, cb[1], 0);
 	/* The rest is another program, so that most packets cost little. */
 	tail_call(skb, MAP(SELF_CALLS), 0);
 	count_statistic(STAT_UNPARSED_BUSY);
@@ -65,25 +69,76 @@ static __always_inline void begin_connection(struct connection *connection, u32 
 	connection->runs = 0;
 }
 
-/* Returns the connection of a segment, NULL if there is no room. */
-static __always_inline struct connection *find_connection(struct __sk_buff *skb, const struct segment *segment)
+/*
+ * Puts the connection of a segment into s->connection. The copy makes the state the same for the verifier whether it is
+ * kept or not.
+ *
+ * Without room, it is not kept. Then a segment is read by itself: the socket says whether it is the first one, and
+ * skb->cb has the octets and the runs that the packet had so far, and struct scratch.sent_on. A message that a segment
+ * has in part is not read.
+ */
+static __always_inline void load_connection(struct scratch *s, struct __sk_buff *skb)
 {
 	const struct bpf_sock *sock = skb->sk;
-	struct connection *connection;
+	const struct connection *kept = sock ? make_storage(MAP(CONNECTIONS), sock) : NULL;
+	struct connection *connection = &s->connection;
+	u32 read = 0, runs = 0, sent_on = 0;
 
-	if (!sock)
-		return NULL;
-	connection = socket_storage(MAP(CONNECTIONS), sock, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!connection)
-		return NULL;
-	if (segment->is_first) {
+	s->is_late = 0;
+	s->is_kept = kept != NULL;
+	s->unaligned = kept ? STAT_UNPARSED_UNALIGNED : STAT_UNPARSED_BUSY;
+	if (kept)
+		*connection = *kept;
+	else
+		__builtin_memset(connection, 0, sizeof(*connection));
+	/* FORGET: with registers and the stack, the verifier would follow the rest once for each. */
+	if (FORGET(s->tcp.is_first)) {
 		/* A socket can open one connection after the other. The SYN may also be sent again. */
-		if (connection->alignment == NEW_CONNECTION || connection->first != segment->sequence)
-			begin_connection(connection, segment->sequence, segment->sequence);
-	} else if (connection->alignment == NEW_CONNECTION) {
-		begin_connection(connection, first_octet(segment->sock), segment->sequence);
+		if (FORGET(connection->alignment) == NEW_CONNECTION || connection->first != FORGET(s->tcp.sequence))
+			begin_connection(connection, FORGET(s->tcp.sequence), FORGET(s->tcp.sequence));
+	} else if (FORGET(connection->alignment) == NEW_CONNECTION) {
+		begin_connection(connection, first_octet(FORGET(s->tcp.sock)), FORGET(s->tcp.sequence));
+		s->is_late = 1;
 	}
-	return connection;
+	if (FORGET(s->is_kept))
+		return;
+	LOAD_CONTEXT(read, skb, cb[0]);
+	LOAD_CONTEXT(runs, skb, cb[1]);
+	if (!runs)
+		return;
+	connection->alignment = ALIGNED;
+	connection->next += read;
+	connection->runs = runs;
+	LOAD_CONTEXT(sent_on, skb, cb[2]);
+	if (!sent_on) {
+		struct process_key process;
+
+		current_process(&process);
+		connection->tgid = process.tgid;
+		connection->start_ns = process.start_ns;
+	}
+}
+
+/* Keeps the connection for the next run. */
+static __always_inline void save_connection(struct scratch *s, struct __sk_buff *skb)
+{
+	const struct bpf_sock *sock = skb->sk;
+	struct connection *kept;
+
+	/* FORGET: with registers and the stack, the verifier would follow this once for each way to get here. */
+	if (!FORGET(s->is_kept)) {
+		u32 read = FORGET(s->connection.next) - FORGET(s->tcp.sequence);
+		u32 runs = FORGET(s->connection.runs);
+		u32 sent_on = FORGET(s->sent_on);
+
+		STORE_CONTEXT(skb, cb[0], read);
+		STORE_CONTEXT(skb, cb[1], runs);
+		STORE_CONTEXT(skb, cb[2], sent_on);
+		return;
+	}
+	kept = sock ? find_storage(MAP(CONNECTIONS), sock) : NULL;
+	if (kept)
+		*kept = s->connection;
 }
 
 static __always_inline void lose(struct scratch *s, struct connection *connection, u32 statistic)
@@ -141,19 +196,20 @@ static __always_inline bool find_place(struct scratch *s, struct connection *con
 	return true;
 }
 
-/* Returns where the octets of a message that has begun are kept, NULL if nowhere. With BPF_SK_STORAGE_GET_F_CREATE, a
- * place is made: few clients send a message in parts. */
-static __always_inline struct begun *find_begun(struct __sk_buff *skb, u64 flags)
+/* Makes a place for the octets of a message that has begun, NULL if there is no room. Few clients send a message in
+ * parts. */
+static __always_inline struct begun *make_begun(const struct scratch *s, struct __sk_buff *skb)
 {
 	const struct bpf_sock *sock = skb->sk;
 
-	return sock ? socket_storage(MAP(BEGUN), sock, NULL, flags) : NULL;
+	/* FORGET: with a register, the verifier would follow each way to get here once more. */
+	return sock && FORGET(s->is_kept) ? make_storage(MAP(BEGUN), sock) : NULL;
 }
 
 /* Keeps the octets of a message that has begun. Without room, it counts as not read. */
 static __always_inline void keep_begun(struct scratch *s, struct connection *connection, struct __sk_buff *skb, u32 end)
 {
-	struct begun *begun = find_begun(skb, BPF_SK_STORAGE_GET_F_CREATE);
+	struct begun *begun = make_begun(s, skb);
 
 	if (!begun) {
 		connection->alignment = GUESSING;
@@ -177,7 +233,8 @@ static __always_inline bool copy_message(struct scratch *s, const struct connect
 	u64 to = FORGET(connection->buffered);
 
 	if (to) {
-		const struct begun *begun = find_begun(skb, 0);
+		const struct bpf_sock *sock = skb->sk;
+		const struct begun *begun = sock ? find_storage(MAP(BEGUN), sock) : NULL;
 
 		if (!begun)
 			return false;
@@ -235,7 +292,7 @@ static __always_inline void advance_in_segment(struct scratch *s, struct connect
 	if (FORGET(connection->alignment) == GUESSING) {
 		if (FORGET(s->progress) != MESSAGE_READ || rest > left) {
 			s->progress = MESSAGE_INCOMPLETE;
-			s->unread = STAT_UNPARSED_UNALIGNED;
+			s->unread = FORGET(s->unaligned);
 			connection->next = end;
 			return;
 		}
@@ -363,6 +420,26 @@ static __always_inline void read_server(struct destination *to, const struct __s
 	to->transport = transport_of(to, 0, TRANSPORT_TCP);
 }
 
+/*
+ * True if a segment was sent before: the socket moves on behind what it sends only after that (net/ipv4/tcp_output.c,
+ * tcp_event_new_data_sent()). That says nothing about a segment that a firewall has held back.
+ */
+static __always_inline bool was_sent_before(const struct scratch *s)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	return !FORGET(s->held_back) && (s32)(FORGET(s->tcp.end) - read_u32(FORGET(s->tcp.sock) + TCP_SND_NXT)) <= 0;
+}
+
+/* False if nothing of a segment can be read. An urgent octet and a segment that is sent again are recognized by what
+ * was sent before them. */
+static __always_inline bool is_readable(struct scratch *s, struct connection *connection)
+{
+	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
+	if (!FORGET(s->is_kept) && (FORGET(s->tcp.is_urgent) || FORGET(s->held_back)))
+		return false;
+	return note_urgent(s, connection);
+}
+
 /* Handles the next messages of a segment. True if it has more. */
 static __always_inline bool handle_segment(struct scratch *s, const struct settings *settings, struct __sk_buff *skb,
 					   struct connection *connection)
@@ -376,11 +453,21 @@ static __always_inline bool handle_segment(struct scratch *s, const struct setti
 	if (!SERVED_FAMILY(s->to.family))
 		return false;
 	find_writer(s, connection, skb);
+	if (!FORGET(s->is_kept))
+		s->note_tree = 0;
+	/* It was read then, or sent before dnsprobe was there. */
+	if (FORGET(s->is_late) && was_sent_before(s)) {
+		connection->next = FORGET(s->tcp.end);
+		return false;
+	}
+	/* A kernel that never keeps anything fails the proof: another hook is better. */
+	if (!FORGET(s->is_kept) && s->to.port == CANARY_PORT && has_storage_room(storage_room()))
+		return false;
 	if (!WATCHED_PORT(FORGET(s->to.port))) {
 		count_encrypted_segment(s, connection);
 	} else {
-		if (!note_urgent(s, connection) && connection->alignment != LOST)
-			lose(s, connection, STAT_UNPARSED_UNALIGNED);
+		if (!is_readable(s, connection) && connection->alignment != LOST)
+			lose(s, connection, FORGET(s->unaligned));
 		else if (find_place(s, connection)) {
 			for (u32 i = 0; i < MESSAGES_IN_RUN; i++) {
 				if (FORGET(connection->next) == FORGET(s->tcp.end))
@@ -410,7 +497,7 @@ static __always_inline bool handle_segment(struct scratch *s, const struct setti
 }
 
 /* Moves over the next message without reading it. False if that is not possible, or if there is none. */
-static __always_inline bool skip_message(struct connection *connection, struct __sk_buff *skb,
+static __always_inline bool skip_message(const struct scratch *s, struct connection *connection, struct __sk_buff *skb,
 					 const struct segment *segment)
 {
 	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
@@ -423,7 +510,7 @@ static __always_inline bool skip_message(struct connection *connection, struct _
 	if (!left || FORGET(connection->is_urgent))
 		return false;
 	if (left < LENGTH_SIZE) {
-		struct begun *begun = find_begun(skb, BPF_SK_STORAGE_GET_F_CREATE);
+		struct begun *begun = make_begun(s, skb);
 
 		if (!begun || bpf_skb_load_bytes(skb, at, begun->octets, 1))
 			return false;
@@ -443,14 +530,14 @@ static __always_inline bool skip_message(struct connection *connection, struct _
 }
 
 /* Counts the messages of a segment that are more than the runs can read. */
-static __always_inline void skip_messages(struct connection *connection, struct __sk_buff *skb,
+static __always_inline void skip_messages(struct scratch *s, struct connection *connection, struct __sk_buff *skb,
 					  const struct segment *segment)
 {
 	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
 	u32 skipped = 0;
 
 	for (u32 i = 0; i < SKIPPED_AT_MOST; i++) {
-		if (!skip_message(connection, skb, segment))
+		if (!skip_message(s, connection, skb, segment))
 			break;
 		skipped++;
 	}
@@ -463,43 +550,58 @@ static __always_inline void skip_messages(struct connection *connection, struct 
 	count_statistic(STAT_UNPARSED_UNALIGNED);
 }
 
+/* Takes a scratch space from the pool. NULL if none is free. */
+static __always_inline struct scratch *take_scratch(u32 *index)
+{
+	return map_pop(MAP(FREE_SCRATCH), index) ? NULL : bpf_map_lookup_elem(MAP(SCRATCH_POOL), index);
+}
+
+/* Counts what is left of a packet after the last run. */
+static __always_inline void handle_rest(struct __sk_buff *skb, const struct segment *segment)
+{
+	u32 index = 0;
+	struct scratch *s = take_scratch(&index);
+
+	if (!s) {
+		count_statistic(STAT_UNPARSED_BUSY);
+		return;
+	}
+	s->tcp = *segment;
+	load_connection(s, skb);
+	s->connection.runs = 0;
+	skip_messages(s, &s->connection, skb, segment);
+	save_connection(s, skb);
+	map_push(MAP(FREE_SCRATCH), &index, 0);
+}
+
 /* The second program. */
 static __always_inline int handle_egress_stream_slowly(struct __sk_buff *skb)
 {
 	struct settings *settings = get_settings();
-	struct connection *connection;
 	struct segment segment;
 	struct scratch *s;
-	bool has_more = false;
+	bool has_more;
 	u32 index = 0;
 
 	if (!settings || !read_segment(&segment, skb))
 		return 1;
-	connection = find_connection(skb, &segment);
-	if (!connection) {
+	s = take_scratch(&index);
+	if (!s) {
 		if (segment.sequence != segment.end)
 			count_statistic(STAT_UNPARSED_BUSY);
 		return 1;
 	}
-	if (map_pop(MAP(FREE_SCRATCH), &index)) {
-		count_statistic(STAT_UNPARSED_BUSY);
-		return 1;
-	}
-	s = bpf_map_lookup_elem(MAP(SCRATCH_POOL), &index);
-	if (s) {
-		s->tcp = segment;
-		has_more = handle_segment(s, settings, skb, connection);
-	}
+	s->tcp = segment;
+	load_connection(s, skb);
+	has_more = handle_segment(s, settings, skb, &s->connection);
+	s->connection.runs = has_more ? s->connection.runs + 1 : 0;
+	save_connection(s, skb);
 	map_push(MAP(FREE_SCRATCH), &index, 0);
-	if (!has_more) {
-		connection->runs = 0;
+	if (!has_more)
 		return 1;
-	}
-	connection->runs++;
 	/* The next messages. A loop around all of this would be too large for the verifier. */
 	tail_call(skb, MAP(SELF_CALLS), 0);
-	connection->runs = 0;
-	skip_messages(connection, skb, &segment);
+	handle_rest(skb, &segment);
 	return 1;
 }
 

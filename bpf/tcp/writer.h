@@ -61,6 +61,7 @@ static __always_inline void find_writer(struct scratch *s, struct connection *co
 {
 	/* FORGET: with a register, the verifier would follow each way out of is_asker() once more. */
 	s->note_tree = 0;
+	s->held_back = 0;
 	s->sent_on = NOTED;
 	if (read_u32(s->tcp.sock + SOCK_LOCK_OWNED) && is_asker(kernel_packet(skb), s->to.family))
 		s->sent_on = 0;
@@ -70,7 +71,8 @@ static __always_inline void find_writer(struct scratch *s, struct connection *co
 		note_writer(s, connection);
 		return;
 	}
-	if (!connection->leader || is_firewall(kernel_packet(skb), s->to.family)) {
+	s->held_back = is_firewall(kernel_packet(skb), s->to.family);
+	if (!connection->leader || FORGET(s->held_back)) {
 		s->sent_on = SENT_ON;
 		s->leader = find_asker(skb, kernel_packet(skb), &s->process);
 		if (connection->leader && FORGET(s->leader) != connection->leader)
@@ -133,7 +135,7 @@ static __always_inline void read_tree(struct scratch *s, struct connection *conn
 	}
 	walk_ancestry(&s->event.chain, s->leader);
 	s->event.chain.share =
-		IS_NOTED(s) ? connection->share : find_share(IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
+	    IS_NOTED(s) ? connection->share : find_share(IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
 	if (IS_SENT_ON(s))
 		return;
 	/* What leaves later is sent by another task. */

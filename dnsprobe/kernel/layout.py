@@ -118,6 +118,7 @@ _TCP = (
     ("SOCKET_INODE", "socket_alloc", "vfs_inode.i_ino"),
     ("TCP_WRITE_SEQ", "tcp_sock", "write_seq"),
     ("TCP_SND_UNA", "tcp_sock", "snd_una"),
+    ("TCP_SND_NXT", "tcp_sock", "snd_nxt"),
     ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
     ("SOCK_LOCK_OWNED", "sock", "sk_lock.owned"),
     ("MSG_ITER", "msghdr", "msg_iter"),

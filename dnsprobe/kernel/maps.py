@@ -47,6 +47,8 @@ _EVENTS_AT_ONCE, _CANARIES_AT_ONCE = 128, 1 << 16
 _RULES_AT_ONCE = 512
 #: TCP connections in the middle of a message. The one that was used least recently makes room for another.
 _STREAMS = 8192
+#: More than can ever be kept with sockets.
+_UNLIMITED_STORAGE = 1 << 62
 #: The header in front of a record of a ring buffer (``BPF_RINGBUF_HDR_SZ``), and the multiple that a record takes.
 _RING_HEADER, _RING_UNIT = 8, 8
 #: Room of events that were read is given back once it is this part of the ring.
@@ -328,6 +330,9 @@ class Maps:
         self.pending = table.shared("PENDING", _PENDING_KEY, _COUNT, sizes.names, shares, _PENDING)
         # Recent queries, which suppress the events of repeated ones. Only the kernel uses it.
         table.add("SEEN", libbpf.LRU_HASH, _HASH.size, abi.SEEN.size, sizes.recent)
+        # By 0, how much more may be kept with sockets. The kernel counts it down.
+        self._storage_room = table.array("STORAGE_ROOM", _ROOM, 1)
+        self.put_storage_room(None)
         # Who opened sockets in a network namespace with a firewall, kept with them. Only the kernel uses it.
         table.add("OPENERS", libbpf.SK_STORAGE, _INDEX.size, abi.OPENER.size, 0)
         # What became of recent queries. Only the kernel uses it.
@@ -340,7 +345,7 @@ class Maps:
         table.add("CONNECTIONS", libbpf.SK_STORAGE, _INDEX.size, abi.CONNECTION.size, 0)
         table.add("BEGUN", libbpf.SK_STORAGE, _INDEX.size, abi.BEGUN.size, 0)
         # The ancestry of processes that have written to such a connection: what they wrote may leave after their end.
-        table.add("WRITERS", libbpf.LRU_HASH, _PROCESS_KEY.size, _CHAIN.size, max(sizes.processes // 2, 1))
+        table.add("WRITERS", libbpf.LRU_HASH, _PROCESS_KEY.size, _CHAIN.size, max(sizes.processes // 4, 1))
         # TCP connections at functions.
         table.add("STREAMS", libbpf.LRU_HASH, _HASH.size, abi.STREAM.size, _STREAMS)
         self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE, shares)
@@ -401,6 +406,10 @@ class Maps:
     def put_rules(self, entries: Sequence[TrieEntry]) -> None:
         """Put rules in force as :meth:`putting_rules` does, and wait."""
         do_all(self.putting_rules(entries))
+
+    def put_storage_room(self, room: int | None) -> None:
+        """Set how many more values may be kept with sockets, such as states of TCP connections; None: any number."""
+        self._storage_room.put(0, _UNLIMITED_STORAGE if room is None else room)
 
     def take_overflow(self, rules: Iterable[int]) -> dict[int, int]:
         """Return the overflow of each retired rule that has any, and set it to 0."""

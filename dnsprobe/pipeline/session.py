@@ -31,6 +31,7 @@ from dnsprobe.pipeline.resolver import Resolver
 from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import as_steps, run, run_in_turns
+from dnsprobe.pipeline.storage_room import StorageRoom
 from dnsprobe.pipeline.turns import LIMIT_SECONDS
 from dnsprobe.process.container_names import ContainerNames
 from dnsprobe.process.lineage import Lineage
@@ -100,6 +101,7 @@ class Session:
         self._lineage = Lineage(self.probe.lineage_table, probe.lineage, procfs)
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
+        self._storage_room = StorageRoom(self.probe.maps.put_storage_room)
         self._losses = NO_LOSSES
         self._has_unread = config.journal.unread
         # Collecting and sweeping exclude each other: a count must be in one place.
@@ -212,6 +214,7 @@ class Session:
 
     def _maintain(self) -> None:
         self.matcher.maintain()
+        self._storage_room.update()
         self._log_too_slow()
         self.exceeded_shares()
 

@@ -236,10 +236,8 @@ time.sleep(0.2)
     }
 
 
-def test_what_leaves_later_counts_for_the_process_that_wrote_it(start: Start, send: Send) -> None:
-    """The process has ended when its data leaves, because the server did not read before."""
-    service = started(start)
-    received = send("""
+#: A process writes queries while the server does not read, and ends. The server reads after `meanwhile`.
+GONE = """
 count = 300
 # An answer would end the connection, because nobody has its socket any more.
 def count_quietly(self, connection):
@@ -257,6 +255,9 @@ def leave():
     name_process("gone")
     sender = narrow("4")
     sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    # They fill the window, so the process counts nothing while it runs.
+    for _ in range(100):
+        sender.sendall(padded(decoy, 1500))
     for _ in range(count):
         sender.sendall(padded(secret, 1500))
     os._exit(0)
@@ -264,12 +265,42 @@ child = os.fork()
 if not child:
     leave()
 os.waitpid(child, 0)
+meanwhile()
 READING.set()
 arrived(count)
-""")["received"]
+"""
+
+
+def test_what_leaves_later_counts_for_the_process_that_wrote_it(start: Start, send: Send) -> None:
+    """The process has ended when its data leaves, because the server did not read before."""
+    service = started(start)
+    received = send("meanwhile = lambda: None" + GONE)["received"]
     assert received == 300
     assert service.by("dnsprobe_queries_total", "process") == {"gone": 300}
     assert unparsed(service) == {}
+    (tree,) = service.by("dnsprobe_queries_total", "tree")
+    assert tree.split(";")[-2:] == [Path(sys.executable).name, "gone"]
+
+
+def test_a_process_whose_tree_was_pushed_out_by_other_writers_has_its_name(start: Start, send: Send) -> None:
+    service = start("domains: [hidden.test]\nprobe: {tcp_hook: cgroup_skb, processes: 16}")
+    received = send(
+        """
+def meanwhile():
+    for _ in range(200):
+        child = os.fork()
+        if not child:
+            connect("4")
+            os._exit(0)
+        os.waitpid(child, 0)
+"""
+        + GONE
+    )["received"]
+    assert received == 300
+    assert service.by("dnsprobe_queries_total", "process") == {"gone": 300}
+    assert unparsed(service) == {}
+    (tree,) = service.by("dnsprobe_queries_total", "tree")
+    assert tree == "...;gone"
 
 
 def test_processes_that_share_a_socket_count_for_themselves(start: Start, send: Send) -> None:

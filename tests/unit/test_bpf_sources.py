@@ -16,6 +16,7 @@ ORDER = (
     "verifier.h",
     "kernel_read.h",
     "maps.h",
+    "socket_storage.h",
     "dns/hash.h",
     "scratch.h",
     "dns/message.h",
