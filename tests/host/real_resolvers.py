@@ -140,7 +140,7 @@ def dnsmasq(folder: Path, zone: Zone) -> Resolver:
     listen = [f"--listen-address={address}" for address in ADDRESSES]
     log = ["--log-queries=extra", f"--log-facility={folder / 'log'}"]
     command = ["dnsmasq", *options, *more, "--bind-interfaces", *listen, *log, *zone.options()]
-    return Resolver(command, folder / "log", r" query\[[^]]*\] (\S+) from ")
+    return Resolver(command, folder / "log", r" query(?:\[[^]]*\])? (\S+) from ")
 
 
 #: Functions that start a resolver with a zone. Its files go to a folder.

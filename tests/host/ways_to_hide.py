@@ -195,12 +195,12 @@ def _with_option(level: int, option: int, value: bytes) -> datagrams.Way:
     return way
 
 
-def _framed(octets: bytes, length: int | None = None) -> bytes:
+def framed(octets: bytes, length: int | None = None) -> bytes:
     """Return a message as TCP has it (RFC 1035, section 4.2.2), perhaps with a wrong length."""
     return (len(octets) if length is None else length).to_bytes(2, "big") + octets
 
 
-def _read_answers(sender: socket.socket) -> Iterator[bytes]:
+def read_answers(sender: socket.socket) -> Iterator[bytes]:
     """Yield the answers on a connection, until it ends."""
     data = b""
     with suppress(ConnectionResetError):
@@ -219,9 +219,9 @@ def _over_connection(address: str, writes: Iterable[bytes], messages: int) -> To
         with suppress(OSError):  # the server has closed the connection
             for octets in writes:
                 sender.sendall(octets)
-            sender.sendall(_framed(OTHER))
+            sender.sendall(framed(OTHER))
             sender.shutdown(socket.SHUT_WR)
-        for answer in _read_answers(sender):
+        for answer in read_answers(sender):
             if answer[:2] == OTHER[:2]:
                 break
             answered += _answers(answer)
@@ -232,7 +232,7 @@ def over_tcp(messages: Sequence[bytes]) -> Told:
     """Send each message over a connection of its own, to one of the addresses in turn."""
     told = Told(0, 0)
     for number, octets in enumerate(messages):
-        told += _over_connection(ADDRESSES[number % 2], [_framed(octets)], 1)
+        told += _over_connection(ADDRESSES[number % 2], [framed(octets)], 1)
     return told
 
 
@@ -247,7 +247,7 @@ def _each(writes: Iterable[bytes], messages: int) -> Told:
 
 
 _QUERY = message(NAME)
-_QUERIES = _framed(_QUERY) * 3
+_QUERIES = framed(_QUERY) * 3
 _UDP_WAYS: dict[str, Callable[[], Told]] = {
     "UDP_CORK": partial(over_udp, [_QUERY], datagrams.corked),
     "MSG_MORE": partial(over_udp, [_QUERY], datagrams.more(20)),
@@ -274,14 +274,14 @@ _TCP_WAYS: dict[str, Callable[[], Told]] = {
     "several queries in a packet": partial(_each, [_QUERIES], 3),
     "an octet at a time": partial(_each, [bytes([octet]) for octet in _QUERIES], 3),
     "cut in the length": partial(_each, [_QUERIES[:1], _QUERIES[1:]], 3),
-    "a query within the length of another": partial(_each, [_framed(_QUERY + _QUERIES)], 1),
-    "the longest message": partial(_each, [_framed(_QUERY.ljust(65535, b"\0"))], 1),
+    "a query within the length of another": partial(_each, [framed(_QUERY + _QUERIES)], 1),
+    "the longest message": partial(_each, [framed(_QUERY.ljust(65535, b"\0"))], 1),
 }
 _ODD_TCP_WAYS: dict[str, Callable[[], Told]] = {
-    "a length that is too large": partial(_each, [_framed(_QUERY, len(_QUERY) + 60)], 2),
-    "a length that is too small": partial(_each, [_framed(_QUERY, len(_QUERY) - 1), _QUERIES], 5),
-    "an empty message first": partial(_each, [_framed(b"") + _QUERIES], 4),
-    "a response first": partial(_each, [_framed(message(NAME, flags=0x8100)) + _QUERIES], 4),
+    "a length that is too large": partial(_each, [framed(_QUERY, len(_QUERY) + 60)], 2),
+    "a length that is too small": partial(_each, [framed(_QUERY, len(_QUERY) - 1), _QUERIES], 5),
+    "an empty message first": partial(_each, [framed(b"") + _QUERIES], 4),
+    "a response first": partial(_each, [framed(message(NAME, flags=0x8100)) + _QUERIES], 4),
 }
 #: Ways that a resolver answers in full.
 ANSWERED: dict[str, Callable[[], Told]] = {
