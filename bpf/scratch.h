@@ -137,18 +137,22 @@ struct scratch {
 	/* Why a message is not read as a query, 0: it is. A slot of the statistics array. Written by handle_datagram,
 	 * handle_odd_datagram, handle_message and lose_alignment; read by handle_odd_message and handle_message. */
 	u32 unread;
+	/* Not 0: octets in front of a message that is read were not seen. Written by handle_message, read by
+	 * handle_write. */
+	u32 has_gap;
 	/* Written by handle_packet and handle_write; read by query/, read_next_message and tcp/handler.h. */
 	struct destination to;
-	/* The process that sends. Written by handle_query and count_encrypted_connection; read by query/. */
+	/* The process that sends. Written by identify_query, want_tree and count_encrypted_connection; read by query/.
+	 */
 	struct process_key process;
 	/* The task of the leader of its thread group. Written as `process`, read by keep_and_submit. */
 	u64 leader;
 	/* Who takes the room of what this query adds (SHARE_OF_*), and the type under which it is counted. Written by
-	 * set_share and count_encrypted_connection (counted_qtype); read by query/ and keep_identity. */
+	 * set_share, want_tree and count_encrypted_connection (counted_qtype); read by query/ and keep_identity. */
 	u64 share;
 	u32 counted_qtype;
 	/* Not 0: the process has a new counter and no tree yet. Written by handle_packet and handle_write (0),
-	 * count_query and count_pending; read by keep_and_submit. */
+	 * count_query, count_pending and want_tree; read by keep_and_submit. */
 	u32 keep_tree;
 	/* Not 0: an event is to be submitted. Written by handle_write (0) and handle_query, read by keep_and_submit. */
 	u32 submit;

@@ -65,14 +65,14 @@ static __always_inline bool add_to_count(u64 share, void *map, u32 resource, con
 }
 
 /* Keeps the tree of a process with a new counter. Its events may get lost, but each counter needs a tree. */
-static __always_inline void keep_tree(struct scratch *s)
+static __always_inline void keep_tree(const struct process_key *process, const struct chain *chain, u64 share)
 {
-	if (take_room(s->share, RESOURCE_PROCESSES, 1)) {
-		long failed = bpf_map_update_elem(MAP(PROCESSES), &s->process, &s->event.chain, BPF_NOEXIST);
+	if (take_room(share, RESOURCE_PROCESSES, 1)) {
+		long failed = bpf_map_update_elem(MAP(PROCESSES), (void *)process, (void *)chain, BPF_NOEXIST);
 
 		if (!failed)
 			return;
-		give_back(s->share, RESOURCE_PROCESSES, 1);
+		give_back(share, RESOURCE_PROCESSES, 1);
 		/* Another thread of the process was first. */
 		if (failed == -EEXIST)
 			return;
@@ -80,9 +80,9 @@ static __always_inline void keep_tree(struct scratch *s)
 	count_statistic(STAT_UNATTRIBUTED_PROCESSES_FULL);
 }
 
-static __always_inline bool is_tree_kept(const struct scratch *s)
+static __always_inline bool is_tree_kept(const struct process_key *process)
 {
-	return bpf_map_lookup_elem(MAP(PROCESSES), (void *)&s->process) != NULL;
+	return bpf_map_lookup_elem(MAP(PROCESSES), (void *)process) != NULL;
 }
 
 /* Counts a query for a rule. False if there is no room: then it is counted in the overflow counter of the rule. */
@@ -107,29 +107,25 @@ static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transpor
 			__sync_fetch_and_add(overflow, 1);
 		return false;
 	}
-	s->keep_tree = added && !is_tree_kept(s);
+	s->keep_tree = added && !is_tree_kept(&s->process);
 	return true;
 }
 
-/*
- * Counts messages that are not read, without an event, where there is no scratch space. `is_asker`: the current task is
- * the one that asks, otherwise it is not known. If the process has no tree yet, user space looks for it in /proc.
- */
-static __always_inline void count_unread(u32 reason, u8 transport, u64 number, bool is_asker)
+/* Counts messages that are not read, without an event. `process` has the tgid 0 if it is not known who asks. */
+static __always_inline void count_unread_of(const struct process_key *process, u64 share, u32 reason, u8 transport,
+					    u64 number)
 {
-	struct count_key key = { .rule = UNREAD, .qtype = reason, .transport = transport };
-	struct process_key process;
+	struct count_key key = {
+		.start_ns = process->start_ns,
+		.tgid = process->tgid,
+		.rule = UNREAD,
+		.qtype = reason,
+		.transport = transport,
+	};
 	u32 rule = UNREAD;
-	u64 share = SHARE_OF_NOBODY;
 	bool added;
 
 	add_statistic(reason, number);
-	if (is_asker) {
-		current_process(&process);
-		key.start_ns = process.start_ns;
-		key.tgid = process.tgid;
-		share = find_share(bpf_get_current_task());
-	}
 	if (add_to_count(share, MAP(COUNTS), RESOURCE_COUNTERS, &key, number, &added))
 		return;
 
@@ -138,6 +134,22 @@ static __always_inline void count_unread(u32 reason, u8 transport, u64 number, b
 	count_statistic(STAT_UNATTRIBUTED_COUNTERS_FULL);
 	if (overflow)
 		__sync_fetch_and_add(overflow, number);
+}
+
+/*
+ * As count_unread_of(), where there is no scratch space. `is_asker`: the current task is the one that asks, otherwise
+ * it is not known. If the process has no tree yet, user space looks for it in /proc.
+ */
+static __always_inline void count_unread(u32 reason, u8 transport, u64 number, bool is_asker)
+{
+	struct process_key process = {};
+	u64 share = SHARE_OF_NOBODY;
+
+	if (is_asker) {
+		current_process(&process);
+		share = find_share(bpf_get_current_task());
+	}
+	count_unread_of(&process, share, reason, transport, number);
 }
 
 /* Counts a query whose rule user space has to decide, and keeps its name, unless it is `known`. False if there is no
@@ -174,7 +186,7 @@ static __always_inline bool count_pending(struct scratch *s, u32 generation, boo
 	key->transport = transport;
 	if (!add_to_count(s->share, MAP(PENDING), RESOURCE_PENDING, key, 1, &added))
 		return false;
-	s->keep_tree = added && !is_tree_kept(s);
+	s->keep_tree = added && !is_tree_kept(&s->process);
 	return true;
 }
 

@@ -99,7 +99,7 @@ static __always_inline void keep_and_submit(struct scratch *s, const struct sett
 	walk_ancestry(&s->event.chain, s->leader);
 	s->event.chain.share = FORGET(s->share);
 	if (FORGET(s->keep_tree))
-		keep_tree(s);
+		keep_tree(&s->process, &s->event.chain, s->share);
 	if (s->event.kind != KIND_CANARY)
 		keep_identity(s, &s->process, s->leader, IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
 	if (!FORGET(s->submit))

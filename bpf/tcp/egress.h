@@ -42,6 +42,20 @@ enum alignment {
 /* Messages of a packet that are counted as not read at most. */
 #define SKIPPED_AT_MOST 256
 
+/* include/uapi/linux/if_ether.h */
+#define ETHERNET_IP4 __builtin_bswap16(0x0800)
+
+/* Counts a packet for which no run has room. If nobody holds the lock of the socket, the current task is a stranger:
+ * see find_writer(). */
+static __always_inline void count_busy_segment(const struct __sk_buff *skb)
+{
+	u64 packet = kernel_packet(skb);
+	u8 family = skb->protocol == ETHERNET_IP4 ? 4 : 6;
+	bool is_asker = read_u32(read_u64(packet + SKB_SK) + SOCK_LOCK_OWNED) && is_clearly_asker(packet, family);
+
+	count_unread(STAT_UNPARSED_BUSY, TRANSPORT_TCP, 1, is_asker);
+}
+
 /* The first program. Most packets are no TCP to a DNS server. */
 static __always_inline int handle_egress_stream(struct __sk_buff *skb)
 {
@@ -54,7 +68,7 @@ static __always_inline int handle_egress_stream(struct __sk_buff *skb)
 	STORE_CONTEXT(skb, cb[1], 0);
 	/* The rest is another program, so that most packets cost little. */
 	tail_call(skb, MAP(SELF_CALLS), 0);
-	count_statistic(STAT_UNPARSED_BUSY);
+	count_busy_segment(skb);
 	return 1;
 }
 
@@ -382,7 +396,7 @@ static __always_inline void keep_and_submit_segment(struct scratch *s, const str
 	if (!FORGET(s->keep_tree) && !FORGET(s->submit))
 		return;
 	if (FORGET(s->keep_tree))
-		keep_tree(s);
+		keep_tree(&s->process, &s->event.chain, s->share);
 	if (!IS_SENT_ON(s))
 		thread = bpf_get_current_task();
 	else if (!IS_NOTED(s) || is_writer_alive(connection))
@@ -399,9 +413,6 @@ static __always_inline void keep_and_submit_segment(struct scratch *s, const str
 	}
 	submit_event(s, settings);
 }
-
-/* include/uapi/linux/if_ether.h */
-#define ETHERNET_IP4 __builtin_bswap16(0x0800)
 
 /* The server that the asker gave: NAT does not change it in the socket. */
 static __always_inline void read_server(struct destination *to, const struct __sk_buff *skb, u64 sock)
@@ -529,9 +540,20 @@ static __always_inline bool skip_message(const struct scratch *s, struct connect
 	return true;
 }
 
+/* Counts messages of a segment that are not read for the process that has written them, which may have ended. */
+static __always_inline void count_skipped(const struct process_key *writer, u32 reason, u64 number)
+{
+	const struct chain *tree = bpf_map_lookup_elem(MAP(WRITERS), (void *)writer);
+	u64 share = tree ? tree->share : SHARE_OF_NOBODY;
+
+	count_unread_of(writer, share, reason, TRANSPORT_TCP, number);
+	if (tree && !is_tree_kept(writer))
+		keep_tree(writer, tree, share);
+}
+
 /* Counts the messages of a segment that are more than the runs can read. */
 static __always_inline void skip_messages(struct scratch *s, struct connection *connection, struct __sk_buff *skb,
-					  const struct segment *segment)
+					  const struct segment *segment, const struct process_key *writer)
 {
 	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
 	u32 skipped = 0;
@@ -541,13 +563,13 @@ static __always_inline void skip_messages(struct scratch *s, struct connection *
 			break;
 		skipped++;
 	}
-	count_unread(STAT_UNPARSED_PIPELINED, TRANSPORT_TCP, skipped, is_writer(connection));
+	count_skipped(writer, STAT_UNPARSED_PIPELINED, skipped);
 	/* A part of a message is left, or too many. */
 	if (FORGET(connection->next) == segment->end)
 		return;
 	connection->alignment = LOST;
 	connection->next = segment->end;
-	count_statistic(STAT_UNPARSED_UNALIGNED);
+	count_skipped(writer, STAT_UNPARSED_UNALIGNED, 1);
 }
 
 /* Takes a scratch space from the pool. NULL if none is free. */
@@ -557,19 +579,20 @@ static __always_inline struct scratch *take_scratch(u32 *index)
 }
 
 /* Counts what is left of a packet after the last run. */
-static __always_inline void handle_rest(struct __sk_buff *skb, const struct segment *segment)
+static __always_inline void handle_rest(struct __sk_buff *skb, const struct segment *segment,
+					const struct process_key *writer)
 {
 	u32 index = 0;
 	struct scratch *s = take_scratch(&index);
 
 	if (!s) {
-		count_statistic(STAT_UNPARSED_BUSY);
+		count_skipped(writer, STAT_UNPARSED_BUSY, 1);
 		return;
 	}
 	s->tcp = *segment;
 	load_connection(s, skb);
 	s->connection.runs = 0;
-	skip_messages(s, &s->connection, skb, segment);
+	skip_messages(s, &s->connection, skb, segment, writer);
 	save_connection(s, skb);
 	map_push(MAP(FREE_SCRATCH), &index, 0);
 }
@@ -578,6 +601,7 @@ static __always_inline void handle_rest(struct __sk_buff *skb, const struct segm
 static __always_inline int handle_egress_stream_slowly(struct __sk_buff *skb)
 {
 	struct settings *settings = get_settings();
+	struct process_key writer = {};
 	struct segment segment;
 	struct scratch *s;
 	bool has_more;
@@ -588,7 +612,7 @@ static __always_inline int handle_egress_stream_slowly(struct __sk_buff *skb)
 	s = take_scratch(&index);
 	if (!s) {
 		if (segment.sequence != segment.end)
-			count_statistic(STAT_UNPARSED_BUSY);
+			count_busy_segment(skb);
 		return 1;
 	}
 	s->tcp = segment;
@@ -596,12 +620,14 @@ static __always_inline int handle_egress_stream_slowly(struct __sk_buff *skb)
 	has_more = handle_segment(s, settings, skb, &s->connection);
 	s->connection.runs = has_more ? s->connection.runs + 1 : 0;
 	save_connection(s, skb);
+	/* Another run may take the scratch space. */
+	bpf_probe_read_kernel(&writer, sizeof(writer), &s->process);
 	map_push(MAP(FREE_SCRATCH), &index, 0);
 	if (!has_more)
 		return 1;
 	/* The next messages. A loop around all of this would be too large for the verifier. */
 	tail_call(skb, MAP(SELF_CALLS), 0);
-	handle_rest(skb, &segment);
+	handle_rest(skb, &segment, &writer);
 	return 1;
 }
 

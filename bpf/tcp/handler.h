@@ -24,13 +24,17 @@ static __always_inline void handle_message(struct scratch *s, const struct setti
 					   const struct write *write, bool continued)
 {
 	s->unread = 0;
+	s->has_gap = 0;
 	read_next_message(s, stream, write, continued);
 	/* FORGET, here and below: with a register, the verifier would follow this code for each way out of
 	 * read_next_message(). */
 	if (FORGET(s->progress) == MESSAGE_READ && FORGET(s->unread)) {
 		/* Octets before this message were not seen. The message itself can be read. */
-		if (s->to.port != CANARY_PORT)
-			count_statistic(FORGET(s->unread));
+		if (s->to.port != CANARY_PORT) {
+			count_unread(FORGET(s->unread), s->to.transport, 1, !IS_SENT_ON(s));
+			s->event.kind = KIND_UNREAD;
+			s->has_gap = 1;
+		}
 		s->unread = 0;
 	}
 	if (FORGET(s->progress) == MESSAGE_MALFORMED)
@@ -56,6 +60,18 @@ static __always_inline void handle_message(struct scratch *s, const struct setti
 	}
 	identify_query(s, settings);
 	handle_odd_query(s, settings, FORGET(s->rule));
+}
+
+/* Sees to it that the process has a tree, for what handle_message() has counted in front of a message that no rule
+ * matches. */
+static __always_inline void want_tree(struct scratch *s)
+{
+	if (IS_SENT_ON(s))
+		return;
+	s->leader = current_process(&s->process);
+	s->share = find_share(bpf_get_current_task());
+	if (!is_tree_kept(&s->process))
+		s->keep_tree = 1;
 }
 
 /* Counts a connection whose queries cannot be read, when its first octets are written. */
@@ -117,6 +133,9 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 		if (!write.size)
 			return 0;
 		handle_message(s, settings, stream, &write, continued);
+		/* FORGET: as in handle_message(). */
+		if (FORGET(s->has_gap))
+			want_tree(s);
 	} else {
 		count_encrypted_connection(s, stream, write.sequence);
 	}

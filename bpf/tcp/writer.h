@@ -88,15 +88,6 @@ static __always_inline void find_writer(struct scratch *s, struct connection *co
 	s->process.exec = 0;
 }
 
-/* True if the current task is of the process that is noted. */
-static __always_inline bool is_writer(const struct connection *connection)
-{
-	struct process_key process;
-
-	current_process(&process);
-	return process.tgid == connection->tgid && process.start_ns == connection->start_ns;
-}
-
 /* True if the noted process is still there: its memory may belong to another task by now. */
 static __always_inline bool is_writer_alive(const struct connection *connection)
 {
