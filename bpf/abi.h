@@ -92,7 +92,7 @@ enum statistic {
 	STAT_COUNTERS_ADDED,	 /* entries made in the counter maps */
 	STAT_NAMES_ADDED,
 	STAT_IDENTITIES_FULL,	  /* identities that could not be kept: no room */
-	STAT_UNPARSED_QUESTIONS,  /* a packet has more than one question (mDNS); only the first is read */
+	STAT_UNPARSED_QUESTIONS,  /* messages with questions that are not read (mDNS) */
 	STAT_UNPARSED_UNREADABLE, /* a write to a stream cannot be read: not in memory, or in too many buffers */
 	STAT_UNPARSED_UNALIGNED,  /* it is not known where in the stream a message begins */
 	STAT_UNPARSED_PIPELINED,  /* one write has more messages than can be read */

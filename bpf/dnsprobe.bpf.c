@@ -36,7 +36,7 @@ int ip_send_skb_entry(FUNCTION_CONTEXT *ctx)
 
 int ip_send_skb_slow(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet_slowly(HOOK_IP4);
+	return handle_packet_slowly(ctx, HOOK_IP4);
 }
 
 /* net/ipv6/ip6_output.c: int ip6_send_skb(struct sk_buff *skb) */
@@ -47,7 +47,7 @@ int ip6_send_skb_entry(FUNCTION_CONTEXT *ctx)
 
 int ip6_send_skb_slow(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet_slowly(HOOK_IP6);
+	return handle_packet_slowly(ctx, HOOK_IP6);
 }
 #endif
 
@@ -79,7 +79,7 @@ int udp_send_skb_entry(FUNCTION_CONTEXT *ctx)
 
 int udp_send_skb_slow(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet_slowly(HOOK_IP4);
+	return handle_packet_slowly(ctx, HOOK_IP4);
 }
 
 /* net/ipv6/udp.c: static int udp_v6_send_skb(struct sk_buff *skb, struct flowi6 *fl6, struct inet_cork *cork) */
@@ -92,7 +92,7 @@ int udp_v6_send_skb_entry(FUNCTION_CONTEXT *ctx)
 
 int udp_v6_send_skb_slow(FUNCTION_CONTEXT *ctx)
 {
-	return handle_packet_slowly(HOOK_IP6);
+	return handle_packet_slowly(ctx, HOOK_IP6);
 }
 #endif
 

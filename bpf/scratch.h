@@ -54,7 +54,7 @@ struct question {
 	u16 qtype;
 	u16 qclass;	  /* over mDNS, without the bit that asks for an answer by unicast */
 	bool plain;	  /* no label has an octet that is 0 */
-	bool has_pointer; /* the name has a compression pointer */
+	bool has_pointer; /* join_question() has to read the name: it has a compression pointer, or is not the first */
 	u8 pad[2];
 };
 
@@ -65,7 +65,7 @@ struct join {
 	u32 at;	      /* where the next label or pointer is in the message */
 	u32 length;   /* of the labels so far, in wire format */
 	u32 labels;   /* root included */
-	u32 behind;   /* the offset behind the first pointer, 0: there was none yet */
+	u32 behind;   /* the offset behind the first pointer, 0: there was none yet; at last, that of the type */
 	u32 is_whole; /* the root was read */
 	u8 head[4];   /* octets that were read last, except for labels */
 	u8 name[NAME_SIZE + 64];
@@ -137,6 +137,10 @@ struct scratch {
 	/* Why a message is not read as a query, 0: it is. A slot of the statistics array. Written by handle_datagram,
 	 * handle_odd_datagram, handle_message and lose_alignment; read by handle_odd_message and handle_message. */
 	u32 unread;
+	/* Questions of the message that were read, and the offset of the next one, 0: there is none. Written by
+	 * begin_questions, note_next_question, handle_odd_message and handle_odd_datagram; read by udp/. */
+	u32 questions;
+	u32 question_at;
 	/* Not 0: octets in front of a message that is read were not seen. Written by handle_message, read by
 	 * handle_write. */
 	u32 has_gap;

@@ -23,6 +23,10 @@
 #define OPCODE_UPDATE 5
 #define OPCODE_DSO 6
 
+/* Questions of a message over multicast DNS that are read at most: each takes a run of a program, and the kernel
+ * follows 32 tail calls. */
+#define QUESTIONS_AT_MOST 16
+
 /* The result of classify() that is no statistic. */
 #define STANDARD_QUERY STATISTICS
 

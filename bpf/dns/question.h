@@ -80,17 +80,18 @@ static __always_inline bool join_piece(struct scratch *s, struct __sk_buff *pack
 }
 
 /*
- * Reads a question whose name has compression pointers (section 4.1.4), and replaces the name in the scratch space by
- * the whole name. False if the question is malformed or incomplete.
+ * Reads the question at the offset `at` of the message, whose name may have compression pointers (section 4.1.4), and
+ * puts the whole name into the scratch space, as that of the first question. s->join.behind is then the offset of its
+ * type and class. False if the question is malformed or incomplete.
  *
  * No resolver library writes such a question. But BIND follows pointers to any octet before, and dnsmasq to any octet
  * of the message, so that the name may continue in another section, or behind all of them.
  */
-static __always_inline bool join_question(struct scratch *s, struct __sk_buff *packet, bool in_packet)
+static __always_inline bool join_question(struct scratch *s, struct __sk_buff *packet, bool in_packet, u32 at)
 {
 	u8 *tail = s->join.head;
 
-	s->join.at = DNS_HEADER;
+	s->join.at = at;
 	s->join.length = 0;
 	s->join.labels = 0;
 	s->join.behind = 0;
@@ -103,7 +104,10 @@ static __always_inline bool join_question(struct scratch *s, struct __sk_buff *p
 	/* FORGET, here and below: with registers, the verifier would follow this once for each way out of the loop. */
 	u32 behind = FORGET(s->join.behind);
 
-	if (!FORGET(s->join.is_whole) || !behind || read_octets(s, packet, in_packet, behind, tail, 4))
+	if (!behind)
+		behind = FORGET(s->join.at);
+	s->join.behind = behind;
+	if (!FORGET(s->join.is_whole) || read_octets(s, packet, in_packet, behind, tail, 4))
 		return false;
 	bpf_probe_read_kernel(s->packet + PACKET_FRONT + DNS_HEADER, NAME_SIZE, s->join.name);
 	s->question.length = s->join.length;

@@ -44,7 +44,7 @@ static __always_inline enum progress read_message(struct scratch *s)
 	s->join.message = (u64)(s->packet + PACKET_FRONT);
 	s->join.size = size;
 	/* FORGET: with a register, the verifier would follow this once for each way out of walk_question(). */
-	if (size >= SHORTEST_QUERY && FORGET(s->question.has_pointer) && join_question(s, NULL, false))
+	if (size >= SHORTEST_QUERY && FORGET(s->question.has_pointer) && join_question(s, NULL, false, DNS_HEADER))
 		return MESSAGE_READ;
 	return size >= length || present >= STREAM_SIZE ? MESSAGE_MALFORMED : MESSAGE_INCOMPLETE;
 }

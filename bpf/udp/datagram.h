@@ -56,8 +56,34 @@ static __always_inline u32 read_question(struct scratch *s)
 	return s->beyond ? STAT_UNPARSED_NONLINEAR : STAT_UNPARSED_MALFORMED;
 }
 
+/* Begins a message, whose questions are to be read. */
+static __always_inline void begin_questions(struct scratch *s)
+{
+	s->questions = 0;
+	s->question_at = 0;
+}
+
+/* Notes where the next question of a message is, if it has another one: `end` is where the one that was read ends. Only
+ * over multicast DNS, a query has several (classify()). */
+static __always_inline void note_next_question(struct scratch *s, u32 end)
+{
+	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
+	u32 questions = s->questions + 1;
+
+	s->questions = questions;
+	s->question_at = questions < __builtin_bswap16(dns->questions) ? end : 0;
+}
+
+/* Prepares handle_odd_message() for the question at s->question_at, which is not the first one of its message. */
+static __always_inline void prepare_next_question(struct scratch *s)
+{
+	s->unread = STAT_UNPARSED_QUESTIONS;
+	s->question.has_pointer = s->questions < QUESTIONS_AT_MOST;
+	s->repeatable = 0;
+}
+
 /* Counts the query in the scratch space, if a rule matches, and remembers the outcome. If its question is not read,
- * s->unread is the reason. */
+ * s->unread is the reason. If it has further questions, s->question_at is where the next one is. */
 static __always_inline void handle_datagram(struct scratch *s, const struct settings *settings)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
@@ -67,18 +93,17 @@ static __always_inline void handle_datagram(struct scratch *s, const struct sett
 	s->submit = 0;
 	s->repeatable = 0;
 	s->unread = problem;
+	begin_questions(s);
 	if (problem != PARSED)
 		return;
+	/* FORGET: with a register, the verifier would follow this once for each length. */
+	note_next_question(s, DNS_HEADER + FORGET(s->question.length) + 4);
 	reverse_name(s);
 
 	u32 rule = match_name(s);
 
 	if (!rule_fits_port(rule, s->to.port))
 		return;
-	/* A rule may match a question that is not read. So such packets are counted even if no rule matches the first
-	 * question. */
-	if (dns->questions != __builtin_bswap16(1))
-		count_statistic(STAT_UNPARSED_QUESTIONS);
 	identify_query(s, settings);
 	s->repeatable = s->question.plain && may_be_recent(dns, s->to.port);
 	s->outcome = NO_RULE;
@@ -86,18 +111,23 @@ static __always_inline void handle_datagram(struct scratch *s, const struct sett
 		handle_query(s, settings, rule);
 }
 
-/* Handles a message that read_question() could not read: its question has a pointer, or it is counted as unread. In a
- * packet of several, only one of them is handled in a run, so that the verifier follows this once. */
+/* Handles a message that read_question() could not read: its question has a pointer, or it is counted as unread. Or
+ * handles a question that is not the first one of its message. In a packet of several messages, only one of them is
+ * handled in a run, so that the verifier follows this once. */
 static __always_inline void handle_odd_message(struct scratch *s, const struct settings *settings,
 					       struct __sk_buff *packet, bool in_packet)
 {
 	s->rule = UNREAD;
 	/* FORGET, here and below: with registers, the verifier would follow this once for each way through
 	 * read_question(). */
-	if (FORGET(s->question.has_pointer) && join_question(s, packet, in_packet)) {
+	if (FORGET(s->question.has_pointer) &&
+	    join_question(s, packet, in_packet, FORGET(s->question_at) ?: DNS_HEADER)) {
+		note_next_question(s, FORGET(s->join.behind) + 4);
 		reverse_name(s);
 		s->rule = match_name(s);
 	} else if (s->to.port != CANARY_PORT) {
+		/* It is not known where the next question is. */
+		s->question_at = 0;
 		count_statistic(FORGET(s->unread));
 		describe_unread(s, FORGET(s->unread));
 	}

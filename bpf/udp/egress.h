@@ -265,6 +265,7 @@ parse:
 	/* The kernel clears it before the first program, unless a program of another owner runs before this one. */
 	STORE_CONTEXT(skb, cb[0], 0);
 	STORE_CONTEXT(skb, cb[1], 0);
+	STORE_CONTEXT(skb, cb[2], 0);
 	/* The rest is another program, so that each of them is small for the verifier. */
 	tail_call(skb, MAP(SELF_CALLS), 0);
 	count_unread_packet(skb, STAT_UNPARSED_BUSY, 1);
@@ -412,15 +413,18 @@ static __always_inline void read_next(struct scratch *s, struct __sk_buff *skb)
 	copy_datagram(s, skb, s->message_at + at, size);
 }
 
-/* Notes in the context where the next run begins, and returns how many datagrams are left. */
+/* Notes in the context where the next run begins, and returns how many datagrams are left, with the one that has
+ * another question. A message has less than 65,536 octets. */
 static __always_inline u32 end_run(struct scratch *s, struct __sk_buff *skb)
 {
 	/* FORGET: with registers, the verifier would follow this once for each way through the run. */
 	u32 number = FORGET(s->at) / FORGET(s->segment);
 	u32 runs = FORGET(s->runs) + 1;
+	u32 question = FORGET(s->questions) << 16 | FORGET(s->question_at);
 
 	STORE_CONTEXT(skb, cb[0], number);
 	STORE_CONTEXT(skb, cb[1], runs);
+	STORE_CONTEXT(skb, cb[2], question);
 	if (FORGET(s->at) >= FORGET(s->total))
 		return 0;
 	return (FORGET(s->total) - FORGET(s->at) - 1) / FORGET(s->segment) + 1;
@@ -443,9 +447,9 @@ static __always_inline void find_sender(struct scratch *s, struct __sk_buff *skb
  * Handles the next datagrams of a packet, from number skb->cb[0] on, and returns how many are left. The context is the
  * only place that a run keeps over a tail call.
  *
- * A run ends at the first datagram that is odd or causes an event, since there must be only one copy of what handles it
- * and of what submits events. If
- * the runs that are left could then not handle all datagrams, the event is lost instead.
+ * A run ends at the first datagram that is odd, has several questions or causes an event, since there must be only one
+ * copy of what handles it and of what submits events. If the runs that are left could then not handle all datagrams,
+ * the event is lost instead.
  */
 static __always_inline u32 handle_datagrams(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
 {
@@ -460,6 +464,7 @@ static __always_inline u32 handle_datagrams(struct scratch *s, const struct sett
 		count_statistic(STAT_PARTS_TAKEN);
 	s->at = number * s->segment;
 	s->unread = 0;
+	begin_questions(s);
 	find_sender(s, skb);
 	for (u32 i = 0; i < DATAGRAMS_IN_RUN; i++) {
 		/* FORGET, here and below: with registers, the verifier would follow each round once for each way
@@ -468,8 +473,8 @@ static __always_inline u32 handle_datagrams(struct scratch *s, const struct sett
 			break;
 		read_next(s, skb);
 		handle_datagram(s, settings);
-		/* The third program handles it. */
-		if (FORGET(s->unread)) {
+		/* The third program handles it, or its further questions. */
+		if (FORGET(s->unread) || FORGET(s->question_at)) {
 			s->at -= s->segment;
 			break;
 		}
@@ -490,27 +495,43 @@ static __always_inline u32 handle_datagrams(struct scratch *s, const struct sett
 	return end_run(s, skb);
 }
 
-/* Handles the datagram number skb->cb[0], which the second program could not read. As handle_datagrams(). */
+/* Handles the datagram number skb->cb[0], which the second program could not read, or its question at the offset that
+ * skb->cb[2] has in its lower half. As handle_datagrams(). */
 static __always_inline u32 handle_odd_datagram(struct scratch *s, const struct settings *settings,
 					       struct __sk_buff *skb)
 {
-	u32 number, runs;
+	u32 number, runs, question;
 
 	if (!read_cut(s, settings, skb))
 		return 0;
 	LOAD_CONTEXT(number, skb, cb[0]);
 	LOAD_CONTEXT(runs, skb, cb[1]);
+	LOAD_CONTEXT(question, skb, cb[2]);
 	s->runs = runs;
+	s->questions = question >> 16;
+	s->question_at = question & 0xffff;
 	s->at = number * s->segment;
 	if (s->at >= s->total)
 		return 0;
 	find_sender(s, skb);
 	read_next(s, skb);
-	s->unread = read_question(s);
 	s->keep_tree = 0;
 	s->submit = 0;
+	if (s->question_at)
+		prepare_next_question(s);
+	else
+		s->unread = read_question(s);
+	/* The sender may change the memory of a send without a copy (MSG_ZEROCOPY) after the second program has read
+	 * it. FORGET, here and below: as in handle_datagrams(). */
+	if (FORGET(s->unread) == PARSED) {
+		s->unread = STAT_UNPARSED_MALFORMED;
+		s->question.has_pointer = 1;
+	}
 	handle_odd_message(s, settings, skb, true);
 	keep_and_submit(s, settings);
+	/* The next run handles the next question. */
+	if (FORGET(s->question_at))
+		s->at -= s->segment;
 	return end_run(s, skb);
 }
 
@@ -525,7 +546,7 @@ static __always_inline int handle_egress_slowly(struct __sk_buff *skb, bool is_o
 	struct scratch *s;
 	u32 index = 0;
 	u32 left = 0;
-	u32 next;
+	u32 next = 0;
 
 	if (!settings || map_pop(MAP(FREE_SCRATCH), &index)) {
 		count_unread_packet(skb, STAT_UNPARSED_BUSY, 1);
@@ -537,7 +558,8 @@ static __always_inline int handle_egress_slowly(struct __sk_buff *skb, bool is_o
 	if (s && !is_odd)
 		left = handle_datagrams(s, settings, skb);
 	/* FORGET: as in end_run(). */
-	next = s && !is_odd && FORGET(s->unread) ? ODD_CALL : 0;
+	if (s && (FORGET(s->question_at) || (!is_odd && FORGET(s->unread))))
+		next = ODD_CALL;
 	map_push(MAP(FREE_SCRATCH), &index, 0);
 	if (!left)
 		return 1;

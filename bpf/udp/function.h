@@ -99,14 +99,15 @@ static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u64
 	s->payload = packet.payload;
 	s->linear = packet.length;
 	s->datagrams = count_datagrams(&packet, cork);
+	begin_questions(s);
 	/* The rest is another program, so that each of them is small for the verifier. */
 	tail_call(ctx, MAP(SELF_CALLS), 0);
 	count_unread(STAT_UNPARSED_BUSY, packet.to.transport, 1, !is_kernel_thread());
 	return 0;
 }
 
-/* Parses the packet that handle_packet() has left in the scratch space. */
-static __always_inline int handle_packet_slowly(u32 hook_kind)
+/* Parses the packet that handle_packet() has left in the scratch space. Each question of its message takes a run. */
+static __always_inline int handle_packet_slowly(void *ctx, u32 hook_kind)
 {
 	struct scratch *s = get_scratch(hook_kind);
 	struct settings *settings = get_settings();
@@ -114,6 +115,7 @@ static __always_inline int handle_packet_slowly(u32 hook_kind)
 	if (!s || !settings)
 		return 0;
 
+	bool is_first = !s->question_at;
 	u32 unread = s->datagrams - 1;
 
 	if (unread || is_beyond_linear(s->present, s->beyond)) {
@@ -122,19 +124,31 @@ static __always_inline int handle_packet_slowly(u32 hook_kind)
 				count_statistic(STAT_PARTS_LEFT);
 			return 0;
 		}
-		if (unread)
+		if (unread && is_first)
 			count_unread(STAT_UNPARSED_SEGMENTED, s->to.transport, unread, !is_kernel_thread());
 	}
 
 	exclude_kernel_thread(s);
 	s->join.message = s->payload;
 	s->join.size = s->linear;
-	handle_datagram(s, settings);
-	/* FORGET: with a register, the verifier would follow this once for each way through it. */
+	if (!is_first) {
+		s->keep_tree = 0;
+		s->submit = 0;
+		prepare_next_question(s);
+	} else {
+		handle_datagram(s, settings);
+	}
+	/* FORGET, here and below: with a register, the verifier would follow this once for each way through it. */
 	if (FORGET(s->unread))
 		handle_odd_message(s, settings, NULL, false);
 	keep_and_submit(s, settings);
 	remember_query(s, settings);
+	/* FORGET: as above. */
+	if (!FORGET(s->question_at))
+		return 0;
+	/* The next question. */
+	tail_call(ctx, MAP(SELF_CALLS), 0);
+	count_unread(STAT_UNPARSED_QUESTIONS, s->to.transport, 1, !is_kernel_thread());
 	return 0;
 }
 

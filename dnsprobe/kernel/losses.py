@@ -174,7 +174,7 @@ LOSSES = (
         _UNPARSED,
         "more_questions",
         Statistic.UNPARSED_QUESTIONS,
-        "several questions in one packet of multicast DNS, of which only the first is read",
+        "questions of a message over multicast DNS that are not read",
         Counted.IN_PART,
     ),
     Loss(

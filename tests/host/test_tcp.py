@@ -379,10 +379,62 @@ with socket.create_server(("127.0.0.1", 5353)), connect("4", 5353) as sender:
 ask("127.0.0.1", 53, message("www.link.test"), 5353)
 ask(GROUPS[4], 53, message("www.link.test"))
 """)
-    assert by_transport(service) == {("local", "mdns"): 5, ("link.test", "udp"): 4, ("link.test", "tcp"): 1}
-    assert unparsed(service) == {"more_questions": 1}
+    assert by_transport(service) == {("local", "mdns"): 6, ("link.test", "udp"): 4, ("link.test", "tcp"): 1}
+    assert unparsed(service) == {}
     # The message with two questions that went to an ordinary server.
     assert other_messages(service) == {"questions": 1, "response": 1}
+
+
+def test_each_question_of_multicast_dns_is_read(start: Start, python: Callable[[str], str]) -> None:
+    service = start("probe: {ports: [5353]}\ndomains: [many.test]\njournal: {repeat: 1h}")
+    python(f"""{ASK}
+import struct
+def name(*labels):
+    return b"".join(bytes([len(label)]) + label.encode() for label in labels) + bytes(1)
+def multicast(count, *questions, behind=b""):
+    return struct.pack("!6H", 0, 0, count, 0, 0, 0) + b"".join(questions) + behind
+def to(target):
+    return struct.pack("!H", 0xC000 | target)
+A, AAAA = b"\\0\\1\\0\\1", b"\\0\\x1c\\0\\1"
+many = name("many", "test")
+messages = [
+    # No rule matches the first one. The second one ends with a pointer, the third one is a pointer.
+    multicast(3, name("other", "test") + A, many + A, b"\\1b" + to(12 + 16) + A),
+    # The first one continues behind all of them. Two types of each.
+    multicast(2, b"\\1c" + to(12 + 8 + 6) + A, to(12) + AAAA, behind=many),
+    # More than are read.
+    multicast(20, many + A, *[to(12) + A] * 19),
+    # The second one is not there; it has no end; it is a loop.
+    multicast(2, many + A),
+    multicast(2, many + A, many[:-1]),
+    multicast(2, many + A, to(12 + 15) + A),
+    # A response, and one that has no question.
+    struct.pack("!6H", 0, 0x8400, 2, 0, 0, 0) + (many + A) * 2,
+    multicast(0, many + A),
+]
+for family in (4, 6):
+    for octets in messages:
+        ask(GROUPS[family], 5353, octets)
+# Several datagrams in one packet (UDP_SEGMENT).
+two = multicast(2, many + A, to(12) + AAAA)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    sender.setsockopt(17, 103, len(two))
+    sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("192.0.2.1"))
+    sender.sendto(two * 4, (GROUPS[4], 5353))
+""")
+    process = Path(sys.executable).name
+    queries = {"A": 2 * (2 + 1 + 16 + 3) + 4, "AAAA": 2 + 4}
+    assert service.by("dnsprobe_queries_total", "qtype") == queries
+    assert service.by("dnsprobe_queries_total", "process") == {process: sum(queries.values())}
+    unread = {"more_questions": 2 * 4, "response": 2, "no_question": 2}
+    assert service.by("dnsprobe_messages_unread_total", "reason") == unread
+    assert service.by("dnsprobe_messages_unread_total", "process") == {process: sum(unread.values())}
+    assert unparsed(service) == {"more_questions": 2 * 4}
+    assert service.stop() == 0
+    entries = service.err.read_text("utf-8")
+    assert len(re.findall(r"asked for b\.many\.test \(A, mdns\)", entries)) == 1
+    assert len(re.findall(r"asked for c\.many\.test \(A(?:AAA)?, mdns\)", entries)) == 2
+    assert len(re.findall(r"could not read as a query \(more_questions, mdns\)", entries)) == 1
 
 
 def test_llmnr_is_recognized_by_its_port(start: Start, python: Callable[[str], str]) -> None:
@@ -398,8 +450,8 @@ ask("127.0.0.1", 53, message("www.link.test"))
     assert unparsed(service) == {}
 
 
-def by_transport(service: Service) -> dict[tuple[str, str], float]:
-    found = Counter(
-        {(labels["domain"], labels["transport"]): value for labels, value in service.samples("dnsprobe_queries_total")}
-    )
+def by_transport(service: Service) -> dict[tuple[str, str], int]:
+    found: Counter[tuple[str, str]] = Counter()
+    for labels, value in service.samples("dnsprobe_queries_total"):
+        found[labels["domain"], labels["transport"]] += int(value)
     return dict(found)

@@ -31,6 +31,9 @@ def ask(to, port, octets, source=0):
             sender.bind(("", source))
         sender.sendto(octets, (to, port))
 
+# Over multicast DNS, a message may have many questions: the first ones are read.
+header, question = bytes(4) + b"\\0\\x14" + bytes(6), query("www.many.test")[12:]
+ask("127.0.0.1", 5353, header + question + b"\\xc0\\x0c\\0\\1\\0\\1" * 19, 5353)
 ask("224.0.0.251", 5353, query("www.port.test")[:-2] + b"\\x80\\1")
 for to in ("127.0.0.1", "::1"):
     ask(to, 5353, query("www.port.test"))
@@ -56,7 +59,8 @@ OF_EACH = 2 + 2 * 2
 @pytest.mark.parametrize("hook", ["udp_send_skb", "auto"])
 def test_a_message_is_what_its_header_and_destination_say(service: Service, hook: str) -> None:
     service.configure(
-        f"domains: [port.test, class.test, kind.test]\nprobe: {{hook: {hook}, {PORTS}}}\njournal: {{repeat: 1h}}"
+        "domains: [port.test, class.test, kind.test, many.test]\n"
+        f"probe: {{hook: {hook}, {PORTS}}}\njournal: {{repeat: 1h}}"
     )
     if status("systemctl", "restart", service.name):
         assert (hook, "isra" in os.uname().release) == ("udp_send_skb", True)
@@ -71,9 +75,13 @@ def test_a_message_is_what_its_header_and_destination_say(service: Service, hook
         ("port.test", "udp"): 2,
         ("port.test", "tcp"): 4,
         ("class.test", "udp"): 4,
+        ("many.test", "mdns"): 16,
     }
     assert service.by("reason", "dnsprobe_messages_other_total") == dict.fromkeys(REASONS, OF_EACH)
-    assert set(service.by("reason", "dnsprobe_packets_unparsed_total").values()) == {0}
+    unparsed = service.by("reason", "dnsprobe_packets_unparsed_total")
+    assert {reason for reason, value in unparsed.items() if value} == {"more_questions"}
+    unread = [labels for labels, _ in service.samples("dnsprobe_messages_unread_total")]
+    assert {labels["process"] for labels in unread if labels["reason"] == "more_questions"} == {"python3"}
 
     def classes() -> list[str | None]:
         pid = f"_PID={service.pid}"
