@@ -116,7 +116,7 @@ ASKED = Asked("q00.plain.ways.test", "asker", "udp", "192.0.2.53", 53)
 def test_a_verdict_compares_what_was_counted_with_what_was_sent(
     counted: dict[tuple[str, str], int], shown: set[Asked], lost: int, found: str
 ) -> None:
-    assert verdict(Counter({ASKED: 2}), Seen(Counter(counted), shown, lost)).partition(":")[0] == found
+    assert verdict(Counter({ASKED: 2}), Seen(Counter(counted), shown, {"lost": lost})).partition(":")[0] == found
 
 
 @pytest.mark.parametrize(
@@ -131,5 +131,5 @@ def test_a_verdict_compares_what_was_counted_with_what_was_sent(
     ],
 )
 def test_a_run_that_the_kernel_skipped_is_not_held_against_a_rung(skipped: int, lost: int, found: str) -> None:
-    seen = Seen(Counter({("asker", "udp"): 1}), {ASKED}, lost, skipped)
+    seen = Seen(Counter({("asker", "udp"): 1}), {ASKED}, {"lost": lost}, skipped)
     assert verdict(Counter({ASKED: 2}), seen).partition(":")[0] == found

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +63,19 @@ class Unavailable(Exception):
 class Seen:
     """What an observer has of a situation: the counts by process and transport, and the queries in the log.
 
-    A query that is repeated is in the log once. ``lost`` is how many queries were counted as lost, or as without their
-    process, since the observer looked last; ``skipped`` is how many runs the kernel skipped.
+    A query that is repeated is in the log once. ``losses`` has how many queries were counted as lost, or as without
+    their process, since the observer looked last, by metric and reason. ``skipped`` is how many runs the kernel has
+    skipped since then.
     """
 
     counted: Counter[tuple[str, str]]
     shown: set[Asked]
-    lost: int
+    losses: Mapping[str, int]
     skipped: int = 0
+
+    @property
+    def lost(self) -> int:
+        return sum(self.losses.values())
 
 
 class Observer:
@@ -99,7 +104,7 @@ class Observer:
         if found != {(rung.hook, rung.attach)}:
             self.close()
             raise Unavailable(f"{rung.name}: dnsprobe uses {found}")
-        self._lost, self._skipped = _lost(self._service.get("/metrics"))
+        self._losses, self._skipped = _losses(self._service.get("/metrics"))
 
     def close(self) -> None:
         self._service.kill()
@@ -117,22 +122,27 @@ class Observer:
             for comm, name, transport, server, port in _LINE.findall(self._service.err.read_text("utf-8"))
             if name.endswith(f".{domain}")
         }
-        lost, skipped = _lost(text)
-        seen = Seen(counted, shown, lost - self._lost, skipped - self._skipped)
-        self._lost, self._skipped = lost, skipped
+        losses, skipped = _losses(text)
+        new = {loss: count - self._losses[loss] for loss, count in losses.items() if count != self._losses[loss]}
+        seen = Seen(counted, shown, new, skipped - self._skipped)
+        self._losses, self._skipped = losses, skipped
         return seen
 
 
-def _lost(text: str) -> tuple[int, int]:
-    """Return how many queries a scrape has as lost, or as without their process; and how many skipped runs it has."""
-    lost = skipped = 0
+def _losses(text: str) -> tuple[dict[str, int], int]:
+    """Return how many queries a scrape has as lost, or as without their process, by metric and reason; and how many
+    skipped runs it has.
+    """
+    losses: dict[str, int] = {}
+    skipped = 0
     for metric in _LOSSES:
         (explained,) = re.findall(rf"^# HELP {metric} (.*)$", text, re.MULTILINE)
         reasons = {reason for part in _UNCOUNTED.findall(explained) for reason in part.split(", ")}
         counts = [(labels["reason"], int(value)) for labels, value in samples_of(metric, text)]
-        lost += sum(count for reason, count in counts if reason in reasons and reason != _SKIPPED)
+        losses |= {f"{metric} {reason}": count for reason, count in counts if reason in reasons - {_SKIPPED}}
         skipped += sum(count for reason, count in counts if reason == _SKIPPED)
-    return lost + sum(int(value) for _, value in samples_of(_UNATTRIBUTED, text)), skipped
+    unattributed = samples_of(_UNATTRIBUTED, text)
+    return losses | {f"{_UNATTRIBUTED} {labels['reason']}": int(value) for labels, value in unattributed}, skipped
 
 
 def verdict(right: Counter[Asked], seen: Seen) -> str:
@@ -226,6 +236,6 @@ def play(
             seen = observer.look(f"{situation}.ways.test", answer["last"])
             found = unknown or verdict(right, seen)
             if found not in {ABSENT, RIGHT}:
-                notes.append(f"{situation} at {rung}: {found}: {seen.lost} lost, counted {dict(seen.counted)}")
+                notes.append(f"{situation} at {rung}: {found}: {dict(seen.losses)}, counted {dict(seen.counted)}")
             verdicts[rung][situation] = found
     return verdicts, notes
