@@ -35,8 +35,9 @@ enum alignment {
 	LOST,	  /* servers differ about the octets: nothing is read any more */
 };
 
-/* Messages of a packet that a run handles at most. */
-#define MESSAGES_IN_RUN 3
+/* Messages of a packet that a run handles at most. The verifier follows each one anew: with three, it takes 949,869 of
+ * the 1,000,000 steps that it has on Linux 6.1, with two 702,554. */
+#define MESSAGES_IN_RUN 2
 /* The runs of a packet up to this number may end at an event. The messages of later runs cause none. */
 #define EVENT_RUNS 24
 /* Messages of a packet that are counted as not read at most. */
