@@ -138,7 +138,8 @@ struct scratch {
 	 * handle_odd_datagram, handle_message and lose_alignment; read by handle_odd_message and handle_message. */
 	u32 unread;
 	/* Questions of the message that were read, and the offset of the next one, 0: there is none. Written by
-	 * begin_questions, note_next_question, handle_odd_message and handle_odd_datagram; read by udp/. */
+	 * begin_questions, handle_datagram, note_next_question, handle_odd_message and handle_odd_datagram; read by
+	 * udp/. */
 	u32 questions;
 	u32 question_at;
 	/* Not 0: octets in front of a message that is read were not seen. Written by handle_message, read by

@@ -517,10 +517,12 @@ static __always_inline u32 handle_odd_datagram(struct scratch *s, const struct s
 	read_next(s, skb);
 	s->keep_tree = 0;
 	s->submit = 0;
-	if (s->question_at)
+	if (s->question_at) {
 		prepare_next_question(s);
-	else
+	} else {
+		s->questions = 0;
 		s->unread = read_question(s);
+	}
 	/* The sender may change the memory of a send without a copy (MSG_ZEROCOPY) after the second program has read
 	 * it. FORGET, here and below: as in handle_datagrams(). */
 	if (FORGET(s->unread) == PARSED) {
