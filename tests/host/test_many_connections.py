@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, Service
+from test_tcp_at_egress import BEFORE, GUEST, SCENES
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.names.ruleset import TrieEntry
 
-GUEST = Path(__file__).parents[1] / "vm/guest"
 CONFIGURATION = "domains: [hidden.test]\nprobe: {tcp_hook: cgroup_skb}"
 CONNECTIONS = 10_000
 #: Octets. The kernel's allocator rounds up what a socket keeps.
@@ -55,14 +55,18 @@ class MemoryGroup:
         version2 = [Path(at) for _, at, kind, *_ in mounts if kind == "cgroup2"]
         roots = version1 or [at for at in version2 if "memory" in (at / "cgroup.subtree_control").read_text().split()]
         if not roots:
-            pytest.skip("no memory controller")
+            pytest.skip(
+                "no memory controller: boot the kernel with cgroup_enable=memory, or enable the controller at the root"
+            )
         self.path = roots[0] / f"dnsprobe-test-{os.getpid()}"
         self._used = "memory.usage_in_bytes" if version1 else "memory.current"
         self._limit = "memory.limit_in_bytes" if version1 else "memory.max"
         try:
             self.path.mkdir()
         except OSError as error:
-            pytest.skip(f"no control group can be made: {error.strerror}")
+            pytest.skip(
+                f"no control group can be made ({error.strerror}): mount its file system so that root can write to it"
+            )
 
     @property
     def prefix(self) -> list[str]:
@@ -135,20 +139,7 @@ def test_a_connection_takes_little_memory(
 
 
 #: The lines of a scene come behind this. `secret` is a query.
-BEFORE = """
-import ctypes, os, socket, struct, subprocess, sys, threading, time
-sys.path.append(sys.argv[1])
-from stream_sender import *
-
-def name_process(name):
-    ctypes.CDLL(None).prctl(15, name.encode())  # PR_SET_NAME
-
-READING.set()
-server = Server()
-server.start()
-secret = frame("www.hidden.test")
-name_process("victim")
-"""
+VICTIM = f'{BEFORE}\nname_process("victim")\n'
 
 #: Whole queries, in ways that ordinary clients have: alone, two in a segment, and again over a connection that stays.
 WHOLE = """
@@ -180,20 +171,7 @@ finish(sender)
 PARTS = 3 * 2 * 2 + 1
 
 #: A segment that does not arrive is sent again, and counts once.
-AGAIN = """
-rules = "add table inet t; add chain inet t in { type filter hook input priority 0; }; "
-rules += "add rule inet t in tcp dport 53 numgen inc mod 4 == 0 drop"
-subprocess.run(["nft", rules], check=True)
-sender = connect("4")
-for _ in range(20):
-    sender.send(secret)
-    time.sleep(0.01)
-until = time.monotonic() + 30
-while server.received["www.hidden.test"] < 20 and time.monotonic() < until:
-    time.sleep(0.02)
-subprocess.run(["nft", "delete table inet t"], check=True)
-finish(sender)
-"""
+AGAIN = SCENES["retransmission"]
 
 #: Uses up the memory for options of each socket before it is connected (TCP_MD5SIG of tcp(7)).
 WITHOUT_OPTIONS = """
@@ -221,7 +199,7 @@ def play(in_namespace: Sequence[str]) -> Callable[[str], None]:
 
     def run(lines: str) -> None:
         subprocess.run(
-            [*in_namespace, sys.executable, "-c", BEFORE + lines, str(GUEST)], check=True, timeout=PATIENCE * 3
+            [*in_namespace, sys.executable, "-c", VICTIM + lines, str(GUEST)], check=True, timeout=PATIENCE * 3
         )
 
     return run
