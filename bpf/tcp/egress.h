@@ -114,6 +114,12 @@ static __always_inline void load_connection(struct scratch *s, struct __sk_buff 
 	} else if (FORGET(connection->alignment) == NEW_CONNECTION) {
 		begin_connection(connection, first_octet(FORGET(s->tcp.sock)), FORGET(s->tcp.sequence));
 		s->is_late = 1;
+		/* Octets before were not seen. What follows may look like messages and be a part of one: find_place()
+		 * finds a gap and counts it. */
+		if (FORGET(s->is_kept) && FORGET(connection->alignment) == GUESSING && WATCHED_PORT(server_port(skb))) {
+			connection->alignment = ALIGNED;
+			connection->next = FORGET(s->tcp.sequence) - 1;
+		}
 	}
 	if (FORGET(s->is_kept))
 		return;
@@ -467,9 +473,9 @@ static __always_inline bool handle_segment(struct scratch *s, const struct setti
 	find_writer(s, connection, skb);
 	if (!FORGET(s->is_kept))
 		s->note_tree = 0;
-	/* It was read then, or sent before dnsprobe was there. */
+	/* It was read then, or sent before dnsprobe was there: what follows it has a gap in front. */
 	if (FORGET(s->is_late) && was_sent_before(s)) {
-		connection->next = FORGET(s->tcp.end);
+		connection->next = FORGET(s->tcp.end) - 1;
 		return false;
 	}
 	/* A kernel that never keeps anything fails the proof: another hook is better. */

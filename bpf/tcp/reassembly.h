@@ -59,6 +59,10 @@ static __always_inline void check_alignment(struct scratch *s, struct stream *st
 	/* Octets were sent that no hook saw. */
 	if (stream->aligned && (s32)(stream->start + stream->buffered - sequence) < 0)
 		lose_alignment(s, stream, sequence, STAT_UNPARSED_UNALIGNED);
+	/* reset_stream(): a connection that was not known. What it sends may look like messages and be a part of one.
+	 */
+	if (!stream->aligned && stream->lost_at == ~sequence)
+		s->unread = STAT_UNPARSED_UNALIGNED;
 	if (!stream->aligned) {
 		stream->start = sequence;
 		stream->buffered = 0;
