@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import HERE, PATIENCE, PROGRAM, UNPRIVILEGED, Program
+from reference import message, wire
 from scraper import Prometheus
 
 PAGE = (HERE.parents[1] / "docs" / "web.md").read_text("utf-8")
@@ -75,9 +77,9 @@ def start_with(example: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[Pr
         yield run
 
 
-def curl(folder: Path, address: str, *more: str) -> subprocess.CompletedProcess[str]:
+def curl(folder: Path, address: str, *more: str, path: str = "/-/healthy") -> subprocess.CompletedProcess[str]:
     host, port = address.split(":")
-    url = f"https://{SERVER}:{port}/-/healthy"
+    url = f"https://{SERVER}:{port}{path}"
     command = ["curl", "-sS", "--max-time", str(PATIENCE), "--cacert", "ca.pem", "--resolve", f"{SERVER}:{port}:{host}"]
     return subprocess.run([*command, *more, url], cwd=folder, capture_output=True, text=True, check=False)
 
@@ -128,6 +130,15 @@ def test_requests_without_the_password_are_refused(
     user = credentials(example)[4:]
     assert curl(example, address, *user).stdout == "healthy\n"
     assert curl(example, address).stdout == "unauthorized\n"
+
+
+@pytest.mark.parametrize("example", [PASSWORD], indirect=True)
+def test_a_password_shows_the_last_queries(example: Path, start_with: Callable[..., tuple[Program, str]]) -> None:
+    service, address = start_with()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(message(wire([b"secret", b"fresh", b"test"])), ("127.0.0.1", 53))
+    service.wait_for("secret.fresh.test")
+    assert "secret.fresh.test" in curl(example, address, *credentials(example)[4:], path="/").stdout
 
 
 def test_requests_without_certificate_or_password_are_refused(
