@@ -363,6 +363,30 @@ def test_the_death_of_a_guest_matters_more_than_an_incomplete_result(tmp_path: P
     assert "is no result of pytest" in judge("5.10", "5.10.0", Ending(0, "", 1, 9.0), tmp_path).trouble
 
 
+def test_the_summary_begins_with_the_failures() -> None:
+    counts = count(
+        """<testsuites><testsuite tests="3" failures="1" errors="1" skipped="0">
+        <testcase classname="test_a" name="test_one"><failure message="short">first line\nlast line</failure></testcase>
+        <testcase classname="test_a" name="test_two"><error message="no set-up"/></testcase>
+        <testcase classname="test_a" name="test_three"/></testsuite></testsuites>"""
+    )
+    assert counts.failures == (("test_a::test_one", "first line\nlast line"), ("test_a::test_two", "no set-up"))
+    results = [
+        Result("6.1", "6.1.0-56-amd64", counts, 9.0, "2 tests failed", Path("/o/6.1")),
+        Result("6.12", "6.12.1", Counts(1), 9.0, "", Path("/o/6.12")),
+    ]
+    assert summary(results).splitlines()[:8] == [
+        "6.1: test_a::test_one failed:",
+        "    first line",
+        "    last line",
+        "",
+        "6.1: test_a::test_two failed:",
+        "    no set-up",
+        "",
+        "guest  kernel          passed  failed  skipped  seconds",
+    ]
+
+
 def test_the_summary_is_a_table_with_the_reasons_below_it() -> None:
     results = [
         Result("6.1", "6.1.0-56-amd64", Counts(12, 0, 1), 99.6, "", Path("/o/6.1")),

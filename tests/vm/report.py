@@ -1,25 +1,37 @@
-"""The results: numbers of tests, the verdict on each guest, and the table at the end of a run."""
+"""The results: numbers of tests, the verdict on each guest, and at the end of a run the table and the failures."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from machine import Ending
 
+#: How much of a failure the summary shows: the last lines of what pytest wrote about it.
+_FAILURE_LINES = 25
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Numbers of tests. A test that could not be set up or torn down has failed."""
+    """Numbers of tests, and for each that failed its name and what pytest wrote about it.
+
+    A test that could not be set up or torn down has failed.
+    """
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+    failures: tuple[tuple[str, str], ...] = ()
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+        return Counts(
+            self.passed + other.passed,
+            self.failed + other.failed,
+            self.skipped + other.skipped,
+            self.failures + other.failures,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +65,14 @@ def count(text: str) -> Counts:
             int(suite.attrib[key]) for key in ("tests", "failures", "errors", "skipped")
         )
         failed = failures + errors
-        total += Counts(tests - failed - skipped, failed, skipped)
+        total += Counts(tests - failed - skipped, failed, skipped, tuple(_failures(suite)))
     return total
+
+
+def _failures(suite: ElementTree.Element) -> Iterator[tuple[str, str]]:
+    for case in suite.iter("testcase"):
+        for failure in [*case.iter("failure"), *case.iter("error")]:
+            yield f"{case.attrib['classname']}::{case.attrib['name']}", failure.text or failure.attrib["message"]
 
 
 def judge(guest: str, kernel: str, ending: Ending, folder: Path) -> Result:
@@ -84,7 +102,10 @@ def _trouble(ending: Ending, counts: Counts) -> str:
 
 
 def summary(results: Iterable[Result]) -> str:
-    """Return the table of all guests, and below it, for each that failed, the reason and the logs."""
+    """Return the failures, the table of all guests, and below it, for each that failed, the reason and the logs.
+
+    Whoever keeps only the end of the output still has the name and the reason of each failure.
+    """
     results = list(results)
     rows: list[Sequence[str]] = [("guest", "kernel", "passed", "failed", "skipped", "seconds", "")]
     for result in results:
@@ -94,7 +115,7 @@ def summary(results: Iterable[Result]) -> str:
             (result.guest, result.kernel, *numbers, f"{result.seconds:.0f}", "FAILED" if result.trouble else "ok")
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
+    lines = [line for result in results for line in _show_failures(result)]
     for row in rows:
         cells = [
             cell.rjust(width) if 2 <= column <= 5 else cell.ljust(width)
@@ -106,3 +127,10 @@ def summary(results: Iterable[Result]) -> str:
             where = f"; see console.log, journal.log and output.log in {result.folder}" if result.folder else ""
             lines.append(f"{result.guest}: {result.trouble}{where}")
     return "\n".join(lines)
+
+
+def _show_failures(result: Result) -> Iterator[str]:
+    for name, text in result.counts.failures:
+        yield f"{result.guest}: {name} failed:"
+        yield from (f"    {line}" for line in text.splitlines()[-_FAILURE_LINES:])
+        yield ""
