@@ -40,7 +40,6 @@ _FAMILIES: tuple[tuple[str, ...], ...] = ((), (family_macro("4"),), (family_macr
 def compilations(cast: int | None) -> Iterator[tuple[str, ...]]:
     """Yield the macros that change a program, once for each variant that the loader can load.
 
-    The loader compiles several hooks at once, but the macros of one hook do not change the programs of another.
     ``cast`` is the BTF id of CAST_TO_KERNEL, None if the kernel has none.
     """
     for rung in UDP_LADDER:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,6 @@ from dnsprobe.hook_names import Attach
 from dnsprobe.kernel.clock import TICK_NS
 from dnsprobe.kernel.hooks import (
     ATTACH_FENTRY,
-    CAST_TO_KERNEL_MACRO,
-    EGRESS,
-    SERVED_FAMILY,
-    STREAM_FUNCTION,
-    STREAM_TRACEPOINT,
     STREAM_TWICE,
     Rung,
 )
@@ -73,50 +68,18 @@ class Compiler:
         self._bcc_identity = _find_bcc()
         self._compilations: dict[tuple[str, ...], Compilation] = {}
 
-    def compile_rung(self, rung: Rung, defines: Iterable[str] = (), *, streams: Attach) -> Compilation:
+    def compile_rung(self, rung: Rung, defines: Sequence[str] = ()) -> Compilation:
         """Return the programs of a rung, compiled with additional macros.
 
-        A run of the compiler takes long, however little it compiles. So a UDP rung comes with the programs that TCP
-        will most likely need, and a rung at functions with the program at egress. ``streams`` is how the programs for
-        TCP are attached, unless the rung itself is at functions.
+        Each rung has a compilation of its own. So the programs at egress, which take most of the time, are compiled
+        once, whatever functions they are used with.
         """
-        at_function = rung.attach in {Attach.FENTRY, Attach.KPROBE}
-        if at_function:
-            streams = rung.attach
-        stream_macros = self._stream_macros(rung.attach if rung.reads_streams else streams)
-        wanted = stream_macros if rung.reads_streams else (rung.macro, *defines)
-        fentry_only = rung.attach == Attach.FENTRY if at_function else None
-        found = self._find(wanted, fentry=fentry_only, streams=rung.reads_streams)
-        if found is not None:
-            return found
-        if rung.reads_streams:
-            return self.compile(wanted)
         fentry = (ATTACH_FENTRY,) if rung.attach == Attach.FENTRY else ()
-        egress = () if rung.attach == Attach.TRACEPOINT else (EGRESS.macro,)
-        others = () if self._layout.tcp_problem else stream_macros
-        return self.compile(tuple(dict.fromkeys((*wanted, *fentry, *egress, *others))))
+        return self.compile((*(self._stream_macros(rung) if rung.reads_streams else (rung.macro,)), *fentry, *defines))
 
-    def _find(self, wanted: Collection[str], *, fentry: bool | None, streams: bool) -> Compilation | None:
-        """Return a compilation that has the programs of a rung.
-
-        ``wanted`` are its macros. ``fentry`` is whether its programs at functions have to be for fentry; None if it has
-        no such programs. ``streams`` is whether they are for TCP: the macros of the program at egress do not matter to
-        those.
-        """
-        for macros, compilation in self._compilations.items():
-            more = set(macros) - set(wanted)
-            at_egress = any(macro.startswith((SERVED_FAMILY, CAST_TO_KERNEL_MACRO)) for macro in more)
-            differs = at_egress and not streams
-            if set(wanted) <= set(macros) and fentry in {None, ATTACH_FENTRY in macros} and not differs:
-                return compilation
-        return None
-
-    def _stream_macros(self, attach: Attach) -> tuple[str, ...]:
-        if attach == Attach.FENTRY:
-            return ATTACH_FENTRY, STREAM_FUNCTION
-        if attach == Attach.KPROBE:
-            return (STREAM_FUNCTION,)
-        return STREAM_TRACEPOINT, *((STREAM_TWICE,) if self._layout.preemptible_tracepoints else ())
+    def _stream_macros(self, rung: Rung) -> tuple[str, ...]:
+        twice = rung.attach == Attach.TRACEPOINT and self._layout.preemptible_tracepoints
+        return (rung.macro, STREAM_TWICE) if twice else (rung.macro,)
 
     @property
     def latest(self) -> Compilation:

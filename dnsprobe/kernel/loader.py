@@ -29,7 +29,6 @@ from dnsprobe.kernel.hooks import (
     CAST_TO_KERNEL_MACRO,
     LINEAGE_TRACEPOINTS,
     RUNGS,
-    TCP_LADDER,
     Hook,
     Rung,
     attempts,
@@ -151,7 +150,6 @@ class Loader:
         # Direct loads cost less than reads by a helper. If a kernel refuses them, the second way does without.
         cast = functions.get(CAST_TO_KERNEL)
         self._egress_ways = [(f"{CAST_TO_KERNEL_MACRO}={cast}",), ()] if cast else [()]
-        self._fentry_allowed: bool = request["fentry"]
         self._kallsyms: bytes | None = None
 
     def use_maps(self, map_fds: Sequence[int]) -> None:
@@ -209,7 +207,7 @@ class Loader:
             raise UserError(f"no other way to attach to {function} by fentry")
         if problem := self._fentry.problem(function):
             raise UserError(problem)
-        with self._loading(rung, self._compile(rung), self._fentry.kind(function)) as loader:
+        with self._loading(rung, self._compiler.compile_rung(rung), self._fentry.kind(function)) as loader:
             program = loader.load(hook, rung.program(function))
         _add_link(hook, f"{function} by fentry", attach_fentry, program)
 
@@ -223,7 +221,9 @@ class Loader:
             raise UserError(f"no other way to attach a kprobe to {function}")
         symbols, macros = possible[attempt].symbols, possible[attempt].macros
         hook.symbol = ",".join(symbol.name for symbol in symbols)
-        with self._loading(rung, self._compile(rung, macros), libbpf.ProgramKind(libbpf.KPROBE)) as loader:
+        with self._loading(
+            rung, self._compiler.compile_rung(rung, macros), libbpf.ProgramKind(libbpf.KPROBE)
+        ) as loader:
             program = loader.load(hook, rung.program(function))
         for symbol in symbols:
             _add_link(hook, f"{symbol.name} by a kprobe", attach_kprobe, program, symbol)
@@ -243,7 +243,7 @@ class Loader:
         """Load the program at egress in the first of the remaining ways that the kernel accepts."""
         kind = libbpf.ProgramKind(libbpf.CGROUP_SKB, libbpf.CGROUP_INET_EGRESS)
         for number, macros in enumerate(self._egress_ways[attempt:], attempt + 1):
-            compilation = self._compile(rung, (*_families(hook), *macros))
+            compilation = self._compiler.compile_rung(rung, (*_families(hook), *macros))
             try:
                 with self._loading(rung, compilation, kind) as loader:
                     return compilation, loader.load(hook, rung.program(direction))
@@ -274,19 +274,11 @@ class Loader:
         if rung.reads_streams and self._layout.preemptible_tracepoints:
             functions.append(f"{name}_again_entry")
             places.append(name)
-        compilation = self._compile(rung, _families(hook))
+        compilation = self._compiler.compile_rung(rung, _families(hook))
         with self._loading(rung, compilation, libbpf.ProgramKind(libbpf.RAW_TRACEPOINT)) as loader:
             for function, place in zip(functions, places, strict=True):
                 program = loader.load(hook, function)
                 _add_link(hook, f"the tracepoint {place}", attach_tracepoint, program, place)
-
-    def _compile(self, rung: Rung, macros: Sequence[str] = ()) -> Compilation:
-        streams = Attach.KPROBE if kprobes_available() else Attach.TRACEPOINT
-        if self._fentry_allowed and not self._fentry.problem(TCP_LADDER[0].functions["tcp4"]):
-            streams = Attach.FENTRY
-        if rung.attach in {Attach.FENTRY, Attach.KPROBE} and not rung.reads_streams:
-            macros = (*macros, *self._egress_ways[0])
-        return self._compiler.compile_rung(rung, macros, streams=streams)
 
     def _loading(
         self, rung: Rung | None, compilation: Compilation, kind: libbpf.ProgramKind

@@ -96,19 +96,14 @@ class LoaderClient:
         canary_port: int,
         btf: str,
         maps: Mapping[str, int],
-        fentry: bool,
     ) -> None:
-        """Send what to compile for, and the descriptors of the maps by their names. This is the first request.
-
-        ``fentry`` is whether functions may be attached to by fentry.
-        """
+        """Send what to compile for, and the descriptors of the maps by their names. This is the first request."""
         request = {
             "ports": list(ports),
             "encrypted_ports": list(encrypted_ports),
             "canary_port": canary_port,
             "btf": btf,
             "maps": list(maps),
-            "fentry": fentry,
         }
         self._ask(request, maps.values())
 

@@ -209,7 +209,6 @@ class Probe:
             canary_port=self._canary_port.port,
             btf=self._options.btf,
             maps=maps.descriptors,
-            fentry=self._options.fentry,
         )
 
     def _make_trial(self, parts_only: bool) -> Trial:

@@ -12,9 +12,9 @@ from typing import Any
 
 from dnsprobe.files import read_file_and_status
 
-#: Files in the folder at most. Each kernel has one for its layout and one or two for its programs, and again for each
-#: set of ports.
-_FILES = 16
+#: Files in the folder at most. Each kernel has one for its layout, and for each set of ports one for each hook that was
+#: tried: two if the first ones serve.
+_FILES = 32
 #: Octets of a file. Programs have about 100 KB.
 _MAX_FILE = 16 << 20
 

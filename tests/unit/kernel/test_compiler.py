@@ -38,94 +38,34 @@ def made(cache: str = "", *, tcp_problem: str = "", preemptible: bool = False) -
     return Compiler(layout, [53, 5353], [853], ["SETTINGS", "COUNTS"], ProgramCache(cache))
 
 
-FENTRY = ("ip_send_skb", "fentry")
-
-
 @pytest.mark.parametrize(
-    ("tcp_problem", "preemptible", "rung", "streams", "macros"),
+    ("rung", "preemptible", "macros"),
     [
-        ("", False, ("ip_send_skb", "kprobe"), "kprobe", ("HOOK_IP_SEND_SKB", "HOOK_EGRESS", "STREAM_FUNCTION")),
-        ("", False, ("ip_send_skb", "kprobe"), "fentry", ("HOOK_IP_SEND_SKB", "HOOK_EGRESS", "STREAM_FUNCTION")),
-        (
-            "",
-            False,
-            ("ip_send_skb", "fentry"),
-            "fentry",
-            ("HOOK_IP_SEND_SKB", "ATTACH_FENTRY", "HOOK_EGRESS", "STREAM_FUNCTION"),
-        ),
-        ("", False, ("cgroup_skb", "cgroup"), "fentry", ("HOOK_EGRESS", "ATTACH_FENTRY", "STREAM_FUNCTION")),
-        ("", False, ("cgroup_skb", "cgroup"), "kprobe", ("HOOK_EGRESS", "STREAM_FUNCTION")),
-        ("", False, ("cgroup_skb", "cgroup"), "tracepoint", ("HOOK_EGRESS", "STREAM_TRACEPOINT")),
-        ("", True, ("cgroup_skb", "cgroup"), "tracepoint", ("HOOK_EGRESS", "STREAM_TRACEPOINT", "STREAM_TWICE")),
-        ("no tcp_sock.snd_una", False, ("ip_send_skb", "kprobe"), "kprobe", ("HOOK_IP_SEND_SKB", "HOOK_EGRESS")),
-        (
-            "no tcp_sock.snd_una",
-            False,
-            ("ip_send_skb", "fentry"),
-            "fentry",
-            ("HOOK_IP_SEND_SKB", "ATTACH_FENTRY", "HOOK_EGRESS"),
-        ),
+        (("ip_send_skb", "kprobe"), False, ("HOOK_IP_SEND_SKB",)),
+        (("ip_send_skb", "fentry"), False, ("HOOK_IP_SEND_SKB", "ATTACH_FENTRY")),
+        (("cgroup_skb", "cgroup"), True, ("HOOK_EGRESS",)),
+        (("tcp_sendmsg", "kprobe"), True, ("STREAM_FUNCTION",)),
+        (("tcp_sendmsg", "fentry"), True, ("STREAM_FUNCTION", "ATTACH_FENTRY")),
+        (("tcp_tracepoint", "tracepoint"), False, ("STREAM_TRACEPOINT",)),
+        (("tcp_tracepoint", "tracepoint"), True, ("STREAM_TRACEPOINT", "STREAM_TWICE")),
     ],
 )
 @pytest.mark.usefixtures("runs")
-def test_a_udp_rung_comes_with_the_program_for_tcp(
-    tcp_problem: str, preemptible: bool, rung: tuple[str, str], streams: Attach, macros: tuple[str, ...]
-) -> None:
-    compiler = made(tcp_problem=tcp_problem, preemptible=preemptible)
-    assert compiler.compile_rung(RUNGS[rung], streams=streams).macros == macros
+def test_a_rung_is_compiled_with_its_macros(rung: tuple[str, str], preemptible: bool, macros: tuple[str, ...]) -> None:
+    compiler = made(preemptible=preemptible)
+    assert compiler.compile_rung(RUNGS[rung]).macros == macros
+    assert compiler.compile_rung(RUNGS[rung], (family_macro("6"),)).macros == (*macros, family_macro("6"))
 
 
-def test_a_tcp_rung_uses_what_is_compiled_already(runs: list[list[str]]) -> None:
+def test_a_rung_is_compiled_once_whatever_was_compiled_between(runs: list[list[str]]) -> None:
     compiler = made()
-    kprobe, fentry = Attach.KPROBE, Attach.FENTRY
-    udp = compiler.compile_rung(RUNGS["udp_send_skb", kprobe], ("PORT_IN_FLOW=1",), streams=kprobe)
-    assert compiler.compile_rung(RUNGS["tcp_sendmsg", kprobe], streams=kprobe) is udp
-    assert len(runs) == 1
-    # Programs for fentry find the arguments in another place.
-    macros = compiler.compile_rung(RUNGS["tcp_sendmsg", fentry], streams=fentry).macros
-    assert macros == ("ATTACH_FENTRY", "STREAM_FUNCTION")
-    tracepoint = compiler.compile_rung(RUNGS["tcp_tracepoint", "tracepoint"], streams=kprobe)
-    assert tracepoint.macros == ("STREAM_TRACEPOINT",)
-    assert compiler.latest.macros == ("STREAM_TRACEPOINT",)
-
-
-def test_the_program_at_egress_comes_with_those_at_functions(runs: list[list[str]]) -> None:
-    compiler = made()
-    udp = compiler.compile_rung(RUNGS["ip_send_skb", "fentry"], streams=Attach.FENTRY)
-    assert compiler.compile_rung(EGRESS, streams=Attach.FENTRY) is udp
-    assert len(runs) == 1
-    restricted = compiler.compile_rung(EGRESS, (family_macro("6"),), streams=Attach.FENTRY)
-    assert restricted is not udp
-    assert compiler.compile_rung(EGRESS, streams=Attach.FENTRY) is udp
-
-
-def test_programs_for_fentry_do_not_serve_a_kprobe(runs: list[list[str]]) -> None:
-    compiler = made()
-    fentry = compiler.compile_rung(RUNGS["ip_send_skb", "fentry"], streams=Attach.FENTRY)
-    assert compiler.compile_rung(RUNGS["ip_send_skb", "kprobe"], streams=Attach.KPROBE) is not fentry
-    assert len(runs) == 2
-
-
-def test_another_way_to_read_at_egress_is_compiled_again(runs: list[list[str]]) -> None:
-    compiler = made()
-    first = compiler.compile_rung(RUNGS["ip_send_skb", "fentry"], ("CAST_TO_KERNEL=7",), streams=Attach.FENTRY)
-    assert compiler.compile_rung(EGRESS, ("CAST_TO_KERNEL=7",), streams=Attach.FENTRY) is first
-    assert compiler.compile_rung(EGRESS, streams=Attach.FENTRY) is not first
-    assert len(runs) == 2
-
-
-def test_tcp_takes_its_programs_from_the_compilation_for_egress(runs: list[list[str]]) -> None:
-    compiler = made()
-    first = compiler.compile_rung(EGRESS, ("CAST_TO_KERNEL=7",), streams=Attach.TRACEPOINT)
-    tracepoint = RUNGS["tcp_tracepoint", "tracepoint"]
-    assert compiler.compile_rung(tracepoint, streams=Attach.TRACEPOINT) is first
-
-
-@pytest.mark.usefixtures("runs")
-def test_the_program_at_egress_of_one_family_does_not_serve_both() -> None:
-    compiler = made()
-    restricted = compiler.compile_rung(EGRESS, (family_macro("6"),), streams=Attach.KPROBE)
-    assert compiler.compile_rung(EGRESS, streams=Attach.KPROBE) is not restricted
+    egress = compiler.compile_rung(EGRESS, ("CAST_TO_KERNEL=7",))
+    for attach in (Attach.FENTRY, Attach.KPROBE):
+        assert compiler.compile_rung(RUNGS["ip_send_skb", attach]) is compiler.latest
+    assert compiler.compile_rung(EGRESS, ("CAST_TO_KERNEL=7",)) is egress
+    assert len(runs) == 3
+    assert compiler.compile_rung(EGRESS) is not egress
+    assert len(runs) == 4
 
 
 def test_the_compiler_gets_ports_maps_and_layout(runs: list[list[str]]) -> None:

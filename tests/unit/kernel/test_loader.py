@@ -151,7 +151,7 @@ class KprobeLoader(loader.Loader):
     def __init__(self) -> None:
         copies = ("udp_send_skb.constprop.0", "udp_send_skb.constprop.1", "udp_v6_send_skb")
         self._kallsyms = "".join(f"{number:016x} t {name}\n" for number, name in enumerate(copies, 1)).encode()
-        self._map_fds, self._canary_port, self._egress_ways, self._fentry_allowed = [], 53, [()], False
+        self._map_fds, self._canary_port, self._egress_ways = [], 53, [()]
         programs = {f"{name}_entry": Program(EMPTY_PROGRAM, (), ()) for name in ("udp_send_skb", "udp_v6_send_skb")}
         compilation = Compilation((), programs)
         self._compiler = SimpleNamespace(compile_rung=lambda *_, **__: compilation)  # type: ignore[assignment]

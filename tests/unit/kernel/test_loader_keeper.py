@@ -21,7 +21,7 @@ def keeper() -> Iterator[LoaderKeeper]:
 
 
 def configure(loader: LoaderClient) -> None:
-    loader.configure(ports=[53], encrypted_ports=[], canary_port=1, btf="/nonexistent/btf", maps={}, fentry=True)
+    loader.configure(ports=[53], encrypted_ports=[], canary_port=1, btf="/nonexistent/btf", maps={})
 
 
 def children(pid: int) -> str:

@@ -79,11 +79,11 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 def test_the_oldest_files_make_room(tmp_path: Path) -> None:
     cache = ProgramCache(str(tmp_path))
-    for number in range(20):
+    for number in range(40):
         cache.put(f"key{number}", number)
         os.utime(tmp_path / f"key{number}", (number, number))
-    cache.put("last", 20)
-    assert {path.name for path in tmp_path.iterdir()} == {"last", *(f"key{number}" for number in range(5, 20))}
+    cache.put("last", 40)
+    assert {path.name for path in tmp_path.iterdir()} == {"last", *(f"key{number}" for number in range(9, 40))}
 
 
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
