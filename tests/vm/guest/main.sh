@@ -8,10 +8,10 @@ tests() {
 	(cd guest && exec /usr/bin/python3 -m pytest -p no:cacheprovider -p installed -v --tb=short --junitxml="$junit" "$@")
 }
 # Some tests run only in the guests that kernels.py chooses for them.
-commands=() web=() removal=() exactness=()
+commands=() web=() journald=() removal=() exactness=()
 if grep -qw vm.systemd=1 /proc/cmdline; then
 	export VM_SYSTEMD=1 # for test_vm_life.py
-	commands=(test_vm_journal_commands.py) web=(test_vm_web.py) removal=(test_vm_removal.py)
+	commands=(test_vm_journal_commands.py) web=(test_vm_web.py) journald=(test_vm_journald.py) removal=(test_vm_removal.py)
 fi
 if grep -qw vm.preemption=1 /proc/cmdline; then
 	exactness=(test_vm_exactness.py)
@@ -22,7 +22,7 @@ case $VM_BOOT in
 	# emulated processor half a minute, a start without one ten seconds.
 	tests test_vm_install.py test_vm_queries.py test_vm_reload.py test_vm_identity.py "${commands[@]}" \
 		test_vm_ways_to_send.py test_vm_recovery.py test_vm_protocols.py test_vm_ways_out.py "${exactness[@]}" "${web[@]}" \
-		test_vm_life.py test_vm_journald.py test_vm_before_reboot.py
+		test_vm_life.py "${journald[@]}" test_vm_before_reboot.py
 	exit 85 # reboot, even if tests failed: the results have the failures
 	;;
 *) tests test_vm_after_reboot.py "${removal[@]}" ;;
