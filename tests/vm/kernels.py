@@ -14,8 +14,9 @@ class Guest:
     builds the kernel. ``processors`` is a number of emulated ones: each costs time of the host, so only one guest has
     several. ``systemd`` is true for the one guest of each userland that runs the tests of systemd, journald and dpkg:
     the kernel makes no difference to them. ``preemption`` is true for those that run the tests of processes that
-    interrupt each other: the kernel has to be preemptible, and to count all runs that it skips. ``arguments`` are more
-    of the kernel command line.
+    interrupt each other: the kernel has to be preemptible, and to count all runs that it skips. ``hooks`` is true for a
+    kernel that differs from another guest's only in the functions that hooks are attached to: only the tests of hooks
+    run there. ``arguments`` are more of the kernel command line.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Guest:
     processors: int = 1
     systemd: bool = False
     preemption: bool = False
+    hooks: bool = False
     arguments: tuple[str, ...] = ()
 
 
@@ -37,7 +39,7 @@ _ALLOCATES_WITHOUT_CMPXCHG16B = ("slab_debug=F,kmalloc-*",)
 GUESTS = (
     Guest("5.10", "bullseye", "bookworm"),
     Guest("6.1", "bookworm", "bookworm", processors=2, systemd=True),
-    Guest("6.1-isra", "bookworm", "bookworm", source="linux-source-6.1"),
+    Guest("6.1-isra", "bookworm", "bookworm", source="linux-source-6.1", hooks=True),
     Guest("6.12", "trixie", "trixie", systemd=True, preemption=True),
     Guest("sid", "sid", "bookworm", preemption=True, arguments=_ALLOCATES_WITHOUT_CMPXCHG16B),
 )

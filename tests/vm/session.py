@@ -166,7 +166,7 @@ class Session:
                 self._children,
                 processors=guest.processors,
                 arguments=[
-                    *(f"vm.{name}=1" for name in ("systemd", "preemption") if getattr(guest, name)),
+                    *(f"vm.{name}=1" for name in ("systemd", "preemption", "hooks") if getattr(guest, name)),
                     *guest.arguments,
                 ],
             )

@@ -16,6 +16,11 @@ fi
 if grep -qw vm.preemption=1 /proc/cmdline; then
 	exactness=(test_vm_exactness.py)
 fi
+if grep -qw vm.hooks=1 /proc/cmdline; then
+	tests test_vm_install.py test_vm_queries.py test_vm_ways_to_send.py test_vm_recovery.py test_vm_protocols.py \
+		test_vm_ways_out.py
+	exit
+fi
 case $VM_BOOT in
 0)
 	# This order starts dnsprobe as seldom as possible, and compiles few programs twice: a start with a compilation takes an
