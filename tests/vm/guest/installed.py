@@ -184,9 +184,9 @@ def service() -> Service:
     return Service()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache for dnsprobe that a test starts itself, with the programs that the service has compiled."""
+    """Return a cache for dnsprobe that a test starts itself, with the programs that the service has compiled by now."""
     return shutil.copytree(CACHE, tmp_path_factory.mktemp("compiled") / "cache")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from installed import OUT, TREE, Service, entries, keep, kernel, run, status
 
 #: The paths of a host that has IPv4 and IPv6.
@@ -34,7 +35,10 @@ def test_the_status_line_has_hooks_rules_and_queries(service: Service) -> None:
     assert re.fullmatch(f"{hooks}; 1 rule; [0-9]+ quer(y|ies)", shown), shown
 
 
-def test_doctor_and_metrics_agree_on_the_hook_of_each_path(service: Service) -> None:
+def test_doctor_and_metrics_agree_on_the_hook_of_each_path(
+    service: Service, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(compiled))
     output = run("dnsprobe", "doctor")
     (OUT / "doctor.txt").write_text(output)
     used = {labels["path"]: labels for labels, _ in service.samples("dnsprobe_hook_info")}
