@@ -79,7 +79,9 @@ def _fill(daemon: Daemon, series: int) -> None:
         if at % _LIVE_SHARE:
             unit = f"session-{at % 30}.scope"
             session.totals.add_final(
-                Count(rules[domain], ("A", "AAAA")[qtype], "udp", names[-1], ";".join(names), unit, "", queries)
+                Count(
+                    rules[domain], ("A", "AAAA")[qtype], "udp", "remote", names[-1], ";".join(names), unit, "", queries
+                )
             )
             continue
         # The entries that the BPF program makes at the first query of a process. No process has such a pid.

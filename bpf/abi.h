@@ -69,6 +69,9 @@ enum transport {
 	TRANSPORT_DOT,	 /* RFC 7858 */
 };
 
+/* In a counter, this bit of the transport is set if the server is on this host. */
+#define TO_LOCAL 0x80
+
 /* Words of the key of hash_name() and hash_query(): two for each eight octets of the longest name, and the rest. */
 #define HASH_KEYS 72
 
@@ -161,7 +164,7 @@ struct count_key {
 	u32 tgid;
 	u32 rule;
 	u16 qtype;
-	u8 transport;
+	u8 transport; /* with TO_LOCAL */
 	u8 pad[5];
 };
 
@@ -172,7 +175,7 @@ struct pending_key {
 	u32 tgid;
 	u32 generation;
 	u16 qtype;
-	u8 transport;
+	u8 transport; /* with TO_LOCAL */
 	u8 pad[5];
 };
 

@@ -36,8 +36,15 @@ struct destination {
 	u8 family;
 	u8 transport;
 	u8 server[16];
-	u8 pad[4];
+	u8 local; /* TO_LOCAL if the server is on this host, otherwise 0 */
+	u8 pad[3];
 };
+
+/* The transport in the counter of a query. */
+static __always_inline u8 counted_transport(const struct destination *to)
+{
+	return to->transport | to->local;
+}
 
 /* The key of the prefix trie of rules. */
 struct lpm_key {

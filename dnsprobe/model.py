@@ -26,6 +26,8 @@ UNKNOWN = "(unknown)"
 UNDECIDED = "(undecided)"
 #: The transport of connections whose queries cannot be read: DNS over TLS (RFC 7858).
 DOT = "dot"
+#: Where a server is: on this host, or elsewhere.
+LOCAL, REMOTE = "local", "remote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,15 +234,16 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """The number of queries of one process, by rule, type and transport, with the labels of the process.
+    """The number of queries of one process, by rule, type, transport and place, with the labels of the process.
 
-    ``share`` is who takes the room of the series: a user or a control group, as the kernel side numbers them, 0 if that
-    is not known.
+    ``to`` is the place of the server, LOCAL or REMOTE. ``share`` is who takes the room of the series: a user or a
+    control group, as the kernel side numbers them, 0 if that is not known.
     """
 
     rule: Rule
     qtype: str
     transport: str
+    to: str
     process: str
     tree: str
     unit: str
@@ -255,6 +258,7 @@ class Series(NamedTuple):
     domain: str
     qtype: str
     transport: str
+    to: str
     process: str
     tree: str
     unit: str

@@ -8,6 +8,7 @@
 
 #include "kernel_read.h"
 #include "maps.h"
+#include "route.h"
 #include "socket_storage.h"
 #include "verifier.h"
 #include "process/current.h"
@@ -27,6 +28,31 @@ static u64 (*kernel_sock)(const struct bpf_sock *ctx) = (void *)CAST_TO_KERNEL;
 #define kernel_sock(ctx) ((u64)(ctx))
 #define PACKET_U64(packet, member) read_u64((packet) + (member))
 #endif
+
+/* include/net/flow.h: each network namespace has loopback under this index. */
+#define LOOPBACK_IFINDEX 1
+/* include/linux/netdevice.h: the device of a VRF (IFF_L3MDEV_MASTER) */
+#define L3MDEV_MASTER (1U << 18)
+
+/* False if a packet behind the firewall clearly does not go to this host: the kernel routes what does over loopback or
+ * over the device of a VRF (net/ipv4/route.c, ip_route_output_key_hash_rcu(), and net/ipv6/route.c,
+ * ip6_rt_get_dev_rcu()). Loads of members cost less than a call that reads the flags of the route. */
+static __always_inline bool may_be_local(const struct __sk_buff *ctx, u64 packet)
+{
+#ifdef CAST_TO_KERNEL
+	if (!IS_THERE(SKB_DEVICE) || !IS_THERE(DEVICE_PRIVATE_FLAGS) || ctx->ifindex == LOOPBACK_IFINDEX)
+		return true;
+	return *(u32 *)(*(u64 *)(packet + SKB_DEVICE) + DEVICE_PRIVATE_FLAGS) & L3MDEV_MASTER;
+#else
+	return true;
+#endif
+}
+
+/* Returns TO_LOCAL if a packet behind the firewall goes to this host, otherwise 0. NAT has changed its route. */
+static __always_inline u8 local_by_packet(const struct __sk_buff *ctx, u64 packet, u8 family)
+{
+	return may_be_local(ctx, packet) ? local_by_route(ROUTE_OF(packet), family) : 0;
+}
 
 /* include/uapi/linux/netfilter.h: enum nf_inet_hooks */
 #define NF_INET_LOCAL_OUT 3

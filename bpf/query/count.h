@@ -85,7 +85,8 @@ static __always_inline bool is_tree_kept(const struct process_key *process)
 	return bpf_map_lookup_elem(MAP(PROCESSES), (void *)process) != NULL;
 }
 
-/* Counts a query for a rule. False if there is no room: then it is counted in the overflow counter of the rule. */
+/* Counts a query for a rule. `transport` is that of counted_transport(), here and below. False if there is no room:
+ * then it is counted in the overflow counter of the rule. */
 static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transport)
 {
 	/* Not on the stack: see WHOLE_WORD. */

@@ -69,13 +69,13 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 		s->event.rule = rule;
 		if (rule == DECIDE) {
 			s->event.kind = KIND_UNDECIDED;
-			if (!count_pending(s, settings->generation, name != NULL, s->to.transport)) {
+			if (!count_pending(s, settings->generation, name != NULL, counted_transport(&s->to))) {
 				count_statistic(STAT_UNDECIDED_NAMES_FULL);
 				return;
 			}
 		}
 	}
-	if (rule != DECIDE && count_query(s, rule, s->to.transport))
+	if (rule != DECIDE && count_query(s, rule, counted_transport(&s->to)))
 		s->outcome = rule;
 	if (!is_asker_known) {
 		count_statistic(STAT_UNATTRIBUTED_SENT_ON);

@@ -44,11 +44,12 @@ static __always_inline struct cached *find_slot(u64 hash)
 
 /*
  * Counts a query if its outcome is in the cache. False if it is not: then the query has to be parsed. `sums` are those
- * of the name. At a hook behind the firewall, `packet` is the result of kernel_packet(), at others 0. Sets
- * `query_hash` to the hash of the query.
+ * of the name, `packet` is the address of the packet (struct sk_buff). `ctx` is the context of a program behind the
+ * firewall, in front of it NULL. Sets `query_hash` to the hash of the query.
  */
 static __always_inline bool count_recent(u64 *query_hash, const struct sums *sums, const struct settings *settings,
-					 u32 type_class, u8 transport, u64 packet, u8 family)
+					 u32 type_class, u8 transport, const struct __sk_buff *ctx, u64 packet,
+					 u8 family)
 {
 	struct process_key process;
 
@@ -71,15 +72,17 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 	if (is_over(value))
 		return false;
 	/* The process may be remembered for its own query. */
-	if (packet && !is_clearly_asker(packet, family))
+	if (ctx && !is_clearly_asker(packet, family))
 		return false;
+
+	u8 local = ctx ? local_by_packet(ctx, packet, family) : local_by_route(ROUTE_OF(packet), family);
 
 	struct count_key key = {
 		.start_ns = process.start_ns,
 		.tgid = process.tgid,
 		.rule = RULE_OF(value),
 		.qtype = __builtin_bswap16(type_class),
-		.transport = transport,
+		.transport = transport | local,
 	};
 	struct count *count = bpf_map_lookup_elem(MAP(COUNTS), &key);
 

@@ -6,6 +6,7 @@
 #define DNSPROBE_TCP_DESTINATION_H
 
 #include "kernel_read.h"
+#include "route.h"
 #include "scratch.h"
 #include "dns/message.h"
 
@@ -13,6 +14,8 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define MSG_FASTOPEN 0x20000000
+/* The second half of ::1, in network byte order. */
+#define LOOPBACK6 __builtin_bswap64(1)
 
 #define TCP_SYN_SENT 2	    /* include/net/tcp_states.h */
 #define TFO_CLIENT_ENABLE 1 /* include/net/tcp.h */
@@ -66,6 +69,32 @@ static __always_inline void set_stream_server(struct destination *to, const stru
 	}
 }
 
+/*
+ * Returns TO_LOCAL if a socket sends to this host, otherwise 0. A connected socket keeps its route, until the kernel
+ * finds that it has to look for a new one. Then it is known from the addresses: from one of its own addresses, a host
+ * sends to itself. A write that connects (FASTOPEN_SENDMSG) has neither route nor source.
+ */
+static __always_inline u8 local_by_socket(const struct destination *to, u64 sock)
+{
+	u64 route = read_u64(sock + SOCK_ROUTE);
+	u64 source[2] = {}, server[2];
+
+	if (route)
+		return local_by_route(route, to->family);
+	__builtin_memcpy(server, to->server, sizeof(server));
+	if (to->family == 4) {
+		/* RFC 1122, section 3.2.1.3 (g) */
+		if (to->server[0] == 127)
+			return TO_LOCAL;
+		bpf_probe_read_kernel(source, 4, (void *)(sock + SOCK_COMMON + SOCK_SADDR));
+	} else {
+		if (!server[0] && server[1] == LOOPBACK6)
+			return TO_LOCAL;
+		bpf_probe_read_kernel(source, 16, (void *)(sock + SOCK_COMMON + SOCK_V6_SADDR));
+	}
+	return source[0] == server[0] && source[1] == server[1] ? TO_LOCAL : 0;
+}
+
 /* True for a write to a port whose queries are read, or whose connections are counted. */
 static __always_inline bool read_destination(struct destination *to, enum fastopen *fastopen, u64 sock, u64 message)
 {
@@ -100,6 +129,7 @@ static __always_inline bool read_destination(struct destination *to, enum fastop
 	to->skb = 0;
 	to->sock = sock;
 	set_stream_server(to, &address);
+	to->local = local_by_socket(to, sock);
 	to->transport = transport_of(to, 0, TRANSPORT_TCP);
 	return true;
 }

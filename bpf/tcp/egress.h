@@ -54,7 +54,7 @@ static __always_inline void count_busy_segment(const struct __sk_buff *skb)
 	u8 family = skb->protocol == ETHERNET_IP4 ? 4 : 6;
 	bool is_asker = read_u32(read_u64(packet + SKB_SK) + SOCK_LOCK_OWNED) && is_clearly_asker(packet, family);
 
-	count_unread(STAT_UNPARSED_BUSY, TRANSPORT_TCP, 1, is_asker);
+	count_unread(STAT_UNPARSED_BUSY, TRANSPORT_TCP | local_by_packet(skb, packet, family), 1, is_asker);
 }
 
 /* The first program. Most packets are no TCP to a DNS server. */
@@ -383,7 +383,7 @@ static __always_inline void count_encrypted_segment(struct scratch *s, struct co
 	s->event.kind = KIND_QUERY;
 	set_share(s, IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
 	s->counted_qtype = 0;
-	count_query(s, ENCRYPTED, TRANSPORT_DOT);
+	count_query(s, ENCRYPTED, TRANSPORT_DOT | s->to.local);
 	if (IS_SENT_ON(s) && !s->leader) {
 		count_statistic(STAT_UNATTRIBUTED_SENT_ON);
 		s->keep_tree = 0;
@@ -430,9 +430,11 @@ static __always_inline void read_server(struct destination *to, const struct __s
 	__builtin_memset(to->server, 0, sizeof(to->server));
 	if (skb->protocol == ETHERNET_IP4) {
 		to->family = 4;
+		to->local = local_by_packet(skb, kernel_packet(skb), 4);
 		bpf_probe_read_kernel(to->server, 4, (void *)(sock + SOCK_COMMON + SOCK_DADDR));
 	} else {
 		to->family = 6;
+		to->local = local_by_packet(skb, kernel_packet(skb), 6);
 		bpf_probe_read_kernel(to->server, 16, (void *)(sock + SOCK_COMMON + SOCK_V6_DADDR));
 	}
 	to->transport = transport_of(to, 0, TRANSPORT_TCP);
@@ -548,12 +550,16 @@ static __always_inline bool skip_message(const struct scratch *s, struct connect
 }
 
 /* Counts messages of a segment that are not read for the process that has written them, which may have ended. */
-static __always_inline void count_skipped(const struct process_key *writer, u32 reason, u64 number)
+static __always_inline void count_skipped(const struct __sk_buff *skb, const struct process_key *writer, u32 reason,
+					  u64 number)
 {
 	const struct chain *tree = bpf_map_lookup_elem(MAP(WRITERS), (void *)writer);
 	u64 share = tree ? tree->share : SHARE_OF_NOBODY;
 
-	count_unread_of(writer, share, reason, TRANSPORT_TCP, number);
+	u8 family = skb->protocol == ETHERNET_IP4 ? 4 : 6;
+
+	count_unread_of(writer, share, reason, TRANSPORT_TCP | local_by_packet(skb, kernel_packet(skb), family),
+			number);
 	if (tree && !is_tree_kept(writer))
 		keep_tree(writer, tree, share);
 }
@@ -570,13 +576,13 @@ static __always_inline void skip_messages(struct scratch *s, struct connection *
 			break;
 		skipped++;
 	}
-	count_skipped(writer, STAT_UNPARSED_PIPELINED, skipped);
+	count_skipped(skb, writer, STAT_UNPARSED_PIPELINED, skipped);
 	/* A part of a message is left, or too many. */
 	if (FORGET(connection->next) == segment->end)
 		return;
 	connection->alignment = LOST;
 	connection->next = segment->end;
-	count_skipped(writer, STAT_UNPARSED_UNALIGNED, 1);
+	count_skipped(skb, writer, STAT_UNPARSED_UNALIGNED, 1);
 }
 
 /* Takes a scratch space from the pool. NULL if none is free. */
@@ -593,7 +599,7 @@ static __always_inline void handle_rest(struct __sk_buff *skb, const struct segm
 	struct scratch *s = take_scratch(&index);
 
 	if (!s) {
-		count_skipped(writer, STAT_UNPARSED_BUSY, 1);
+		count_skipped(skb, writer, STAT_UNPARSED_BUSY, 1);
 		return;
 	}
 	s->tcp = *segment;

@@ -31,7 +31,7 @@ static __always_inline void handle_message(struct scratch *s, const struct setti
 	if (FORGET(s->progress) == MESSAGE_READ && FORGET(s->unread)) {
 		/* Octets before this message were not seen. The message itself can be read. */
 		if (s->to.port != CANARY_PORT) {
-			count_unread(FORGET(s->unread), s->to.transport, 1, !IS_SENT_ON(s));
+			count_unread(FORGET(s->unread), counted_transport(&s->to), 1, !IS_SENT_ON(s));
 			s->event.kind = KIND_UNREAD;
 			s->has_gap = 1;
 		}
@@ -87,7 +87,7 @@ static __always_inline void count_encrypted_connection(struct scratch *s, struct
 	s->event.kind = KIND_QUERY;
 	set_share(s, bpf_get_current_task());
 	s->counted_qtype = 0;
-	count_query(s, ENCRYPTED, TRANSPORT_DOT);
+	count_query(s, ENCRYPTED, TRANSPORT_DOT | s->to.local);
 }
 
 /*
@@ -149,7 +149,7 @@ static __always_inline int handle_write(void *ctx, u64 sock, u64 message, u32 ho
 	s->more = 0;
 	lose_alignment(s, stream, write.sequence, STAT_UNPARSED_PIPELINED);
 	if (to.port != CANARY_PORT)
-		count_unread(STAT_UNPARSED_PIPELINED, to.transport, 1, !is_kernel_thread());
+		count_unread(STAT_UNPARSED_PIPELINED, counted_transport(&to), 1, !is_kernel_thread());
 	return 0;
 }
 

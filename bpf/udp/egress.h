@@ -104,7 +104,7 @@ static __always_inline enum finding look_up_question(struct place *place, const 
 	if (at + 4 > data_end)
 		return UNKNOWN;
 	place->length = at - (u8 *)(long)skb->data - place->name;
-	return count_recent(&place->hash, &sums, settings, *(u32 *)at, TRANSPORT_UDP, packet, family) ? DONE : NEW;
+	return count_recent(&place->hash, &sums, settings, *(u32 *)at, TRANSPORT_UDP, skb, packet, family) ? DONE : NEW;
 }
 
 /* True if the labels of a name end where its first octet that is 0 is. */
@@ -230,9 +230,11 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 /* Counts datagrams of a packet that are not read. */
 static __always_inline void count_unread_packet(const struct __sk_buff *skb, u32 reason, u64 number)
 {
+	u64 packet = kernel_packet(skb);
 	u8 family = skb->protocol == ETHERTYPE_IP4 ? 4 : 6;
 
-	count_unread(reason, TRANSPORT_UDP, number, is_clearly_asker(kernel_packet(skb), family));
+	count_unread(reason, TRANSPORT_UDP | local_by_packet(skb, packet, family), number,
+		     is_clearly_asker(packet, family));
 }
 
 /* The first program. Most packets are UDP or TCP in plain IP headers. */
@@ -358,6 +360,7 @@ static __always_inline u32 read_egress(struct destination *to, struct __sk_buff 
 	/* The program gets the address of struct sk_buff. */
 	to->skb = (u64)skb;
 	to->sock = 0;
+	to->local = local_by_packet(skb, packet, to->family);
 	to->transport = transport_of(to, __builtin_bswap16(udp.source), TRANSPORT_UDP);
 	return header + UDP_HEADER;
 }

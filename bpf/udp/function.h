@@ -68,7 +68,8 @@ static __always_inline bool is_recent(struct scratch *s, const struct settings *
 	KEEP_BELOW_512(end);
 	if (packet->length - end >= 4 + SHORTEST_QUERY && count_datagrams(packet, cork) > 1)
 		return false;
-	return count_recent(&query_hash, &sums, settings, *(u32 *)&s->packet[PACKET_FRONT + end], TRANSPORT_UDP, 0, 0);
+	return count_recent(&query_hash, &sums, settings, *(u32 *)&s->packet[PACKET_FRONT + end], TRANSPORT_UDP, NULL,
+			    packet->to.skb, packet->to.family);
 }
 
 /* Handles one packet at one of the hooks. Each step rejects what it can, the cheapest first. */
@@ -94,6 +95,7 @@ static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u64
 		s->present = 0;
 	if (!is_beyond_linear(packet.length, packet.beyond) && is_recent(s, settings, &packet, cork))
 		return 0;
+	packet.to.local = local_by_route(ROUTE_OF(skb), packet.to.family);
 	s->to = packet.to;
 	s->beyond = packet.beyond;
 	s->payload = packet.payload;
@@ -102,7 +104,7 @@ static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u64
 	begin_questions(s);
 	/* The rest is another program, so that each of them is small for the verifier. */
 	tail_call(ctx, MAP(SELF_CALLS), 0);
-	count_unread(STAT_UNPARSED_BUSY, packet.to.transport, 1, !is_kernel_thread());
+	count_unread(STAT_UNPARSED_BUSY, counted_transport(&packet.to), 1, !is_kernel_thread());
 	return 0;
 }
 
@@ -125,7 +127,7 @@ static __always_inline int handle_packet_slowly(void *ctx, u32 hook_kind)
 			return 0;
 		}
 		if (unread && is_first)
-			count_unread(STAT_UNPARSED_SEGMENTED, s->to.transport, unread, !is_kernel_thread());
+			count_unread(STAT_UNPARSED_SEGMENTED, counted_transport(&s->to), unread, !is_kernel_thread());
 	}
 
 	exclude_kernel_thread(s);
@@ -148,7 +150,7 @@ static __always_inline int handle_packet_slowly(void *ctx, u32 hook_kind)
 		return 0;
 	/* The next question. */
 	tail_call(ctx, MAP(SELF_CALLS), 0);
-	count_unread(STAT_UNPARSED_QUESTIONS, s->to.transport, 1, !is_kernel_thread());
+	count_unread(STAT_UNPARSED_QUESTIONS, counted_transport(&s->to), 1, !is_kernel_thread());
 	return 0;
 }
 

@@ -91,6 +91,8 @@ class Statistic(IntEnum):
 
 #: ``enum transport``
 TRANSPORTS = ("udp", "tcp", "mdns", "llmnr", "dot")
+#: In a counter, this bit of the transport is set if the server is on this host.
+TO_LOCAL = 0x80
 
 SETTINGS = struct.Struct(f"=QIII4x{HASH_KEYS}Q")
 OUTCOME = struct.Struct("=IIBB2x")

@@ -35,6 +35,7 @@ _REQUIRED = (
     ("SKB_DATA", "sk_buff", "data"),
     ("SKB_DATA_LEN", "sk_buff", "data_len"),
     ("SKB_SK", "sk_buff", "sk"),
+    ("SKB_ROUTE", "sk_buff", "_skb_refdst"),
     ("SHINFO_GSO_SIZE", "skb_shared_info", "gso_size"),
     ("CORK_GSO_SIZE", "inet_cork", "gso_size"),
     # 16 bits wide since Linux 5.6: kernel commit bf9765145b85 ("sock: Make sk_protocol a 16-bit value").
@@ -114,6 +115,9 @@ _TCP = (
     ("SOCK_FAMILY", "sock_common", "skc_family"),
     ("SOCK_DADDR", "sock_common", "skc_daddr"),
     ("SOCK_V6_DADDR", "sock_common", "skc_v6_daddr"),
+    ("SOCK_SADDR", "sock_common", "skc_rcv_saddr"),
+    ("SOCK_V6_SADDR", "sock_common", "skc_v6_rcv_saddr"),
+    ("SOCK_ROUTE", "sock", "sk_dst_cache"),
     ("SOCK_SOCKET", "sock", "sk_socket"),
     ("SOCKET_INODE", "socket_alloc", "vfs_inode.i_ino"),
     ("TCP_WRITE_SEQ", "tcp_sock", "write_seq"),
@@ -138,6 +142,15 @@ _TCP_FAST_OPEN = (
     ("MSG_NAME", "msghdr", "msg_name"),
     ("MSG_FLAGS", "msghdr", "msg_flags"),
     ("NET_TCP_FASTOPEN", "net", "ipv4.sysctl_tcp_fastopen"),
+)
+
+# Whether a server is on this host. Without the flags of routes, each server counts as remote.
+_ROUTE = (
+    ("ROUTE4_FLAGS", "rtable", "rt_flags"),
+    ("ROUTE6_FLAGS", "rt6_info", "rt6i_flags"),
+    # Without these, the flags are read for each counted query.
+    ("SKB_DEVICE", "sk_buff", "dev"),
+    ("DEVICE_PRIVATE_FLAGS", "net_device", "priv_flags"),
 )
 
 # A hook behind the firewall needs these to find the destination that NAT replaced.
@@ -199,7 +212,7 @@ _WAITERS = (
     ("POLL_TASK", "poll_wqueues", "polling_task"),
 )
 
-_OPTIONAL = (*_IDENTITY, *_SHARE, *_LINEAGE, *_NAT, *_ASKER, *_ASKER_FURTHER, *_MULTIPATH, *_WAITERS)
+_OPTIONAL = (*_IDENTITY, *_SHARE, *_LINEAGE, *_ROUTE, *_NAT, *_ASKER, *_ASKER_FURTHER, *_MULTIPATH, *_WAITERS)
 _STRUCTS = frozenset(member[1] for member in (*_REQUIRED, *_OPTIONAL, *_TCP, *_TCP_FAST_OPEN))
 
 _FUNCTIONS = FUNCTIONS | {CAST_TO_KERNEL}

@@ -25,9 +25,9 @@ from dnsprobe.names.ruleset import TrieEntry
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-#: start_ns, tgid, rule, qtype, transport
+#: start_ns, tgid, rule, qtype, transport with TO_LOCAL
 CountKey = tuple[int, int, int, int, int]
-#: start_ns, name_hash, tgid, generation, qtype, transport
+#: start_ns, name_hash, tgid, generation, qtype, transport with TO_LOCAL
 PendingKey = tuple[int, int, int, int, int, int]
 #: start_ns, tgid
 ProcessKey = tuple[int, int]
@@ -316,7 +316,7 @@ class Maps:
         known.set_many(_bits(QTYPES).items())
         #: What users and control groups take of the maps and of the ring.
         self.shares = shares = self._declare_shares(table, sizes)
-        #: Queries by process, rule, type and transport.
+        #: Queries by process, rule, type, transport and place of the server.
         self.counters = table.shared("COUNTS", _COUNT_KEY, _COUNT, sizes.counters, shares, _COUNTERS)
         #: By rule, queries that were counted without their process, because the counters were full.
         self.overflow = table.array("OVERFLOW", _COUNTER, abi.OVERFLOW_SLOTS)
@@ -326,7 +326,8 @@ class Maps:
         self.facts = table.shared("IDENTITIES", _PROGRAM_KEY, _FACTS, sizes.processes, shares, _IDENTITIES)
         #: Names that user space has to decide, by their hash.
         self.names = table.shared("NAMES", _HASH, _NAME, sizes.names, shares, _NAMES)
-        #: Queries for names that were not decided, by process, name, generation of the rules, type and transport.
+        #: Queries for names that were not decided, by process, name, generation of the rules, type,
+        #: transport and place of the server.
         self.pending = table.shared("PENDING", _PENDING_KEY, _COUNT, sizes.names, shares, _PENDING)
         # Recent queries, which suppress the events of repeated ones. Only the kernel uses it.
         table.add("SEEN", libbpf.LRU_HASH, _HASH.size, abi.SEEN.size, sizes.recent)

@@ -16,7 +16,7 @@ from dnsprobe.kernel import abi
 from dnsprobe.kernel.maps import CountKey, PendingKey, ProcessKey
 from dnsprobe.kernel.other_messages import unread_reason
 from dnsprobe.kernel.probe import Probe
-from dnsprobe.model import DOT, OTHER, Count, Process, Rule, Series
+from dnsprobe.model import DOT, LOCAL, OTHER, REMOTE, Count, Process, Rule, Series
 from dnsprobe.names.qtype import QTYPES, qtype_name
 from dnsprobe.pipeline.known_processes import KnownProcesses
 from dnsprobe.pipeline.rules import ENCRYPTED, UNREAD, NameDecisions, RulesInForce
@@ -139,7 +139,8 @@ class Counters:
         return Count(
             rule,
             self._qtype_label(rule, qtype),
-            abi.TRANSPORTS[transport],
+            abi.TRANSPORTS[transport & ~abi.TO_LOCAL],
+            LOCAL if transport & abi.TO_LOCAL else REMOTE,
             labels.process,
             labels.tree,
             labels.unit,
@@ -161,8 +162,8 @@ class Counters:
     def _overflow_count(rule: Rule, queries: int) -> Count:
         """Return the count of queries that the kernel counted without their process."""
         if rule is ENCRYPTED:
-            return Count(rule, "", DOT, OTHER, OTHER, "", "", queries)
-        return Count(rule, OTHER, OTHER, OTHER, OTHER, "", "", queries)
+            return Count(rule, "", DOT, OTHER, OTHER, OTHER, "", "", queries)
+        return Count(rule, OTHER, OTHER, OTHER, OTHER, OTHER, "", "", queries)
 
     def sweep(self) -> None:
         """Move final counts to the totals: those of processes that ended, of decided names, of retired rules."""

@@ -105,10 +105,10 @@ class Totals:
     least ``ttl`` seconds, else one of the user or control group with the most series (``Count.share``), if the new
     series is of another. If none has to leave, the new one is refused:
 
-    - Queries of a refused series count under its domain, qtype and transport, with ``(other)`` as process and tree, and
-      without unit and container.
-    - If there is no room for that series either, the qtype is ``(other)`` too. One such series per domain and transport
-      is always admitted, and never leaves.
+    - Queries of a refused series count under its domain, qtype, transport and ``to``, with ``(other)`` as process and
+      tree, and without unit and container.
+    - If there is no room for that series either, the qtype is ``(other)`` too. One such series per domain, transport
+      and ``to`` is always admitted, and never leaves.
 
     No series decreases. One that left begins again at zero when it comes back. The queries that it had shown are in
     ``expired``. So for each domain, the sum over all series and ``expired`` is always exact, if the caller keeps two
@@ -244,7 +244,14 @@ class Totals:
 
     def _series(self, count: Count) -> Series:
         series = Series(
-            count.rule.name, count.qtype, count.transport, count.process, count.tree, count.unit, count.container
+            count.rule.name,
+            count.qtype,
+            count.transport,
+            count.to,
+            count.process,
+            count.tree,
+            count.unit,
+            count.container,
         )
         if series.process == series.tree == OTHER:
             return series._replace(unit="", container="")

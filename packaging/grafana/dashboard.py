@@ -21,7 +21,7 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 #: Matchers for what the variables select. "All" includes queries without a unit.
 OF_HOSTS = 'instance=~"$instance"'
 OF_UNITS = f'{OF_HOSTS}, unit=~"$unit"'
-CHOSEN = f'{OF_HOSTS}, domain=~"$domain", unit=~"$unit"'
+CHOSEN = f'{OF_HOSTS}, domain=~"$domain", unit=~"$unit", to=~"$to"'
 #: Other programs export process_* metrics under the same names: keep those of dnsprobe.
 OF_DNSPROBE = "and on (job, instance) dnsprobe_build_info"
 
@@ -159,7 +159,13 @@ def queries() -> Iterator[Json]:
         "Queries that the counts do not include, at least.",
         alarm=True,
     )
-    for title, label in (("domain", "domain"), ("unit", "unit"), ("type", "qtype"), ("transport", "transport")):
+    for title, label in (
+        ("domain", "domain"),
+        ("unit", "unit"),
+        ("type", "qtype"),
+        ("transport", "transport"),
+        ("place of the server", "to"),
+    ):
         # Without this, queries without a unit would have no name in the legend.
         rate = f'label_replace(sum by ({label}) ({RATE}), "{label}", "(none)", "{label}", "")'
         yield graph(
@@ -311,7 +317,7 @@ def health() -> Iterator[Json]:
             ),
             target(f"sum by (instance) (dnsprobe_series_expired_total{{{OF_HOSTS}}})", "{{instance}} left"),
         ],
-        "At most metrics.max_series, and one more for each domain and transport.",
+        "At most metrics.max_series, and one more for each domain, transport and place of the server.",
     )
     yield graph(
         "Journal entries",
@@ -393,6 +399,7 @@ def variables() -> list[Json]:
         choice("instance", "Host", "label_values(dnsprobe_build_info, instance)"),
         choice("domain", "Domain", f"label_values(dnsprobe_queries_total{{{OF_HOSTS}}}, domain)"),
         choice("unit", "Unit", f'label_values(dnsprobe_queries_total{{{OF_HOSTS}, domain=~"$domain"}}, unit)'),
+        choice("to", "Server", f"label_values(dnsprobe_queries_total{{{OF_HOSTS}}}, to)"),
     ]
 
 

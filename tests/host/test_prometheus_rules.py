@@ -32,6 +32,7 @@ CHOSEN = {
     "instance": "|".join(HOSTS),
     "domain": r"watched\\.test|forbidden\\.test|oneshot\\.test|contained\\.test",
     "unit": f".*|{UNIT}",
+    "to": "local|remote",
     "__rate_interval": "1m",
     "__range": "1h",
 }

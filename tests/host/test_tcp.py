@@ -340,7 +340,7 @@ for listener in listeners:
     ((labels, value),) = service.samples("dnsprobe_encrypted_connections_total")
     assert (labels["transport"], labels["process"], value) == ("dot", Path(sys.executable).name, 10)
     assert labels["tree"].endswith(f";{labels['process']}")
-    assert set(labels) == {"transport", "process", "tree", "unit"}
+    assert set(labels) == {"to", "transport", "process", "tree", "unit"}
     assert service.samples("dnsprobe_queries_total") == []
     # The series stays after its process has ended.
     assert service.stop() == 0

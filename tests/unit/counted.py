@@ -14,14 +14,14 @@ from dnsprobe.treeview.client import Scrape, parse
 URL = "http://127.0.0.1:10059/metrics"
 
 COUNTS = {
-    Series("example.test", "A", "udp", "dig", "nightly;make;sh;dig", "nightly.service", ""): 30,
-    Series("example.test", "AAAA", "tcp", "dig", "nightly;make;sh;dig", "nightly.service", ""): 12,
-    Series("example.test", "A", "udp", "curl", "nightly;make;curl", "nightly.service", ""): 7,
-    Series("*.other.test", "A", "udp", "curl", "nightly;make;curl", "nightly.service", ""): 1,
-    Series("other.test", "A", "udp", "make", "nightly;make", "cron.service", "3f4e3f4e3f4e"): 2,
-    Series("other.test", "A", "udp", "app", "app", "", ""): 48,
-    Series("other.test", "A", "udp", "(other)", "(other)", "", ""): 900,
-    Series("", "", "dot", "browser", "sway;browser", "user@1000.service", ""): 13,
+    Series("example.test", "A", "udp", "remote", "dig", "nightly;make;sh;dig", "nightly.service", ""): 30,
+    Series("example.test", "AAAA", "tcp", "remote", "dig", "nightly;make;sh;dig", "nightly.service", ""): 12,
+    Series("example.test", "A", "udp", "remote", "curl", "nightly;make;curl", "nightly.service", ""): 7,
+    Series("*.other.test", "A", "udp", "remote", "curl", "nightly;make;curl", "nightly.service", ""): 1,
+    Series("other.test", "A", "udp", "remote", "make", "nightly;make", "cron.service", "3f4e3f4e3f4e"): 2,
+    Series("other.test", "A", "udp", "remote", "app", "app", "", ""): 48,
+    Series("other.test", "A", "udp", "remote", "(other)", "(other)", "", ""): 900,
+    Series("", "", "dot", "remote", "browser", "sway;browser", "user@1000.service", ""): 13,
 }
 
 

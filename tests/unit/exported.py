@@ -8,9 +8,9 @@ from dnsprobe.sinks.metrics import Registry, Snapshot
 #: A snapshot that gives each metric at least one sample.
 _FULL = Snapshot(
     counts={
-        Series("watched.test", "A", "udp", "dig", "bash;dig", "session-3.scope", ""): 3,
-        Series("", "", "dot", "firefox", "sway;firefox", "session-3.scope", ""): 1,
-        Series("", "malformed", "udp", "nmap", "bash;nmap", "session-3.scope", ""): 1,
+        Series("watched.test", "A", "udp", "remote", "dig", "bash;dig", "session-3.scope", ""): 3,
+        Series("", "", "dot", "remote", "firefox", "sway;firefox", "session-3.scope", ""): 1,
+        Series("", "malformed", "udp", "remote", "nmap", "bash;nmap", "session-3.scope", ""): 1,
     },
     hooks=[("udp4", "ip_send_skb", "fentry", "ip_send_skb")],
     verified={"udp4": True},

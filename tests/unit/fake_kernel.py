@@ -111,9 +111,9 @@ class FakeKernel:
         self.names.entries.update(decided)
         return list(decided)
 
-    def count(self, process: Process, rule: int, queries: int = 1) -> None:
-        """Count A queries over UDP, and keep the ancestry of the process, as a BPF program does."""
-        key = (process.start_ns, process.tgid, rule, 1, 0)
+    def count(self, process: Process, rule: int, queries: int = 1, transport: int = 0) -> None:
+        """Count A queries, by default over UDP, and keep the ancestry of the process, as a BPF program does."""
+        key = (process.start_ns, process.tgid, rule, 1, transport)
         self.counters.entries[key] = self.counters.entries.get(key, 0) + queries
         self._keep(process)
 

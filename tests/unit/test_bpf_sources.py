@@ -15,6 +15,7 @@ ORDER = (
     "abi.h",
     "verifier.h",
     "kernel_read.h",
+    "route.h",
     "maps.h",
     "socket_storage.h",
     "dns/hash.h",

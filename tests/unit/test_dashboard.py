@@ -43,6 +43,7 @@ def test_an_import_finds_the_dashboard_by_its_uid_and_asks_for_the_data_source()
         "instance",
         "domain",
         "unit",
+        "to",
     ]
     for panel in PANELS:
         assert {target["datasource"]["uid"] for target in panel["targets"]} == {panel["datasource"]["uid"]}
@@ -78,12 +79,12 @@ def test_each_query_uses_exported_metrics_and_labels(query: str) -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_each_query_uses_the_selected_hosts_domains_and_units(query: str) -> None:
+def test_each_query_uses_the_selected_hosts_domains_units_and_servers(query: str) -> None:
     used = set(re.findall(r"\$(\w+)", query))
     assert "instance" in used
-    assert used <= {"instance", "domain", "unit"} | BUILT_IN
+    assert used <= {"instance", "domain", "unit", "to"} | BUILT_IN
     if "dnsprobe_queries_total" in query and "$__" in query:
-        assert {"domain", "unit"} <= used
+        assert {"domain", "unit", "to"} <= used
     # A fixed window would be empty or incomplete if Prometheus scrapes at another interval.
     assert re.findall(r"\brate\([^[]*\[([^]]*)\]", query) in ([], ["$__rate_interval"])
 

@@ -12,7 +12,7 @@ from dnsprobe.commands.fresh_counts import FreshCounts
 from dnsprobe.commands.reload import reload_on_demand
 from dnsprobe.model import Series
 
-SERIES = Series("test", "A", "udp", "dig", "dig", "", "")
+SERIES = Series("test", "A", "udp", "remote", "dig", "dig", "", "")
 
 
 def test_demands_during_a_reload_cause_one_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fake_kernel import DIG, FakeKernel, chain_of
 from inline_matcher import InlineMatcher
 
+from dnsprobe.kernel import abi
 from dnsprobe.kernel.abi import OVER_LIMIT, Statistic
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import OTHER, UNDECIDED, UNKNOWN, Process, Series
@@ -74,7 +75,18 @@ def pipeline(tmp_path: Path) -> Pipeline:
 
 def test_labels_come_from_the_ancestry_that_the_kernel_keeps(pipeline: Pipeline) -> None:
     pipeline.kernel.count(DIG, pipeline.rule("example.test"), 3)
-    assert pipeline.counters.collect() == {Series("example.test", "A", "udp", "dig", "dig", "", ""): 3}
+    assert pipeline.counters.collect() == {Series("example.test", "A", "udp", "remote", "dig", "dig", "", ""): 3}
+
+
+def test_queries_to_this_host_and_elsewhere_are_told_apart(pipeline: Pipeline) -> None:
+    rule = pipeline.rule("example.test")
+    pipeline.kernel.count(DIG, rule, 3)
+    pipeline.kernel.count(DIG, rule, 4, transport=abi.TO_LOCAL | abi.TRANSPORTS.index("tcp"))
+    expected = {("udp", "remote"): 3, ("tcp", "local"): 4}
+    assert {(key.transport, key.to): number for key, number in pipeline.counters.collect().items()} == expected
+    pipeline.ended = {DIG}
+    pipeline.counters.sweep()
+    assert {(key.transport, key.to): number for key, number in pipeline.counters.collect().items()} == expected
 
 
 def test_a_process_without_an_ancestry_counts_as_unknown(pipeline: Pipeline) -> None:

@@ -23,11 +23,11 @@ def count(
     container: str = "",
     share: int = 0,
 ) -> Count:
-    return Count(rule, qtype, "udp", tree.rpartition(";")[2], tree, unit, container, queries, share)
+    return Count(rule, qtype, "udp", "remote", tree.rpartition(";")[2], tree, unit, container, queries, share)
 
 
 def series(tree: str = "bash;dig", qtype: str = "A", unit: str = "a.service", container: str = "") -> Series:
-    return Series("example.test", qtype, "udp", tree.rpartition(";")[2], tree, unit, container)
+    return Series("example.test", qtype, "udp", "remote", tree.rpartition(";")[2], tree, unit, container)
 
 
 @pytest.mark.parametrize("labels", [(), ("unit",), ("container",), ("unit", "container")])
@@ -66,6 +66,17 @@ def test_series_above_the_limit_are_folded() -> None:
     live.append(count("q", 1, qtype="AAAA"))
     assert totals.collect(live) == {**named, series(OTHER, unit=""): 20, series(OTHER, OTHER, "", ""): 1}
     assert totals.series_folded == 3
+
+
+def test_what_is_folded_keeps_the_place_of_its_server() -> None:
+    totals = Totals(8)
+    live = [replace(count(f"p{i}", 10), to=to) for i in range(7) for to in ("local", "remote")]
+    seen = totals.collect(live)
+    assert len({key for key in seen if key.process != OTHER}) == 7
+    by_place = Counter({to: sum(number for key, number in seen.items() if key.to == to) for to in ("local", "remote")})
+    assert by_place == {"local": 70, "remote": 70}
+    # One of the two has no room either.
+    assert {(key.to, key.qtype) for key in seen if key.process == OTHER} == {("local", OTHER), ("remote", "A")}
 
 
 def test_a_refused_series_stays_refused_while_the_others_are_not_idle() -> None:
@@ -258,6 +269,7 @@ COUNTS = st.builds(
     rule=st.sampled_from(RULES),
     qtype=st.sampled_from(["A", "AAAA", "MX"]),
     transport=st.sampled_from(["udp", "tcp"]),
+    to=st.sampled_from(["local", "remote"]),
     process=st.sampled_from(["a", "b", OTHER]),
     tree=st.sampled_from(["a", "x;a", "x;b", OTHER]),
     unit=st.sampled_from(["", "a.service"]),
@@ -313,7 +325,7 @@ def test_no_series_decreases_and_sums_are_exact(limit: int, ttl: float, steps: l
                     sums[key.domain] += number
                 assert +sums == +truth
                 assert len([key for key in now if key.qtype != OTHER]) <= limit
-                assert all(key[3:] == (OTHER, OTHER, "", "") for key in now if key.qtype == OTHER)
+                assert all(key[4:] == (OTHER, OTHER, "", "") for key in now if key.qtype == OTHER)
                 assert totals.series_folded >= refused
                 refused = totals.series_folded
                 before = now

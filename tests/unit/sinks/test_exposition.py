@@ -60,7 +60,7 @@ def test_each_scrape_is_the_same_as_with_prometheus_client(
 
 @pytest.mark.parametrize("accept", ACCEPTED)
 def test_what_comes_after_the_series(accept: str) -> None:
-    registry = Registry(lambda: Snapshot(counts={Series("a", "A", "udp", "b", "b", "", ""): 3}))
+    registry = Registry(lambda: Snapshot(counts={Series("a", "A", "udp", "remote", "b", "b", "", ""): 3}))
     encoder, _ = choose_encoder(accept)
     body, _ = registry.encode(accept)
     names = [line.split(b" ")[0] for line in body.split(b"\n") if not line.startswith(b"#")]
@@ -70,7 +70,7 @@ def test_what_comes_after_the_series(accept: str) -> None:
 
 
 def series(number: int) -> Series:
-    return Series("example.test", "A", "udp", f"job{number}", f"bash;job{number}", "", "")
+    return Series("example.test", "A", "udp", "remote", f"job{number}", f"bash;job{number}", "", "")
 
 
 def test_only_what_is_new_is_rendered() -> None:
@@ -132,7 +132,9 @@ def test_prepared_series_are_rendered_in_parts_and_not_again(monkeypatch: pytest
     now: dict[Series, int] = {}
     registry = Registry(lambda: Snapshot(counts=now))
     registry.encode("")
-    now |= {Series("test", "A", "udp", "dig", f"bash;dig{number}", "", ""): number + 1 for number in range(1000)}
+    now |= {
+        Series("test", "A", "udp", "remote", "dig", f"bash;dig{number}", "", ""): number + 1 for number in range(1000)
+    }
     assert sum(1 for _ in registry.preparing(now)) >= 4
     monkeypatch.setattr(SeriesLines, "_render_all", lambda *_: pytest.fail("rendered again"))
     text, _ = registry.encode("")

@@ -22,12 +22,14 @@ NASTY = 'a"b\\x0a\\\\c{d="e"} 7 # é'
 
 FULL = Snapshot(
     counts={
-        Series("example.test", "A", "udp", "dig", "bash;make;dig", "session-3.scope", "3f4e3f4e3f4e"): 1_000_003,
-        Series("", "", "dot", "firefox", "sway;firefox", "session-3.scope", ""): 13,
-        Series("example.test", "AAAA", "tcp", "dig", "bash;make;dig", "", ""): 7,
-        Series("example.test", "(other)", "udp", "(other)", "(other)", "", ""): 5,
-        Series("", "malformed", "udp", "nmap", "bash;nmap", "session-3.scope", ""): 17,
-        Series(".", "HTTPS", "udp", NASTY, f"x;{NASTY}", "user@1000.service", ""): 11,
+        Series(
+            "example.test", "A", "udp", "remote", "dig", "bash;make;dig", "session-3.scope", "3f4e3f4e3f4e"
+        ): 1_000_003,
+        Series("", "", "dot", "remote", "firefox", "sway;firefox", "session-3.scope", ""): 13,
+        Series("example.test", "AAAA", "tcp", "remote", "dig", "bash;make;dig", "", ""): 7,
+        Series("example.test", "(other)", "udp", "remote", "(other)", "(other)", "", ""): 5,
+        Series("", "malformed", "udp", "remote", "nmap", "bash;nmap", "session-3.scope", ""): 17,
+        Series(".", "HTTPS", "udp", "remote", NASTY, f"x;{NASTY}", "user@1000.service", ""): 11,
     },
     exceeded={("ada", "", "names"): 21, ("", "nightly.service", "counters"): 22},
     hooks=[
@@ -126,10 +128,10 @@ def test_everything_is_there_from_the_start() -> None:
 @pytest.mark.parametrize("labels", [(), ("unit",), ("container",)])
 def test_labels_are_left_out(labels: tuple[str, ...]) -> None:
     given = [label if label in labels else "" for label in ("unit", "container")]
-    counts = {Series("example.test", "A", "udp", "dig", "bash;dig", *given): 3}
+    counts = {Series("example.test", "A", "udp", "remote", "dig", "bash;dig", *given): 3}
     text = generate_latest(Registry(lambda: Snapshot(counts=counts), labels)).decode()
-    shown = {"domain": "example.test", "process": "dig", "qtype": "A", "transport": "udp", "tree": "bash;dig"}
-    shown |= {label: label for label in labels}
+    shown = {"domain": "example.test", "process": "dig", "qtype": "A", "to": "remote", "transport": "udp"}
+    shown |= {"tree": "bash;dig"} | {label: label for label in labels}
     expected = ",".join(f'{name}="{value}"' for name, value in sorted(shown.items()))
     assert f"dnsprobe_queries_total{{{expected}}} 3.0\n" in text
 
@@ -148,7 +150,7 @@ def test_hostile_labels_do_not_break_the_scrape(raw: bytes, form: str) -> None:
     # A label that was not escaped must not break the whole scrape.
     label = raw.decode("utf-8", "surrogateescape") * 20
     snapshot = Snapshot(
-        counts={Series(label, label, label, label, label, label, label): 3},
+        counts={Series(label, label, label, label, label, label, label, label): 3},
         hooks=[(label, label, label, label)],
         verified={label: True},
     )

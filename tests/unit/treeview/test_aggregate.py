@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from counted import chosen, scrape
+from counted import COUNTS, chosen, scrape
 
 from dnsprobe.errors import UserError
 from dnsprobe.terminal import Look
@@ -36,6 +36,14 @@ def test_choices(choice: Choice, queries: int, encrypted: int, unit_unknown: int
     assert (seen.queries.total, seen.encrypted.total, seen.unit_unknown) == (queries, encrypted, unit_unknown)
     assert sum(int(line.rpartition(" ")[2]) for line in folded_stacks(seen)) == queries
     assert ("900 more queries in (other) or (unknown), whose unit is unknown" in lines) == (unit_unknown == 900)
+
+
+def test_a_tree_that_asks_this_host_and_others_is_one_tree() -> None:
+    counts = {**COUNTS, **{series._replace(to="local"): 1 for series in COUNTS if series.of_queries}}
+    seen = chosen(counts=counts)
+    assert (seen.queries.total, seen.trees) == (1007, chosen().trees)
+    by_place = chosen(Choice(by="to"), counts).queries.children
+    assert {place: node.total for place, node in by_place.items()} == {"remote": 1000, "local": 7}
 
 
 @pytest.mark.parametrize("choice", [Choice(units=("nightly",)), Choice(by="unit"), Choice(by="container")])

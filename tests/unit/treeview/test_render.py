@@ -41,9 +41,9 @@ def test_a_tree_has_numbers_and_bars() -> None:
 
 def test_a_tree_can_be_ascii() -> None:
     counts = {
-        Series(".", "A", "udp", "é", "a;b;é", "", ""): 995,
-        Series(".", "A", "udp", "c", "a;c;d", "", ""): 4,
-        Series(".", "A", "udp", "e", "a;c;e", "", ""): 1,
+        Series(".", "A", "udp", "remote", "é", "a;b;é", "", ""): 995,
+        Series(".", "A", "udp", "remote", "c", "a;c;d", "", ""): 4,
+        Series(".", "A", "udp", "remote", "e", "a;c;e", "", ""): 1,
     }
     assert lines(chosen(counts=counts), unicode=False)[2:] == [
         "total  own   share              process tree",
@@ -109,7 +109,7 @@ def test_json() -> None:
 
 
 def test_notes_on_labels_differ_from_notes_on_trees() -> None:
-    counts = {Series("test", "(other)", "udp", "dig", "dig", "", ""): 1}
+    counts = {Series("test", "(other)", "udp", "remote", "dig", "dig", "", ""): 1}
     (note,) = [line for line in lines(chosen(Choice(by="qtype"), counts)) if line.startswith("(other):")]
     assert "query types without a name" in note
 
@@ -119,8 +119,8 @@ def test_a_process_without_a_name_is_a_node() -> None:
         return Ancestry((*(Process(9, 2, comm) for comm in comms), Process(1, 1, b"systemd"))).tree
 
     counts = {
-        Series("test", "A", "udp", "", tree(b""), "", ""): 4,
-        Series("test", "A", "udp", "", tree(b"", b"sh"), "", ""): 3,
+        Series("test", "A", "udp", "remote", "", tree(b""), "", ""): 4,
+        Series("test", "A", "udp", "remote", "", tree(b"", b"sh"), "", ""): 3,
     }
     result = json_object(chosen(counts=counts))["queries"]["children"]
     assert [(node["name"], node["own"], node["total"]) for node in result] == [(r"\x00", 4, 4), ("sh", 0, 3)]
@@ -147,7 +147,7 @@ def test_each_value_of_a_label_has_a_tree() -> None:
     ]
     assert drawn[-1].startswith("(unknown): queries of many processes that are counted together")
     assert not any("its tree was known" in line for line in drawn)
-    counts = {Series("/a;b/", "A", "udp", "dig", "dig", "", ""): 3}
+    counts = {Series("/a;b/", "A", "udp", "remote", "dig", "dig", "", ""): 3}
     assert folded_stacks(chosen(Choice(by="domain"), counts)) == [r"/a\x3bb/;dig 3"]
     # Connections have no domain.
     assert chosen(Choice(by="domain")).encrypted.children.keys() == {"sway"}
@@ -156,7 +156,7 @@ def test_each_value_of_a_label_has_a_tree() -> None:
 def test_a_second_reading_has_rates() -> None:
     before = chosen()
     more = {series: number + 5 * (series.process == "dig") for series, number in COUNTS.items()}
-    new = {**more, Series(".", "A", "udp", "new", "new", "", ""): 4000}
+    new = {**more, Series(".", "A", "udp", "remote", "new", "new", "", ""): 4000}
     after = chosen(counts=new)
     after.rates |= rates(after.queries, totals_by_path(before.queries), 2.0)
     after.rates |= rates(after.encrypted, totals_by_path(before.encrypted), 2.0)
@@ -181,7 +181,7 @@ def hostile_counts() -> dict[Series, int]:
     ):
         ancestry = Ancestry((Process(9, 1, raw[:15]), Process(8, 1, raw[:15]), Process(7, 1, b"up")), complete=False)
         process = ancestry.tree.rpartition(";")[2]
-        counts[Series(f"d{at}", "A", "udp", process, ancestry.tree, f"u{at}", "")] = 10**at
+        counts[Series(f"d{at}", "A", "udp", "remote", process, ancestry.tree, f"u{at}", "")] = 10**at
     return counts
 
 
@@ -190,10 +190,10 @@ def hostile_counts() -> dict[Series, int]:
 def test_no_line_is_wider_than_the_terminal(width: int, unicode: bool) -> None:
     deep = ";".join(f"level{depth}-漢字" for depth in range(39))
     counts = hostile_counts() | {
-        Series(".", "A", "udp", "x", ";".join([deep, "x"][:2]), "", ""): 5,
-        Series(".", "A", "udp", "y", f"{deep};y", "", ""): 6,
+        Series(".", "A", "udp", "remote", "x", ";".join([deep, "x"][:2]), "", ""): 5,
+        Series(".", "A", "udp", "remote", "y", f"{deep};y", "", ""): 6,
         # A branch at each level.
-        **{Series(".", "A", "udp", "z", ";".join(["z"] * depth), "", ""): 1 for depth in range(1, 40)},
+        **{Series(".", "A", "udp", "remote", "z", ";".join(["z"] * depth), "", ""): 1 for depth in range(1, 40)},
     }
     for choice in (Choice(), Choice(by="domain")):
         seen = chosen(choice, counts | COUNTS)
@@ -231,7 +231,7 @@ def test_numbers_make_room_for_names() -> None:
 
 def test_long_chains_keep_the_last_process() -> None:
     chain = ";".join(f"ancestor{depth}" for depth in range(30))
-    seen = chosen(counts={Series(".", "A", "udp", "asker", f"{chain};asker", "", ""): 1})
+    seen = chosen(counts={Series(".", "A", "udp", "remote", "asker", f"{chain};asker", "", ""): 1})
     assert lines(seen, width=80)[3].endswith(" …;ancestor27;ancestor28;ancestor29;asker")
     assert lines(seen, width=80, unicode=False)[3].endswith(" ...;ancestor27;ancestor28;ancestor29;asker")
     assert lines(seen)[3].endswith(f" {chain};asker")
@@ -248,7 +248,7 @@ def test_a_tree_is_cut_to_the_height() -> None:
 
 def test_placeholders_are_explained_only_if_present() -> None:
     def notes(tree: str) -> list[str]:
-        return lines(chosen(counts={Series(".", "A", "udp", "x", tree, "", ""): 1}))[4:]
+        return lines(chosen(counts={Series(".", "A", "udp", "remote", "x", tree, "", ""): 1}))[4:]
 
     assert notes("a;x") == []
     assert notes("...;a;x") == ["", "...: the tree is deeper than 40 processes, and its top is cut off"]

@@ -87,7 +87,7 @@ class Document(HTMLParser):
 
 
 def series(tree: str, **changes: str) -> Series:
-    return Series("example.test", "A", "udp", tree.rpartition(";")[2], tree, "", "")._replace(**changes)
+    return Series("example.test", "A", "udp", "remote", tree.rpartition(";")[2], tree, "", "")._replace(**changes)
 
 
 def snapshot(trees: dict[str, int], **changes: Any) -> Snapshot:

@@ -21,13 +21,13 @@ from dnsprobe.web.origin import Origin
 from dnsprobe.web.page import Page
 from dnsprobe.web.server import Server
 
-SNAPSHOT = Snapshot(counts={Series(".", "A", "udp", "dig", "bash;dig", "", ""): 42}, events=7)
+SNAPSHOT = Snapshot(counts={Series(".", "A", "udp", "remote", "dig", "bash;dig", "", ""): 42}, events=7)
 
 
 def big_registry(megabytes: int = 8) -> Registry:
     """Return a registry whose metrics are larger than the kernel's buffers for a connection."""
     tree = "x" * 1_000_000
-    counts = {Series(".", f"TYPE{number}", "udp", "x", tree, "", ""): 1 for number in range(megabytes)}
+    counts = {Series(".", f"TYPE{number}", "udp", "remote", "x", tree, "", ""): 1 for number in range(megabytes)}
     return Registry(lambda: Snapshot(counts=counts))
 
 

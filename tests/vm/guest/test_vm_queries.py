@@ -128,7 +128,7 @@ def test_the_counter_has_the_exact_number_of_queries(service: Service) -> None:
         'dnsprobe_queries_expired_total{domain="prime.test"} 0.0'
     ]
     assert len(lines) == 2
-    assert 'process="send",qtype="A",transport="udp"' in line
+    assert 'process="send",qtype="A",to="local",transport="udp"' in line
     unit = own_unit()
     assert unit.endswith(".service")
     assert f';send",unit="{unit}"}} ' in line

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import places
 import pytest
 from installed import HERE, PORTS, SENDERS, TRACEPOINT, Service, entries, keep, kernel, query, run, send, status, until
 from scraped import samples_of
@@ -241,11 +242,37 @@ def assert_tcp(service: Service, hook: str) -> None:
     assert encrypted_exact
 
 
+def counted_places(service: Service) -> Counter[tuple[str, str, str]]:
+    """Return the queries to places.py by process, transport and place of the server."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for labels, value in service.samples("dnsprobe_queries_total"):
+        if labels["domain"] == "place.test":
+            found[labels["process"], labels["transport"], labels["to"]] += int(value)
+    return found
+
+
+def assert_places(service: Service, hook: str, tcp_hook: str) -> None:
+    """Assert that each query is counted for the place of its server. A run that the kernel skips is not counted."""
+    for _ in range(ATTEMPTS):
+        before, missed = counted_places(service), service.missed_runs
+        nat = run("unshare", "--net", "/usr/bin/python3", HERE / "places.py", "place.test").strip() == "nat"
+        behind_nat = [transport for transport, of in (("udp", hook), ("tcp", tcp_hook)) if nat and of == "cgroup_skb"]
+        right = places.expected(*behind_nat)
+        if not nat:
+            del right["moved", "tcp", "remote"]
+        if tcp_hook == "none":
+            right = Counter({key: number for key, number in right.items() if key[1] != "tcp"})
+        found = counted_places(service) - before
+        if found == right or service.missed_runs == missed:
+            break
+    assert found == right
+
+
 # The first is the default, which is in use already.
 @pytest.mark.parametrize("hook", TCP_HOOKS)
 def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hook: str) -> None:
     rules = [*(f"{row}.paths.test" for row in ROWS), *(f"{row}.streams.test" for row in STREAM_ROWS)]
-    domains = ", ".join(["hook.test", *rules])
+    domains = ", ".join(["hook.test", "place.test", *rules])
     tcp_hook = TCP_HOOKS[hook]
     probe = f"hook: {hook}, tcp_hook: {tcp_hook}"
     if hook == "ip_send_skb":
@@ -262,5 +289,6 @@ def test_a_hook_that_is_chosen_by_name_is_exact_or_refused(service: Service, hoo
         keep(f"paths-{hook}", {"kernel": kernel(), "rows": results})
         print(json.dumps(results, indent=1))
         assert {row: what for row, what in results.items() if what != "yes"} == {}
+        assert_places(service, hook, tcp_hook)
     if tcp_hook != "none":
         assert_tcp(service, tcp_hook)
