@@ -237,7 +237,7 @@ class Count:
     """The number of queries of one process, by rule, type, transport and place, with the labels of the process.
 
     ``to`` is the place of the server, LOCAL or REMOTE. ``share`` is who takes the room of the series: a user or a
-    control group, as the kernel side numbers them, 0 if that is not known.
+    control group, as the kernel side numbers them, 0 if that is not known. ``user`` is empty if it is not known.
     """
 
     rule: Rule
@@ -250,6 +250,7 @@ class Count:
     container: str
     queries: int
     share: int = 0
+    user: str = ""
 
 
 class Series(NamedTuple):
@@ -263,6 +264,7 @@ class Series(NamedTuple):
     tree: str
     unit: str
     container: str
+    user: str = ""
 
     @property
     def encrypted(self) -> bool:
@@ -280,5 +282,6 @@ class Series(NamedTuple):
         return bool(self.domain)
 
 
-#: The labels of :class:`Series` that the configuration can leave out.
-OPTIONAL_LABELS = ("unit", "container")
+#: The labels of :class:`Series` that the configuration can leave out, and those that it has by default.
+OPTIONAL_LABELS = ("unit", "container", "user")
+DEFAULT_LABELS = ("unit", "container")

@@ -32,7 +32,7 @@ from dnsprobe.config.readers import (
     whole_number,
 )
 from dnsprobe.hook_names import OLD_HOOKS, Attach, TcpHook, UdpHook
-from dnsprobe.model import OPTIONAL_LABELS, UNDECIDED
+from dnsprobe.model import DEFAULT_LABELS, OPTIONAL_LABELS, UNDECIDED
 from dnsprobe.names.pattern import Pattern, RuleError, parse_pattern
 from dnsprobe.names.ruleset import MAX_RULE_ID
 from dnsprobe.text import shorten
@@ -117,7 +117,7 @@ class MetricsConfig:
     listen: tuple[str, int] = ("127.0.0.1", 10059)
     max_series: int = 10000
     series_ttl_ns: int = 24 * 3600 * NANOSECONDS["s"]
-    labels: tuple[str, ...] = OPTIONAL_LABELS
+    labels: tuple[str, ...] = DEFAULT_LABELS
     connections: int = 128
     page: bool = True
     last_queries: str = "protected"

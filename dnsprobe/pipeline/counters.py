@@ -147,6 +147,7 @@ class Counters:
             labels.container,
             queries,
             labels.share,
+            labels.user,
         )
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,6 +33,7 @@ class ProcessLabels:
     unit: str = ""
     container: str = ""
     share: int = 0
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,14 @@ class _Program:
 class KnownProcesses:
     """Labels and identities of processes.
 
-    With ``by_lineage``, a tree shows the processes that started a process, otherwise its parents.
+    With ``by_lineage``, a tree shows the processes that started a process, otherwise its parents. ``user`` returns the
+    name of the user of a share, empty if that is not known or not wanted.
     """
 
-    def __init__(self, probe: Probe, procfs: ProcFS, *, by_lineage: bool = False) -> None:
-        self._probe, self._procfs, self._by_lineage = probe, procfs, by_lineage
+    def __init__(
+        self, probe: Probe, procfs: ProcFS, *, by_lineage: bool = False, user: Callable[[int], str] = lambda _share: ""
+    ) -> None:
+        self._probe, self._procfs, self._by_lineage, self._user = probe, procfs, by_lineage, user
         self._labels: dict[ProcessKey, ProcessLabels] = {}
         self._programs: dict[ProcessKey, _Program] = {}
         #: Processes without counters: those that run and may count again, and those that have ended.
@@ -140,6 +144,7 @@ class KnownProcesses:
                 identity.unit or "",
                 identity.container.short_id if identity.container else "",
                 share,
+                self._user(share),
             )
 
     def begin_sweep(self) -> None:

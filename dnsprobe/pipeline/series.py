@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from dnsprobe.model import OPTIONAL_LABELS, OTHER, Count, Series
+from dnsprobe.model import DEFAULT_LABELS, OPTIONAL_LABELS, OTHER, Count, Series
 from dnsprobe.pipeline.steps import Steps, run
 
 #: One in this number of series is reserved for queries above the limit, so that these still have their qtype.
@@ -106,7 +106,7 @@ class Totals:
     series is of another. If none has to leave, the new one is refused:
 
     - Queries of a refused series count under its domain, qtype, transport and ``to``, with ``(other)`` as process and
-      tree, and without unit and container.
+      tree, and without unit, container and user.
     - If there is no room for that series either, the qtype is ``(other)`` too. One such series per domain, transport
       and ``to`` is always admitted, and never leaves.
 
@@ -122,7 +122,7 @@ class Totals:
     def __init__(
         self,
         max_series: int,
-        labels: Collection[str] = OPTIONAL_LABELS,
+        labels: Collection[str] = DEFAULT_LABELS,
         ttl: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -252,9 +252,10 @@ class Totals:
             count.tree,
             count.unit,
             count.container,
+            count.user,
         )
         if series.process == series.tree == OTHER:
-            return series._replace(unit="", container="")
+            return series._replace(unit="", container="", user="")
         return series._replace(**self._without) if self._without else series
 
     def _target(self, series: Series, share: int) -> Series:
@@ -266,7 +267,7 @@ class Totals:
         if not is_named:
             return series if series.qtype == OTHER else series._replace(qtype=OTHER)
         self._refuse(series, share)
-        other = series._replace(process=OTHER, tree=OTHER, unit="", container="")
+        other = series._replace(process=OTHER, tree=OTHER, unit="", container="", user="")
         # Nobody owns it: it has queries of many.
         return other if self._is_admitted(other, 0) else other._replace(qtype=OTHER)
 

@@ -92,11 +92,13 @@ class Session:
             self.close()
             raise
         self._decisions = NameDecisions(self.probe, self._rules, self.matcher, probe.names)
-        self._processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
-        processes = self._processes
         users = UserNames()
+        shares = ShareNames(users.name)
+        wanted = {"user": shares.user} if "user" in config.metrics.labels else {}
+        self._processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage", **wanted)
+        processes = self._processes
         self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), users.name)
-        self._exceeded = ExceededShares(ShareNames(users.name).name)
+        self._exceeded = ExceededShares(shares.name)
         self._counters = Counters(self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive)
         self._lineage = Lineage(self.probe.lineage_table, probe.lineage, procfs)
         self._sizes = (probe.counters, probe.processes, probe.names)

@@ -55,6 +55,12 @@ class ShareNames:
             return ShareName(user=self._user_name(uid) or str(uid))
         return ShareName(user=OTHER if share == SHARE_OF_OTHERS else UNKNOWN)
 
+    def user(self, share: int) -> str:
+        """Return the user of a share: that of a control group is root. Empty if it is not known."""
+        if share >= SHARE_OF_CGROUP:
+            return self.name(SHARE_OF_USER).user
+        return self.name(share).user if share >= SHARE_OF_USER else ""
+
     def _unit(self, number: int) -> str:
         unit = self._units.get(number)
         if unit is None:

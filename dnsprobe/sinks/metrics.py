@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from dnsprobe import __version__
 from dnsprobe.kernel.losses import METRICS, NO_LOSSES, Loss
 from dnsprobe.kernel.other_messages import OTHER_MESSAGES
-from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
+from dnsprobe.model import DEFAULT_LABELS, DOT, OPTIONAL_LABELS, Series
 from dnsprobe.sinks.exposition import Encoder, SeriesLines, encode, end_of_document
 from dnsprobe.text import shown
 
@@ -57,7 +57,7 @@ class Snapshot:
 class DaemonCollector(Collector):
     """Turns a snapshot into metrics at each scrape. ``labels`` are the optional labels that series have."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot], labels: Collection[str] = DEFAULT_LABELS) -> None:
         self._snapshot = snapshot
         left_out = set(OPTIONAL_LABELS) - set(labels)
         self._labels = [(at, label) for at, label in enumerate(Series._fields) if label not in left_out]
@@ -256,7 +256,7 @@ class Registry(CollectorRegistry):
     An encoder of prometheus_client can use it like any other registry. :meth:`encode` returns the same faster.
     """
 
-    def __init__(self, snapshot: Callable[[], Snapshot], labels: Collection[str] = OPTIONAL_LABELS) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot], labels: Collection[str] = DEFAULT_LABELS) -> None:
         super().__init__()
         self._daemon = DaemonCollector(snapshot, labels)
         self.register(self._daemon)

@@ -13,9 +13,9 @@ from dnsprobe.treeview.client import Scrape, SeriesCount
 from dnsprobe.treeview.nodes import Node, Path, add
 
 #: The labels that ``Choice.by`` accepts.
-LABELS = ("domain", "qtype", "transport", "to", "unit", "container")
+LABELS = ("domain", "qtype", "transport", "to", "unit", "container", "user")
 #: The labels of encrypted connections among them: without their queries, name and type are unknown.
-_CONNECTION_LABELS = ("transport", "to", "unit", "container")
+_CONNECTION_LABELS = ("transport", "to", "unit", "container", "user")
 #: Shown for an empty label.
 NONE = "(none)"
 #: No tree of a dnsprobe is deeper: 40 processes, the mark of a cut-off top and a label.

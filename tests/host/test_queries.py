@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Program, Service
+from conftest import IN_OWN_NET, PATIENCE, Program, Service
 from scenes import fork_as
 
 from dnsprobe.kernel.abi import CHAIN_SIZE
@@ -23,6 +23,9 @@ from dnsprobe.model import Identity, Process
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.process.procfs import ProcFS
 from dnsprobe.text import printable
+
+#: A user id that no account of the host has.
+NO_ACCOUNT = 3_000_001
 
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
@@ -427,3 +430,10 @@ def test_a_query_without_a_rule_causes_nothing(start: Start, scene: Scene) -> No
     assert service.samples("dnsprobe_queries_total") == []
     assert service.value("dnsprobe_events_total") == 0
     assert service.value("dnsprobe_journal_entries_total") == 0
+
+
+def test_the_user_is_a_label_if_it_is_wanted(start: Start, scene: Scene, sender: Path) -> None:
+    service = start("domains: [user.test]\nmetrics: {labels: [user]}")
+    scene("invented", NO_ACCOUNT, 2, "made-up", "user.test")
+    subprocess.run([*IN_OWN_NET, str(sender), "sendto", "4", "www.user.test", "3"], check=True, timeout=PATIENCE)
+    assert service.by("dnsprobe_queries_total", "user") == {str(NO_ACCOUNT): 2, "root": 3}

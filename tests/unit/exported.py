@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dnsprobe.model import Series
+from dnsprobe.model import OPTIONAL_LABELS, Series
 from dnsprobe.sinks.metrics import Registry, Snapshot
 
 #: A snapshot that gives each metric at least one sample.
@@ -23,9 +23,9 @@ OF_TARGETS = {"job", "instance"}
 
 
 def exported() -> dict[str, set[str]]:
-    """Return the labels of each metric by its name, as a scrape shows them."""
+    """Return the labels of each metric by its name, with all optional ones, as a scrape shows them."""
     found: dict[str, set[str]] = {}
-    for family in Registry(lambda: _FULL).collect():
+    for family in Registry(lambda: _FULL, OPTIONAL_LABELS).collect():
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found

@@ -25,7 +25,7 @@ from dnsprobe.config.main import (
 )
 from dnsprobe.config.nodes import ConfigError
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.model import OPTIONAL_LABELS
+from dnsprobe.model import DEFAULT_LABELS
 from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.names.wire import to_text
@@ -40,7 +40,7 @@ CHOICES = {
     "hook": config.HOOKS,
     "tcp_hook": config.TCP_HOOKS,
     "tree": config.TREES,
-    "labels": OPTIONAL_LABELS,
+    "labels": DEFAULT_LABELS,
     "page": ("true", "false"),
     "last_queries": config.LAST_QUERIES,
 }
@@ -353,7 +353,7 @@ SCALARS = [
         "dns.example",
         "not a list of names (dns.example); use a list of names of hosts, such as [dns.example]; [] means none",
     ),
-    ("metrics", "labels", "unit", "not a list (unit); use a list of any of unit, container; [] means none"),
+    ("metrics", "labels", "unit", "not a list (unit); use a list of any of unit, container, user; [] means none"),
     ("metrics", "max_series", "1000001", "out of range (1000001); use a number from 1 to 1000000"),
     *(
         ("metrics", "page", value, f"not true or false ({shown}); use true or false, without quotes")

@@ -40,6 +40,19 @@ def test_left_out_labels_are_empty_in_all_series(labels: tuple[str, ...]) -> Non
     assert all(key.container == "" for key in seen) is ("container" not in labels)
 
 
+def test_the_user_is_a_label_if_it_is_wanted() -> None:
+    counts = [replace(count(), user=user) for user in ("ada", "root")]
+    assert Totals(100).collect(counts) == {series(): 2}
+    assert Totals(100, ["unit", "user"]).collect(counts) == {
+        series()._replace(user=user): 1 for user in ("ada", "root")
+    }
+    # Above the limit, it is left out.
+    assert Totals(1, ["user"]).collect(counts) == {
+        series(unit="")._replace(user="ada"): 1,
+        series(OTHER, OTHER, ""): 1,
+    }
+
+
 def test_final_and_live_counts_add_up() -> None:
     totals = Totals(100)
     totals.add_final(count(queries=3))
@@ -273,6 +286,7 @@ COUNTS = st.builds(
     process=st.sampled_from(["a", "b", OTHER]),
     tree=st.sampled_from(["a", "x;a", "x;b", OTHER]),
     unit=st.sampled_from(["", "a.service"]),
+    user=st.sampled_from(["", "ada"]),
     queries=st.integers(0, 3),
     share=st.sampled_from([1, 2]),
 )
@@ -325,7 +339,7 @@ def test_no_series_decreases_and_sums_are_exact(limit: int, ttl: float, steps: l
                     sums[key.domain] += number
                 assert +sums == +truth
                 assert len([key for key in now if key.qtype != OTHER]) <= limit
-                assert all(key[4:] == (OTHER, OTHER, "", "") for key in now if key.qtype == OTHER)
+                assert all(key[4:] == (OTHER, OTHER, "", "", "") for key in now if key.qtype == OTHER)
                 assert totals.series_folded >= refused
                 refused = totals.series_folded
                 before = now

@@ -18,6 +18,14 @@ def test_a_user_has_a_name_or_a_number() -> None:
     assert str(ShareName(user="ada")) == "user ada"
 
 
+def test_the_user_of_a_control_group_is_root() -> None:
+    users = ShareNames({0: "root", 1000: "ada"}.get, lambda: None)
+    assert users.user(SHARE_OF_USER | 1000) == "ada"
+    assert users.user(SHARE_OF_USER | 1001) == "1001"
+    assert users.user(SHARE_OF_CGROUP | 1) == users.user(SHARE_OF_USER) == "root"
+    assert users.user(SHARE_OF_NOBODY) == users.user(SHARE_OF_OTHERS) == ""
+
+
 def test_a_control_group_has_its_unit_or_its_path(tmp_path: Path) -> None:
     unit = tmp_path / "system.slice" / "nightly.service" / "inner"
     other = tmp_path / "mine" / "yours"

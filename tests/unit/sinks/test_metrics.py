@@ -13,7 +13,7 @@ from promtool import promtool
 from dnsprobe import __version__
 from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.kernel.other_messages import OTHER_MESSAGES
-from dnsprobe.model import Series
+from dnsprobe.model import OPTIONAL_LABELS, Series
 from dnsprobe.sinks.metrics import DaemonCollector, Registry, Snapshot
 
 GOLDEN = Path(__file__).parents[1] / "scrape.txt"
@@ -125,9 +125,9 @@ def test_everything_is_there_from_the_start() -> None:
     assert "dnsprobe_queries_total{" not in text
 
 
-@pytest.mark.parametrize("labels", [(), ("unit",), ("container",)])
+@pytest.mark.parametrize("labels", [(), ("unit",), ("container",), ("unit", "user")])
 def test_labels_are_left_out(labels: tuple[str, ...]) -> None:
-    given = [label if label in labels else "" for label in ("unit", "container")]
+    given = [label if label in labels else "" for label in OPTIONAL_LABELS]
     counts = {Series("example.test", "A", "udp", "remote", "dig", "bash;dig", *given): 3}
     text = generate_latest(Registry(lambda: Snapshot(counts=counts), labels)).decode()
     shown = {"domain": "example.test", "process": "dig", "qtype": "A", "to": "remote", "transport": "udp"}
@@ -173,7 +173,7 @@ def test_hostile_labels_do_not_break_the_scrape(raw: bytes, form: str) -> None:
 
 
 def test_labels_that_are_safe_stay_as_they_are() -> None:
-    text = scrape(FULL).decode()
+    text = generate_latest(Registry(lambda: FULL, OPTIONAL_LABELS)).decode()
     (queries,) = [found for found in parse(text) if found.name == "dnsprobe_queries"]
     assert {tuple(sample.labels[name] for name in Series._fields) for sample in queries.samples} == {
         tuple(series) for series in FULL.counts if series.of_queries
