@@ -11,11 +11,12 @@
 /* include/linux/skbuff.h: the lowest bit of the address of the route is a flag (SKB_DST_NOREF). */
 #define ROUTE_MASK (~1ULL)
 
-/* Returns the address of the route of a packet, which it has since before the first hook. NAT may change it. */
-#if defined(ATTACH_FENTRY) || defined(CAST_TO_KERNEL)
-#define ROUTE_OF(packet) (*(u64 *)((packet) + SKB_ROUTE) & ROUTE_MASK)
+/* The address of the route of a packet at a kernel function: a packet has it before the first hook. Only fentry says to
+ * the kernel what the packet is. */
+#ifdef ATTACH_FENTRY
+#define ROUTE_AT_FUNCTION(packet) (*(u64 *)((packet) + SKB_ROUTE) & ROUTE_MASK)
 #else
-#define ROUTE_OF(packet) (read_u64((packet) + SKB_ROUTE) & ROUTE_MASK)
+#define ROUTE_AT_FUNCTION(packet) (read_u64((packet) + SKB_ROUTE) & ROUTE_MASK)
 #endif
 
 /* The bit that TO_LOCAL is. */

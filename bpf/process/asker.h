@@ -51,7 +51,7 @@ static __always_inline bool may_be_local(const struct __sk_buff *ctx, u64 packet
 /* Returns TO_LOCAL if a packet behind the firewall goes to this host, otherwise 0. NAT has changed its route. */
 static __always_inline u8 local_by_packet(const struct __sk_buff *ctx, u64 packet, u8 family)
 {
-	return may_be_local(ctx, packet) ? local_by_route(ROUTE_OF(packet), family) : 0;
+	return may_be_local(ctx, packet) ? local_by_route(PACKET_U64(packet, SKB_ROUTE) & ROUTE_MASK, family) : 0;
 }
 
 /* include/uapi/linux/netfilter.h: enum nf_inet_hooks */

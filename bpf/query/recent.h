@@ -75,7 +75,7 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 	if (ctx && !is_clearly_asker(packet, family))
 		return false;
 
-	u8 local = ctx ? local_by_packet(ctx, packet, family) : local_by_route(ROUTE_OF(packet), family);
+	u8 local = ctx ? local_by_packet(ctx, packet, family) : local_by_route(ROUTE_AT_FUNCTION(packet), family);
 
 	struct count_key key = {
 		.start_ns = process.start_ns,

@@ -95,7 +95,7 @@ static __always_inline int handle_packet(void *ctx, u64 skb, u16 known_port, u64
 		s->present = 0;
 	if (!is_beyond_linear(packet.length, packet.beyond) && is_recent(s, settings, &packet, cork))
 		return 0;
-	packet.to.local = local_by_route(ROUTE_OF(skb), packet.to.family);
+	packet.to.local = local_by_route(ROUTE_AT_FUNCTION(skb), packet.to.family);
 	s->to = packet.to;
 	s->beyond = packet.beyond;
 	s->payload = packet.payload;
