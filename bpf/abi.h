@@ -57,6 +57,7 @@ enum resource {
 	RESOURCE_IDENTITIES,   /* MAP(IDENTITIES) */
 	RESOURCE_LINEAGE,      /* MAP(LINEAGE) */
 	RESOURCE_EVENTS,       /* MAP(EVENTS) */
+	RESOURCE_NOTES,	       /* MAP(NOTES) */
 	RESOURCES,
 };
 
@@ -69,8 +70,9 @@ enum transport {
 	TRANSPORT_DOT,	 /* RFC 7858 */
 };
 
-/* Words of the key of hash_name() and hash_query(): two for each eight octets of the longest name, and the rest. */
-#define HASH_KEYS 72
+/* Words of the key of hash_name(), hash_query() and hash_note(): two for each eight octets of the longest name, and the
+ * rest. */
+#define HASH_KEYS 76
 
 enum kind {
 	KIND_QUERY = 0,
@@ -115,6 +117,35 @@ enum statistic {
 	STATISTICS,
 };
 
+/* What became of a counted query, beside "it still waits": the slots of struct count. The first ones are the numbers of
+ * RFC 1035, section 4.1.1. */
+enum result {
+	RESULT_NOERROR = 0, /* with an answer */
+	RESULT_FORMERR,
+	RESULT_SERVFAIL,
+	RESULT_NXDOMAIN,
+	RESULT_NOTIMP,
+	RESULT_REFUSED,
+	RESULT_OTHER_RCODE,
+	RESULT_NODATA,	    /* NOERROR without an answer: RFC 2308, section 2.2 */
+	RESULT_TIMEOUT,	    /* only user space counts it */
+	RESULT_CLOSED,	    /* the socket was closed before an answer came */
+	RESULT_UNREACHABLE, /* an error came back (ICMP) */
+	RESULT_SUPERSEDED,  /* the same query was sent again */
+	RESULT_UNTRACKED,   /* there was no room for a note, or its answer cannot be recognized */
+	RESULTS,
+};
+#define RESULT_ROOM 16 /* RESULTS, rounded up to a power of two */
+
+/* Answers that fit no note: slots of MAP(UNMATCHED). */
+enum unmatched {
+	UNMATCHED_LATE = 0,    /* its query was given up before */
+	UNMATCHED_DUPLICATE,   /* its query has had an answer */
+	UNMATCHED_UNSOLICITED, /* no such query was seen, although a rule matches its name */
+	UNMATCHED_UNREADABLE,  /* its question cannot be read */
+	UNMATCHED,
+};
+
 /* What one user or control group has. Only the kernel side writes it. */
 struct share {
 	u64 used[RESOURCES];	/* units taken, less those that the kernel side gave back */
@@ -150,8 +181,14 @@ struct process_key {
 	u32 exec; /* for identities: task_struct.self_exec_id, which execve(2) changes; for trees: 0 */
 };
 
-/* A counter, and who takes its room. */
+/*
+ * A counter, and who takes its room. User space copies it from its first octet to its last while runs add to it. So
+ * `queries` is behind the results: each of these is of a query that was counted before.
+ */
 struct count {
+#ifdef ANSWERS
+	u64 results[RESULT_ROOM];
+#endif
 	u64 queries;
 	u64 share;
 };
@@ -175,6 +212,29 @@ struct pending_key {
 	u8 transport;
 	u8 pad[5];
 };
+
+/* A query that waits for its answer, and its counter. The key of the map is hash_note(). */
+struct note {
+	u64 time_ns; /* CLOCK_MONOTONIC */
+	u64 share;   /* who takes its room */
+	u64 is_pending; /* 1: the counter is in MAP(PENDING), 0: in MAP(COUNTS) */
+	union {
+		struct count_key key;
+		struct pending_key pending;
+	};
+};
+
+/* The latest notes of a socket, by their keys. A power of two. */
+#define SOCKET_NOTES 8
+
+/* The notes of a socket, so that its end or an error takes them back. The key of the map is its address. */
+struct noted_socket {
+	u64 notes[SOCKET_NOTES];
+	u64 next;
+};
+
+/* Notes that were taken back and are remembered. A power of two. */
+#define TAKEN_NOTES 8192
 
 /* A query that was asked before. The key of the map is the hash of its process, name, type, class and transport. */
 struct seen {

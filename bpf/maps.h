@@ -9,7 +9,8 @@
 
 #include "abi.h"
 
-#define EEXIST 17 /* include/uapi/asm-generic/errno-base.h */
+#define ENOENT 2 /* include/uapi/asm-generic/errno-base.h */
+#define EEXIST 17
 
 /*
  * The descriptors of the maps and the port of the canaries differ at each start. The compiled program has marks in

@@ -108,6 +108,10 @@ struct scratch {
 	/* The keys of the counter. Written and read by count_query and count_pending. */
 	struct count_key count_key;
 	struct pending_key pending_key;
+#ifdef ANSWERS
+	/* A new entry of MAP(NOTES). Written and read by note_query. */
+	struct note note;
+#endif
 	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;
 	/* Written by handle_query, is_event_due (repeats), walk_ancestry (chain), complete_event and

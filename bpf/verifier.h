@@ -38,6 +38,7 @@
  * compiler may compare one register and use a copy in another. Then it complains of "unbounded memory access" or "max
  * value is outside of the allowed memory range".
  */
+#define KEEP_BELOW_16(value) asm volatile("%0 &= 15" : "+r"(value))
 #define KEEP_BELOW_64(value) asm volatile("%0 &= 63" : "+r"(value))
 #define KEEP_BELOW_128(value) asm volatile("%0 &= 127" : "+r"(value))
 #define KEEP_BELOW_256(value) asm volatile("%0 &= 255" : "+r"(value))

@@ -10,6 +10,7 @@
 #include "kernel_read.h"
 #include "maps.h"
 #include "verifier.h"
+#include "answers/note.h"
 #include "dns/hash.h"
 #include "process/asker.h"
 #include "process/current.h"
@@ -45,10 +46,11 @@ static __always_inline struct cached *find_slot(u64 hash)
 /*
  * Counts a query if its outcome is in the cache. False if it is not: then the query has to be parsed. `sums` are those
  * of the name. At a hook behind the firewall, `packet` is the result of kernel_packet(), at others 0. Sets
- * `query_hash` to the hash of the query.
+ * `query_hash` to the hash of the query. `asked` is where its answer will come from.
  */
 static __always_inline bool count_recent(u64 *query_hash, const struct sums *sums, const struct settings *settings,
-					 u32 type_class, u8 transport, u64 packet, u8 family)
+					 u32 type_class, u8 transport, u64 packet, u8 family,
+					 const struct asked *asked)
 {
 	struct process_key process;
 
@@ -85,8 +87,14 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 
 	if (!count)
 		return false;
+
+	u64 note = TRACKS_ANSWERS ? hash_note(*sums, settings, type_class, asked) : 0;
+
+	if (is_waiting(note))
+		return false;
 	__sync_fetch_and_add(&count->queries, 1);
 	__sync_fetch_and_add(&slot->repeats, 1);
+	note_recent(note, count, &key, asked);
 	return true;
 }
 

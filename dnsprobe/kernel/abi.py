@@ -23,7 +23,7 @@ RULE_IDS = 65536
 ENCRYPTED, OVER_LIMIT, UNREAD, OVERFLOW_SLOTS = RULE_IDS, RULE_IDS + 1, RULE_IDS + 2, RULE_IDS + 3
 STREAM_SIZE = 2 + 12 + 255 + 4
 STREAM_HEAD = 4
-HASH_KEYS = 72
+HASH_KEYS = 76
 OUTCOMES = 8192
 OTHER_QTYPE = 65535
 SHARE_OF_NOBODY = 0
@@ -31,6 +31,9 @@ SHARE_OF_OTHERS = 1
 SHARE_OF_USER = 1 << 32
 SHARE_OF_CGROUP = 1 << 62
 SHARES = 4096
+RESULT_ROOM = 16
+SOCKET_NOTES = 8
+TAKEN_NOTES = 8192
 
 
 class Kind(IntEnum):
@@ -52,6 +55,7 @@ class Resource(IntEnum):
     IDENTITIES = 4
     LINEAGE = 5
     EVENTS = 6
+    NOTES = 7
 
 
 class Statistic(IntEnum):
@@ -89,6 +93,33 @@ class Statistic(IntEnum):
     OTHER_RESPONSE = 29
 
 
+class Result(IntEnum):
+    """What became of a counted query (``enum result``)."""
+
+    NOERROR = 0
+    FORMERR = 1
+    SERVFAIL = 2
+    NXDOMAIN = 3
+    NOTIMP = 4
+    REFUSED = 5
+    OTHER_RCODE = 6
+    NODATA = 7
+    TIMEOUT = 8
+    CLOSED = 9
+    UNREACHABLE = 10
+    SUPERSEDED = 11
+    UNTRACKED = 12
+
+
+class Unmatched(IntEnum):
+    """Answers that fit no note (``enum unmatched``)."""
+
+    LATE = 0
+    DUPLICATE = 1
+    UNSOLICITED = 2
+    UNREADABLE = 3
+
+
 #: ``enum transport``
 TRANSPORTS = ("udp", "tcp", "mdns", "llmnr", "dot")
 
@@ -98,6 +129,11 @@ PROCESS_KEY = struct.Struct("=QII")
 SHARE = struct.Struct(f"={2 * len(Resource)}Q")
 RETURNED = struct.Struct(f"={len(Resource)}q")
 COUNT = struct.Struct("=QQ")
+#: ``struct count`` of the programs that track answers.
+COUNT_WITH_RESULTS = struct.Struct(f"={RESULT_ROOM}QQQ")
+#: ``struct note``, with the key of its counter, which may be shorter.
+NOTE = struct.Struct("=QQQ32s")
+NOTED_SOCKET = struct.Struct(f"={SOCKET_NOTES}QQ")
 COUNT_KEY = struct.Struct("=QIIHB5x")
 PENDING_KEY = struct.Struct("=QQIIHB5x")
 SEEN = struct.Struct("=QQ")

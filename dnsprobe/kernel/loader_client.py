@@ -97,10 +97,12 @@ class LoaderClient:
         btf: str,
         maps: Mapping[str, int],
         fentry: bool,
+        answers: bool = False,
     ) -> None:
         """Send what to compile for, and the descriptors of the maps by their names. This is the first request.
 
-        ``fentry`` is whether functions may be attached to by fentry.
+        ``fentry`` is whether functions may be attached to by fentry, ``answers`` whether the programs track
+        answers.
         """
         request = {
             "ports": list(ports),
@@ -109,6 +111,7 @@ class LoaderClient:
             "btf": btf,
             "maps": list(maps),
             "fentry": fentry,
+            "answers": answers,
         }
         self._ask(request, maps.values())
 
@@ -126,6 +129,14 @@ class LoaderClient:
         if not attached.hooks:
             return None, attached.refused[loader_protocol.LINEAGE]
         return attached.hooks[0], ""
+
+    def attach_answers(self) -> tuple[list[Hook], dict[str, str]]:
+        """Attach the programs that see answers and the ends of sockets.
+
+        Return their hooks, and for each other one the reason, by its name in loader_protocol.
+        """
+        attached = self._attach({"rung": loader_protocol.ANSWERS})
+        return attached.hooks, attached.refused
 
     def _attach(self, request: Mapping[str, Any]) -> Attached:
         answer, fds = self._ask(request)

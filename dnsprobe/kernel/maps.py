@@ -57,7 +57,10 @@ _RING_PARTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Octets of the event ring, and numbers of entries of the maps. With 0 of ``lineage``, lineage tracking is off."""
+    """Octets of the event ring, and numbers of entries of the maps.
+
+    With 0 of ``lineage``, lineage tracking is off; with 0 of ``notes``, answers are not tracked.
+    """
 
     ring: int
     processes: int
@@ -65,6 +68,36 @@ class Sizes:
     names: int
     recent: int
     lineage: int = 0
+    notes: int = 0
+
+
+class Counted(NamedTuple):
+    """A counter: its queries, and what became of them, by :class:`abi.Result`.
+
+    The numbers are of one moment, except that queries may have been added while they were copied. So there are never
+    more results than queries: those that are left wait.
+    """
+
+    queries: int
+    results: tuple[int, ...]
+
+    @property
+    def waiting(self) -> int:
+        """How many queries have no result yet, without those that user space has given up."""
+        return self.queries - sum(self.results)
+
+
+class Note(NamedTuple):
+    """A query that waits for its answer (``struct note``): when it was sent, and its counter.
+
+    ``time_ns`` is of CLOCK_MONOTONIC. ``counter`` is a key of ``Maps.pending`` if ``is_pending``, else of
+    ``Maps.counters``. ``share`` is who takes its room.
+    """
+
+    time_ns: int
+    counter: tuple[int, ...]
+    is_pending: bool
+    share: int
 
 
 class Settings(NamedTuple):
@@ -132,6 +165,22 @@ def _decode_count(data: bytes) -> int:
     return int(queries)
 
 
+def _encode_counted(counted: Counted) -> bytes:
+    room = (0,) * (abi.RESULT_ROOM - len(counted.results))
+    return abi.COUNT_WITH_RESULTS.pack(*counted.results, *room, counted.queries, abi.SHARE_OF_NOBODY)
+
+
+def _decode_counted(data: bytes) -> Counted:
+    *results, queries, _share = abi.COUNT_WITH_RESULTS.unpack(data)
+    return Counted(queries, tuple(results[: len(abi.Result)]))
+
+
+def _decode_note(data: bytes) -> Note:
+    time_ns, share, is_pending, key = abi.NOTE.unpack(data)
+    layout = abi.PENDING_KEY if is_pending else abi.COUNT_KEY
+    return Note(time_ns, layout.unpack_from(key), bool(is_pending), share)
+
+
 def _decode_share(data: bytes) -> Share:
     numbers = abi.SHARE.unpack(data)
     return Share(numbers[: len(Resource)], numbers[len(Resource) :])
@@ -159,6 +208,14 @@ _ROOM = _integer("=q")
 _HASH = _integer("=Q")
 _COUNTER = _integer(abi.COUNTER.format)
 _COUNT = Codec(abi.COUNT.size, _encode_count, _decode_count)
+#: The same counters of the programs that track answers: without what became of the queries, and with it.
+_COUNT_OF_RESULTS = Codec(
+    abi.COUNT_WITH_RESULTS.size,
+    lambda queries: _encode_counted(Counted(queries, ())),
+    lambda data: _decode_counted(data).queries,
+)
+_COUNTED = Codec(abi.COUNT_WITH_RESULTS.size, _encode_counted, _decode_counted)
+_NOTE = Codec(abi.NOTE.size, _never, _decode_note)
 _SHARE = Codec(abi.SHARE.size, lambda share: abi.SHARE.pack(*share.used, *share.refused), _decode_share)
 _RETURNED: Codec[tuple[int, ...]] = _fields(abi.RETURNED)
 _CPU_COUNTER = Codec(abi.COUNTER.size, _encode_cpu_counter, _decode_cpu_counter)
@@ -228,6 +285,9 @@ class _InShare(NamedTuple):
 
 _COUNTERS = _InShare(Resource.COUNTERS, abi.COUNT.size - _HASH.size)
 _PENDING = _InShare(Resource.PENDING, abi.COUNT.size - _HASH.size)
+_COUNTERS_WITH_RESULTS = _InShare(Resource.COUNTERS, abi.COUNT_WITH_RESULTS.size - _HASH.size)
+_PENDING_WITH_RESULTS = _InShare(Resource.PENDING, abi.COUNT_WITH_RESULTS.size - _HASH.size)
+_NOTES = _InShare(Resource.NOTES, 8)
 _NAMES = _InShare(Resource.NAMES, abi.NAME.size - _HASH.size)
 _PROCESSES = _InShare(Resource.PROCESSES, abi.CHAIN_HEAD.size - _HASH.size)
 _IDENTITIES = _InShare(Resource.IDENTITIES, abi.IDENTITY_SHARE_AT)
@@ -257,6 +317,12 @@ class _Table:
     ) -> SharedMap[_K, _V]:
         created = self.add(name, libbpf.HASH, key.size, value.size, entries)
         return SharedMap(created, key, value, place.share_at, place.resource, shares)
+
+    def shared_view(
+        self, name: str, key: Codec[_K], value: Codec[_V], shares: Shares, place: _InShare
+    ) -> SharedMap[_K, _V]:
+        """Return a map that was created before, with other values."""
+        return SharedMap(self.maps[name], key, value, place.share_at, place.resource, shares)
 
     def add(self, name: str, kind: int, *sizes: int, inner: libbpf.Map | None = None) -> libbpf.Map:
         """Create a map with these sizes: octets of a key, octets of a value, number of entries."""
@@ -317,7 +383,10 @@ class Maps:
         #: What users and control groups take of the maps and of the ring.
         self.shares = shares = self._declare_shares(table, sizes)
         #: Queries by process, rule, type and transport.
-        self.counters = table.shared("COUNTS", _COUNT_KEY, _COUNT, sizes.counters, shares, _COUNTERS)
+        count, counters, pending = _COUNT, _COUNTERS, _PENDING
+        if sizes.notes:
+            count, counters, pending = _COUNT_OF_RESULTS, _COUNTERS_WITH_RESULTS, _PENDING_WITH_RESULTS
+        self.counters = table.shared("COUNTS", _COUNT_KEY, count, sizes.counters, shares, counters)
         #: By rule, queries that were counted without their process, because the counters were full.
         self.overflow = table.array("OVERFLOW", _COUNTER, abi.OVERFLOW_SLOTS)
         #: The ancestry of each process that has counters, at its first count.
@@ -327,7 +396,7 @@ class Maps:
         #: Names that user space has to decide, by their hash.
         self.names = table.shared("NAMES", _HASH, _NAME, sizes.names, shares, _NAMES)
         #: Queries for names that were not decided, by process, name, generation of the rules, type and transport.
-        self.pending = table.shared("PENDING", _PENDING_KEY, _COUNT, sizes.names, shares, _PENDING)
+        self.pending = table.shared("PENDING", _PENDING_KEY, count, sizes.names, shares, pending)
         # Recent queries, which suppress the events of repeated ones. Only the kernel uses it.
         table.add("SEEN", libbpf.LRU_HASH, _HASH.size, abi.SEEN.size, sizes.recent)
         # By 0, how much more may be kept with sockets. The kernel counts it down.
@@ -350,6 +419,25 @@ class Maps:
         table.add("STREAMS", libbpf.LRU_HASH, _HASH.size, abi.STREAM.size, _STREAMS)
         self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE, shares)
         self.canaries = table.ring("CANARIES", _CANARY_RING_SIZE, _CANARIES_AT_ONCE)
+        self._declare_answers(table, sizes, shares)
+
+    def _declare_answers(self, table: _Table, sizes: Sizes, shares: Shares) -> None:
+        """Create the maps of answers. Without answers, no program uses them, and they have one entry."""
+        notes = max(sizes.notes, 1)
+        self.tracks_answers = sizes.notes > 0
+        #: Queries that wait for their answer, by the hash of everything that an answer has to match.
+        self.notes = table.shared("NOTES", _HASH, _NOTE, notes, shares, _NOTES)
+        # Sockets with such queries. Only the kernel uses them.
+        table.add("SOCKETS", libbpf.LRU_HASH, _HASH.size, abi.NOTED_SOCKET.size, notes)
+        table.add("NO_SOCKET", libbpf.ARRAY, _INDEX.size, abi.NOTED_SOCKET.size, 1)
+        taken = abi.TAKEN_NOTES if sizes.notes else 1
+        table.add("TAKEN_NOTES", libbpf.ARRAY, _INDEX.size, _HASH.size, taken)
+        #: By abi.Unmatched: answers that fit no query.
+        self.unmatched = table.array("UNMATCHED", _CPU_COUNTER, len(abi.Unmatched), libbpf.PERCPU_ARRAY)
+        if self.tracks_answers:
+            #: The same counters as ``counters`` and ``pending``, with what became of their queries.
+            self.counted = table.shared_view("COUNTS", _COUNT_KEY, _COUNTED, shares, _COUNTERS_WITH_RESULTS)
+            self.pending_counted = table.shared_view("PENDING", _PENDING_KEY, _COUNTED, shares, _PENDING_WITH_RESULTS)
 
     @staticmethod
     def _declare_shares(table: _Table, sizes: Sizes) -> Shares:
@@ -369,6 +457,7 @@ class Maps:
                 Resource.IDENTITIES: sizes.processes,
                 Resource.LINEAGE: max(sizes.lineage, 1),
                 Resource.EVENTS: sizes.ring,
+                Resource.NOTES: max(sizes.notes, 1),
             },
         )
 
