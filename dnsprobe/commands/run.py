@@ -256,7 +256,7 @@ class Daemon:
         return counts
 
     def _snapshot(self) -> Snapshot:
-        probe = self._session.probe
+        probe, answers = self._session.probe, self._session.answers
         return Snapshot(
             counts=self._counts.last,
             hooks=[
@@ -278,6 +278,8 @@ class Daemon:
             expired=self._session.totals.expired.copy(),
             expired_connections=self._session.totals.expired_connections,
             expired_unread=self._session.totals.expired_unread,
+            results=answers.by_name() if answers is not None else None,
+            unmatched=answers.unmatched() if answers is not None else {},
         )
 
     def _losses(self) -> dict[Loss, int]:

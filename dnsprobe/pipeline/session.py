@@ -22,6 +22,7 @@ from dnsprobe.kernel.other_messages import read_other_messages
 from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.model import UNDECIDED, Identity, Query, Series
 from dnsprobe.names.ruleset import RuleTable
+from dnsprobe.pipeline.answers import Answers
 from dnsprobe.pipeline.counters import Counters
 from dnsprobe.pipeline.exceeded import ExceededShares
 from dnsprobe.pipeline.known_processes import KnownProcesses
@@ -68,17 +69,28 @@ def probe_options(config: ProbeConfig) -> ProbeOptions:
 class Session:
     """The maps, hooks and counters that ``run`` and ``watch`` work with.
 
+    ``notes`` is how many queries may wait for their answer at a time, 0 if answers are not tracked; after
+    ``answer_timeout_ns``, a query is given up.
+
     A new session has its maps, but is attached to nothing; :meth:`start` attaches the hooks and proves them.
     """
 
-    def __init__(self, config: Config, specs: Iterable[tuple[str, str, int]], *, repeat_ns: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        specs: Iterable[tuple[str, str, int]],
+        *,
+        repeat_ns: int | None = None,
+        notes: int = 0,
+        answer_timeout_ns: int = 5 * NANOSECONDS["s"],
+    ) -> None:
         probe = config.probe
         # It builds the rules while the loader child starts.
         self.matcher = Matcher(probe.names)
         self._warnings = warnings(config)
         self.probe = Probe(
             probe_options(probe),
-            Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage),
+            Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage, notes),
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
         )
         ttl_ns = config.metrics.series_ttl_ns
@@ -97,7 +109,11 @@ class Session:
         users = UserNames()
         self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), users.name)
         self._exceeded = ExceededShares(ShareNames(users.name).name)
-        self._counters = Counters(self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive)
+        #: What became of the queries; None if answers are not tracked.
+        self.answers = Answers(self.probe.maps, answer_timeout_ns) if notes else None
+        self._counters = Counters(
+            self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive, answers=self.answers
+        )
         self._lineage = Lineage(self.probe.lineage_table, probe.lineage, procfs)
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
@@ -195,6 +211,8 @@ class Session:
         statistics = self.probe.statistics()
         if self._lineage.is_sweep_due(statistics):
             self._lineage.sweep()
+        if self.answers is not None:
+            run(self.answers.giving_up())
         if not self._is_sweep_due(statistics):
             return False
         run(self._counters.sweeping())
@@ -206,6 +224,9 @@ class Session:
         statistics = self.probe.statistics()
         if self._lineage.is_sweep_due(statistics):
             await run_in_turns(as_steps(self._lineage.sweeping()))
+        if self.answers is not None:
+            async with self._counting:
+                await run_in_turns(self.answers.giving_up())
         if not self._is_sweep_due(statistics):
             return False
         async with self._counting:

@@ -24,6 +24,10 @@ _FORMATS_KEPT = 2
 #: Labels of queries that connections of DNS over TLS do not have.
 _OF_QUERIES = ("domain", "qtype")
 
+#: Results of queries that are no answers.
+_WAITING, _UNTRACKED = "WAITING", "UNTRACKED"
+_UNANSWERED = ("TIMEOUT", "CLOSED", "UNREACHABLE", "SUPERSEDED")
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -33,7 +37,9 @@ class Snapshot:
     canary queries came back. ``losses`` has every loss from the start, at zero, and ``other_messages`` every reason of
     :data:`OTHER_MESSAGES`. ``exceeded`` is how often a share was exceeded, by user, unit and resource. ``reload_time``
     is in seconds since the epoch. ``series_expired`` is how many series have left; ``expired`` has their queries by
-    domain, ``expired_connections`` their connections.
+    domain, ``expired_connections`` their connections. ``results`` is what became of the queries, by domain and transport:
+    by the names of :class:`dnsprobe.kernel.abi.Result`, and how many are ``WAITING``; None if answers are not tracked.
+    ``unmatched`` is how many answers fit no query, by reason.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)
@@ -52,6 +58,8 @@ class Snapshot:
     expired: Mapping[str, int] = field(default_factory=dict)
     expired_connections: int = 0
     expired_unread: int = 0
+    results: Mapping[tuple[str, str], Mapping[str, int]] | None = None
+    unmatched: Mapping[str, int] = field(default_factory=dict)
 
 
 class DaemonCollector(Collector):
@@ -96,6 +104,42 @@ class DaemonCollector(Collector):
             other.add_metric([reason], messages)
         yield other
         yield from self._expired(now)
+        if now.results is not None:
+            yield from self._results(now.results, now.unmatched)
+
+    @staticmethod
+    def _results(
+        results: Mapping[tuple[str, str], Mapping[str, int]], unmatched: Mapping[str, int]
+    ) -> Iterator[Metric]:
+        labels = ["domain", "transport"]
+        responses = CounterMetricFamily(
+            "dnsprobe_responses", "Queries that were answered, by the result.", labels=[*labels, "rcode"]
+        )
+        unanswered = CounterMetricFamily(
+            "dnsprobe_unanswered", "Queries that were not answered, by reason.", labels=[*labels, "reason"]
+        )
+        waiting = GaugeMetricFamily("dnsprobe_queries_waiting", "Queries that wait for their answer.", labels=labels)
+        untracked = CounterMetricFamily(
+            "dnsprobe_queries_untracked", "Queries of which it is not known whether they were answered.", labels=labels
+        )
+        for group, numbers in sorted(results.items()):
+            group_labels = [shown(label) for label in group]
+            for result, number in sorted(numbers.items()):
+                if result == _WAITING:
+                    waiting.add_metric(group_labels, number)
+                elif result == _UNTRACKED:
+                    untracked.add_metric(group_labels, number)
+                elif result in _UNANSWERED:
+                    unanswered.add_metric([*group_labels, result.lower()], number)
+                elif number:
+                    responses.add_metric([*group_labels, result], number)
+        yield from (responses, unanswered, waiting, untracked)
+        family = CounterMetricFamily(
+            "dnsprobe_responses_unmatched", "Answers that fit no query that waits, by reason.", labels=["reason"]
+        )
+        for reason, number in sorted(unmatched.items()):
+            family.add_metric([reason], number)
+        yield family
 
     @staticmethod
     def _exceeded(now: Snapshot) -> CounterMetricFamily:

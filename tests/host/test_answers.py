@@ -1,0 +1,76 @@
+"""Each query has one result: it is answered, refused, given up, or waits. The sums are those of what was sent."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from conftest import HERE, IN_OWN_NET
+
+from dnsprobe.config.main import Config
+from dnsprobe.kernel.abi import Result
+from dnsprobe.pipeline.answers import Group, Sums
+from dnsprobe.pipeline.session import Session
+
+RULE = "answers.test"
+GROUP = Group(RULE, "udp")
+#: No query of the test is given up before the test says so.
+NEVER = 1 << 62
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    session = Session(Config(), [(RULE, RULE, 6)], notes=4096, answer_timeout_ns=NEVER)
+    try:
+        session.start()
+        yield session
+    finally:
+        session.close()
+
+
+def collect(session: Session) -> Sums:
+    """Collect, and return the sums of the rule, which are also those of its queries."""
+    counts = session.collect()
+    assert session.answers is not None
+    sums = session.answers.collected.get(GROUP, Sums())
+    assert sums.queries == sum(counts.values())
+    assert sums.waiting >= 0
+    return sums
+
+
+def test_each_query_has_one_result(session: Session) -> None:
+    answers = session.answers
+    assert answers is not None
+    assert session.probe.answer_problems == {}
+    command = [*IN_OWN_NET, sys.executable, str(HERE / "asker.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asker:
+        assert asker.stdin is not None
+        assert asker.stdout is not None
+        while not select.select([asker.stdout], [], [], 0.02)[0]:
+            collect(session)
+        sent = json.loads(asker.stdout.readline())
+        waits = collect(session)
+        noted = len(list(session.probe.maps.notes.items()))
+        answers._timeout_ns = -NEVER
+        session.sweep_if_due()
+        ends = collect(session)
+        asker.stdin.close()
+    assert sum(sent.values()) == waits.queries == ends.queries == 1000
+    assert waits.waiting == noted == sent["timeout"]
+    found = {result.name.lower(): ends.results[result] for result in Result if ends.results[result]}
+    assert found == {
+        "noerror": sent["noerror"] + sent["again"] + sent["twice"],
+        **{kind: sent[kind] for kind in ("nodata", "nxdomain", "servfail", "refused")},
+        **{kind: sent[kind] for kind in ("timeout", "closed", "unreachable", "superseded")},
+    }
+    assert ends.waiting == 0
+    assert answers.unmatched() == {"late": 0, "duplicate": sent["twice"], "unsolicited": 0, "unreadable": 0}
+    # The counter of a process that has ended, and whose queries all have a result, moves to the totals.
+    session._last_sweep = -NEVER
+    session.sweep_if_due()
+    assert list(session.probe.maps.counters.items()) == []
+    assert collect(session) == ends
