@@ -267,8 +267,8 @@ class Counters:
             yield None
         for entries in _batches(final):
             self._processes.learn(key[:2] for key in entries)
-            for key, queries in self._take_counters(entries):
-                self._totals.add_final(self._decided_count(key, queries, final=True))
+            for entry, queries in self._take_counters(entries):
+                self._totals.add_final(self._decided_count(entry, queries, final=True))
             yield None
 
     def _taking_final_pending(self, sweep: _Sweep) -> Steps[set[int]]:

@@ -37,9 +37,9 @@ class Snapshot:
     canary queries came back. ``losses`` has every loss from the start, at zero, and ``other_messages`` every reason of
     :data:`OTHER_MESSAGES`. ``exceeded`` is how often a share was exceeded, by user, unit and resource. ``reload_time``
     is in seconds since the epoch. ``series_expired`` is how many series have left; ``expired`` has their queries by
-    domain, ``expired_connections`` their connections. ``results`` is what became of the queries, by domain and transport:
-    by the names of :class:`dnsprobe.kernel.abi.Result`, and how many are ``WAITING``; None if answers are not tracked.
-    ``unmatched`` is how many answers fit no query, by reason.
+    domain, ``expired_connections`` their connections. ``results`` is what became of the queries, by domain and
+    transport: by the names of :class:`dnsprobe.kernel.abi.Result`, and how many are ``WAITING``; None if answers are
+    not tracked. ``unmatched`` is how many answers fit no query, by reason.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)

@@ -29,6 +29,8 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "count": abi.COUNT,
     "count_key": abi.COUNT_KEY,
     "pending_key": abi.PENDING_KEY,
+    "note": abi.NOTE,
+    "noted_socket": abi.NOTED_SOCKET,
     "seen": abi.SEEN,
     "cached": abi.CACHED,
     "name": abi.NAME,
@@ -70,6 +72,9 @@ CONSTANTS = {
     "SHARES": abi.SHARES,
     "HASH_KEYS": abi.HASH_KEYS,
     "OUTCOMES": abi.OUTCOMES,
+    "RESULT_ROOM": abi.RESULT_ROOM,
+    "SOCKET_NOTES": abi.SOCKET_NOTES,
+    "TAKEN_NOTES": abi.TAKEN_NOTES,
     "STREAM_SIZE": abi.STREAM_SIZE,
     "STREAM_HEAD": abi.STREAM_HEAD,
 }
