@@ -181,17 +181,28 @@ struct process_key {
 	u32 exec; /* for identities: task_struct.self_exec_id, which execve(2) changes; for trees: 0 */
 };
 
-/*
- * A counter, and who takes its room. User space copies it from its first octet to its last while runs add to it. So
- * `queries` is behind the results: each of these is of a query that was counted before.
- */
+/* A counter, and who takes its room. */
 struct count {
-#ifdef ANSWERS
-	u64 results[RESULT_ROOM];
-#endif
 	u64 queries;
 	u64 share;
 };
+
+/*
+ * The same with what became of the queries. User space copies it from its first octet to its last while runs add to it.
+ * So `queries` is behind the results: each of these is of a query that was counted before.
+ */
+struct tracked_count {
+	u64 results[RESULT_ROOM];
+	u64 queries;
+	u64 share;
+};
+
+/* The values of MAP(COUNTS) and MAP(PENDING). */
+#ifdef ANSWERS
+#define COUNTER struct tracked_count
+#else
+#define COUNTER struct count
+#endif
 
 struct count_key {
 	u64 start_ns;
@@ -213,15 +224,15 @@ struct pending_key {
 	u8 pad[5];
 };
 
+/* Octets of the longer one of both keys. */
+#define NOTED_KEY_SIZE 32
+
 /* A query that waits for its answer, and its counter. The key of the map is hash_note(). */
 struct note {
-	u64 time_ns; /* CLOCK_MONOTONIC */
-	u64 share;   /* who takes its room */
-	u64 is_pending; /* 1: the counter is in MAP(PENDING), 0: in MAP(COUNTS) */
-	union {
-		struct count_key key;
-		struct pending_key pending;
-	};
+	u64 time_ns;		    /* CLOCK_MONOTONIC */
+	u64 share;		    /* who takes its room */
+	u64 is_pending;		    /* 1: the counter is in MAP(PENDING), 0: in MAP(COUNTS) */
+	u8 counter[NOTED_KEY_SIZE]; /* its key, struct pending_key or struct count_key */
 };
 
 /* The latest notes of a socket, by their keys. A power of two. */

@@ -6,12 +6,14 @@
 #include "kernel_read.h"
 #include "scratch.h"
 #include "process/lineage.h"
-#include "answers/ingress.h"
-#include "answers/socket.h"
 #include "udp/egress.h"
 #include "udp/function.h"
 #include "tcp/egress.h"
 #include "tcp/handler.h"
+#ifdef ANSWERS
+#include "answers/ingress.h"
+#include "answers/socket.h"
+#endif
 
 /*
  * A program at a kernel function is attached by fentry or by a kprobe. fentry passes the arguments of the function as

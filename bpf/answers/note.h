@@ -30,8 +30,8 @@ static __always_inline void set_asked(struct asked *asked, const struct destinat
 /* Counts what became of a query. Its counter is there: user space removes none whose queries wait. */
 static __always_inline void count_result(const struct note *note, u64 result)
 {
-	struct count *count = note->is_pending ? bpf_map_lookup_elem(MAP(PENDING), (void *)&note->pending)
-					       : bpf_map_lookup_elem(MAP(COUNTS), (void *)&note->key);
+	COUNTER *count = note->is_pending ? bpf_map_lookup_elem(MAP(PENDING), (void *)note->counter)
+					  : bpf_map_lookup_elem(MAP(COUNTS), (void *)note->counter);
 
 	/* The result may be on the stack, where the verifier forgets its bounds. */
 	KEEP_BELOW_16(result);
@@ -114,15 +114,15 @@ static __always_inline bool is_waiting(u64 hash)
 }
 
 /* Notes a query that was found in the cache of outcomes, and was counted. */
-static __always_inline void note_recent(u64 hash, struct count *count, const struct count_key *key,
+static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key,
 					const struct asked *asked)
 {
 	struct note note = {
 		.time_ns = bpf_ktime_get_ns(),
 		.share = count->share,
-		.key = *key,
 	};
 
+	__builtin_memcpy(note.counter, key, sizeof(*key));
 	if (!put_note(hash, &note, asked->sock))
 		__sync_fetch_and_add(&count->results[RESULT_UNTRACKED], 1);
 }
@@ -141,9 +141,9 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 	note->share = s->share;
 	note->is_pending = rule == DECIDE;
 	if (rule == DECIDE)
-		note->pending = s->pending_key;
+		__builtin_memcpy(note->counter, &s->pending_key, sizeof(s->pending_key));
 	else
-		note->key = s->count_key;
+		__builtin_memcpy(note->counter, &s->count_key, sizeof(s->count_key));
 	/* The answers of multicast come from others than the server. An octet 0 in a label is taken for the root in an
 	 * answer. */
 	if (s->to.transport != TRANSPORT_UDP || !s->question.plain) {
@@ -170,7 +170,7 @@ static __always_inline bool is_waiting(u64 hash)
 	return false;
 }
 
-static __always_inline void note_recent(u64 hash, struct count *count, const struct count_key *key,
+static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key,
 					const struct asked *asked)
 {
 }

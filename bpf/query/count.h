@@ -42,8 +42,8 @@ static __always_inline void set_share(struct scratch *s, u64 thread)
  * new. */
 static __always_inline bool add_to_count(u64 share, void *map, u32 resource, const void *key, u64 number, bool *added)
 {
-	struct count first = { .queries = number, .share = share };
-	struct count *count = bpf_map_lookup_elem(map, (void *)key);
+	COUNTER first = { .queries = number, .share = share };
+	COUNTER *count = bpf_map_lookup_elem(map, (void *)key);
 
 	*added = false;
 	if (!count) {

@@ -49,8 +49,7 @@ static __always_inline struct cached *find_slot(u64 hash)
  * `query_hash` to the hash of the query. `asked` is where its answer will come from.
  */
 static __always_inline bool count_recent(u64 *query_hash, const struct sums *sums, const struct settings *settings,
-					 u32 type_class, u8 transport, u64 packet, u8 family,
-					 const struct asked *asked)
+					 u32 type_class, u8 transport, u64 packet, u8 family, const struct asked *asked)
 {
 	struct process_key process;
 
@@ -83,7 +82,7 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 		.qtype = __builtin_bswap16(type_class),
 		.transport = transport,
 	};
-	struct count *count = bpf_map_lookup_elem(MAP(COUNTS), &key);
+	COUNTER *count = bpf_map_lookup_elem(MAP(COUNTS), &key);
 
 	if (!count)
 		return false;

@@ -32,6 +32,7 @@ SHARE_OF_USER = 1 << 32
 SHARE_OF_CGROUP = 1 << 62
 SHARES = 4096
 RESULT_ROOM = 16
+NOTED_KEY_SIZE = 32
 SOCKET_NOTES = 8
 TAKEN_NOTES = 8192
 
@@ -129,10 +130,8 @@ PROCESS_KEY = struct.Struct("=QII")
 SHARE = struct.Struct(f"={2 * len(Resource)}Q")
 RETURNED = struct.Struct(f"={len(Resource)}q")
 COUNT = struct.Struct("=QQ")
-#: ``struct count`` of the programs that track answers.
-COUNT_WITH_RESULTS = struct.Struct(f"={RESULT_ROOM}QQQ")
-#: ``struct note``, with the key of its counter, which may be shorter.
-NOTE = struct.Struct("=QQQ32s")
+TRACKED_COUNT = struct.Struct(f"={RESULT_ROOM}QQQ")
+NOTE = struct.Struct(f"=QQQ{NOTED_KEY_SIZE}s")
 NOTED_SOCKET = struct.Struct(f"={SOCKET_NOTES}QQ")
 COUNT_KEY = struct.Struct("=QIIHB5x")
 PENDING_KEY = struct.Struct("=QQIIHB5x")

@@ -167,11 +167,11 @@ def _decode_count(data: bytes) -> int:
 
 def _encode_counted(counted: Counted) -> bytes:
     room = (0,) * (abi.RESULT_ROOM - len(counted.results))
-    return abi.COUNT_WITH_RESULTS.pack(*counted.results, *room, counted.queries, abi.SHARE_OF_NOBODY)
+    return abi.TRACKED_COUNT.pack(*counted.results, *room, counted.queries, abi.SHARE_OF_NOBODY)
 
 
 def _decode_counted(data: bytes) -> Counted:
-    *results, queries, _share = abi.COUNT_WITH_RESULTS.unpack(data)
+    *results, queries, _share = abi.TRACKED_COUNT.unpack(data)
     return Counted(queries, tuple(results[: len(abi.Result)]))
 
 
@@ -210,11 +210,11 @@ _COUNTER = _integer(abi.COUNTER.format)
 _COUNT = Codec(abi.COUNT.size, _encode_count, _decode_count)
 #: The same counters of the programs that track answers: without what became of the queries, and with it.
 _COUNT_OF_RESULTS = Codec(
-    abi.COUNT_WITH_RESULTS.size,
+    abi.TRACKED_COUNT.size,
     lambda queries: _encode_counted(Counted(queries, ())),
     lambda data: _decode_counted(data).queries,
 )
-_COUNTED = Codec(abi.COUNT_WITH_RESULTS.size, _encode_counted, _decode_counted)
+_COUNTED = Codec(abi.TRACKED_COUNT.size, _encode_counted, _decode_counted)
 _NOTE = Codec(abi.NOTE.size, _never, _decode_note)
 _SHARE = Codec(abi.SHARE.size, lambda share: abi.SHARE.pack(*share.used, *share.refused), _decode_share)
 _RETURNED: Codec[tuple[int, ...]] = _fields(abi.RETURNED)
@@ -285,8 +285,8 @@ class _InShare(NamedTuple):
 
 _COUNTERS = _InShare(Resource.COUNTERS, abi.COUNT.size - _HASH.size)
 _PENDING = _InShare(Resource.PENDING, abi.COUNT.size - _HASH.size)
-_COUNTERS_WITH_RESULTS = _InShare(Resource.COUNTERS, abi.COUNT_WITH_RESULTS.size - _HASH.size)
-_PENDING_WITH_RESULTS = _InShare(Resource.PENDING, abi.COUNT_WITH_RESULTS.size - _HASH.size)
+_COUNTERS_WITH_RESULTS = _InShare(Resource.COUNTERS, abi.TRACKED_COUNT.size - _HASH.size)
+_PENDING_WITH_RESULTS = _InShare(Resource.PENDING, abi.TRACKED_COUNT.size - _HASH.size)
 _NOTES = _InShare(Resource.NOTES, 8)
 _NAMES = _InShare(Resource.NAMES, abi.NAME.size - _HASH.size)
 _PROCESSES = _InShare(Resource.PROCESSES, abi.CHAIN_HEAD.size - _HASH.size)
