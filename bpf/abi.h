@@ -197,13 +197,6 @@ struct tracked_count {
 	u64 share;
 };
 
-/* The values of MAP(COUNTS) and MAP(PENDING). */
-#ifdef ANSWERS
-#define COUNTER struct tracked_count
-#else
-#define COUNTER struct count
-#endif
-
 struct count_key {
 	u64 start_ns;
 	u32 tgid;

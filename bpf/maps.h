@@ -20,6 +20,13 @@
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_##name))
 #define CANARY_PORT bpf_pseudo_fd(CANARY_MARK, 0)
 
+/* The values of MAP(COUNTS) and MAP(PENDING). */
+#ifdef ANSWERS
+#define COUNTER struct tracked_count
+#else
+#define COUNTER struct count
+#endif
+
 /*
  * A key of 32 bits on the stack. The verifier knows for each 64 bits of the stack whether they are read later, and only
  * a store of all 64 tells it that their old content is not. Otherwise, it takes states that differ in such a content

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.abi import Result, Unmatched
-from dnsprobe.kernel.maps import Counted, Maps
+from dnsprobe.kernel.maps import Counted
+from dnsprobe.kernel.probe import Probe
 from dnsprobe.pipeline.steps import Steps
 
 #: Notes that are given up in one step.
@@ -60,8 +61,8 @@ class Answers:
     :meth:`add_live` or :meth:`add_final` with the group that it belongs to.
     """
 
-    def __init__(self, maps: Maps, timeout_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._maps, self._timeout_ns, self._clock = maps, timeout_ns, clock
+    def __init__(self, probe: Probe, timeout_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._maps, self._timeout_ns, self._clock = probe.maps, timeout_ns, clock
         self._given_up: Counter[_CounterKey] = Counter()
         self._seen: dict[_CounterKey, Counted] = {}
         self._final: dict[Group, Sums] = {}
@@ -152,3 +153,13 @@ class Answers:
         results = [*counted.results]
         results[Result.TIMEOUT] += self._given_up[key]
         return results
+
+
+def results_of(answers: Answers | None) -> dict[tuple[str, str], dict[str, int]] | None:
+    """Return what became of the queries of the last collection, None if answers are not tracked."""
+    return None if answers is None else answers.by_name()
+
+
+def unmatched_of(answers: Answers | None) -> dict[str, int]:
+    """Return how many answers fit no query up to now, by reason; none if answers are not tracked."""
+    return {} if answers is None else answers.unmatched()

@@ -110,7 +110,7 @@ class Session:
         self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), users.name)
         self._exceeded = ExceededShares(ShareNames(users.name).name)
         #: What became of the queries; None if answers are not tracked.
-        self.answers = Answers(self.probe.maps, answer_timeout_ns) if notes else None
+        self.answers = Answers(self.probe, answer_timeout_ns) if notes else None
         self._counters = Counters(
             self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive, answers=self.answers
         )

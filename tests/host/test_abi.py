@@ -72,11 +72,11 @@ CONSTANTS = {
     "SHARE_OF_CGROUP": abi.SHARE_OF_CGROUP,
     "SHARES": abi.SHARES,
     "HASH_KEYS": abi.HASH_KEYS,
-    "OUTCOMES": abi.OUTCOMES,
     "RESULT_ROOM": abi.RESULT_ROOM,
     "NOTED_KEY_SIZE": abi.NOTED_KEY_SIZE,
     "SOCKET_NOTES": abi.SOCKET_NOTES,
     "TAKEN_NOTES": abi.TAKEN_NOTES,
+    "OUTCOMES": abi.OUTCOMES,
     "STREAM_SIZE": abi.STREAM_SIZE,
     "STREAM_HEAD": abi.STREAM_HEAD,
 }
@@ -275,6 +275,10 @@ def test_enumerators_are_equal(tmp_path: Path) -> None:
         "STATISTICS": len(abi.Statistic),
         **{f"RESOURCE_{resource.name}": resource.value for resource in abi.Resource},
         "RESOURCES": len(abi.Resource),
+        **{f"RESULT_{result.name}": result.value for result in abi.Result},
+        "RESULTS": len(abi.Result),
+        **{f"UNMATCHED_{reason.name}": reason.value for reason in abi.Unmatched},
+        "UNMATCHED": len(abi.Unmatched),
         **{f"TRANSPORT_{name.upper()}": number for number, name in enumerate(abi.TRANSPORTS)},
     }
     bodies = re.findall(r"^enum \w+ \{(.*?)^\};", header(), re.DOTALL | re.MULTILINE)

@@ -1,0 +1,101 @@
+"""What became of queries, added up while counters come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dnsprobe.kernel.abi import Result
+from dnsprobe.kernel.maps import Counted, Note
+from dnsprobe.pipeline.answers import Answers, Group
+from dnsprobe.pipeline.steps import run
+
+KEY = (1, 2, 3, 1, 0)
+GROUP = Group("example.test", "udp")
+SECOND = 10**9
+
+
+class Notes:
+    """The map of notes. ``taken`` are those that a BPF program takes before user space does."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Note] = {}
+        self.taken: set[int] = set()
+
+    def items(self) -> Iterator[tuple[int, Note]]:
+        yield from list(self.entries.items())
+
+    def take_own(self, items: Iterable[tuple[int, int]]) -> Iterator[int]:
+        for key, _share in items:
+            del self.entries[key]
+            if key not in self.taken:
+                yield key
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def answers(notes: Notes) -> Answers:
+    probe: Any = SimpleNamespace(maps=SimpleNamespace(notes=notes))
+    return Answers(probe, 5 * SECOND, lambda: 10 * SECOND)
+
+
+def counted(queries: int, **results: int) -> Counted:
+    """Return a counter with these results."""
+    return Counted(queries, tuple(results.get(result.name.lower(), 0) for result in Result))
+
+
+def collect(answers: Answers, live: Counted | None = None) -> dict[str, int]:
+    """Collect, and return the numbers of the group that are not 0."""
+    answers.begin_collection()
+    if live is not None:
+        answers.seen(KEY, live)
+        answers.add_live(KEY, GROUP)
+    answers.end_collection()
+    return {name.lower(): number for name, number in answers.by_name().get(GROUP, {}).items() if number}
+
+
+def test_a_query_without_result_waits(answers: Answers) -> None:
+    assert collect(answers, counted(5, noerror=2, closed=1)) == {"noerror": 2, "closed": 1, "waiting": 2}
+
+
+def test_a_query_is_given_up_once_unless_another_event_was_first(answers: Answers, notes: Notes) -> None:
+    notes.entries = {
+        1: Note(4 * SECOND, KEY, False, 7),
+        2: Note(4 * SECOND, KEY, False, 7),
+        3: Note(6 * SECOND, KEY, False, 7),
+    }
+    notes.taken = {2}
+    run(answers.giving_up())
+    run(answers.giving_up())
+    assert list(notes.entries) == [3]
+    assert collect(answers, counted(3, noerror=1)) == {"noerror": 1, "timeout": 1, "waiting": 1}
+
+
+def test_a_counter_is_final_when_no_query_waits(answers: Answers, notes: Notes) -> None:
+    answers.seen(KEY, counted(2, noerror=1))
+    assert answers.is_waiting(KEY)
+    notes.entries = {1: Note(4 * SECOND, KEY, False, 7)}
+    run(answers.giving_up())
+    assert not answers.is_waiting(KEY)
+    answers.add_final(KEY, GROUP)
+    assert collect(answers) == {"noerror": 1, "timeout": 1}
+    # The process asks again later, under the same key.
+    assert collect(answers, counted(1)) == {"noerror": 1, "timeout": 1, "waiting": 1}
+
+
+def test_what_waits_when_its_counter_goes_is_untracked(answers: Answers) -> None:
+    answers.seen(KEY, counted(3, noerror=1))
+    answers.add_final(KEY, GROUP)
+    assert collect(answers) == {"noerror": 1, "untracked": 2}
+
+
+def test_queries_without_process_are_untracked(answers: Answers) -> None:
+    answers.add_untracked(GROUP, 4, final=True)
+    assert collect(answers) == {"untracked": 4}
