@@ -8,14 +8,26 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from collections import Counter
 
-SERVER, NOBODY = ("127.0.0.1", 53), ("127.0.0.2", 53)
+#: Of each family, the address of the server, and one where nobody listens.
+ADDRESSES = {socket.AF_INET: ("127.0.0.1", "127.0.0.2"), socket.AF_INET6: ("fd00::1", "fd00::2")}
+PORT = 53
 RCODES = {"noerror": 0, "servfail": 2, "nxdomain": 3, "refused": 5}
-#: How many queries of each kind are sent: see :func:`main`.
-QUERIES = {"noerror": 150, "again": 200, "twice": 50, "nodata": 50, "nxdomain": 100, "servfail": 50, "refused": 50}
+#: How many queries of each kind are sent: see :func:`ask`.
+QUERIES = {
+    "noerror": 100,
+    "wild": 50,
+    "again": 200,
+    "twice": 50,
+    "nodata": 50,
+    "nxdomain": 100,
+    "servfail": 50,
+    "refused": 50,
+}
 SILENT, CLOSED, UNREACHABLE, SUPERSEDED = 100, 100, 50, 50
 
 
@@ -45,49 +57,67 @@ def serve(server: socket.socket) -> None:
             server.sendto(answer, client)
 
 
-def connected(server: tuple[str, int]) -> socket.socket:
+def connected(family: socket.AddressFamily, address: str) -> socket.socket:
     """Return a socket that is connected to a server."""
-    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    client.connect(server)
+    client = socket.socket(family, socket.SOCK_DGRAM)
+    client.connect((address, PORT))
     client.settimeout(30)
     return client
 
 
-def main() -> None:
-    """Send the queries, and wait for the answers of those that get one."""
-    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    server.bind(SERVER)
+def name_of(kind: str, number: int) -> str:
+    """Return the name of a query."""
+    if kind == "again":
+        return "again.answers.test"
+    # The kernel cannot decide whether the rule matches this one.
+    return f"noerror-{number}.wild.test" if kind == "wild" else f"{kind}-{number}.answers.test"
+
+
+def ask(family: socket.AddressFamily, sent: Counter[str]) -> socket.socket:
+    """Send queries, and wait for the answers of those that get one. Return the socket of those that get none."""
+    address, nobody = ADDRESSES[family]
+    server = socket.socket(family, socket.SOCK_DGRAM)
+    server.bind((address, PORT))
     threading.Thread(target=serve, args=(server,), daemon=True).start()
-    sent: Counter[str] = Counter()
-    client = connected(SERVER)
+    client = connected(family, address)
     for kind, times in QUERIES.items():
         for number in range(times):
-            name = "again.answers.test" if kind == "again" else f"{kind}-{number}.answers.test"
-            client.send(query(number, name))
+            client.send(query(number, name_of(kind, number)))
             for _ in range(2 if kind == "twice" else 1):
                 client.recv(512)
             sent[kind] += 1
-    silent = connected(SERVER)
+    silent = connected(family, address)
     for number in range(SILENT):
         silent.send(query(number, f"silent-{number}.answers.test"))
         sent["timeout"] += 1
     for number in range(SUPERSEDED):
-        for kind in ("superseded", "timeout"):
+        for result in ("superseded", "timeout"):
             silent.send(query(number, f"silent-more-{number}.answers.test"))
-            sent[kind] += 1
+            sent[result] += 1
     for number in range(CLOSED):
-        with connected(SERVER) as ends:
+        with connected(family, address) as ends:
             ends.send(query(number, f"silent-{number}.answers.test"))
         sent["closed"] += 1
     for number in range(UNREACHABLE):
-        with connected(NOBODY) as refused:
+        with connected(family, nobody) as refused:
             refused.send(query(number, f"nobody-{number}.answers.test"))
             try:
                 refused.recv(512)
             except ConnectionRefusedError:
                 sent["unreachable"] += 1
+    return silent
+
+
+def main() -> None:
+    """Ask over IPv4 and IPv6."""
+    for address in ADDRESSES[socket.AF_INET6]:
+        subprocess.run(["ip", "address", "add", address, "dev", "lo", "nodad"], check=True)
+    sent: Counter[str] = Counter()
+    open_sockets = [ask(family, sent) for family in ADDRESSES]
     print(json.dumps(sent), flush=True)
     sys.stdin.read()
+    for one in open_sockets:
+        one.close()
 
 
 if __name__ == "__main__":
