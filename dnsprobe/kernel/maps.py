@@ -431,7 +431,8 @@ class Maps:
         table.add("SOCKETS", libbpf.LRU_HASH, _HASH.size, abi.NOTED_SOCKET.size, notes)
         table.add("NO_SOCKET", libbpf.ARRAY, _INDEX.size, abi.NOTED_SOCKET.size, 1)
         taken = abi.TAKEN_NOTES if sizes.notes else 1
-        table.add("TAKEN_NOTES", libbpf.ARRAY, _INDEX.size, _HASH.size, taken)
+        # Notes that were taken back: put_given_up().
+        self._taken_notes = table.array("TAKEN_NOTES", _HASH, taken)
         #: By abi.Unmatched: answers that fit no query.
         self.unmatched = table.array("UNMATCHED", _CPU_COUNTER, len(abi.Unmatched), libbpf.PERCPU_ARRAY)
         if self.tracks_answers:
@@ -499,6 +500,15 @@ class Maps:
     def put_storage_room(self, room: int | None) -> None:
         """Set how many more values may be kept with sockets, such as states of TCP connections; None: any number."""
         self._storage_room.put(0, _UNLIMITED_STORAGE if room is None else room)
+
+    def put_given_up(self, notes: Iterable[int]) -> None:
+        """Remember keys of notes that were given up, for answers that come all the same.
+
+        As remember_taken() (bpf/answers/note.h): the lowest bits of a key are the place, the lowest bit of the value is
+        0, because there was no answer.
+        """
+        mask = abi.TAKEN_NOTES - 1
+        self._taken_notes.set_many((note & mask, note & ~mask) for note in notes)
 
     def take_overflow(self, rules: Iterable[int]) -> dict[int, int]:
         """Return the overflow of each retired rule that has any, and set it to 0."""

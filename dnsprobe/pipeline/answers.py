@@ -74,17 +74,18 @@ class Answers:
         """Take the notes of queries whose time is over. Nothing may be collected in between."""
         before = self._clock() - self._timeout_ns
         expired = []
-        for at, (name_hash, note) in enumerate(self._maps.notes.items()):
+        for at, (key, note) in enumerate(self._maps.notes.items()):
             if note.time_ns < before:
-                expired.append((name_hash, note))
+                expired.append((key, note))
             if at % _AT_ONCE == 0:
                 yield None
         left = iter(expired)
         while batch := dict(islice(left, _AT_ONCE)):
-            shares = [(name_hash, note.share) for name_hash, note in batch.items()]
+            shares = [(key, note.share) for key, note in batch.items()]
             # One that a BPF program takes first has its result from there.
-            for name_hash in self._maps.notes.take_own(shares):
-                self._given_up[batch[name_hash].counter] += 1
+            taken = list(self._maps.notes.take_own(shares))
+            self._given_up.update(batch[key].counter for key in taken)
+            self._maps.put_given_up(taken)
             yield None
 
     def begin_collection(self) -> None:

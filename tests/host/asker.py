@@ -1,6 +1,7 @@
 """Asks a small DNS server, which answers some queries and not others. Runs in a network namespace of its own.
 
-Prints what was sent, by what becomes of it, as JSON. Then it keeps its sockets open until its input ends.
+Prints what was sent, by what becomes of it, as JSON. After a line of input, it answers what still waits, and prints how
+many queries that were. It ends after another line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 #: Of each family, the address of the server, and one where nobody listens.
 ADDRESSES = {socket.AF_INET: ("127.0.0.1", "127.0.0.2"), socket.AF_INET6: ("fd00::1", "fd00::2")}
@@ -42,19 +44,24 @@ def query(number: int, name: str) -> bytes:
     return struct.pack(">HHHHHH", number & 0xFFFF, 0x0100, 1, 0, 0, 0) + question(name)
 
 
-def serve(server: socket.socket) -> None:
-    """Answer as the first label of the name says."""
+def serve(server: socket.socket, silent: list[tuple[bytes, tuple[str, int]]]) -> None:
+    """Answer as the first label of the name says. Keep what is not answered."""
     while True:
         message, client = server.recvfrom(512)
         kind = message[13 : 13 + message[12]].decode().partition("-")[0]
         if kind == "silent":
+            silent.append((message, client))
             continue
-        records = 0 if kind == "nodata" or RCODES.get(kind) else 1
-        head = message[:2] + struct.pack(">HHHHH", 0x8180 | RCODES.get(kind, 0), 1, records, 0, 0)
-        # In upper case: the name of an answer matches in any case.
-        answer = head + message[12:].upper() + records * struct.pack(">HHHIH4s", 0xC00C, 1, 1, 60, 4, bytes(4))
         for _ in range(2 if kind == "twice" else 1):
-            server.sendto(answer, client)
+            server.sendto(answer(message, kind), client)
+
+
+def answer(message: bytes, kind: str) -> bytes:
+    """Return the answer to a query."""
+    records = 0 if kind == "nodata" or RCODES.get(kind) else 1
+    head = message[:2] + struct.pack(">HHHHH", 0x8180 | RCODES.get(kind, 0), 1, records, 0, 0)
+    # In upper case: the name of an answer matches in any case.
+    return head + message[12:].upper() + records * struct.pack(">HHHIH4s", 0xC00C, 1, 1, 60, 4, bytes(4))
 
 
 def connected(family: socket.AddressFamily, address: str) -> socket.socket:
@@ -73,12 +80,16 @@ def name_of(kind: str, number: int) -> str:
     return f"noerror-{number}.wild.test" if kind == "wild" else f"{kind}-{number}.answers.test"
 
 
-def ask(family: socket.AddressFamily, sent: Counter[str]) -> socket.socket:
-    """Send queries, and wait for the answers of those that get one. Return the socket of those that get none."""
+def ask(family: socket.AddressFamily, sent: Counter[str]) -> Callable[[], int]:
+    """Send queries, and wait for the answers of those that get one.
+
+    Return what answers the others that still wait, and returns how many these are.
+    """
     address, nobody = ADDRESSES[family]
     server = socket.socket(family, socket.SOCK_DGRAM)
     server.bind((address, PORT))
-    threading.Thread(target=serve, args=(server,), daemon=True).start()
+    unanswered: list[tuple[bytes, tuple[str, int]]] = []
+    threading.Thread(target=serve, args=(server, unanswered), daemon=True).start()
     client = connected(family, address)
     for kind, times in QUERIES.items():
         for number in range(times):
@@ -105,7 +116,14 @@ def ask(family: socket.AddressFamily, sent: Counter[str]) -> socket.socket:
                 refused.recv(512)
             except ConnectionRefusedError:
                 sent["unreachable"] += 1
-    return silent
+
+    def answer_late() -> int:
+        late = [(message, client) for message, client in unanswered if client == silent.getsockname()]
+        for message, client in late:
+            server.sendto(answer(message, "noerror"), client)
+        return len(late)
+
+    return answer_late
 
 
 def main() -> None:
@@ -113,11 +131,11 @@ def main() -> None:
     for address in ADDRESSES[socket.AF_INET6]:
         subprocess.run(["ip", "address", "add", address, "dev", "lo", "nodad"], check=True)
     sent: Counter[str] = Counter()
-    open_sockets = [ask(family, sent) for family in ADDRESSES]
+    late = [ask(family, sent) for family in ADDRESSES]
     print(json.dumps(sent), flush=True)
-    sys.stdin.read()
-    for one in open_sockets:
-        one.close()
+    sys.stdin.readline()
+    print(sum(answer() for answer in late), flush=True)
+    sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Notes:
     def __init__(self) -> None:
         self.entries: dict[int, Note] = {}
         self.taken: set[int] = set()
+        self.given_up: list[int] = []
 
     def items(self) -> Iterator[tuple[int, Note]]:
         yield from list(self.entries.items())
@@ -42,7 +43,8 @@ def notes() -> Notes:
 
 @pytest.fixture
 def answers(notes: Notes) -> Answers:
-    probe: Any = SimpleNamespace(maps=SimpleNamespace(notes=notes))
+    maps = SimpleNamespace(notes=notes, put_given_up=notes.given_up.extend)
+    probe: Any = SimpleNamespace(maps=maps)
     return Answers(probe, 5 * SECOND, lambda: 10 * SECOND)
 
 
@@ -75,6 +77,7 @@ def test_a_query_is_given_up_once_unless_another_event_was_first(answers: Answer
     run(answers.giving_up())
     run(answers.giving_up())
     assert list(notes.entries) == [3]
+    assert notes.given_up == [1]
     assert collect(answers, counted(3, noerror=1)) == {"noerror": 1, "timeout": 1, "waiting": 1}
 
 

@@ -176,3 +176,19 @@ def test_labels_that_are_safe_stay_as_they_are() -> None:
     assert {tuple(sample.labels[name] for name in Series._fields) for sample in queries.samples} == {
         tuple(series) for series in FULL.counts if series.of_queries
     }
+
+
+def test_results_of_queries() -> None:
+    numbers = {"NXDOMAIN": 3, "NOERROR": 0, "TIMEOUT": 2, "CLOSED": 0, "WAITING": 1, "UNTRACKED": 4}
+    snapshot = Snapshot(results={("example.test", "udp"): numbers}, unmatched={"late": 5})
+    lines = scrape(snapshot).decode().splitlines()
+    domain, transport = 'domain="example.test"', 'transport="udp"'
+    assert [line for line in lines if domain in line or "unmatched_total{" in line] == [
+        f'dnsprobe_responses_total{{{domain},rcode="NXDOMAIN",{transport}}} 3.0',
+        f'dnsprobe_unanswered_total{{{domain},reason="closed",{transport}}} 0.0',
+        f'dnsprobe_unanswered_total{{{domain},reason="timeout",{transport}}} 2.0',
+        f"dnsprobe_queries_waiting{{{domain},{transport}}} 1.0",
+        f"dnsprobe_queries_untracked_total{{{domain},{transport}}} 4.0",
+        'dnsprobe_responses_unmatched_total{reason="late"} 5.0',
+    ]
+    assert b"dnsprobe_responses" not in scrape(Snapshot())
