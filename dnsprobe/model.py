@@ -235,7 +235,7 @@ class Count:
     """The number of queries of one process, by rule, type and transport, with the labels of the process.
 
     ``share`` is who takes the room of the series: a user or a control group, as the kernel side numbers them, 0 if that
-    is not known.
+    is not known. ``results`` are numbers of what became of the queries, none if answers are not tracked.
     """
 
     rule: Rule
@@ -247,6 +247,7 @@ class Count:
     container: str
     queries: int
     share: int = 0
+    results: tuple[int, ...] = ()
 
 
 class Series(NamedTuple):

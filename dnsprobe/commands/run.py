@@ -29,7 +29,7 @@ from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Loss, describe_losses
 from dnsprobe.model import Query, Series
-from dnsprobe.pipeline.answers import results_of, unmatched_of
+from dnsprobe.pipeline.answers import outcomes_of
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
 from dnsprobe.pipeline.steps import as_steps, run_in_turns
@@ -250,7 +250,7 @@ class Daemon:
 
     async def _collect(self) -> Mapping[Series, int]:
         counts = await self._session.collect_in_turns()
-        await run_in_turns(as_steps(self._registry.preparing(counts)))
+        await run_in_turns(as_steps(self._registry.preparing(counts, outcomes_of(self._session.answers))))
         return counts
 
     def _snapshot(self) -> Snapshot:
@@ -276,8 +276,7 @@ class Daemon:
             expired=self._session.totals.expired.copy(),
             expired_connections=self._session.totals.expired_connections,
             expired_unread=self._session.totals.expired_unread,
-            results=results_of(self._session.answers),
-            unmatched=unmatched_of(self._session.answers),
+            outcomes=outcomes_of(self._session.answers),
         )
 
     def _losses(self) -> dict[Loss, int]:

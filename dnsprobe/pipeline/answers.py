@@ -1,16 +1,16 @@
 """What became of queries: results that the kernel side counts, and queries that are given up after the timeout.
 
 Each counted query has exactly one result, or still waits. The kernel side counts results beside the queries of a
-counter. Here they are added up by rule and transport, in the same collection as the queries, so that the sums of a
-scrape are exact.
+counter. Here they get their timeouts, and are added up by rule and transport, in the same collection as the queries, so
+that the sums of a scrape are exact. With all labels, :class:`dnsprobe.pipeline.series.Totals` adds them up.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,12 +18,23 @@ from dnsprobe.kernel import abi
 from dnsprobe.kernel.abi import Result, Unmatched
 from dnsprobe.kernel.maps import Counted
 from dnsprobe.kernel.probe import Probe
+from dnsprobe.model import OTHER, Series
+from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import Steps
+from dnsprobe.pipeline.tally import results_of
 
 #: Notes that are given up in one step.
 _AT_ONCE = 1024
 
 _NO_RESULTS = (0,) * len(Result)
+
+#: The labels of results: those of answers, and why there was none.
+RCODES = {
+    result: OTHER if result is Result.OTHER_RCODE else result.name for result in Result if result < Result.TIMEOUT
+}
+REASONS = {result: result.name.lower() for result in Result if Result.TIMEOUT <= result < Result.UNTRACKED}
+#: Transports whose queries may get an answer that dnsprobe recognizes.
+_TRANSPORTS = ("udp", "tcp")
 
 #: A key of one of the two maps of counters. Those of pending counters are longer.
 _CounterKey = tuple[int, ...]
@@ -54,6 +65,25 @@ class Sums:
         self.results = [before + more for before, more in zip(self.results, results, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What became of the queries of a collection.
+
+    ``responses`` and ``unanswered`` have the queries with an answer and those without, by their series, and by rcode or
+    reason. Numbers that are 0 are left out. The same of series that have left is in ``responses_expired`` and
+    ``unanswered_expired``, by domain. ``waiting`` and ``untracked`` are by group, those with 0 too. ``unmatched`` is
+    how many answers fit no query, by reason.
+    """
+
+    responses: Mapping[tuple[Series, str], int] = field(default_factory=dict)
+    unanswered: Mapping[tuple[Series, str], int] = field(default_factory=dict)
+    responses_expired: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    unanswered_expired: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    waiting: Mapping[Group, int] = field(default_factory=dict)
+    untracked: Mapping[Group, int] = field(default_factory=dict)
+    unmatched: Mapping[str, int] = field(default_factory=dict)
+
+
 class Answers:
     """Adds up results, and gives up queries that nobody answers for ``timeout_ns``.
 
@@ -69,6 +99,8 @@ class Answers:
         self._live: dict[Group, Sums] = {}
         #: The sums of the last collection.
         self.collected: Mapping[Group, Sums] = {}
+        #: What the metrics show of the last collection.
+        self.outcomes = Outcomes()
 
     def giving_up(self) -> Steps[None]:
         """Take the notes of queries whose time is over. Nothing may be collected in between."""
@@ -98,53 +130,68 @@ class Answers:
         return counted.queries
 
     def is_waiting(self, key: _CounterKey) -> bool:
-        """Return whether queries of a counter waited when it was read last. Such a counter is not final."""
-        return self._seen[key].waiting > self._given_up[key]
+        """Return whether queries of a counter that was just read wait. Such a counter is not final."""
+        return self._seen.pop(key).waiting > self._given_up[key]
 
-    def add_live(self, key: _CounterKey, group: Group) -> None:
-        """Add a counter that stays in the kernel."""
+    def add_live(self, key: _CounterKey, group: Group) -> tuple[int, ...]:
+        """Add a counter that stays in the kernel, and return its results."""
         counted = self._seen.pop(key)
-        self._live.setdefault(group, Sums()).add(counted.queries, self._results(key, counted))
+        results = self._results(key, counted)
+        self._live.setdefault(group, Sums()).add(counted.queries, results)
+        return tuple(results)
 
-    def add_final(self, key: _CounterKey, group: Group) -> None:
-        """Add a counter that was taken from the kernel."""
+    def add_final(self, key: _CounterKey, group: Group) -> tuple[int, ...]:
+        """Add a counter that was taken from the kernel, and return its results."""
         counted = self._seen.pop(key)
         results = self._results(key, counted)
         # A query that was sent in the last moment: its note has no counter any more.
         results[Result.UNTRACKED] += counted.queries - sum(results)
         del self._given_up[key]
         self._final.setdefault(group, Sums()).add(counted.queries, results)
+        return tuple(results)
 
     def forget(self, key: _CounterKey) -> None:
         """Forget a counter that was taken from the kernel, and that no rule counts."""
         self._seen.pop(key, None)
         del self._given_up[key]
 
-    def add_untracked(self, group: Group, queries: int, *, final: bool) -> None:
-        """Add queries that were counted without their process, so without notes."""
+    def add_untracked(self, group: Group, queries: int, *, final: bool) -> tuple[int, ...]:
+        """Add queries that were counted without their process, so without notes, and return their results."""
         sums = (self._final if final else self._live).setdefault(group, Sums())
         results = [*_NO_RESULTS]
         results[Result.UNTRACKED] = queries
         sums.add(queries, results)
+        return tuple(results)
 
-    def end_collection(self) -> None:
-        """Make what was added the result of this collection."""
+    def ending_collection(self, totals: Totals, domains: Iterable[str]) -> Steps[None]:
+        """Make what was added the result of this collection. ``totals`` have the same counts, with all labels.
+
+        ``domains`` are the names of the rules in force: their metrics without labels of processes exist from the start.
+        """
         collected: dict[Group, Sums] = {}
         for part in (self._final, self._live):
             for group, sums in part.items():
                 collected.setdefault(group, Sums()).add(sums.queries, sums.results)
         self.collected = collected
         self._seen = {}
-
-    def by_name(self) -> dict[tuple[str, str], dict[str, int]]:
-        """Return what became of the queries of each group in the last collection, by the name of the result."""
-        return {
-            group: {
-                **{result.name: times for result, times in zip(Result, sums.results, strict=True)},
-                "WAITING": sums.waiting,
-            }
-            for group, sums in self.collected.items()
-        }
+        groups = {Group(domain, transport): Sums() for domain in domains for transport in _TRANSPORTS} | collected
+        responses: dict[tuple[Series, str], int] = {}
+        unanswered: dict[tuple[Series, str], int] = {}
+        for at, (series, counted) in enumerate(totals.tallies.items()):
+            if series.of_queries:
+                responses.update(((series, name), times) for name, times in _named(RCODES, counted))
+                unanswered.update(((series, name), times) for name, times in _named(REASONS, counted))
+            if at % _AT_ONCE == 0:
+                yield None
+        expired = totals.expired_tallies.items()
+        self.outcomes = Outcomes(
+            responses,
+            unanswered,
+            {(domain, name): times for domain, counted in expired for name, times in _named(RCODES, counted)},
+            {(domain, name): times for domain, counted in expired for name, times in _named(REASONS, counted)},
+            {group: sums.waiting for group, sums in groups.items()},
+            {group: sums.results[Result.UNTRACKED] for group, sums in groups.items()},
+        )
 
     def unmatched(self) -> dict[str, int]:
         """Return how many answers fit no note, by reason."""
@@ -156,11 +203,13 @@ class Answers:
         return results
 
 
-def results_of(answers: Answers | None) -> dict[tuple[str, str], dict[str, int]] | None:
+def _named(names: Mapping[Result, str], counted: int) -> Iterator[tuple[str, int]]:
+    """Yield the results of a tally that have a name, and are not 0."""
+    for result, times in zip(Result, results_of(counted), strict=False):
+        if times and result in names:
+            yield names[result], times
+
+
+def outcomes_of(answers: Answers | None) -> Outcomes | None:
     """Return what became of the queries of the last collection, None if answers are not tracked."""
-    return None if answers is None else answers.by_name()
-
-
-def unmatched_of(answers: Answers | None) -> dict[str, int]:
-    """Return how many answers fit no query up to now, by reason; none if answers are not tracked."""
-    return {} if answers is None else answers.unmatched()
+    return None if answers is None else replace(answers.outcomes, unmatched=answers.unmatched())

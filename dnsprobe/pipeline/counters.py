@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -64,6 +64,8 @@ class _Sweep:
     counting: set[ProcessKey] = field(default_factory=set)
     #: Processes with counters that were taken from the kernel, because they are final.
     counted: set[ProcessKey] = field(default_factory=set)
+    #: Rules with queries that wait. They are kept, even if they are not in force any more.
+    waiting: set[int] = field(default_factory=set)
 
 
 class Counters:
@@ -100,7 +102,8 @@ class Counters:
             return (yield from self._totals.collecting(self._counts()))
         self._answers.begin_collection()
         collected = yield from self._totals.collecting(self._counts())
-        self._answers.end_collection()
+        domains = [rule.name for rule in self._rules.current.rules]
+        yield from self._answers.ending_collection(self._totals, domains)
         return collected
 
     def _read_counters(self) -> Iterator[tuple[CountKey, int]]:
@@ -131,16 +134,16 @@ class Counters:
             for key, counted in self._probe.maps.pending_counted.take_many(keys):
                 yield key, self._answers.seen(key, counted)
 
-    def _add_results(self, key: CountKey | PendingKey, count: Count, *, final: bool) -> None:
-        """Add what became of the queries of a counter, unless it counts something else."""
-        if self._answers is None or not count.rule.name:
-            return
+    def _results(self, key: CountKey | PendingKey, rule: Rule, transport: int, *, final: bool) -> tuple[int, ...]:
+        """Add what became of the queries of a counter, and return it; nothing if it counts something else."""
+        if self._answers is None or not rule.name:
+            return ()
         add = self._answers.add_final if final else self._answers.add_live
-        add(key, Group(count.rule.name, count.transport))
+        return add(key, Group(rule.name, abi.TRANSPORTS[transport]))
 
     def _is_waiting(self, key: CountKey | PendingKey, rule: Rule | None = None) -> bool:
-        """Return whether queries of a counter wait. A rule without a name counts no queries."""
-        return self._answers is not None and (rule is None or rule.name != "") and self._answers.is_waiting(key)
+        """Return whether queries of a counter that was just read wait. A rule without a name counts no queries."""
+        return self._answers is not None and self._answers.is_waiting(key) and (rule is None or rule.name != "")
 
     def asking(self) -> Steps[None]:
         """Ask for the names of pending counts that nobody has asked for: their event was lost, or is not read yet."""
@@ -162,9 +165,8 @@ class Counters:
 
     def _decided_count(self, key: CountKey, queries: int, *, final: bool) -> Count:
         start_ns, tgid, rule, qtype, transport = key
-        count = self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries)
-        self._add_results(key, count, final=final)
-        return count
+        results = self._results(key, self._rules.by_id[rule], transport, final=final)
+        return self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries, results)
 
     def _pending_counts(self) -> Iterator[Iterable[Count]]:
         for entries in _batches(self._read_pending()):
@@ -187,9 +189,8 @@ class Counters:
         counts = []
         for key, rule, queries in matched:
             *_, qtype, transport = key
-            count = self._count(_process_of(key), rule, qtype, transport, queries)
-            self._add_results(key, count, final=final)
-            counts.append(count)
+            results = self._results(key, rule, transport, final=final)
+            counts.append(self._count(_process_of(key), rule, qtype, transport, queries, results))
         return counts
 
     def _overflow_counts(self) -> Iterator[Count]:
@@ -200,11 +201,14 @@ class Counters:
 
     def _overflow_of(self, rule: int, queries: int, *, final: bool) -> Count:
         count = self._overflow_count(self._rules.by_id[rule], queries)
-        if self._answers is not None and count.rule.name and queries:
-            self._answers.add_untracked(Group(count.rule.name, count.transport), queries, final=final)
-        return count
+        if self._answers is None or not count.rule.name or not queries:
+            return count
+        group = Group(count.rule.name, count.transport)
+        return replace(count, results=self._answers.add_untracked(group, queries, final=final))
 
-    def _count(self, key: ProcessKey, rule: Rule, qtype: int, transport: int, queries: int) -> Count:
+    def _count(
+        self, key: ProcessKey, rule: Rule, qtype: int, transport: int, queries: int, results: tuple[int, ...]
+    ) -> Count:
         labels = self._processes.labels(key)
         return Count(
             rule,
@@ -216,6 +220,7 @@ class Counters:
             labels.container,
             queries,
             labels.share,
+            results,
         )
 
     @staticmethod
@@ -259,6 +264,8 @@ class Counters:
                     # Asked before the counter is read for the last time: a process that ended sends nothing more.
                     alive[key] = key == _NOBODY or self._alive(Process(tgid, start_ns, b""))
                 is_waiting = self._is_waiting(entry, self._rules.by_id[rule])
+                if is_waiting:
+                    sweep.waiting.add(rule)
                 if is_waiting or (alive[key] and not self._rules.is_retired(rule, sweep.before)):
                     sweep.counting.add(key)
                 else:
@@ -279,7 +286,7 @@ class Counters:
         for entries in _batches(self._read_pending()):
             for key, _ in entries:
                 name_hash, _generation = _name_of(key)
-                is_known = self._decisions.is_known(_name_of(key)) and not self._is_waiting(key)
+                is_known = not self._is_waiting(key) and self._decisions.is_known(_name_of(key))
                 # Its rule is kept until the count is taken, because all of this is one sweep.
                 if self._decisions.is_decided(name_hash, sweep.before) and is_known:
                     final.append(key)
@@ -302,7 +309,7 @@ class Counters:
             yield None
         # Rules that came into force during the sweep may have pending counts that it has not seen.
         self._rules.forget_generations(generations, sweep.generation)
-        retired = self._rules.retired(sweep.before)
+        retired = [rule for rule in self._rules.retired(sweep.before) if rule not in sweep.waiting]
         for rule, queries in self._probe.maps.take_overflow(retired).items():
             self._totals.add_final(self._overflow_of(rule, queries, final=True))
         self._rules.forget(retired)

@@ -93,10 +93,9 @@ class Session:
             Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage, notes),
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
         )
-        ttl_ns = config.metrics.series_ttl_ns
-        self.totals = Totals(
-            config.metrics.max_series, config.metrics.labels, ttl_ns / NANOSECONDS["s"] if ttl_ns else math.inf
-        )
+        metrics = config.metrics
+        ttl = metrics.series_ttl_ns / NANOSECONDS["s"] if metrics.series_ttl_ns else math.inf
+        self.totals = Totals(metrics.max_series, metrics.labels, ttl, tracks_answers=notes > 0)
         procfs = ProcFS()
         try:
             self._rules = RulesInForce(self.probe, self.matcher.build(specs), self.matcher)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -15,6 +16,7 @@ from dnsprobe import __version__
 from dnsprobe.kernel.losses import METRICS, NO_LOSSES, Loss
 from dnsprobe.kernel.other_messages import OTHER_MESSAGES
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
+from dnsprobe.pipeline.answers import Group, Outcomes
 from dnsprobe.sinks.exposition import Encoder, SeriesLines, encode, end_of_document
 from dnsprobe.text import shown
 
@@ -23,10 +25,6 @@ _FORMATS_KEPT = 2
 
 #: Labels of queries that connections of DNS over TLS do not have.
 _OF_QUERIES = ("domain", "qtype")
-
-#: Results of queries that are no answers.
-_WAITING, _UNTRACKED = "WAITING", "UNTRACKED"
-_UNANSWERED = ("TIMEOUT", "CLOSED", "UNREACHABLE", "SUPERSEDED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +35,8 @@ class Snapshot:
     canary queries came back. ``losses`` has every loss from the start, at zero, and ``other_messages`` every reason of
     :data:`OTHER_MESSAGES`. ``exceeded`` is how often a share was exceeded, by user, unit and resource. ``reload_time``
     is in seconds since the epoch. ``series_expired`` is how many series have left; ``expired`` has their queries by
-    domain, ``expired_connections`` their connections. ``results`` is what became of the queries, by domain and
-    transport: by the names of :class:`dnsprobe.kernel.abi.Result`, and how many are ``WAITING``; None if answers are
-    not tracked. ``unmatched`` is how many answers fit no query, by reason.
+    domain, ``expired_connections`` their connections. ``outcomes`` is what became of the queries, None if answers are
+    not tracked.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)
@@ -58,8 +55,7 @@ class Snapshot:
     expired: Mapping[str, int] = field(default_factory=dict)
     expired_connections: int = 0
     expired_unread: int = 0
-    results: Mapping[tuple[str, str], Mapping[str, int]] | None = None
-    unmatched: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Outcomes | None = None
 
 
 class DaemonCollector(Collector):
@@ -78,17 +74,26 @@ class DaemonCollector(Collector):
         yield self._queries(queries)
         yield self._encrypted(encrypted)
         yield self._unread(unread)
+        if now.outcomes is not None:
+            for family, numbers in self._outcomes(now.outcomes):
+                yield family(numbers)
 
     def lines(self, encoder: Encoder) -> DaemonLines:
         """Return what renders :meth:`collect` with ``encoder``, and keeps the lines of all series."""
         queries, encrypted = SeriesLines(encoder, self._queries), SeriesLines(encoder, self._encrypted)
         unread = SeriesLines(encoder, self._unread)
 
-        def small_metrics() -> tuple[bytes, Mapping[Series, int]]:
-            now = self._snapshot()
-            return encode(encoder, self._small_metrics(now)), now.counts
+        outcomes = [SeriesLines(encoder, family) for family, _ in self._outcomes(Outcomes())]
 
-        return DaemonLines(small_metrics, queries, encrypted, unread)
+        def with_numbers(now: Outcomes) -> Iterator[tuple[SeriesLines[Any], Mapping[Any, int]]]:
+            for lines, (_, numbers) in zip(outcomes, self._outcomes(now), strict=True):
+                yield lines, numbers
+
+        def small_metrics() -> tuple[bytes, Snapshot]:
+            now = self._snapshot()
+            return encode(encoder, self._small_metrics(now)), now
+
+        return DaemonLines(small_metrics, queries, encrypted, unread, with_numbers)
 
     def _small_metrics(self, now: Snapshot) -> Iterator[Metric]:
         """Yield the metrics whose number of series does not depend on processes."""
@@ -104,42 +109,77 @@ class DaemonCollector(Collector):
             other.add_metric([reason], messages)
         yield other
         yield from self._expired(now)
-        if now.results is not None:
-            yield from self._results(now.results, now.unmatched)
+        if now.outcomes is not None:
+            yield from self._small_outcomes(now.outcomes)
+
+    def _outcomes(self, now: Outcomes) -> Iterator[tuple[Callable[[Mapping[Any, int]], Metric], Mapping[Any, int]]]:
+        """Yield the metrics of answers with many series: for each, what makes its family, and its numbers."""
+        yield self._responses, now.responses
+        yield self._unanswered, now.unanswered
+        yield self._waiting, now.waiting
+        yield self._untracked, now.untracked
+
+    def _responses(self, numbers: Mapping[tuple[Series, str], int]) -> CounterMetricFamily:
+        return self._by_result(
+            "dnsprobe_responses",
+            "DNS queries that were answered, by the response code and by the process tree that sent them.",
+            "rcode",
+            numbers,
+        )
+
+    def _unanswered(self, numbers: Mapping[tuple[Series, str], int]) -> CounterMetricFamily:
+        return self._by_result(
+            "dnsprobe_unanswered",
+            "DNS queries that were not answered, by the reason and by the process tree that sent them.",
+            "reason",
+            numbers,
+        )
+
+    def _by_result(
+        self, name: str, documentation: str, label: str, numbers: Mapping[tuple[Series, str], int]
+    ) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, documentation, labels=[*(label for _, label in self._labels), label])
+        for (series, result), number in sorted(numbers.items()):
+            family.add_metric([*(shown(series[at]) for at, _ in self._labels), result], number)
+        return family
 
     @staticmethod
-    def _results(
-        results: Mapping[tuple[str, str], Mapping[str, int]], unmatched: Mapping[str, int]
-    ) -> Iterator[Metric]:
-        labels = ["domain", "transport"]
-        responses = CounterMetricFamily(
-            "dnsprobe_responses", "Queries that were answered, by the result.", labels=[*labels, "rcode"]
+    def _waiting(numbers: Mapping[Group, int]) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "dnsprobe_queries_waiting", "DNS queries that wait for their answer.", labels=Group._fields
         )
-        unanswered = CounterMetricFamily(
-            "dnsprobe_unanswered", "Queries that were not answered, by reason.", labels=[*labels, "reason"]
-        )
-        waiting = GaugeMetricFamily("dnsprobe_queries_waiting", "Queries that wait for their answer.", labels=labels)
-        untracked = CounterMetricFamily(
-            "dnsprobe_queries_untracked", "Queries of which it is not known whether they were answered.", labels=labels
-        )
-        for group, numbers in sorted(results.items()):
-            group_labels = [shown(label) for label in group]
-            for result, number in sorted(numbers.items()):
-                if result == _WAITING:
-                    waiting.add_metric(group_labels, number)
-                elif result == _UNTRACKED:
-                    untracked.add_metric(group_labels, number)
-                elif result in _UNANSWERED:
-                    unanswered.add_metric([*group_labels, result.lower()], number)
-                elif number:
-                    responses.add_metric([*group_labels, result], number)
-        yield from (responses, unanswered, waiting, untracked)
+        for group, number in sorted(numbers.items()):
+            family.add_metric([shown(label) for label in group], number)
+        return family
+
+    @staticmethod
+    def _untracked(numbers: Mapping[Group, int]) -> CounterMetricFamily:
         family = CounterMetricFamily(
+            "dnsprobe_queries_untracked",
+            "DNS queries of which dnsprobe cannot find out whether they were answered.",
+            labels=Group._fields,
+        )
+        for group, number in sorted(numbers.items()):
+            family.add_metric([shown(label) for label in group], number)
+        return family
+
+    @staticmethod
+    def _small_outcomes(now: Outcomes) -> Iterator[Metric]:
+        """Yield the metrics of answers with few series."""
+        unmatched = CounterMetricFamily(
             "dnsprobe_responses_unmatched", "Answers that fit no query that waits, by reason.", labels=["reason"]
         )
-        for reason, number in sorted(unmatched.items()):
-            family.add_metric([reason], number)
-        yield family
+        for reason, number in sorted(now.unmatched.items()):
+            unmatched.add_metric([reason], number)
+        yield unmatched
+        for name, documentation, label, numbers in (
+            ("responses", "Answered queries of series that have left, by domain.", "rcode", now.responses_expired),
+            ("unanswered", "Unanswered queries of series that have left, by domain.", "reason", now.unanswered_expired),
+        ):
+            expired = CounterMetricFamily(f"dnsprobe_{name}_expired", documentation, labels=["domain", label])
+            for (domain, result), number in sorted(numbers.items()):
+                expired.add_metric([shown(domain), result], number)
+            yield expired
 
     @staticmethod
     def _exceeded(now: Snapshot) -> CounterMetricFamily:
@@ -265,33 +305,45 @@ def _split(counts: Mapping[Series, int]) -> tuple[dict[Series, int], dict[Series
 
 
 class DaemonLines:
-    """The metrics of the daemon in one format. ``small_metrics`` returns those without series, and the counts."""
+    """The metrics of the daemon in one format.
+
+    ``small_metrics`` returns those without series, and the snapshot. ``outcomes`` yields the lines of the metrics of
+    answers, with their numbers.
+    """
 
     def __init__(
         self,
-        small_metrics: Callable[[], tuple[bytes, Mapping[Series, int]]],
-        queries: SeriesLines,
-        encrypted: SeriesLines,
-        unread: SeriesLines,
+        small_metrics: Callable[[], tuple[bytes, Snapshot]],
+        queries: SeriesLines[Series],
+        encrypted: SeriesLines[Series],
+        unread: SeriesLines[Series],
+        outcomes: Callable[[Outcomes], Iterable[tuple[SeriesLines[Any], Mapping[Any, int]]]],
     ) -> None:
         self._small_metrics, self._queries, self._encrypted, self._unread = small_metrics, queries, encrypted, unread
+        self._outcomes = outcomes
 
     def render(self) -> Iterator[bytes]:
         """Yield all metrics of this moment."""
-        small_metrics, counts = self._small_metrics()
+        small_metrics, now = self._small_metrics()
         yield small_metrics
-        of_queries, of_encrypted, of_unread = _split(counts)
+        of_queries, of_encrypted, of_unread = _split(now.counts)
         yield self._queries.render(of_queries)
         yield self._encrypted.render(of_encrypted)
         yield self._unread.render(of_unread)
+        if now.outcomes is not None:
+            for lines, numbers in self._outcomes(now.outcomes):
+                yield lines.render(numbers)
 
-    def preparing(self, counts: Mapping[Series, int]) -> Iterator[None]:
+    def preparing(self, counts: Mapping[Series, int], outcomes: Outcomes | None = None) -> Iterator[None]:
         """Render the lines of new series, and yield after each part of them."""
         of_queries, of_encrypted, of_unread = _split(counts)
         yield
         yield from self._queries.preparing(of_queries)
         yield from self._encrypted.preparing(of_encrypted)
         yield from self._unread.preparing(of_unread)
+        if outcomes is not None:
+            for lines, numbers in self._outcomes(outcomes):
+                yield from lines.preparing(numbers)
 
 
 class Registry(CollectorRegistry):
@@ -325,10 +377,10 @@ class Registry(CollectorRegistry):
             (*rendered.render(), encode(encoder, self._process.collect()), end_of_document(encoder))
         ), content_type
 
-    def preparing(self, counts: Mapping[Series, int]) -> Iterator[None]:
+    def preparing(self, counts: Mapping[Series, int], outcomes: Outcomes | None = None) -> Iterator[None]:
         """Render the lines of new series in the formats that were asked for last, and yield after each part of them.
 
-        The next :meth:`encode` of these counts is fast then.
+        The next :meth:`encode` of these numbers is fast then.
         """
         for rendered in list(self._rendered.values()):
-            yield from rendered.preparing(counts)
+            yield from rendered.preparing(counts, outcomes)

@@ -10,7 +10,9 @@ import pytest
 
 from dnsprobe.kernel.abi import Result
 from dnsprobe.kernel.maps import Counted, Note
-from dnsprobe.pipeline.answers import Answers, Group
+from dnsprobe.model import OTHER, Count, Rule, Series
+from dnsprobe.pipeline.answers import RCODES, REASONS, Answers, Group, Sums
+from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import run
 
 KEY = (1, 2, 3, 1, 0)
@@ -58,9 +60,14 @@ def collect(answers: Answers, live: Counted | None = None) -> dict[str, int]:
     answers.begin_collection()
     if live is not None:
         answers.seen(KEY, live)
-        answers.add_live(KEY, GROUP)
-    answers.end_collection()
-    return {name.lower(): number for name, number in answers.by_name().get(GROUP, {}).items() if number}
+        results = answers.add_live(KEY, GROUP)
+        assert sum(results) <= live.queries
+    run(answers.ending_collection(Totals(8), [GROUP.domain]))
+    sums = answers.collected.get(GROUP, Sums())
+    assert answers.outcomes.waiting[GROUP] == sums.waiting
+    assert answers.outcomes.untracked[GROUP] == sums.results[Result.UNTRACKED]
+    found = {result.name.lower(): times for result, times in zip(Result, sums.results, strict=True) if times}
+    return found | ({"waiting": sums.waiting} if sums.waiting else {})
 
 
 def test_a_query_without_result_waits(answers: Answers) -> None:
@@ -86,7 +93,9 @@ def test_a_counter_is_final_when_no_query_waits(answers: Answers, notes: Notes) 
     assert answers.is_waiting(KEY)
     notes.entries = {1: Note(4 * SECOND, KEY, False, 7)}
     run(answers.giving_up())
+    answers.seen(KEY, counted(2, noerror=1))
     assert not answers.is_waiting(KEY)
+    answers.seen(KEY, counted(2, noerror=1))
     answers.add_final(KEY, GROUP)
     assert collect(answers) == {"noerror": 1, "timeout": 1}
     # The process asks again later, under the same key.
@@ -102,3 +111,30 @@ def test_what_waits_when_its_counter_goes_is_untracked(answers: Answers) -> None
 def test_queries_without_process_are_untracked(answers: Answers) -> None:
     answers.add_untracked(GROUP, 4, final=True)
     assert collect(answers) == {"untracked": 4}
+
+
+def test_the_metrics_of_a_domain_begin_at_zero(answers: Answers) -> None:
+    run(answers.ending_collection(Totals(8), ["example.test", "*.test"]))
+    groups = {(domain, transport) for domain in ("example.test", "*.test") for transport in ("udp", "tcp")}
+    assert answers.outcomes.waiting == answers.outcomes.untracked == dict.fromkeys(groups, 0)
+
+
+def test_results_have_the_labels_of_their_series(answers: Answers) -> None:
+    rule, totals = Rule(1, "example.test", "example.test"), Totals(8, tracks_answers=True)
+    of_dig, of_others = ([3, 0, 1, 0, 0, 0, 0, 2], [0] * 12 + [4])
+    totals.collect(
+        [
+            Count(rule, "A", "udp", "dig", "sh;dig", "a.service", "", 7, results=tuple(of_dig)),
+            Count(rule, OTHER, OTHER, OTHER, OTHER, "", "", 4, results=tuple(of_others)),
+        ]
+    )
+    run(answers.ending_collection(totals, []))
+    series = Series("example.test", "A", "udp", "dig", "sh;dig", "a.service", "")
+    assert answers.outcomes.responses == {(series, "NOERROR"): 3, (series, "SERVFAIL"): 1, (series, "NODATA"): 2}
+    assert answers.outcomes.unanswered == {}
+
+
+def test_each_result_has_a_metric() -> None:
+    assert RCODES.keys() | REASONS.keys() | {Result.UNTRACKED} == set(Result)
+    assert not RCODES.keys() & REASONS.keys()
+    assert set(REASONS.values()) == {"timeout", "closed", "unreachable", "superseded"}

@@ -14,6 +14,7 @@ from dnsprobe import __version__
 from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.kernel.other_messages import OTHER_MESSAGES
 from dnsprobe.model import Series
+from dnsprobe.pipeline.answers import Group, Outcomes
 from dnsprobe.sinks.metrics import DaemonCollector, Registry, Snapshot
 
 GOLDEN = Path(__file__).parents[1] / "scrape.txt"
@@ -179,16 +180,32 @@ def test_labels_that_are_safe_stay_as_they_are() -> None:
 
 
 def test_results_of_queries() -> None:
-    numbers = {"NXDOMAIN": 3, "NOERROR": 0, "TIMEOUT": 2, "CLOSED": 0, "WAITING": 1, "UNTRACKED": 4}
-    snapshot = Snapshot(results={("example.test", "udp"): numbers}, unmatched={"late": 5})
-    lines = scrape(snapshot).decode().splitlines()
-    domain, transport = 'domain="example.test"', 'transport="udp"'
-    assert [line for line in lines if domain in line or "unmatched_total{" in line] == [
-        f'dnsprobe_responses_total{{{domain},rcode="NXDOMAIN",{transport}}} 3.0',
-        f'dnsprobe_unanswered_total{{{domain},reason="closed",{transport}}} 0.0',
-        f'dnsprobe_unanswered_total{{{domain},reason="timeout",{transport}}} 2.0',
-        f"dnsprobe_queries_waiting{{{domain},{transport}}} 1.0",
-        f"dnsprobe_queries_untracked_total{{{domain},{transport}}} 4.0",
+    series = Series("example.test", "A", "udp", "dig", "bash;dig", "a.service", "")
+    udp, tcp = Group("example.test", "udp"), Group("example.test", "tcp")
+    outcomes = Outcomes(
+        responses={(series, "NXDOMAIN"): 3, (series, "NODATA"): 1},
+        unanswered={(series, "timeout"): 2},
+        responses_expired={("example.test", "NOERROR"): 7},
+        unanswered_expired={("example.test", "closed"): 6},
+        waiting={udp: 1, tcp: 0},
+        untracked={udp: 4, tcp: 0},
+        unmatched={"late": 5, "duplicate": 0},
+    )
+    lines = scrape(Snapshot(outcomes=outcomes)).decode().splitlines()
+    labels = 'container="",domain="example.test",process="dig",qtype="A"'
+    rest = 'transport="udp",tree="bash;dig",unit="a.service"'
+    assert [line for line in lines if 'domain="' in line or "unmatched_total{" in line] == [
+        'dnsprobe_responses_unmatched_total{reason="duplicate"} 0.0',
         'dnsprobe_responses_unmatched_total{reason="late"} 5.0',
+        'dnsprobe_responses_expired_total{domain="example.test",rcode="NOERROR"} 7.0',
+        'dnsprobe_unanswered_expired_total{domain="example.test",reason="closed"} 6.0',
+        f'dnsprobe_responses_total{{{labels},rcode="NODATA",{rest}}} 1.0',
+        f'dnsprobe_responses_total{{{labels},rcode="NXDOMAIN",{rest}}} 3.0',
+        f'dnsprobe_unanswered_total{{{labels},reason="timeout",{rest}}} 2.0',
+        'dnsprobe_queries_waiting{domain="example.test",transport="tcp"} 0.0',
+        'dnsprobe_queries_waiting{domain="example.test",transport="udp"} 1.0',
+        'dnsprobe_queries_untracked_total{domain="example.test",transport="tcp"} 0.0',
+        'dnsprobe_queries_untracked_total{domain="example.test",transport="udp"} 4.0',
     ]
     assert b"dnsprobe_responses" not in scrape(Snapshot())
+    check(scrape(Snapshot(outcomes=outcomes)))
