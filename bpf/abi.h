@@ -197,6 +197,10 @@ struct tracked_count {
 	u64 share;
 };
 
+/* Octets of the largest one of the values that a program adds as zeros: struct share, struct tracked_count and struct
+ * noted_socket. */
+#define ZEROS_SIZE 144
+
 struct count_key {
 	u64 start_ns;
 	u32 tgid;

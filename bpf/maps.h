@@ -45,6 +45,14 @@ static __always_inline struct settings *get_settings(void)
 	return bpf_map_lookup_elem(MAP(SETTINGS), &zero);
 }
 
+/* Returns ZEROS_SIZE octets that are 0: a new entry of a map may be too large for the stack. */
+static __always_inline const void *get_zeros(void)
+{
+	u64 first = 0;
+
+	return bpf_map_lookup_elem(MAP(ZEROS), &first);
+}
+
 /* The map has a slot for each CPU, but a program may be interrupted by another one there. */
 static __always_inline void add_statistic(u32 which, u64 number)
 {

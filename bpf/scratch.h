@@ -71,6 +71,14 @@ struct join {
 	u8 name[NAME_SIZE + 64];
 };
 
+/* A query that is noted. */
+struct waiting {
+	struct asked asked;
+	u64 hash;	   /* of it: the key of its note */
+	struct note note;  /* a new entry of MAP(NOTES) */
+	struct note taken; /* the note of the same query before */
+};
+
 /* struct scratch.sent_on */
 #define SENT_ON 1
 #define NOTED 2
@@ -109,8 +117,8 @@ struct scratch {
 	struct count_key count_key;
 	struct pending_key pending_key;
 #ifdef ANSWERS
-	/* A new entry of MAP(NOTES). Written and read by note_query. */
-	struct note note;
+	/* Written and read by note_query. */
+	struct waiting waiting;
 #endif
 	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;

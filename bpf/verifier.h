@@ -45,7 +45,8 @@
 #define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
 #define KEEP_BELOW_32768(value) asm volatile("%0 &= 32767" : "+r"(value))
 
-/* Hides from the compiler what a register holds, so that it does not replace masks by branches. */
+/* Hides from the compiler what a register holds, so that it does not replace masks by branches, or use what it has
+ * computed from it before. */
 #define HIDE(value) asm volatile("" : "+r"(value))
 
 /*

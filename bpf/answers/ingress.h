@@ -62,6 +62,7 @@ static __always_inline void handle_answer(const struct __sk_buff *skb, u32 heade
 	struct settings *settings;
 	struct asked asked = {};
 	struct sums sums = {};
+	struct note note;
 	u32 type_class;
 
 	if ((u8 *)dns > data_end || !WATCHED_PORT(__builtin_bswap16(udp->source)))
@@ -86,7 +87,7 @@ static __always_inline void handle_answer(const struct __sk_buff *skb, u32 heade
 
 	u64 hash = hash_note(sums, settings, type_class, &asked);
 
-	if (!take_note(hash, result_of(dns)))
+	if (!take_note(&hash, &note, result_of(dns)))
 		handle_unmatched(skb, &place, hash, hash_of(&sums));
 }
 

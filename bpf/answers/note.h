@@ -49,40 +49,40 @@ static __always_inline void remember_taken(u64 hash, bool is_answered)
 		*slot = (hash & ~(u64)(TAKEN_NOTES - 1)) | is_answered;
 }
 
-/* Takes a note back, and counts its result. False if there is none, or if another event is taking it. */
-static __always_inline bool take_note(u64 hash, u64 result)
+/*
+ * Takes the note with the key `hash` back, and counts its result. False if there is none, or if another event is taking
+ * it. `note` gets the note: on the stack or, in a program that has no room there, in its scratch space. So does `hash`.
+ */
+static __always_inline bool take_note(const u64 *hash, struct note *note, u64 result)
 {
-	struct note *found = bpf_map_lookup_elem(MAP(NOTES), &hash);
-	struct note note;
+	struct note *found = bpf_map_lookup_elem(MAP(NOTES), (void *)hash);
 	long failed = -EEXIST;
 
 	if (!found)
 		return false;
 	/* Once it is deleted, its memory may have another note. */
-	note = *found;
+	*note = *found;
 	for (u32 i = 0; i < DELETE_ATTEMPTS && failed && failed != -ENOENT; i++)
-		failed = bpf_map_delete_elem(MAP(NOTES), &hash);
+		failed = bpf_map_delete_elem(MAP(NOTES), (void *)hash);
 	if (failed)
 		return false;
-	give_back(note.share, RESOURCE_NOTES, 1);
-	count_result(&note, result);
-	remember_taken(hash, result <= RESULT_NODATA);
+	give_back(note->share, RESOURCE_NOTES, 1);
+	count_result(note, result);
+	remember_taken(*hash, result <= RESULT_NODATA);
 	return true;
 }
 
 /* Remembers that a socket has a note. A note that does not fit ends with the timeout. */
-static __always_inline void add_to_socket(u64 sock, u64 hash)
+static __always_inline void add_to_socket(const u64 *sock, u64 hash)
 {
-	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &sock);
-	u64 zero = 0;
+	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), (void *)sock);
 
 	if (!socket) {
-		/* The new entry is all zero. It is too large for the stack of the first program at egress. */
-		void *none = bpf_map_lookup_elem(MAP(NO_SOCKET), &zero);
+		const void *none = get_zeros();
 
 		if (none)
-			bpf_map_update_elem(MAP(SOCKETS), &sock, none, BPF_NOEXIST);
-		socket = bpf_map_lookup_elem(MAP(SOCKETS), &sock);
+			bpf_map_update_elem(MAP(SOCKETS), (void *)sock, (void *)none, BPF_NOEXIST);
+		socket = bpf_map_lookup_elem(MAP(SOCKETS), (void *)sock);
 		if (!socket)
 			return;
 	}
@@ -94,15 +94,15 @@ static __always_inline void add_to_socket(u64 sock, u64 hash)
 }
 
 /* Stores the note of a query that was counted just now. False if there is no room. */
-static __always_inline bool put_note(u64 hash, struct note *note, u64 sock)
+static __always_inline bool put_note(const u64 *hash, struct note *note, const u64 *sock)
 {
 	if (!take_room(note->share, RESOURCE_NOTES, 1))
 		return false;
-	if (bpf_map_update_elem(MAP(NOTES), &hash, note, BPF_NOEXIST)) {
+	if (bpf_map_update_elem(MAP(NOTES), (void *)hash, note, BPF_NOEXIST)) {
 		give_back(note->share, RESOURCE_NOTES, 1);
 		return false;
 	}
-	add_to_socket(sock, hash);
+	add_to_socket(sock, *hash);
 	return true;
 }
 
@@ -122,18 +122,21 @@ static __always_inline void note_recent(u64 hash, COUNTER *count, const struct c
 		.share = count->share,
 	};
 
+	u64 sock = asked->sock;
+
 	__builtin_memcpy(note.counter, key, sizeof(*key));
-	if (!put_note(hash, &note, asked->sock))
+	if (!put_note(&hash, &note, &sock))
 		__sync_fetch_and_add(&count->results[RESULT_UNTRACKED], 1);
 }
 
-/* Notes the query in the scratch space, which was counted for `rule`. */
+/* Notes the query in the scratch space, which was counted for `rule`. All of it is in the scratch space: there is not
+ * enough room on the stack of the programs for TCP. */
 static __always_inline void note_query(struct scratch *s, const struct settings *settings, u32 rule)
 {
 	const u16 *id = (const u16 *)(s->packet + PACKET_FRONT);
 	u32 type_class = __builtin_bswap16(s->question.qtype) | __builtin_bswap16(s->question.qclass) << 16;
-	struct note *note = &s->note;
-	struct asked asked;
+	struct waiting *waiting = &s->waiting;
+	struct note *note = &waiting->note;
 
 	if (rule == UNREAD)
 		return;
@@ -150,12 +153,10 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 		count_result(note, RESULT_UNTRACKED);
 		return;
 	}
-	set_asked(&asked, &s->to, *id);
-
-	u64 hash = hash_note(s->question.sums, settings, type_class, &asked);
-
-	take_note(hash, RESULT_SUPERSEDED);
-	if (!put_note(hash, note, asked.sock))
+	set_asked(&waiting->asked, &s->to, *id);
+	waiting->hash = hash_note(s->question.sums, settings, type_class, &waiting->asked);
+	take_note(&waiting->hash, &waiting->taken, RESULT_SUPERSEDED);
+	if (!put_note(&waiting->hash, note, &waiting->asked.sock))
 		count_result(note, RESULT_UNTRACKED);
 }
 #else

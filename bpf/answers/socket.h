@@ -17,9 +17,10 @@ static __always_inline void take_notes_of(u64 sock, u64 result)
 		return;
 	for (u32 i = 0; i < SOCKET_NOTES; i++) {
 		u64 hash = socket->notes[i];
+		struct note note;
 
 		if (hash)
-			take_note(hash, result);
+			take_note(&hash, &note, result);
 	}
 	bpf_map_delete_elem(MAP(SOCKETS), &sock);
 }

@@ -377,6 +377,8 @@ class Maps:
         self.statistics = table.array("STATISTICS", _CPU_COUNTER, len(abi.Statistic), libbpf.PERCPU_ARRAY)
         # By 0, the trie of the rules in force: putting_rules().
         self._rules = table.add("RULES", libbpf.ARRAY_OF_MAPS, _INDEX.size, _INDEX.size, 1, inner=self._trie)
+        # A new entry of other maps, which may be too large for the stack of a program. Nobody writes it.
+        table.add("ZEROS", libbpf.ARRAY, _INDEX.size, abi.ZEROS_SIZE, 1)
         # The types that have a counter each, a bit for each.
         known = table.array("QTYPES", _COUNTER, (abi.OTHER_QTYPE + 1) // 64)
         known.set_many(_bits(QTYPES).items())
@@ -429,7 +431,6 @@ class Maps:
         self.notes = table.shared("NOTES", _HASH, _NOTE, notes, shares, _NOTES)
         # Sockets with such queries. Only the kernel uses them.
         table.add("SOCKETS", libbpf.LRU_HASH, _HASH.size, abi.NOTED_SOCKET.size, notes)
-        table.add("NO_SOCKET", libbpf.ARRAY, _INDEX.size, abi.NOTED_SOCKET.size, 1)
         taken = abi.TAKEN_NOTES if sizes.notes else 1
         # Notes that were taken back: put_given_up().
         self._taken_notes = table.array("TAKEN_NOTES", _HASH, taken)

@@ -129,9 +129,13 @@ class Answers:
         self._seen[key] = counted
         return counted.queries
 
-    def is_waiting(self, key: _CounterKey) -> bool:
-        """Return whether queries of a counter that was just read wait. Such a counter is not final."""
-        return self._seen.pop(key).waiting > self._given_up[key]
+    def is_waiting(self, key: _CounterKey, *, has_results: bool = True) -> bool:
+        """Return whether queries of a counter that was just read wait. Such a counter is not final.
+
+        ``has_results`` is whether it counts queries. A counter of 0 waits, too: a BPF program is about to fill it in.
+        """
+        counted = self._seen.pop(key)
+        return not counted.queries or (has_results and counted.waiting > self._given_up[key])
 
     def add_live(self, key: _CounterKey, group: Group) -> tuple[int, ...]:
         """Add a counter that stays in the kernel, and return its results."""

@@ -143,7 +143,8 @@ class Counters:
 
     def _is_waiting(self, key: CountKey | PendingKey, rule: Rule | None = None) -> bool:
         """Return whether queries of a counter that was just read wait. A rule without a name counts no queries."""
-        return self._answers is not None and self._answers.is_waiting(key) and (rule is None or rule.name != "")
+        has_results = rule is None or rule.name != ""
+        return self._answers is not None and self._answers.is_waiting(key, has_results=has_results)
 
     def asking(self) -> Steps[None]:
         """Ask for the names of pending counts that nobody has asked for: their event was lost, or is not read yet."""

@@ -73,6 +73,7 @@ CONSTANTS = {
     "SHARES": abi.SHARES,
     "HASH_KEYS": abi.HASH_KEYS,
     "RESULT_ROOM": abi.RESULT_ROOM,
+    "ZEROS_SIZE": abi.ZEROS_SIZE,
     "NOTED_KEY_SIZE": abi.NOTED_KEY_SIZE,
     "SOCKET_NOTES": abi.SOCKET_NOTES,
     "TAKEN_NOTES": abi.TAKEN_NOTES,
@@ -93,6 +94,7 @@ void *bpf_map_lookup_elem(void *, const void *);
 #define MAP_SCRATCH 0
 #define MAP_SETTINGS 0
 #define MAP_STATISTICS 0
+#define MAP_ZEROS 0
 #include "scratch.h"
 
 int printf(const char *, ...);
@@ -259,6 +261,11 @@ def test_scratch_space_is_large_enough(tmp_path: Path) -> None:
     (size, alignment) = facts(tmp_path, ["sizeof(struct scratch)", "_Alignof(struct scratch)"])
     assert size <= SCRATCH_SIZE
     assert SCRATCH_SIZE % alignment == 0
+
+
+def test_zeros_are_enough_for_each_new_entry(tmp_path: Path) -> None:
+    entries = ("share", "tracked_count", "noted_socket")
+    assert max(facts(tmp_path, [f"sizeof(struct {entry})" for entry in entries])) == abi.ZEROS_SIZE
 
 
 def test_constants_are_equal(tmp_path: Path) -> None:

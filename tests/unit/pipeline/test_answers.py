@@ -88,6 +88,12 @@ def test_a_query_is_given_up_once_unless_another_event_was_first(answers: Answer
     assert collect(answers, counted(3, noerror=1)) == {"noerror": 1, "timeout": 1, "waiting": 1}
 
 
+def test_a_counter_without_queries_is_not_final(answers: Answers) -> None:
+    for queries, is_waiting in ((0, True), (1, False)):
+        answers.seen(KEY, counted(queries))
+        assert answers.is_waiting(KEY, has_results=False) == is_waiting
+
+
 def test_a_counter_is_final_when_no_query_waits(answers: Answers, notes: Notes) -> None:
     answers.seen(KEY, counted(2, noerror=1))
     assert answers.is_waiting(KEY)
