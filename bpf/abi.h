@@ -197,8 +197,8 @@ struct tracked_count {
 	u64 share;
 };
 
-/* Octets of the largest one of the values that a program adds as zeros: struct share, struct tracked_count and struct
- * noted_socket. */
+/* Octets of the largest one of the values that a program adds as zeros: struct share, struct tracked_count, struct
+ * noted_socket and struct latencies. */
 #define ZEROS_SIZE 144
 
 struct count_key {
@@ -239,6 +239,31 @@ struct note {
 struct noted_socket {
 	u64 notes[SOCKET_NOTES];
 	u64 next;
+};
+
+/* Buckets of latencies: one for each bound, and one for what is above the last bound. A power of two. */
+#define LATENCY_BUCKETS 16
+
+/* The upper bounds of the buckets, ascending and inclusive. Those that are not used are U64_MAX. */
+struct latency_bounds {
+	u64 ns[LATENCY_BUCKETS];
+};
+
+/* Whose answers have such latencies. `name_hash` and `generation` are 0 unless the rule is DECIDE. */
+struct latency_key {
+	u64 start_ns;
+	u64 name_hash;
+	u32 tgid;
+	u32 rule;
+	u32 generation;
+	u8 transport;
+	u8 pad[3];
+};
+
+/* How long answers took. */
+struct latencies {
+	u64 buckets[LATENCY_BUCKETS];
+	u64 sum_ns;
 };
 
 /* Notes that were taken back and are remembered. A power of two. */

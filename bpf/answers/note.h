@@ -10,6 +10,7 @@
 #include "maps.h"
 #include "verifier.h"
 #include "scratch.h"
+#include "answers/latency.h"
 #include "process/share.h"
 
 #ifdef ANSWERS
@@ -67,6 +68,9 @@ static __always_inline bool take_note(const u64 *hash, struct note *note, u64 re
 	if (failed)
 		return false;
 	give_back(note->share, RESOURCE_NOTES, 1);
+	/* Before the result: user space takes the histogram once no query waits. */
+	if (result <= RESULT_NODATA)
+		count_latency(note);
 	count_result(note, result);
 	remember_taken(*hash, result <= RESULT_NODATA);
 	return true;

@@ -36,6 +36,7 @@ NOTED_KEY_SIZE = 32
 SOCKET_NOTES = 8
 TAKEN_NOTES = 8192
 ZEROS_SIZE = 144
+LATENCY_BUCKETS = 16
 
 
 class Kind(IntEnum):
@@ -134,6 +135,9 @@ COUNT = struct.Struct("=QQ")
 TRACKED_COUNT = struct.Struct(f"={RESULT_ROOM}QQQ")
 NOTE = struct.Struct(f"=QQQ{NOTED_KEY_SIZE}s")
 NOTED_SOCKET = struct.Struct(f"={SOCKET_NOTES}QQ")
+LATENCY_BOUNDS = struct.Struct(f"={LATENCY_BUCKETS}Q")
+LATENCY_KEY = struct.Struct("=QQIIIB3x")
+LATENCIES = struct.Struct(f"={LATENCY_BUCKETS}QQ")
 COUNT_KEY = struct.Struct("=QIIHB5x")
 PENDING_KEY = struct.Struct("=QQIIHB5x")
 SEEN = struct.Struct("=QQ")

@@ -29,6 +29,8 @@ _V = TypeVar("_V")
 CountKey = tuple[int, int, int, int, int]
 #: start_ns, name_hash, tgid, generation, qtype, transport
 PendingKey = tuple[int, int, int, int, int, int]
+#: start_ns, name_hash, tgid, rule, generation, transport: of a counter by process or of a pending one
+LatencyKey = tuple[int, int, int, int, int, int]
 #: start_ns, tgid
 ProcessKey = tuple[int, int]
 #: start_ns, tgid, execs: one of the programs that a process executes one after the other
@@ -49,6 +51,8 @@ _RULES_AT_ONCE = 512
 _STREAMS = 8192
 #: More than can ever be kept with sockets.
 _UNLIMITED_STORAGE = 1 << 62
+#: No latency is above it.
+_NO_BOUND = (1 << 64) - 1
 #: The header in front of a record of a ring buffer (``BPF_RINGBUF_HDR_SZ``), and the multiple that a record takes.
 _RING_HEADER, _RING_UNIT = 8, 8
 #: Room of events that were read is given back once it is this part of the ring.
@@ -85,6 +89,13 @@ class Counted(NamedTuple):
     def waiting(self) -> int:
         """How many queries have no result yet, without those that user space has given up."""
         return self.queries - sum(self.results)
+
+
+class Latencies(NamedTuple):
+    """How long answers took: how many of them by bucket, and the sum in nanoseconds."""
+
+    buckets: tuple[int, ...]
+    sum_ns: int
 
 
 class Note(NamedTuple):
@@ -175,6 +186,11 @@ def _decode_counted(data: bytes) -> Counted:
     return Counted(queries, tuple(results[: len(abi.Result)]))
 
 
+def _decode_latencies(data: bytes) -> Latencies:
+    *buckets, sum_ns = abi.LATENCIES.unpack(data)
+    return Latencies(tuple(buckets), sum_ns)
+
+
 def _decode_note(data: bytes) -> Note:
     time_ns, share, is_pending, key = abi.NOTE.unpack(data)
     layout = abi.PENDING_KEY if is_pending else abi.COUNT_KEY
@@ -215,6 +231,9 @@ _COUNT_OF_RESULTS = Codec(
     lambda data: _decode_counted(data).queries,
 )
 _COUNTED = Codec(abi.TRACKED_COUNT.size, _encode_counted, _decode_counted)
+_LATENCY_KEY: Codec[LatencyKey] = _fields(abi.LATENCY_KEY)
+_LATENCIES = Codec(abi.LATENCIES.size, _never, _decode_latencies)
+_LATENCY_BOUNDS: Codec[Sequence[int]] = _fields(abi.LATENCY_BOUNDS)
 _NOTE = Codec(abi.NOTE.size, _never, _decode_note)
 _SHARE = Codec(abi.SHARE.size, lambda share: abi.SHARE.pack(*share.used, *share.refused), _decode_share)
 _RETURNED: Codec[tuple[int, ...]] = _fields(abi.RETURNED)
@@ -324,9 +343,9 @@ class _Table:
         """Return a map that was created before, with other values."""
         return SharedMap(self.maps[name], key, value, place.share_at, place.resource, shares)
 
-    def add(self, name: str, kind: int, *sizes: int, inner: libbpf.Map | None = None) -> libbpf.Map:
+    def add(self, name: str, kind: int, *sizes: int, inner: libbpf.Map | None = None, flags: int = 0) -> libbpf.Map:
         """Create a map with these sizes: octets of a key, octets of a value, number of entries."""
-        created = self._create(kind, name.lower(), *sizes, inner=inner)
+        created = self._create(kind, name.lower(), *sizes, inner=inner, flags=flags)
         self.maps[name] = created
         self._open.append(created)
         return created
@@ -436,6 +455,22 @@ class Maps:
         self._taken_notes = table.array("TAKEN_NOTES", _HASH, taken)
         #: By abi.Unmatched: answers that fit no query.
         self.unmatched = table.array("UNMATCHED", _CPU_COUNTER, len(abi.Unmatched), libbpf.PERCPU_ARRAY)
+        # The kernel allocates its entries when they are used: one for each counter of queries that were answered.
+        self.latencies = TypedMap(
+            table.add(
+                "LATENCIES",
+                libbpf.HASH,
+                abi.LATENCY_KEY.size,
+                abi.LATENCIES.size,
+                sizes.counters + sizes.names if sizes.notes else 1,
+                flags=libbpf.NO_PREALLOC,
+            ),
+            _LATENCY_KEY,
+            _LATENCIES,
+        )
+        #: By transport, the latencies that found no room there.
+        self.latency_rest = table.array("LATENCY_REST", _LATENCIES, len(abi.TRANSPORTS))
+        self._latency_bounds = table.array("LATENCY_BOUNDS", _LATENCY_BOUNDS, 1)
         if self.tracks_answers:
             #: The same counters as ``counters`` and ``pending``, with what became of their queries.
             self.counted = table.shared_view("COUNTS", _COUNT_KEY, _COUNTED, shares, _COUNTERS_WITH_RESULTS)
@@ -501,6 +536,11 @@ class Maps:
     def put_storage_room(self, room: int | None) -> None:
         """Set how many more values may be kept with sockets, such as states of TCP connections; None: any number."""
         self._storage_room.put(0, _UNLIMITED_STORAGE if room is None else room)
+
+    def put_latency_bounds(self, bounds_ns: Sequence[int]) -> None:
+        """Set the upper bounds of the buckets, in nanoseconds and ascending, fewer than LATENCY_BUCKETS."""
+        unused = (_NO_BOUND,) * (abi.LATENCY_BUCKETS - len(bounds_ns))
+        self._latency_bounds.put(0, (*bounds_ns, *unused))
 
     def put_given_up(self, notes: Iterable[int]) -> None:
         """Remember keys of notes that were given up, for answers that come all the same.

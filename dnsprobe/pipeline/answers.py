@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.abi import Result, Unmatched
 from dnsprobe.kernel.maps import Counted
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import OTHER, Series
+from dnsprobe.pipeline.latencies import Histograms, Sample
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import Steps
 from dnsprobe.pipeline.tally import results_of
@@ -38,6 +39,7 @@ _TRANSPORTS = ("udp", "tcp")
 
 #: A key of one of the two maps of counters. Those of pending counters are longer.
 _CounterKey = tuple[int, ...]
+_Key = TypeVar("_Key", bound=_CounterKey)
 
 
 class Group(NamedTuple):
@@ -72,7 +74,7 @@ class Outcomes:
     ``responses`` and ``unanswered`` have the queries with an answer and those without, by their series, and by rcode or
     reason. Numbers that are 0 are left out. The same of series that have left is in ``responses_expired`` and
     ``unanswered_expired``, by domain. ``waiting`` and ``untracked`` are by group, those with 0 too. ``unmatched`` is
-    how many answers fit no query, by reason.
+    how many answers fit no query, by reason. ``latencies`` are the samples of the histograms.
     """
 
     responses: Mapping[tuple[Series, str], int] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class Outcomes:
     waiting: Mapping[Group, int] = field(default_factory=dict)
     untracked: Mapping[Group, int] = field(default_factory=dict)
     unmatched: Mapping[str, int] = field(default_factory=dict)
+    latencies: Mapping[Sample, float] = field(default_factory=dict)
 
 
 class Answers:
@@ -91,7 +94,16 @@ class Answers:
     :meth:`add_live` or :meth:`add_final` with the group that it belongs to.
     """
 
-    def __init__(self, probe: Probe, timeout_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        timeout_ns: int,
+        clock: Callable[[], int] = time.monotonic_ns,
+        *,
+        histograms: Histograms | None = None,
+    ) -> None:
+        #: How long answers took; None if that is not added up.
+        self.histograms = histograms
         self._maps, self._timeout_ns, self._clock = probe.maps, timeout_ns, clock
         self._given_up: Counter[_CounterKey] = Counter()
         self._seen: dict[_CounterKey, Counted] = {}
@@ -99,8 +111,7 @@ class Answers:
         self._live: dict[Group, Sums] = {}
         #: The sums of the last collection.
         self.collected: Mapping[Group, Sums] = {}
-        #: What the metrics show of the last collection.
-        self.outcomes = Outcomes()
+        self._outcomes = Outcomes()
 
     def giving_up(self) -> Steps[None]:
         """Take the notes of queries whose time is over. Nothing may be collected in between."""
@@ -188,7 +199,7 @@ class Answers:
             if at % _AT_ONCE == 0:
                 yield None
         expired = totals.expired_tallies.items()
-        self.outcomes = Outcomes(
+        self._outcomes = Outcomes(
             responses,
             unanswered,
             {(domain, name): times for domain, counted in expired for name, times in _named(RCODES, counted)},
@@ -196,6 +207,16 @@ class Answers:
             {group: sums.waiting for group, sums in groups.items()},
             {group: sums.results[Result.UNTRACKED] for group, sums in groups.items()},
         )
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """What the metrics show: the results of the last collection, and answers up to now that fit no note."""
+        latencies = self.histograms.samples if self.histograms else {}
+        return replace(self._outcomes, unmatched=self.unmatched(), latencies=latencies)
+
+    def seen_in(self, entries: Iterable[tuple[_Key, Counted]]) -> Iterator[tuple[_Key, int]]:
+        """Note what was read of counters, and yield them with their queries."""
+        return ((key, self.seen(key, counted)) for key, counted in entries)
 
     def unmatched(self) -> dict[str, int]:
         """Return how many answers fit no note, by reason."""
@@ -215,5 +236,5 @@ def _named(names: Mapping[Result, str], counted: int) -> Iterator[tuple[str, int
 
 
 def outcomes_of(answers: Answers | None) -> Outcomes | None:
-    """Return what became of the queries of the last collection, None if answers are not tracked."""
-    return None if answers is None else replace(answers.outcomes, unmatched=answers.unmatched())
+    """Return what the metrics show of answers, None if they are not tracked."""
+    return None if answers is None else answers.outcomes

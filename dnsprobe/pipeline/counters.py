@@ -13,13 +13,14 @@ from itertools import islice
 from typing import TypeVar
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.maps import CountKey, PendingKey, ProcessKey
+from dnsprobe.kernel.maps import CountKey, LatencyKey, PendingKey, ProcessKey
 from dnsprobe.kernel.other_messages import unread_reason
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DOT, OTHER, Count, Process, Rule, Series
 from dnsprobe.names.qtype import QTYPES, qtype_name
 from dnsprobe.pipeline.answers import Answers, Group
 from dnsprobe.pipeline.known_processes import KnownProcesses
+from dnsprobe.pipeline.latencies import key_of_counter, key_of_pending
 from dnsprobe.pipeline.rules import ENCRYPTED, UNREAD, NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import Steps, run
@@ -66,6 +67,8 @@ class _Sweep:
     counted: set[ProcessKey] = field(default_factory=set)
     #: Rules with queries that wait. They are kept, even if they are not in force any more.
     waiting: set[int] = field(default_factory=set)
+    #: Histograms that nothing adds to any more, when all counters have been looked at.
+    latencies: set[LatencyKey] = field(default_factory=set)
 
 
 class Counters:
@@ -87,7 +90,7 @@ class Counters:
         *,
         answers: Answers | None = None,
     ) -> None:
-        self._answers = answers
+        self._answers, self._histograms = answers, answers.histograms if answers else None
         self._probe, self._rules, self._decisions, self._processes = probe, rules, decisions, processes
         self._totals, self._alive, self._clock = totals, alive, clock
 
@@ -104,35 +107,27 @@ class Counters:
         collected = yield from self._totals.collecting(self._counts())
         domains = [rule.name for rule in self._rules.current.rules]
         yield from self._answers.ending_collection(self._totals, domains)
+        if self._histograms is not None:
+            yield from self._histograms.collecting()
         return collected
 
     def _read_counters(self) -> Iterator[tuple[CountKey, int]]:
-        if self._answers is None:
-            yield from self._probe.maps.counters.items()
-        else:
-            for key, counted in self._probe.maps.counted.items():
-                yield key, self._answers.seen(key, counted)
+        maps, answers = self._probe.maps, self._answers
+        return maps.counters.items() if answers is None else answers.seen_in(maps.counted.items())
 
     def _read_pending(self) -> Iterator[tuple[PendingKey, int]]:
-        if self._answers is None:
-            yield from self._probe.maps.pending.items()
-        else:
-            for key, counted in self._probe.maps.pending_counted.items():
-                yield key, self._answers.seen(key, counted)
+        maps, answers = self._probe.maps, self._answers
+        return maps.pending.items() if answers is None else answers.seen_in(maps.pending_counted.items())
 
     def _take_counters(self, keys: Iterable[CountKey]) -> Iterator[tuple[CountKey, int]]:
-        if self._answers is None:
-            yield from self._probe.maps.counters.take_many(keys)
-        else:
-            for key, counted in self._probe.maps.counted.take_many(keys):
-                yield key, self._answers.seen(key, counted)
+        maps, answers = self._probe.maps, self._answers
+        return maps.counters.take_many(keys) if answers is None else answers.seen_in(maps.counted.take_many(keys))
 
     def _take_pending(self, keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
-        if self._answers is None:
-            yield from self._probe.maps.pending.take_many(keys)
-        else:
-            for key, counted in self._probe.maps.pending_counted.take_many(keys):
-                yield key, self._answers.seen(key, counted)
+        maps, answers = self._probe.maps, self._answers
+        if answers is None:
+            return maps.pending.take_many(keys)
+        return answers.seen_in(maps.pending_counted.take_many(keys))
 
     def _results(self, key: CountKey | PendingKey, rule: Rule, transport: int, *, final: bool) -> tuple[int, ...]:
         """Add what became of the queries of a counter, and return it; nothing if it counts something else."""
@@ -248,8 +243,13 @@ class Counters:
         """Do what :meth:`sweep` does in steps. Nothing may be collected in between."""
         sweep = _Sweep(self._clock() - _GRACE_SECONDS, self._probe.generation)
         self._processes.begin_sweep()
+        if self._histograms is not None:
+            # Before the counters are looked at: each of these has a counter now, unless that was taken before.
+            sweep.latencies.update(self._histograms.keys())
         yield from self._taking_final_counts(sweep)
         pending_names = yield from self._taking_final_pending(sweep)
+        if self._histograms is not None:
+            yield from self._histograms.taking(sweep.latencies)
         yield from self._decisions.sweeping(sweep.before, pending_names)
         yield from self._forgetting_rules(sweep)
         yield from self._processes.sweeping(sweep.counting, sweep.counted)
@@ -269,6 +269,7 @@ class Counters:
                     sweep.waiting.add(rule)
                 if is_waiting or (alive[key] and not self._rules.is_retired(rule, sweep.before)):
                     sweep.counting.add(key)
+                    sweep.latencies.discard(key_of_counter(entry))
                 else:
                     final.append(entry)
                     sweep.counted.add(key)
@@ -294,6 +295,7 @@ class Counters:
                     sweep.counted.add(_process_of(key))
                 else:
                     sweep.counting.add(_process_of(key))
+                    sweep.latencies.discard(key_of_pending(key))
                     pending_names.add(name_hash)
             yield None
         for keys in _batches(final):

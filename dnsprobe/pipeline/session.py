@@ -26,6 +26,7 @@ from dnsprobe.pipeline.answers import Answers
 from dnsprobe.pipeline.counters import Counters
 from dnsprobe.pipeline.exceeded import ExceededShares
 from dnsprobe.pipeline.known_processes import KnownProcesses
+from dnsprobe.pipeline.latencies import LINES, Histograms
 from dnsprobe.pipeline.matcher import Matcher
 from dnsprobe.pipeline.matching_client import Reload
 from dnsprobe.pipeline.resolver import Resolver
@@ -93,8 +94,7 @@ class Session:
             Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage, notes),
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
         )
-        metrics = config.metrics
-        ttl = metrics.series_ttl_ns / NANOSECONDS["s"] if metrics.series_ttl_ns else math.inf
+        metrics, ttl = config.metrics, config.metrics.series_ttl_ns / NANOSECONDS["s"] or math.inf
         self.totals = Totals(metrics.max_series, metrics.labels, ttl, tracks_answers=notes > 0)
         procfs = ProcFS()
         try:
@@ -103,13 +103,16 @@ class Session:
             self.close()
             raise
         self._decisions = NameDecisions(self.probe, self._rules, self.matcher, probe.names)
-        self._processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
-        processes = self._processes
-        users = UserNames()
-        self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), users.name)
-        self._exceeded = ExceededShares(ShareNames(users.name).name)
+        processes = self._processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage")
+        user_name = UserNames().name
+        self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), user_name)
+        self._exceeded = ExceededShares(ShareNames(user_name).name)
         #: What became of the queries; None if answers are not tracked.
-        self.answers = Answers(self.probe, answer_timeout_ns) if notes else None
+        self.answers: Answers | None = None
+        if notes:
+            totals = Totals(metrics.max_series // LINES, {"unit"} & {*metrics.labels}, ttl)
+            histograms = Histograms(self.probe, self._rules, self._decisions, processes, totals)
+            self.answers = Answers(self.probe, answer_timeout_ns, histograms=histograms)
         self._counters = Counters(
             self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive, answers=self.answers
         )

@@ -16,7 +16,8 @@ from dnsprobe import __version__
 from dnsprobe.kernel.losses import METRICS, NO_LOSSES, Loss
 from dnsprobe.kernel.other_messages import OTHER_MESSAGES
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
-from dnsprobe.pipeline.answers import Group, Outcomes
+from dnsprobe.pipeline.answers import Outcomes
+from dnsprobe.sinks.answer_metrics import AnswerFamilies
 from dnsprobe.sinks.exposition import Encoder, SeriesLines, encode, end_of_document
 from dnsprobe.text import shown
 
@@ -65,6 +66,7 @@ class DaemonCollector(Collector):
         self._snapshot = snapshot
         left_out = set(OPTIONAL_LABELS) - set(labels)
         self._labels = [(at, label) for at, label in enumerate(Series._fields) if label not in left_out]
+        self._of_answers = AnswerFamilies(self._labels)
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric. Those without labels and those by reason exist from the start, at zero."""
@@ -75,7 +77,7 @@ class DaemonCollector(Collector):
         yield self._encrypted(encrypted)
         yield self._unread(unread)
         if now.outcomes is not None:
-            for family, numbers in self._outcomes(now.outcomes):
+            for family, numbers in self._of_answers.large(now.outcomes):
                 yield family(numbers)
 
     def lines(self, encoder: Encoder) -> DaemonLines:
@@ -83,10 +85,10 @@ class DaemonCollector(Collector):
         queries, encrypted = SeriesLines(encoder, self._queries), SeriesLines(encoder, self._encrypted)
         unread = SeriesLines(encoder, self._unread)
 
-        outcomes = [SeriesLines(encoder, family) for family, _ in self._outcomes(Outcomes())]
+        outcomes = [SeriesLines(encoder, family) for family, _ in self._of_answers.large(Outcomes())]
 
-        def with_numbers(now: Outcomes) -> Iterator[tuple[SeriesLines[Any], Mapping[Any, int]]]:
-            for lines, (_, numbers) in zip(outcomes, self._outcomes(now), strict=True):
+        def with_numbers(now: Outcomes) -> Iterator[tuple[SeriesLines[Any, Any], Mapping[Any, Any]]]:
+            for lines, (_, numbers) in zip(outcomes, self._of_answers.large(now), strict=True):
                 yield lines, numbers
 
         def small_metrics() -> tuple[bytes, Snapshot]:
@@ -110,76 +112,7 @@ class DaemonCollector(Collector):
         yield other
         yield from self._expired(now)
         if now.outcomes is not None:
-            yield from self._small_outcomes(now.outcomes)
-
-    def _outcomes(self, now: Outcomes) -> Iterator[tuple[Callable[[Mapping[Any, int]], Metric], Mapping[Any, int]]]:
-        """Yield the metrics of answers with many series: for each, what makes its family, and its numbers."""
-        yield self._responses, now.responses
-        yield self._unanswered, now.unanswered
-        yield self._waiting, now.waiting
-        yield self._untracked, now.untracked
-
-    def _responses(self, numbers: Mapping[tuple[Series, str], int]) -> CounterMetricFamily:
-        return self._by_result(
-            "dnsprobe_responses",
-            "DNS queries that were answered, by the response code and by the process tree that sent them.",
-            "rcode",
-            numbers,
-        )
-
-    def _unanswered(self, numbers: Mapping[tuple[Series, str], int]) -> CounterMetricFamily:
-        return self._by_result(
-            "dnsprobe_unanswered",
-            "DNS queries that were not answered, by the reason and by the process tree that sent them.",
-            "reason",
-            numbers,
-        )
-
-    def _by_result(
-        self, name: str, documentation: str, label: str, numbers: Mapping[tuple[Series, str], int]
-    ) -> CounterMetricFamily:
-        family = CounterMetricFamily(name, documentation, labels=[*(label for _, label in self._labels), label])
-        for (series, result), number in sorted(numbers.items()):
-            family.add_metric([*(shown(series[at]) for at, _ in self._labels), result], number)
-        return family
-
-    @staticmethod
-    def _waiting(numbers: Mapping[Group, int]) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(
-            "dnsprobe_queries_waiting", "DNS queries that wait for their answer.", labels=Group._fields
-        )
-        for group, number in sorted(numbers.items()):
-            family.add_metric([shown(label) for label in group], number)
-        return family
-
-    @staticmethod
-    def _untracked(numbers: Mapping[Group, int]) -> CounterMetricFamily:
-        family = CounterMetricFamily(
-            "dnsprobe_queries_untracked",
-            "DNS queries of which dnsprobe cannot find out whether they were answered.",
-            labels=Group._fields,
-        )
-        for group, number in sorted(numbers.items()):
-            family.add_metric([shown(label) for label in group], number)
-        return family
-
-    @staticmethod
-    def _small_outcomes(now: Outcomes) -> Iterator[Metric]:
-        """Yield the metrics of answers with few series."""
-        unmatched = CounterMetricFamily(
-            "dnsprobe_responses_unmatched", "Answers that fit no query that waits, by reason.", labels=["reason"]
-        )
-        for reason, number in sorted(now.unmatched.items()):
-            unmatched.add_metric([reason], number)
-        yield unmatched
-        for name, documentation, label, numbers in (
-            ("responses", "Answered queries of series that have left, by domain.", "rcode", now.responses_expired),
-            ("unanswered", "Unanswered queries of series that have left, by domain.", "reason", now.unanswered_expired),
-        ):
-            expired = CounterMetricFamily(f"dnsprobe_{name}_expired", documentation, labels=["domain", label])
-            for (domain, result), number in sorted(numbers.items()):
-                expired.add_metric([shown(domain), result], number)
-            yield expired
+            yield from self._of_answers.small(now.outcomes)
 
     @staticmethod
     def _exceeded(now: Snapshot) -> CounterMetricFamily:
@@ -314,10 +247,10 @@ class DaemonLines:
     def __init__(
         self,
         small_metrics: Callable[[], tuple[bytes, Snapshot]],
-        queries: SeriesLines[Series],
-        encrypted: SeriesLines[Series],
-        unread: SeriesLines[Series],
-        outcomes: Callable[[Outcomes], Iterable[tuple[SeriesLines[Any], Mapping[Any, int]]]],
+        queries: SeriesLines[Series, int],
+        encrypted: SeriesLines[Series, int],
+        unread: SeriesLines[Series, int],
+        outcomes: Callable[[Outcomes], Iterable[tuple[SeriesLines[Any, Any], Mapping[Any, Any]]]],
     ) -> None:
         self._small_metrics, self._queries, self._encrypted, self._unread = small_metrics, queries, encrypted, unread
         self._outcomes = outcomes

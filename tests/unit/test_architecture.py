@@ -135,7 +135,7 @@ KERNEL_EXCEPTIONS = {
 }
 
 #: What other layers may import from ``kernel.maps``: sizes, and types of keys and values. The maps belong to the probe.
-MAP_TYPES = {"CountKey", "Counted", "PendingKey", "ProcessKey", "ProgramKey", "Sizes"}
+MAP_TYPES = {"CountKey", "Counted", "Latencies", "LatencyKey", "PendingKey", "ProcessKey", "ProgramKey", "Sizes"}
 #: Names of structs in the ABI. Only ``kernel/`` packs and unpacks them.
 STRUCTS = {name for name, value in vars(abi).items() if isinstance(value, struct.Struct)}
 

@@ -26,6 +26,7 @@ ORDER = (
     "process/current.h",
     "process/asker.h",
     "process/share.h",
+    "answers/latency.h",
     "answers/note.h",
     "process/lineage.h",
     "process/ancestry.h",

@@ -45,7 +45,8 @@ def notes() -> Notes:
 
 @pytest.fixture
 def answers(notes: Notes) -> Answers:
-    maps = SimpleNamespace(notes=notes, put_given_up=notes.given_up.extend)
+    unmatched = SimpleNamespace(read=lambda reasons: [(reason, 7) for reason in reasons])
+    maps = SimpleNamespace(notes=notes, put_given_up=notes.given_up.extend, unmatched=unmatched)
     probe: Any = SimpleNamespace(maps=maps)
     return Answers(probe, 5 * SECOND, lambda: 10 * SECOND)
 
@@ -123,6 +124,7 @@ def test_the_metrics_of_a_domain_begin_at_zero(answers: Answers) -> None:
     run(answers.ending_collection(Totals(8), ["example.test", "*.test"]))
     groups = {(domain, transport) for domain in ("example.test", "*.test") for transport in ("udp", "tcp")}
     assert answers.outcomes.waiting == answers.outcomes.untracked == dict.fromkeys(groups, 0)
+    assert answers.outcomes.unmatched == dict.fromkeys(["late", "duplicate", "unsolicited", "unreadable"], 7)
 
 
 def test_results_have_the_labels_of_their_series(answers: Answers) -> None:

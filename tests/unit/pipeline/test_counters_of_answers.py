@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from fake_kernel import DIG, FakeKernel, FakeMap, chain_of
 from inline_matcher import InlineMatcher
 
-from dnsprobe.kernel.abi import RESULT_ROOM, Result, Statistic
-from dnsprobe.kernel.maps import Counted, CountKey, Note, PendingKey
+from dnsprobe.kernel.abi import LATENCY_BUCKETS, RESULT_ROOM, Result, Statistic
+from dnsprobe.kernel.maps import Counted, CountKey, Latencies, LatencyKey, NameVerdict, Note, PendingKey
 from dnsprobe.kernel.probe import Probe
-from dnsprobe.model import Process
+from dnsprobe.model import DECIDE, Process
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.pipeline.answers import Answers
 from dnsprobe.pipeline.counters import Counters
 from dnsprobe.pipeline.known_processes import KnownProcesses
+from dnsprobe.pipeline.latencies import Histograms, key_of_counter, key_of_pending
 from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import run
@@ -44,6 +47,12 @@ class Scene:
         maps = self.kernel.maps
         maps.counted, maps.pending_counted, maps.notes = self.counters_map, self.pending_map, self.notes
         maps.put_given_up = lambda notes: None
+        maps.unmatched = SimpleNamespace(read=lambda reasons: [(reason, 0) for reason in reasons])
+        self.latencies: FakeMap[LatencyKey, Latencies] = FakeMap()
+        self.rest = dict.fromkeys(range(5), Latencies((0,) * LATENCY_BUCKETS, 0))
+        self.bounds: list[int] = []
+        maps.latencies, maps.put_latency_bounds = self.latencies, self.bounds.extend
+        maps.latency_rest = SimpleNamespace(read=lambda indexes: [(index, self.rest[index]) for index in indexes])
         self.kernel.pending = self.pending_map  # type: ignore[assignment]
         maps.pending = self.pending_map
         self.ended: set[Process] = set()
@@ -52,13 +61,15 @@ class Scene:
         self.matcher = InlineMatcher(RuleSet.build([("example.test", "example.test", 6)]))
         self.rules = RulesInForce(probe, self.matcher.rules.table(), self.matcher, self.clock)
         decisions = NameDecisions(probe, self.rules, self.matcher, 64, self.clock)
-        self.answers = Answers(probe, 5 * 10**9, lambda: int(self.now * 10**9))
         self.totals = Totals(100, tracks_answers=True)
+        processes = KnownProcesses(probe, ProcFS(str(root)))
+        self.histograms = Histograms(probe, self.rules, decisions, processes, Totals(16), (1_000, 2_000_000_000))
+        self.answers = Answers(probe, 5 * 10**9, lambda: int(self.now * 10**9), histograms=self.histograms)
         self.counters = Counters(
             probe,
             self.rules,
             decisions,
-            KnownProcesses(probe, ProcFS(str(root))),
+            processes,
             self.totals,
             lambda process: process.tgid not in {gone.tgid for gone in self.ended},
             self.clock,
@@ -78,6 +89,18 @@ class Scene:
         assert len(numbers) <= RESULT_ROOM
         self.counters_map.entries[self.key(process)] = Counted(queries, numbers)
         self.kernel.ancestries.entries[process.start_ns, process.tgid] = chain_of(process)
+
+    def took(self, process: Process, latencies_ns: list[int]) -> None:
+        """Set the histogram of a process."""
+        buckets = [0] * LATENCY_BUCKETS
+        for latency in latencies_ns:
+            buckets[sum(latency > bound for bound in self.bounds)] += 1
+        self.latencies.entries[key_of_counter(self.key(process))] = Latencies(tuple(buckets), sum(latencies_ns))
+
+    def histogram(self, domain: str = "example.test", unit: str = "") -> list[float]:
+        """Return the samples of a histogram in the last collection."""
+        samples = sorted(self.histograms.samples.items())
+        return [number for sample, number in samples if sample[:3] == (domain, "udp", unit)]
 
     def replace(self, *patterns: str) -> None:
         specs = [(pattern, pattern, 6) for pattern in patterns]
@@ -148,3 +171,61 @@ def test_queries_without_process_are_untracked(scene: Scene) -> None:
     scene.counters.sweep()
     assert scene.kernel.overflow == {}
     assert scene.collect() == {"(other)": {"queries": 3}}
+
+
+def test_latencies_are_added_up_and_stay_when_processes_end(scene: Scene) -> None:
+    scene.count(DIG, 3, noerror=3)
+    scene.count(CURL, 2, nxdomain=1)
+    scene.took(DIG, [1_000, 1_001, 2_000_000_001])
+    scene.took(CURL, [500])
+    scene.collect()
+    expected = [2, 3, 4, 4, (1_000 + 1_001 + 2_000_000_001 + 500) / 1e9]
+    assert scene.histogram() == expected
+    assert [sample.bound for sample in sorted(scene.histograms.samples)][:3] == [1e-6, 2.0, math.inf]
+    scene.ended = {DIG, CURL}
+    scene.counters.sweep()
+    # A query of curl still waits, and its answer will be added.
+    assert list(scene.latencies.entries) == [key_of_counter(scene.key(CURL))]
+    scene.collect()
+    assert scene.histogram() == expected
+    scene.count(CURL, 2, nxdomain=2)
+    scene.took(CURL, [500, 600])
+    scene.counters.sweep()
+    assert scene.latencies.entries == {}
+    scene.collect()
+    assert scene.histogram() == [3, 4, 5, 5, (1_000 + 1_001 + 2_000_000_001 + 500 + 600) / 1e9]
+
+
+def test_the_histogram_of_a_rule_that_is_gone_stays(scene: Scene) -> None:
+    scene.count(DIG, 1, noerror=1)
+    scene.took(DIG, [7])
+    scene.replace("other.test")
+    scene.now += 10
+    scene.counters.sweep()
+    assert scene.latencies.entries == {}
+    scene.collect()
+    assert scene.histogram() == [1, 1, 1, 1, 7e-9]
+
+
+def test_latencies_without_room_count_for_all_domains(scene: Scene) -> None:
+    scene.rest[0] = Latencies((2, *[0] * (LATENCY_BUCKETS - 1)), 30)
+    scene.collect()
+    assert scene.histogram("(other)", "(other)") == [2, 2, 2, 2, 30e-9]
+
+
+def test_latencies_of_a_name_count_when_it_is_decided(scene: Scene) -> None:
+    name = b"\3www\7example\4test\0"
+    scene.kernel.names.entries[7] = NameVerdict(DECIDE, scene.kernel.generation, name)
+    key = (DIG.start_ns, 7, DIG.tgid, scene.kernel.generation, 1, 0)
+    scene.pending_map.entries[key] = Counted(1, (1, *[0] * (len(Result) - 1)))
+    scene.kernel.ancestries.entries[DIG.start_ns, DIG.tgid] = chain_of(DIG)
+    scene.latencies.entries[key_of_pending(key)] = Latencies((1, *[0] * (LATENCY_BUCKETS - 1)), 40)
+    scene.collect()
+    assert scene.histogram() == [1, 1, 1, 1, 40e-9]
+    scene.counters.sweep()
+    scene.now += 10
+    scene.counters.sweep()
+    assert scene.pending_map.entries == {}
+    assert scene.latencies.entries == {}
+    scene.collect()
+    assert scene.histogram() == [1, 1, 1, 1, 40e-9]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Mapping
 
@@ -16,6 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily
 from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
 from dnsprobe.pipeline.answers import Group, Outcomes
+from dnsprobe.pipeline.latencies import SUM_AT, Sample
 from dnsprobe.sinks import metrics
 from dnsprobe.sinks.exposition import SeriesLines
 from dnsprobe.sinks.metrics import Registry, Snapshot
@@ -65,6 +67,13 @@ OUTCOMES = st.builds(
     unanswered=st.dictionaries(st.tuples(SERIES, st.sampled_from(["closed", "timeout"])), NUMBERS, max_size=8),
     waiting=st.dictionaries(st.builds(Group, LABELS, LABELS), NUMBERS, max_size=8),
     untracked=st.dictionaries(st.builds(Group, LABELS, LABELS), NUMBERS, max_size=8),
+    latencies=st.dictionaries(
+        st.builds(
+            Sample, LABELS, st.just("udp"), LABELS, st.integers(0, SUM_AT), st.sampled_from([0.0001, 2.5, math.inf])
+        ),
+        st.floats(0, 1e9),
+        max_size=8,
+    ),
 )
 
 

@@ -1,5 +1,6 @@
 """A scrape, byte for byte, and checked by promtool."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.kernel.other_messages import OTHER_MESSAGES
 from dnsprobe.model import Series
 from dnsprobe.pipeline.answers import Group, Outcomes
+from dnsprobe.pipeline.latencies import COUNT_AT, SUM_AT, Sample
 from dnsprobe.sinks.metrics import DaemonCollector, Registry, Snapshot
 
 GOLDEN = Path(__file__).parents[1] / "scrape.txt"
@@ -209,3 +211,29 @@ def test_results_of_queries() -> None:
     ]
     assert b"dnsprobe_responses" not in scrape(Snapshot())
     check(scrape(Snapshot(outcomes=outcomes)))
+
+
+@pytest.mark.parametrize("labels", [("unit", "container"), ()])
+def test_a_histogram_of_latencies(labels: tuple[str, ...]) -> None:
+    group = ("example.test", "udp", "a.service")
+    latencies = {
+        Sample(*group, 0, 0.0001): 2.0,
+        Sample(*group, 1, 2.5): 5.0,
+        Sample(*group, 2, math.inf): 6.0,
+        Sample(*group, COUNT_AT, math.inf): 6.0,
+        Sample(*group, SUM_AT, math.inf): 4.25,
+    }
+    registry = CollectorRegistry()
+    registry.register(DaemonCollector(lambda: Snapshot(outcomes=Outcomes(latencies=latencies)), labels))
+    text = generate_latest(registry)
+    check(text)
+    (family,) = [found for found in parse(text.decode()) if found.name == "dnsprobe_response_latency_seconds"]
+    assert family.type == "histogram"
+    rest = {"domain": "example.test", "transport": "udp"} | ({"unit": "a.service"} if labels else {})
+    assert [(sample.name.removeprefix(family.name), sample.labels, sample.value) for sample in family.samples] == [
+        ("_bucket", rest | {"le": "0.0001"}, 2),
+        ("_bucket", rest | {"le": "2.5"}, 5),
+        ("_bucket", rest | {"le": "+Inf"}, 6),
+        ("_count", rest, 6),
+        ("_sum", rest, 4.25),
+    ]
