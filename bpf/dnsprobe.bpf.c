@@ -189,6 +189,11 @@ int ingress_entry(struct __sk_buff *skb)
 	return handle_ingress(skb);
 }
 
+int ingress_slow(struct __sk_buff *skb)
+{
+	return handle_ingress_slowly(skb);
+}
+
 /* BPF_CGROUP_RUN_PROG_INET_SOCK_RELEASE() in net/ipv4/af_inet.c, inet_release(). Since Linux 5.9: kernel commit
  * f5836749c9c0 ("bpf: Add BPF_CGROUP_INET_SOCK_RELEASE hook"). */
 int sock_release_entry(struct bpf_sock *ctx)

@@ -29,6 +29,18 @@ QUERIES = {
     "nxdomain": 100,
     "servfail": 50,
     "refused": 50,
+    "parts": 20,
+    "options": 20,
+}
+#: Answers that a server sends at once, and a client receives at once.
+TOGETHER = 7
+#: Socket options of Linux that the module socket does not name, and a flag of send(2).
+SO_ZEROCOPY, UDP_SEGMENT, UDP_GRO, IPV6_DSTOPTS, MSG_ZEROCOPY = 60, 103, 104, 59, 0x4000000
+#: For each family, an option for all packets that changes nothing: its level and number, and four octets of padding in
+#: an IPv4 header, or a header behind the IPv6 header.
+IP_OPTIONS = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_OPTIONS, b"\1\1\1\1"),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, IPV6_DSTOPTS, b"\0\0\1\4\0\0\0\0"),
 }
 SILENT, CLOSED, UNREACHABLE, SUPERSEDED = 100, 100, 50, 50
 
@@ -46,14 +58,28 @@ def query(number: int, name: str) -> bytes:
 
 def serve(server: socket.socket, silent: list[tuple[bytes, tuple[str, int]]]) -> None:
     """Answer as the first label of the name says. Keep what is not answered."""
+    together: list[bytes] = []
     while True:
         message, client = server.recvfrom(512)
         kind = message[13 : 13 + message[12]].decode().partition("-")[0]
         if kind == "silent":
             silent.append((message, client))
-            continue
-        for _ in range(2 if kind == "twice" else 1):
+        elif kind == "together":
+            together.append(answer(message, kind))
+            if len(together) == TOGETHER:
+                size = (socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", len(together[0])))
+                server.sendmsg([b"".join(together)], [size], 0, client)
+                together.clear()
+        elif kind == "options":
+            level, number, padding = IP_OPTIONS[server.family]
+            server.setsockopt(level, number, padding)
             server.sendto(answer(message, kind), client)
+            server.setsockopt(level, number, b"")
+        else:
+            # Without a copy, the message is not in the linear part of its packet.
+            flags = MSG_ZEROCOPY if kind == "parts" else 0
+            for _ in range(2 if kind == "twice" else 1):
+                server.sendto(answer(message, kind), flags, client)
 
 
 def answer(message: bytes, kind: str) -> bytes:
@@ -87,6 +113,7 @@ def ask(family: socket.AddressFamily, sent: Counter[str]) -> Callable[[], int]:
     """
     address, nobody = ADDRESSES[family]
     server = socket.socket(family, socket.SOCK_DGRAM)
+    server.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
     server.bind((address, PORT))
     unanswered: list[tuple[bytes, tuple[str, int]]] = []
     threading.Thread(target=serve, args=(server, unanswered), daemon=True).start()
@@ -97,6 +124,13 @@ def ask(family: socket.AddressFamily, sent: Counter[str]) -> Callable[[], int]:
             for _ in range(2 if kind == "twice" else 1):
                 client.recv(512)
             sent[kind] += 1
+    client.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    for number in range(TOGETHER):
+        client.send(query(number, name_of("together", number)))
+    received = 0
+    while received < TOGETHER:
+        received += client.recv(65535).count(b"TOGETHER")
+    sent["together"] += TOGETHER
     silent = connected(family, address)
     for number in range(SILENT):
         silent.send(query(number, f"silent-{number}.answers.test"))
