@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
+from askers import AAAA, PLANS
 from conftest import HERE, IN_OWN_NET
 
 from dnsprobe.config.main import Config
 from dnsprobe.kernel.abi import Result
-from dnsprobe.pipeline.answers import Sums
+from dnsprobe.model import Series
+from dnsprobe.pipeline.answers import Outcomes, Sums
+from dnsprobe.pipeline.latencies import COUNT_AT, LATENCY_BOUNDS_NS, SUM_AT, Sample
 from dnsprobe.pipeline.session import Session
+from dnsprobe.process.cgroup import container_of, unit_of
 
 #: The kernel side decides about names by the first rule, user space by the second one.
 RULES = ("answers.test", "noerror*.wild.test")
@@ -87,3 +94,93 @@ def test_each_query_has_one_result(session: Session) -> None:
     session.sweep_if_due()
     assert list(session.probe.maps.counters.items()) == []
     assert collect(session) == ends
+
+
+#: What becomes of the queries of the other processes, by the kind of their name.
+RCODES = {
+    "noerror": "NOERROR",
+    "nodata": "NODATA",
+    "nxdomain": "NXDOMAIN",
+    "servfail": "SERVFAIL",
+    "refused": "REFUSED",
+}
+REASONS = {"silent": "timeout", "closed": "closed"}
+
+
+def outcomes(session: Session) -> Outcomes:
+    assert session.answers is not None
+    return session.answers.outcomes
+
+
+def expected(trees: dict[str, list[str]]) -> tuple[dict[Series, int], dict[tuple[Series, str], int]]:
+    """Return the queries of the processes, and what became of them, by all labels."""
+    cgroup = Path("/proc/self/cgroup").read_text("utf-8").rpartition("::")[2].rstrip("\n")
+    container = container_of(cgroup)
+    where = (unit_of(cgroup) or "", container.short_id if container else "")
+    queries: Counter[Series] = Counter()
+    results: Counter[tuple[Series, str]] = Counter()
+    for name, plan in PLANS.items():
+        for kind, qtype, times in plan:
+            qtype_name = "AAAA" if qtype == AAAA else "A"
+            series = Series("answers.test", qtype_name, "udp", name, ";".join(trees[name]), *where)
+            queries[series] += times
+            result = kind.partition("-")[0]
+            results[series, RCODES.get(result) or REASONS[result]] += times
+    return queries, results
+
+
+def check_latencies(samples: Mapping[Sample, float], unit: str, took: list[int], had: list[int]) -> None:
+    """Compare a histogram with what the processes and the server measured.
+
+    dnsprobe measures from the send to the arrival of the answer. So a query took at least as long as the server had it,
+    and at most as long as the process waited.
+    """
+    group = ("answers.test", "udp", unit)
+    assert {sample[:3] for sample, number in samples.items() if number} == {group}
+    for at, bound in enumerate((*LATENCY_BOUNDS_NS, math.inf)):
+        below = samples[Sample(*group, at, bound / 1e9)]
+        assert sum(time <= bound for time in took) <= below <= sum(time <= bound for time in had)
+    assert samples[Sample(*group, COUNT_AT, math.inf)] == len(took) == len(had)
+    assert sum(had) <= samples[Sample(*group, SUM_AT, math.inf)] * 1e9 <= sum(took)
+
+
+def test_results_have_all_labels_of_their_queries(session: Session) -> None:
+    answers = session.answers
+    assert answers is not None
+    command = [*IN_OWN_NET, sys.executable, str(HERE / "askers.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as askers:
+        assert askers.stdin is not None
+        assert askers.stdout is not None
+        session.collect()
+        zero = outcomes(session)
+        assert (
+            zero.waiting == zero.untracked == {(rule, transport): 0 for rule in RULES for transport in ("udp", "tcp")}
+        )
+        assert zero.unmatched == dict.fromkeys(["late", "duplicate", "unsolicited", "unreadable"], 0)
+        askers.stdin.write(b"\n")
+        askers.stdin.flush()
+        asked = [json.loads(askers.stdout.readline()) for _ in PLANS]
+        queries, results = expected({one["name"]: one["tree"] for one in asked})
+        silent = {key: times for key, times in results.items() if key[1] == "timeout"}
+        assert session.collect() == queries
+        now = outcomes(session)
+        assert {**now.responses, **now.unanswered} == {key: results[key] for key in results.keys() - silent.keys()}
+        assert now.waiting["answers.test", "udp"] == sum(silent.values())  # type: ignore[index]
+        answers._timeout_ns = -NEVER
+        session.sweep_if_due()
+        askers.stdin.write(b"\n")
+        askers.stdin.flush()
+        had = json.loads(askers.stdout.readline())
+        # The processes have ended. Their numbers move to the totals, and stay the same.
+        for is_final in (False, True):
+            if is_final:
+                session._last_sweep = -NEVER
+                session.sweep_if_due()
+                assert [*session.probe.maps.counters.keys(), *session.probe.maps.latencies.keys()] == []
+            assert session.collect() == queries
+            now = outcomes(session)
+            assert {**now.responses, **now.unanswered} == results
+            assert not any([*now.waiting.values(), *now.untracked.values(), *now.unmatched.values()])
+            took = [time for one in asked for time in one["took"]]
+            check_latencies(now.latencies, next(iter(queries)).unit, took, had)
+        askers.stdin.close()

@@ -1,0 +1,108 @@
+"""Several processes that ask a small DNS server, which answers after known delays. Runs in its own network namespace.
+
+Each process waits for a line of input, asks, prints what it asked and how long its answers took, and ends after another
+line. Behind them, the server prints how long it had each query, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from asker import PORT, answer, connected, query
+
+A, AAAA = 1, 28
+SERVER = "127.0.0.1"
+#: What each process asks: the kind of the name, the type, and how often. A number at the end of the kind is the delay
+#: of the answer in milliseconds. ``silent`` gets no answer. Of ``closed``, the socket is closed before there is one.
+PLANS = {
+    "ask-one": [("noerror", A, 20), ("nxdomain", AAAA, 15), ("noerror-2", A, 3)],
+    "ask-two": [("noerror", AAAA, 5), ("nodata", AAAA, 10), ("servfail", A, 4), ("noerror-30", A, 3)],
+    "ask-three": [("refused", A, 6), ("silent", A, 7), ("closed", AAAA, 8), ("noerror-120", AAAA, 2)],
+}
+
+
+def tree() -> list[str]:
+    """Return the names of the ancestors of this process and its own, from below pid 1."""
+    names: list[str] = []
+    pid = os.getpid()
+    while pid > 1:
+        names.append(Path(f"/proc/{pid}/comm").read_text("utf-8").rstrip("\n"))
+        pid = int(Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[1])
+    return names[::-1]
+
+
+def ask(client: socket.socket, plan: list[tuple[str, int, int]]) -> list[int]:
+    """Send queries, and wait for answers. Return how long each took for the process, in nanoseconds."""
+    took = []
+    for kind, qtype, times in plan:
+        for number in range(times):
+            message = query(number, f"{kind}-x{number}.answers.test")[:-4] + qtype.to_bytes(2, "big") + b"\0\1"
+            if kind == "closed":
+                with connected(socket.AF_INET, SERVER) as ends:
+                    ends.send(message)
+                continue
+            sent = time.monotonic_ns()
+            client.send(message)
+            if kind != "silent":
+                client.recv(512)
+                took.append(time.monotonic_ns() - sent)
+    return took
+
+
+def serve(server: socket.socket, had: list[int]) -> None:
+    """Answer queries, after the delay that their names ask for. Note how long each took."""
+    while True:
+        message, client = server.recvfrom(512)
+        came = time.monotonic_ns()
+        kind, _, rest = message[13 : 13 + message[12]].decode().partition("-")
+        if kind in ("silent", "closed"):
+            continue
+        delay = rest.partition("-")[0]
+        if delay.isdecimal():
+            time.sleep(int(delay) / 1000)
+        made = answer(message, kind)
+        had.append(time.monotonic_ns() - came)
+        server.sendto(made, client)
+
+
+def run(name: str, go: int, end: int) -> None:
+    """Ask as one of the processes. It begins and ends when there is something to read."""
+    Path("/proc/self/comm").write_text(name, "utf-8")
+    os.read(go, 1)
+    # It stays open until the process ends: what nobody answers is not `closed`.
+    client = connected(socket.AF_INET, SERVER)
+    took = ask(client, PLANS[name])
+    print(json.dumps({"name": name, "tree": tree(), "took": took}), flush=True)
+    os.read(end, 1)
+    os._exit(0)
+
+
+def main() -> None:
+    """Start the server and the processes."""
+    go, end = os.pipe(), os.pipe()
+    children = []
+    for name in PLANS:
+        if not (pid := os.fork()):
+            run(name, go[0], end[0])
+        children.append(pid)
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((SERVER, PORT))
+    had: list[int] = []
+    threading.Thread(target=serve, args=(server, had), daemon=True).start()
+    for pipe in (go, end):
+        sys.stdin.readline()
+        os.write(pipe[1], b"\n" * len(PLANS))
+    for pid in children:
+        os.waitpid(pid, 0)
+    print(json.dumps(had), flush=True)
+    sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main()
