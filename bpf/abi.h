@@ -127,7 +127,9 @@ enum result {
 	RESULT_NOTIMP,
 	RESULT_REFUSED,
 	RESULT_OTHER_RCODE,
-	RESULT_NODATA,	    /* NOERROR without an answer: RFC 2308, section 2.2 */
+	RESULT_BADVERS,	    /* RFC 6891, section 9 */
+	RESULT_BADCOOKIE,   /* RFC 7873, section 8 */
+	RESULT_NODATA,	    /* NOERROR without an answer: RFC 2308, section 2.2; the last one of an answer */
 	RESULT_TIMEOUT,	    /* only user space counts it */
 	RESULT_CLOSED,	    /* the socket was closed before an answer came */
 	RESULT_UNREACHABLE, /* an error came back (ICMP) */

@@ -10,18 +10,8 @@
 #define DNSPROBE_ANSWERS_INGRESS_H
 
 #include "answers/note.h"
+#include "answers/rcode.h"
 #include "udp/egress.h"
-
-/* Returns the slot of struct count for a response. */
-static __always_inline u64 result_of(const struct dns *dns)
-{
-	u64 rcode = dns->more_flags & 15;
-
-	if (rcode > RESULT_REFUSED)
-		return RESULT_OTHER_RCODE;
-	/* A truncated one may have no answers: RFC 2181, section 9. */
-	return rcode == RESULT_NOERROR && !dns->answers && !(dns->flags & 2) ? RESULT_NODATA : rcode;
-}
 
 static __always_inline void add_unmatched(u32 reason, u64 number)
 {
@@ -73,7 +63,7 @@ enum arrival {
 };
 
 /* Handles a packet whose UDP header is at the offset `header`; `source` is the offset of its address. */
-static __always_inline enum arrival handle_answer(const struct __sk_buff *skb, u32 header, u8 family, u32 source)
+static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 header, u8 family, u32 source)
 {
 	u8 *data = (void *)(long)skb->data;
 	u8 *data_end = (void *)(long)skb->data_end;
@@ -107,7 +97,8 @@ static __always_inline enum arrival handle_answer(const struct __sk_buff *skb, u
 
 	u64 hash = hash_note(sums, settings, type_class, &asked);
 
-	if (!take_note(&hash, &note, result_of(dns)))
+	/* Behind the name are type and class. */
+	if (!take_note(&hash, &note, result_of(skb, dns, place.name + place.length + 4, type_class)))
 		handle_unmatched(skb, &place, hash, hash_of(&sums));
 	return PASSED;
 }
@@ -187,7 +178,7 @@ static __always_inline void handle_unmatched_part(struct scratch *s)
 }
 
 /* Handles the datagram whose first octets are in the scratch space. */
-static __always_inline void handle_part(struct scratch *s, const struct settings *settings)
+static __always_inline void handle_part(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
 	struct waiting *waiting = &s->waiting;
@@ -208,7 +199,10 @@ static __always_inline void handle_part(struct scratch *s, const struct settings
 
 	set_asked(&waiting->asked, &s->to, dns->id);
 	waiting->hash = hash_note(s->question.sums, settings, type_class, &waiting->asked);
-	if (!take_note(&waiting->hash, &waiting->taken, result_of(dns)))
+
+	u32 records = s->join.message + DNS_HEADER + s->question.length + 4;
+
+	if (!take_note(&waiting->hash, &waiting->taken, result_of(skb, dns, records, type_class)))
 		handle_unmatched_part(s);
 }
 
@@ -232,7 +226,7 @@ static __always_inline u32 handle_parts(struct scratch *s, const struct settings
 		if (FORGET(s->at) >= FORGET(s->total))
 			return 0;
 		read_next(s, skb);
-		handle_part(s, settings);
+		handle_part(s, settings, skb);
 	}
 	number = FORGET(s->at) / FORGET(s->segment);
 	STORE_CONTEXT(skb, cb[0], number);

@@ -106,12 +106,14 @@ class Result(IntEnum):
     NOTIMP = 4
     REFUSED = 5
     OTHER_RCODE = 6
-    NODATA = 7
-    TIMEOUT = 8
-    CLOSED = 9
-    UNREACHABLE = 10
-    SUPERSEDED = 11
-    UNTRACKED = 12
+    BADVERS = 7
+    BADCOOKIE = 8
+    NODATA = 9
+    TIMEOUT = 10
+    CLOSED = 11
+    UNREACHABLE = 12
+    SUPERSEDED = 13
+    UNTRACKED = 14
 
 
 class Unmatched(IntEnum):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -16,14 +17,19 @@ from pathlib import Path
 
 from asker import PORT, answer, connected, query
 
-A, AAAA = 1, 28
+A, CNAME, AAAA = 1, 5, 28
 SERVER = "127.0.0.1"
 #: What each process asks: the kind of the name, the type, and how often. A number at the end of the kind is the delay
 #: of the answer in milliseconds. ``silent`` gets no answer. Of ``closed``, the socket is closed before there is one.
+#: For the kinds of ``ask-four``, see :func:`special`.
 PLANS = {
     "ask-one": [("noerror", A, 20), ("nxdomain", AAAA, 15), ("noerror-2", A, 3)],
     "ask-two": [("noerror", AAAA, 5), ("nodata", AAAA, 10), ("servfail", A, 4), ("noerror-30", A, 3)],
     "ask-three": [("refused", A, 6), ("silent", A, 7), ("closed", AAAA, 8), ("noerror-120", AAAA, 2)],
+    "ask-four": [
+        *(("badvers", A, 2), ("badcookie", A, 3), ("yxdomain", A, 4), ("truncated", A, 5), ("edns", A, 6)),
+        *(("chain", AAAA, 7), ("dangling", AAAA, 8), ("long", AAAA, 9), ("spelled", AAAA, 10), ("alias", CNAME, 11)),
+    ],
 }
 
 
@@ -55,6 +61,35 @@ def ask(client: socket.socket, plan: list[tuple[str, int, int]]) -> list[int]:
     return took
 
 
+def special(message: bytes, kind: str) -> bytes | None:
+    """Return an answer that :func:`asker.answer` does not make, None if it makes it.
+
+    The rcode is in the header, or also in an OPT record behind it. Records are CNAMEs that lead to a name with an
+    address, or to one without. A name in full (``spelled``) or a long chain is not followed.
+    """
+    question = message[12:]
+    opt, extended = (b"\0" + struct.pack(">HHBBHH", 41, 1232, upper, 0, 0, 0) for upper in (0, 1))
+    cname = struct.pack(">HHHIH", 0xC00C, CNAME, 1, 60, 2) + b"\xc0\x0c"
+    address = struct.pack(">HHHIH16s", 0xC00C, AAAA, 1, 60, 16, bytes(16))
+    answers: dict[str, tuple[int, list[bytes], list[bytes]]] = {
+        "badvers": (0x8180, [], [extended]),
+        "badcookie": (0x8187, [], [extended]),
+        "yxdomain": (0x8186, [], []),
+        "truncated": (0x8380, [], [opt]),
+        "edns": (0x8180, [], [opt]),
+        "chain": (0x8180, [cname, cname, address], [opt]),
+        "dangling": (0x8180, [cname, cname], [opt]),
+        "long": (0x8180, [cname] * 9, []),
+        "spelled": (0x8180, [question[:-4] + cname[2:]], []),
+        "alias": (0x8180, [cname], []),
+    }
+    if kind not in answers:
+        return None
+    flags, records, others = answers[kind]
+    head = message[:2] + struct.pack(">HHHHH", flags, 1, len(records), 0, len(others))
+    return head + question + b"".join([*records, *others])
+
+
 def serve(server: socket.socket, had: list[int]) -> None:
     """Answer queries, after the delay that their names ask for. Note how long each took."""
     while True:
@@ -66,7 +101,7 @@ def serve(server: socket.socket, had: list[int]) -> None:
         delay = rest.partition("-")[0]
         if delay.isdecimal():
             time.sleep(int(delay) / 1000)
-        made = answer(message, kind)
+        made = special(message, kind) or answer(message, kind)
         had.append(time.monotonic_ns() - came)
         server.sendto(made, client)
 
@@ -78,7 +113,8 @@ def run(name: str, go: int, end: int) -> None:
     # It stays open until the process ends: what nobody answers is not `closed`.
     client = connected(socket.AF_INET, SERVER)
     took = ask(client, PLANS[name])
-    print(json.dumps({"name": name, "tree": tree(), "took": took}), flush=True)
+    # In one write: others write to the same pipe.
+    os.write(1, json.dumps({"name": name, "tree": tree(), "took": took}).encode() + b"\n")
     os.read(end, 1)
     os._exit(0)
 

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from askers import AAAA, PLANS
+from askers import PLANS
 from conftest import HERE, IN_OWN_NET
 
 from dnsprobe.config.main import Config
 from dnsprobe.kernel.abi import Result
 from dnsprobe.model import Series
+from dnsprobe.names.qtype import qtype_name
 from dnsprobe.pipeline.answers import Outcomes, Sums
 from dnsprobe.pipeline.latencies import COUNT_AT, LATENCY_BOUNDS_NS, SUM_AT, Sample
 from dnsprobe.pipeline.session import Session
@@ -98,11 +99,10 @@ def test_each_query_has_one_result(session: Session) -> None:
 
 #: What becomes of the queries of the other processes, by the kind of their name.
 RCODES = {
-    "noerror": "NOERROR",
-    "nodata": "NODATA",
-    "nxdomain": "NXDOMAIN",
-    "servfail": "SERVFAIL",
-    "refused": "REFUSED",
+    **{kind: kind.upper() for kind in ("noerror", "nodata", "nxdomain", "servfail", "refused", "badvers", "badcookie")},
+    "yxdomain": "(other)",
+    **dict.fromkeys(["edns", "dangling"], "NODATA"),
+    **dict.fromkeys(["truncated", "chain", "long", "spelled", "alias"], "NOERROR"),
 }
 REASONS = {"silent": "timeout", "closed": "closed"}
 
@@ -121,8 +121,7 @@ def expected(trees: dict[str, list[str]]) -> tuple[dict[Series, int], dict[tuple
     results: Counter[tuple[Series, str]] = Counter()
     for name, plan in PLANS.items():
         for kind, qtype, times in plan:
-            qtype_name = "AAAA" if qtype == AAAA else "A"
-            series = Series("answers.test", qtype_name, "udp", name, ";".join(trees[name]), *where)
+            series = Series("answers.test", qtype_name(qtype), "udp", name, ";".join(trees[name]), *where)
             queries[series] += times
             result = kind.partition("-")[0]
             results[series, RCODES.get(result) or REASONS[result]] += times

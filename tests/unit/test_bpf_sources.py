@@ -42,6 +42,7 @@ ORDER = (
     "udp/function.h",
     "udp/origin.h",
     "udp/egress.h",
+    "answers/rcode.h",
     "answers/ingress.h",
     "answers/socket.h",
     "tcp/destination.h",

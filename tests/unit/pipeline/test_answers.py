@@ -129,7 +129,7 @@ def test_the_metrics_of_a_domain_begin_at_zero(answers: Answers) -> None:
 
 def test_results_have_the_labels_of_their_series(answers: Answers) -> None:
     rule, totals = Rule(1, "example.test", "example.test"), Totals(8, tracks_answers=True)
-    of_dig, of_others = ([3, 0, 1, 0, 0, 0, 0, 2], [0] * 12 + [4])
+    of_dig, of_others = ([3, 0, 1, 0, 0, 0, 0, 0, 0, 2], [0] * Result.UNTRACKED + [4])
     totals.collect(
         [
             Count(rule, "A", "udp", "dig", "sh;dig", "a.service", "", 7, results=tuple(of_dig)),
