@@ -13,6 +13,7 @@
 #ifdef ANSWERS
 #include "answers/ingress.h"
 #include "answers/socket.h"
+#include "answers/stream.h"
 #endif
 
 /*
@@ -192,6 +193,11 @@ int ingress_entry(struct __sk_buff *skb)
 int ingress_slow(struct __sk_buff *skb)
 {
 	return handle_ingress_slowly(skb);
+}
+
+int ingress_odd(struct __sk_buff *skb)
+{
+	return handle_ingress_stream(skb);
 }
 
 /* BPF_CGROUP_RUN_PROG_INET_SOCK_RELEASE() in net/ipv4/af_inet.c, inet_release(). Since Linux 5.9: kernel commit

@@ -58,9 +58,21 @@ static __always_inline void handle_unmatched(const struct __sk_buff *skb, const 
 
 /* What the first program finds out about a packet. */
 enum arrival {
-	PASSED,	 /* it is no answer, or handled */
-	IN_PARTS /* the second program reads it: in place, it cannot be read */
+	PASSED,	   /* it is no answer, or handled */
+	IN_PARTS,  /* the second program reads it: in place, it cannot be read */
+	IN_STREAM, /* the third program reads it */
 };
+
+/* Finds out whether the third program reads a packet whose TCP header is at the offset `header`. */
+static __always_inline enum arrival find_stream_answer(const struct __sk_buff *skb, u32 header)
+{
+	u8 *data = (void *)(long)skb->data;
+	const u16 *source = (void *)(data + header);
+
+	if ((u8 *)(source + 1) > (u8 *)(long)skb->data_end)
+		return IN_STREAM;
+	return WATCHED_PORT(__builtin_bswap16(*source)) ? IN_STREAM : PASSED;
+}
 
 /* Handles a packet whose UDP header is at the offset `header`; `source` is the offset of its address. */
 static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 header, u8 family, u32 source)
@@ -115,16 +127,20 @@ static __always_inline int handle_ingress(struct __sk_buff *skb)
 	if ((u8 *)(ip4 + 1) > data_end)
 		goto parts;
 	if (ip4->version_length >> 4 == 4) {
-		if (ip4->protocol != PROTOCOL_UDP)
+		if (ip4->protocol == PROTOCOL_TCP)
+			arrival = ip4->version_length == 0x45 ? find_stream_answer(skb, IP4_HEADER) : IN_STREAM;
+		else if (ip4->protocol != PROTOCOL_UDP)
 			return 1;
-		if (ip4->version_length == 0x45)
+		else if (ip4->version_length == 0x45)
 			arrival = handle_answer(skb, IP4_HEADER, 4, __builtin_offsetof(struct ip4, source));
 	} else {
 		if ((u8 *)(ip6 + 1) > data_end)
 			goto parts;
-		if (ip6->next_header == PROTOCOL_TCP || ip6->next_header == PROTOCOL_ICMPV6)
+		if (ip6->next_header == PROTOCOL_ICMPV6)
 			return 1;
-		if (ip6->next_header == PROTOCOL_UDP)
+		if (ip6->next_header == PROTOCOL_TCP)
+			arrival = find_stream_answer(skb, IP6_HEADER);
+		else if (ip6->next_header == PROTOCOL_UDP)
 			arrival = handle_answer(skb, IP6_HEADER, 6, __builtin_offsetof(struct ip6, source));
 	}
 	if (arrival == PASSED)
@@ -132,8 +148,8 @@ static __always_inline int handle_ingress(struct __sk_buff *skb)
 parts:
 	/* As in handle_egress(). */
 	STORE_CONTEXT(skb, cb[0], 0);
-	/* The rest is another program, so that most packets cost little. */
-	tail_call(skb, MAP(SELF_CALLS), 0);
+	/* The rest is in other programs, so that most packets cost little. */
+	tail_call(skb, MAP(SELF_CALLS), arrival == IN_STREAM ? ODD_CALL : 0);
 	count_unmatched(UNMATCHED_UNREADABLE);
 	return 1;
 }
@@ -177,21 +193,18 @@ static __always_inline void handle_unmatched_part(struct scratch *s)
 		count_unsolicited(&s->question.hash);
 }
 
-/* Handles the datagram whose first octets are in the scratch space. */
-static __always_inline void handle_part(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
+/* Handles the message of which s->present octets are in the scratch space, which is an answer. It is at the offset
+ * s->join.message of the packet. False if its question is not there. */
+static __always_inline bool handle_question(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
 	struct waiting *waiting = &s->waiting;
 	/* FORGET: as in read_question(). */
 	u32 size = FORGET(s->present);
 
-	if (size >= DNS_HEADER && !(dns->flags & 0x80))
-		return;
 	if (size < SHORTEST_QUERY || size > READ_SIZE || dns->questions != __builtin_bswap16(1) ||
-	    !walk_question(s, size)) {
-		count_unmatched(UNMATCHED_UNREADABLE);
-		return;
-	}
+	    !walk_question(s, size))
+		return false;
 	hash_name(s, settings);
 
 	u32 type_class = __builtin_bswap16(FORGET(s->question.qtype)) | __builtin_bswap16(FORGET(s->question.qclass))
@@ -204,7 +217,26 @@ static __always_inline void handle_part(struct scratch *s, const struct settings
 
 	if (!take_note(&waiting->hash, &waiting->taken, result_of(skb, dns, records, type_class)))
 		handle_unmatched_part(s);
+	return true;
 }
+
+/* False if the message of which s->present octets are in the scratch space is no answer. */
+static __always_inline bool may_be_answer(const struct scratch *s)
+{
+	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
+
+	return s->present < DNS_HEADER || dns->flags & 0x80;
+}
+
+/* Handles the datagram whose first octets are in the scratch space. */
+static __always_inline void handle_part(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
+{
+	if (may_be_answer(s) && !handle_question(s, settings, skb))
+		count_unmatched(UNMATCHED_UNREADABLE);
+}
+
+/* In place of a number of datagrams: the packet is no UDP from a watched port. */
+#define NO_DATAGRAM 0xffffffffU
 
 /* Handles the next datagrams of a packet, from number skb->cb[0] on, and returns how many are left. */
 static __always_inline u32 handle_parts(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
@@ -212,7 +244,9 @@ static __always_inline u32 handle_parts(struct scratch *s, const struct settings
 	u32 message = read_ingress(s, skb);
 	u32 number;
 
-	if (!message || skb->len <= message)
+	if (!message)
+		return NO_DATAGRAM;
+	if (skb->len <= message)
 		return 0;
 	LOAD_CONTEXT(number, skb, cb[0]);
 	s->message_at = message;
@@ -253,8 +287,10 @@ static __always_inline int handle_ingress_slowly(struct __sk_buff *skb)
 	map_push(MAP(FREE_SCRATCH), &index, 0);
 	if (!left)
 		return 1;
-	/* The next datagrams. */
-	tail_call(skb, MAP(SELF_CALLS), 0);
+	/* The next datagrams. A packet without a UDP header may be TCP behind extension headers. */
+	tail_call(skb, MAP(SELF_CALLS), left == NO_DATAGRAM ? ODD_CALL : 0);
+	if (left == NO_DATAGRAM)
+		return 1;
 	add_unmatched(UNMATCHED_UNREADABLE, left);
 	return 1;
 }

@@ -97,6 +97,23 @@ static __always_inline void add_to_socket(const u64 *sock, u64 hash)
 	socket->notes[at & (SOCKET_NOTES - 1)] = hash;
 }
 
+/* Takes back the latest notes of a socket. The others end with the timeout. */
+static __always_inline void take_notes_of(u64 sock, u64 result)
+{
+	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &sock);
+
+	if (!socket)
+		return;
+	for (u32 i = 0; i < SOCKET_NOTES; i++) {
+		u64 hash = socket->notes[i];
+		struct note note;
+
+		if (hash)
+			take_note(&hash, &note, result);
+	}
+	bpf_map_delete_elem(MAP(SOCKETS), &sock);
+}
+
 /* Stores the note of a query that was counted just now. False if there is no room. */
 static __always_inline bool put_note(const u64 *hash, struct note *note, const u64 *sock)
 {
@@ -153,7 +170,7 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 		__builtin_memcpy(note->counter, &s->count_key, sizeof(s->count_key));
 	/* The answers of multicast come from others than the server. An octet 0 in a label is taken for the root in an
 	 * answer. */
-	if (s->to.transport != TRANSPORT_UDP || !s->question.plain) {
+	if ((s->to.transport != TRANSPORT_UDP && s->to.transport != TRANSPORT_TCP) || !s->question.plain) {
 		count_result(note, RESULT_UNTRACKED);
 		return;
 	}

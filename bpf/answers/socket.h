@@ -8,23 +8,6 @@
 #include "answers/note.h"
 #include "udp/headers.h"
 
-/* Takes back the latest notes of a socket. The others end with the timeout. */
-static __always_inline void take_notes_of(u64 sock, u64 result)
-{
-	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &sock);
-
-	if (!socket)
-		return;
-	for (u32 i = 0; i < SOCKET_NOTES; i++) {
-		u64 hash = socket->notes[i];
-		struct note note;
-
-		if (hash)
-			take_note(&hash, &note, result);
-	}
-	bpf_map_delete_elem(MAP(SOCKETS), &sock);
-}
-
 /* The address of a struct as a number: the verifier allows no arithmetic with a pointer. */
 static __always_inline u64 number_of(const void *pointer)
 {
@@ -35,18 +18,25 @@ static __always_inline u64 number_of(const void *pointer)
 
 static __always_inline void end_socket(struct bpf_sock *ctx)
 {
-	if (ctx->protocol == PROTOCOL_UDP)
+	if (ctx->protocol == PROTOCOL_UDP || ctx->protocol == PROTOCOL_TCP)
 		take_notes_of(number_of(ctx), RESULT_CLOSED);
 }
 
 /*
  * An error came back to a socket. It does not say which datagram it is about. If the socket is connected, it is about
- * its only server.
+ * its only server. The kernel also reports what is no error, such as the end of a send without a copy. A TCP connection
+ * ends with its error.
  */
 static __always_inline void note_error(u64 sock)
 {
-	if ((u16)read_u32(sock + SOCK_PROTOCOL) == PROTOCOL_UDP && (u16)read_u32(sock + SOCK_PEER_PORT))
+	u16 protocol = read_u32(sock + SOCK_PROTOCOL);
+
+	if (!read_u32(sock + SOCK_ERR) || !(u16)read_u32(sock + SOCK_PEER_PORT))
+		return;
+	if (protocol == PROTOCOL_UDP)
 		take_notes_of(sock, RESULT_UNREACHABLE);
+	if (protocol == PROTOCOL_TCP)
+		take_notes_of(sock, RESULT_CLOSED);
 }
 
 #endif

@@ -42,6 +42,7 @@ _REQUIRED = (
     ("SOCK_NET", "sock", "__sk_common.skc_net.net"),
     ("SOCK_NUM", "sock", "__sk_common.skc_num"),
     ("SOCK_PEER_PORT", "sock", "__sk_common.skc_dport"),
+    ("SOCK_ERR", "sock", "sk_err"),
     ("FLOWI4_DPORT", "flowi4", "uli.ports.dport"),
     ("FLOWI6_DPORT", "flowi6", "uli.ports.dport"),
     ("TASK_GROUP_LEADER", "task_struct", "group_leader"),

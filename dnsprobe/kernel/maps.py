@@ -450,6 +450,9 @@ class Maps:
         self.notes = table.shared("NOTES", _HASH, _NOTE, notes, shares, _NOTES)
         # Sockets with such queries. Only the kernel uses them.
         table.add("SOCKETS", libbpf.LRU_HASH, _HASH.size, abi.NOTED_SOCKET.size, notes)
+        # Answers over TCP, and those that have begun, kept with their sockets. Only the kernel uses them.
+        table.add("ANSWER_STREAMS", libbpf.SK_STORAGE, _INDEX.size, abi.ANSWER_STREAM.size, 0)
+        table.add("PIECES", libbpf.SK_STORAGE, _INDEX.size, abi.BEGUN.size, 0)
         taken = abi.TAKEN_NOTES if sizes.notes else 1
         # Notes that were taken back: put_given_up().
         self._taken_notes = table.array("TAKEN_NOTES", _HASH, taken)

@@ -1,7 +1,7 @@
-"""Asks a small DNS server, which answers some queries and not others. Runs in a network namespace of its own.
+"""Asks a small DNS server over UDP and TCP, which answers some queries and not others.
 
-Prints what was sent, by what becomes of it, as JSON. After a line of input, it answers what still waits, and prints how
-many queries that were. It ends after another line.
+It runs in a network namespace of its own. It prints what was sent, by what becomes of it, as JSON. After a line of
+input, it answers what still waits, and prints how many queries that were. It ends after another line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from typing import BinaryIO
 
 #: Of each family, the address of the server, and one where nobody listens.
 ADDRESSES = {socket.AF_INET: ("127.0.0.1", "127.0.0.2"), socket.AF_INET6: ("fd00::1", "fd00::2")}
@@ -32,6 +33,9 @@ QUERIES = {
     "parts": 20,
     "options": 20,
 }
+#: The same over TCP: see :func:`serve_connection`.
+STREAM_QUERIES = {"stream": 20, "pieces": 3, "large": 5}
+PIPELINED, STREAMS_CLOSED = 20, 10
 #: Answers that a server sends at once, and a client receives at once.
 TOGETHER = 7
 #: Socket options of Linux that the module socket does not name, and a flag of send(2).
@@ -90,6 +94,61 @@ def answer(message: bytes, kind: str) -> bytes:
     return head + message[12:].upper() + records * struct.pack(">HHHIH4s", 0xC00C, 1, 1, 60, 4, bytes(4))
 
 
+def framed(message: bytes) -> bytes:
+    """Return a message with the length that is in front of it over TCP."""
+    return struct.pack(">H", len(message)) + message
+
+
+def received(stream: BinaryIO) -> bytes:
+    """Receive a message over TCP; none if the other side closes the connection."""
+    head = stream.read(2)
+    return stream.read(int.from_bytes(head, "big")) if head else b""
+
+
+def serve_connection(connection: socket.socket) -> None:
+    """Answer over TCP as the first label of the name says: at once, octet by octet, or long, in parts."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream = connection.makefile("rb")
+    while message := received(stream):
+        kind = message[13 : 13 + message[12]].decode().partition("-")[0]
+        messages = [message]
+        if kind == "pipelined":
+            messages += [received(stream) for _ in range(PIPELINED - 1)]
+        answers = [answer(message, kind) + bytes(3000 if kind == "large" else 0) for message in messages]
+        octets = b"".join(map(framed, answers))
+        step = {"pieces": 1, "large": 700}.get(kind, len(octets))
+        if kind != "silent":
+            for at in range(0, len(octets), step):
+                connection.sendall(octets[at : at + step])
+
+
+def accept(listener: socket.socket) -> None:
+    """Serve all connections."""
+    while True:
+        threading.Thread(target=serve_connection, args=(listener.accept()[0],), daemon=True).start()
+
+
+def ask_streams(family: socket.AddressFamily, address: str, sent: Counter[str]) -> None:
+    """Send queries over TCP, and wait for their answers."""
+    listener = socket.create_server((address, PORT), family=family)
+    threading.Thread(target=accept, args=(listener,), daemon=True).start()
+    with socket.create_connection((address, PORT), timeout=30) as client, client.makefile("rb") as stream:
+        for kind, times in STREAM_QUERIES.items():
+            for number in range(times):
+                client.sendall(framed(query(number, name_of(kind, number))))
+                received(stream)
+                sent[kind] += 1
+        queries = (query(number, name_of("pipelined", number)) for number in range(PIPELINED))
+        client.sendall(b"".join(map(framed, queries)))
+        for _ in range(PIPELINED):
+            received(stream)
+            sent["pipelined"] += 1
+    for number in range(STREAMS_CLOSED):
+        with socket.create_connection((address, PORT), timeout=30) as client:
+            client.sendall(framed(query(number, name_of("silent", number))))
+        sent["closed"] += 1
+
+
 def connected(family: socket.AddressFamily, address: str) -> socket.socket:
     """Return a socket that is connected to a server."""
     client = socket.socket(family, socket.SOCK_DGRAM)
@@ -131,6 +190,7 @@ def ask(family: socket.AddressFamily, sent: Counter[str]) -> Callable[[], int]:
     while received < TOGETHER:
         received += client.recv(65535).count(b"TOGETHER")
     sent["together"] += TOGETHER
+    ask_streams(family, address, sent)
     silent = connected(family, address)
     for number in range(SILENT):
         silent.send(query(number, f"silent-{number}.answers.test"))

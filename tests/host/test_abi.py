@@ -46,6 +46,7 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "chain": None,
     "connection": abi.CONNECTION,
     "begun": abi.BEGUN,
+    "answer_stream": abi.ANSWER_STREAM,
     "path": abi.PATH,
     "identity": abi.IDENTITY,
     "event": None,

@@ -54,6 +54,7 @@ ORDER = (
     "tcp/segment.h",
     "tcp/writer.h",
     "tcp/egress.h",
+    "answers/stream.h",
     "dnsprobe.bpf.c",
 )
 HEADERS = [name for name in ORDER if name.endswith(".h")]
