@@ -293,7 +293,7 @@ class Totals(_Expired):
                     counted[series] = counted.get(series, 0) + tally(count.queries, count.results)
                     shares.setdefault(series, count.share)
             yield None
-        self._live = counted.copy()
+        self._live = counted.copy() if self._ended else counted
         for series, (ended, share) in self._ended.items():
             self._live[series] = counted.get(series, 0) + ended
             shares.setdefault(series, share)

@@ -8,19 +8,22 @@ counters.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 
 _BITS = 64
-_OCTETS = _BITS // 8
 _MASK = (1 << _BITS) - 1
+#: The most results that a tally has.
+_RESULTS = 32
+#: The octets of a tally, by the number of its results.
+_LAYOUTS = [struct.Struct(f"<Q{number}Q") for number in range(_RESULTS + 1)]
 
 
 def tally(queries: int, results: Sequence[int] = ()) -> int:
     """Return the tally of queries and their results."""
     if not results:
         return queries
-    numbers = (queries, *results)
-    return int.from_bytes(b"".join(number.to_bytes(_OCTETS, "little") for number in numbers), "little")
+    return int.from_bytes(_LAYOUTS[len(results)].pack(queries, *results), "little")
 
 
 def queries_of(counted: int) -> int:
