@@ -70,9 +70,6 @@ def probe_options(config: ProbeConfig) -> ProbeOptions:
 class Session:
     """The maps, hooks and counters that ``run`` and ``watch`` work with.
 
-    ``notes`` is how many queries may wait for their answer at a time, 0 if answers are not tracked; after
-    ``answer_timeout_ns``, a query is given up.
-
     A new session has its maps, but is attached to nothing; :meth:`start` attaches the hooks and proves them.
     """
 
@@ -82,10 +79,9 @@ class Session:
         specs: Iterable[tuple[str, str, int]],
         *,
         repeat_ns: int | None = None,
-        notes: int = 0,
-        answer_timeout_ns: int = 5 * NANOSECONDS["s"],
     ) -> None:
-        probe = config.probe
+        probe, tracking = config.probe, config.answers
+        notes = tracking.queries if tracking else 0
         # It builds the rules while the loader child starts.
         self.matcher = Matcher(probe.names)
         self._warnings = warnings(config)
@@ -109,10 +105,10 @@ class Session:
         self._exceeded = ExceededShares(ShareNames(user_name).name)
         #: What became of the queries; None if answers are not tracked.
         self.answers: Answers | None = None
-        if notes:
+        if tracking:
             totals = Totals(metrics.max_series // LINES, {"unit"} & {*metrics.labels}, ttl)
             histograms = Histograms(self.probe, self._rules, self._decisions, processes, totals)
-            self.answers = Answers(self.probe, answer_timeout_ns, histograms=histograms)
+            self.answers = Answers(self.probe, tracking.timeout_ns, histograms=histograms)
         self._counters = Counters(
             self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive, answers=self.answers
         )

@@ -15,7 +15,7 @@ import pytest
 from askers import PLANS
 from conftest import HERE, IN_OWN_NET
 
-from dnsprobe.config.main import Config
+from dnsprobe.config.main import AnswersConfig, Config
 from dnsprobe.kernel.abi import Result
 from dnsprobe.model import Series
 from dnsprobe.names.qtype import qtype_name
@@ -35,7 +35,8 @@ ANSWERED_STREAMS = ("stream", "pieces", "large", "pipelined")
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    session = Session(Config(), [(rule, rule, 6) for rule in RULES], notes=4096, answer_timeout_ns=NEVER)
+    config = Config(answers=AnswersConfig(timeout_ns=NEVER, queries=4096))
+    session = Session(config, [(rule, rule, 6) for rule in RULES])
     try:
         session.start()
         yield session

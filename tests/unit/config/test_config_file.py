@@ -74,11 +74,11 @@ def test_the_shipped_file_is_the_default() -> None:
 
 
 def test_every_field_has_a_key() -> None:
-    for section in config.SECTIONS.values():
+    for section in (*config.SECTIONS.values(), config.ANSWERS):
         names = [field.name for field in fields(section.kind)]
         assert [key.field for key in section.keys.values()] == names
         assert list(section.keys) == [name.removesuffix("_ns") for name in names]
-    assert ["domains", *config.SECTIONS] == [field.name for field in fields(Config)]
+    assert ["domains", *config.SECTIONS, "answers"] == [field.name for field in fields(Config)]
     assert sorted(config.DOMAIN_KEYS) == sorted(DomainSpec._fields)
 
 
@@ -328,6 +328,37 @@ def test_a_size_is_read_in_bytes(file: Path, text: str, size: int) -> None:
 def test_a_bad_size_is_an_error(file: Path, text: str) -> None:
     (line,) = errors(file, f"probe: {{ring_size: {text}}}")
     assert line.startswith("dnsprobe.yaml:1: probe.ring_size: not a size")
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("off", None),
+        ("'off'", None),
+        ("", None),
+        ("{}", config.AnswersConfig()),
+        ("{timeout: 2s, queries: 100}", config.AnswersConfig(2_000_000_000, 100)),
+    ],
+)
+def test_answers_are_tracked_if_the_section_has_keys(
+    file: Path, text: str, answers: config.AnswersConfig | None
+) -> None:
+    assert loaded(file, f"answers: {text}").answers == answers
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("on", "answers: neither off nor a mapping (on); use off, or any of the keys timeout, queries"),
+        ("[5s]", "answers: neither off nor a mapping (a list); use off, or any of the keys timeout, queries"),
+        ("{timeout: 0}", "answers.timeout: not a duration (0); use a number with a unit (ms, s, m, h, d), such as 60s"),
+        ("{timeout: 0s}", "answers.timeout: out of range (0s); use a duration from 100ms to 365d"),
+        ("{timeout: 99ms}", "answers.timeout: out of range (99ms); use a duration from 100ms to 365d"),
+        ("{queries: 0}", "answers.queries: out of range (0); use a number from 1 to 1048576"),
+    ],
+)
+def test_wrong_answers_are_an_error(file: Path, text: str, message: str) -> None:
+    assert errors(file, f"answers: {text}") == [f"dnsprobe.yaml:1: {message}"]
 
 
 SCALARS = [
