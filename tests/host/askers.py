@@ -30,7 +30,13 @@ PLANS = {
         *(("badvers", A, 2), ("badcookie", A, 3), ("yxdomain", A, 4), ("truncated", A, 5), ("edns", A, 6)),
         *(("chain", AAAA, 7), ("dangling", AAAA, 8), ("long", AAAA, 9), ("spelled", AAAA, 10), ("alias", CNAME, 11)),
     ],
+    "ask-tcp": [("noerror", A, 6), ("nxdomain", AAAA, 5), ("dangling", AAAA, 4), ("noerror-7", A, 2)],
 }
+
+
+def transport_of(name: str) -> str:
+    """Return the transport that a process uses."""
+    return "tcp" if name == "ask-tcp" else "udp"
 
 
 def tree() -> list[str]:
@@ -54,11 +60,22 @@ def ask(client: socket.socket, plan: list[tuple[str, int, int]]) -> list[int]:
                     ends.send(message)
                 continue
             sent = time.monotonic_ns()
-            client.send(message)
+            if client.type == socket.SOCK_DGRAM:
+                client.send(message)
+            else:
+                client.sendall(len(message).to_bytes(2, "big") + message)
             if kind != "silent":
-                client.recv(512)
+                received(client)
                 took.append(time.monotonic_ns() - sent)
     return took
+
+
+def received(peer: socket.socket) -> bytes:
+    """Return the next message that a peer sends, nothing if it ends the connection."""
+    if peer.type == socket.SOCK_DGRAM:
+        return peer.recv(512)
+    length = peer.recv(2, socket.MSG_WAITALL)
+    return peer.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL) if length else b""
 
 
 def special(message: bytes, kind: str) -> bytes | None:
@@ -90,20 +107,38 @@ def special(message: bytes, kind: str) -> bytes | None:
     return head + question + b"".join([*records, *others])
 
 
+def reply(message: bytes, came: int, had: list[int]) -> bytes | None:
+    """Return the answer to a query that came at a time, None if it gets none. Wait as long as its name asks for.
+
+    Notes how long the server had the query.
+    """
+    kind, _, rest = message[13 : 13 + message[12]].decode().partition("-")
+    if kind in ("silent", "closed"):
+        return None
+    delay = rest.partition("-")[0]
+    if delay.isdecimal():
+        time.sleep(int(delay) / 1000)
+    made = special(message, kind) or answer(message, kind)
+    had.append(time.monotonic_ns() - came)
+    return made
+
+
 def serve(server: socket.socket, had: list[int]) -> None:
-    """Answer queries, after the delay that their names ask for. Note how long each took."""
+    """Answer queries over UDP."""
     while True:
         message, client = server.recvfrom(512)
-        came = time.monotonic_ns()
-        kind, _, rest = message[13 : 13 + message[12]].decode().partition("-")
-        if kind in ("silent", "closed"):
-            continue
-        delay = rest.partition("-")[0]
-        if delay.isdecimal():
-            time.sleep(int(delay) / 1000)
-        made = special(message, kind) or answer(message, kind)
-        had.append(time.monotonic_ns() - came)
-        server.sendto(made, client)
+        made = reply(message, time.monotonic_ns(), had)
+        if made:
+            server.sendto(made, client)
+
+
+def serve_tcp(listener: socket.socket, had: list[int]) -> None:
+    """Answer the queries of one client over TCP."""
+    client, _ = listener.accept()
+    while message := received(client):
+        made = reply(message, time.monotonic_ns(), had)
+        if made:
+            client.sendall(len(made).to_bytes(2, "big") + made)
 
 
 def run(name: str, go: int, end: int) -> None:
@@ -111,7 +146,8 @@ def run(name: str, go: int, end: int) -> None:
     Path("/proc/self/comm").write_text(name, "utf-8")
     os.read(go, 1)
     # It stays open until the process ends: what nobody answers is not `closed`.
-    client = connected(socket.AF_INET, SERVER)
+    is_tcp = transport_of(name) == "tcp"
+    client = socket.create_connection((SERVER, PORT), 30) if is_tcp else connected(socket.AF_INET, SERVER)
     took = ask(client, PLANS[name])
     # In one write: others write to the same pipe.
     os.write(1, json.dumps({"name": name, "tree": tree(), "took": took}).encode() + b"\n")
@@ -129,8 +165,10 @@ def main() -> None:
         children.append(pid)
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind((SERVER, PORT))
-    had: list[int] = []
-    threading.Thread(target=serve, args=(server, had), daemon=True).start()
+    listener = socket.create_server((SERVER, PORT))
+    had: dict[str, list[int]] = {"udp": [], "tcp": []}
+    threading.Thread(target=serve, args=(server, had["udp"]), daemon=True).start()
+    threading.Thread(target=serve_tcp, args=(listener, had["tcp"]), daemon=True).start()
     for pipe in (go, end):
         sys.stdin.readline()
         os.write(pipe[1], b"\n" * len(PLANS))

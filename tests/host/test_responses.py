@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from askers import PLANS
+from askers import PLANS, transport_of
 from conftest import HERE, IN_OWN_NET
 
 from dnsprobe.config.main import AnswersConfig, Config
@@ -125,21 +125,22 @@ def expected(trees: dict[str, list[str]]) -> tuple[dict[Series, int], dict[tuple
     results: Counter[tuple[Series, str]] = Counter()
     for name, plan in PLANS.items():
         for kind, qtype, times in plan:
-            series = Series("answers.test", qtype_name(qtype), "udp", name, ";".join(trees[name]), *where)
+            labels = ("answers.test", qtype_name(qtype), transport_of(name), name, ";".join(trees[name]))
+            series = Series(*labels, *where)
             queries[series] += times
             result = kind.partition("-")[0]
             results[series, RCODES.get(result) or REASONS[result]] += times
     return queries, results
 
 
-def check_latencies(samples: Mapping[Sample, float], unit: str, took: list[int], had: list[int]) -> None:
+def check_latencies(
+    samples: Mapping[Sample, float], group: tuple[str, str, str], took: list[int], had: list[int]
+) -> None:
     """Compare a histogram with what the processes and the server measured.
 
     dnsprobe measures from the send to the arrival of the answer. So a query took at least as long as the server had it,
     and at most as long as the process waited.
     """
-    group = ("answers.test", "udp", unit)
-    assert {sample[:3] for sample, number in samples.items() if number} == {group}
     for at, bound in enumerate((*LATENCY_BOUNDS_NS, math.inf)):
         below = samples[Sample(*group, at, bound / 1e9)]
         assert sum(time <= bound for time in took) <= below <= sum(time <= bound for time in had)
@@ -184,6 +185,10 @@ def test_results_have_all_labels_of_their_queries(session: Session) -> None:
             now = outcomes(session)
             assert {**now.responses, **now.unanswered} == results
             assert not any([*now.waiting.values(), *now.untracked.values(), *now.unmatched.values()])
-            took = [time for one in asked for time in one["took"]]
-            check_latencies(now.latencies, next(iter(queries)).unit, took, had)
+            unit = next(iter(queries)).unit
+            groups = {("answers.test", transport, unit): transport for transport in had}
+            assert {sample[:3] for sample, number in now.latencies.items() if number} == groups.keys()
+            for group, transport in groups.items():
+                took = [time for one in asked if transport_of(one["name"]) == transport for time in one["took"]]
+                check_latencies(now.latencies, group, took, had[transport])
         askers.stdin.close()
