@@ -110,7 +110,9 @@ static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 hea
 	u64 hash = hash_note(sums, settings, type_class, &asked);
 
 	/* Behind the name are type and class. */
-	if (!take_note(&hash, &note, result_of(skb, dns, place.name + place.length + 4, type_class)))
+	if (remove_note(&hash, &note))
+		end_note(&hash, &note, result_of(skb, dns, place.name + place.length + 4, type_class));
+	else
 		handle_unmatched(skb, &place, hash, hash_of(&sums));
 	return PASSED;
 }
@@ -215,7 +217,9 @@ static __always_inline bool handle_question(struct scratch *s, const struct sett
 
 	u32 records = s->join.message + DNS_HEADER + s->question.length + 4;
 
-	if (!take_note(&waiting->hash, &waiting->taken, result_of(skb, dns, records, type_class)))
+	if (remove_note(&waiting->hash, &waiting->taken))
+		end_note(&waiting->hash, &waiting->taken, result_of(skb, dns, records, type_class));
+	else
 		handle_unmatched_part(s);
 	return true;
 }

@@ -51,10 +51,10 @@ static __always_inline void remember_taken(u64 hash, bool is_answered)
 }
 
 /*
- * Takes the note with the key `hash` back, and counts its result. False if there is none, or if another event is taking
- * it. `note` gets the note: on the stack or, in a program that has no room there, in its scratch space. So does `hash`.
+ * Takes the note with the key `hash` back. False if there is none, or if another event is taking it. `note` gets the
+ * note: on the stack or, in a program that has no room there, in its scratch space. So does `hash`. The caller ends it.
  */
-static __always_inline bool take_note(const u64 *hash, struct note *note, u64 result)
+static __always_inline bool remove_note(const u64 *hash, struct note *note)
 {
 	struct note *found = bpf_map_lookup_elem(MAP(NOTES), (void *)hash);
 	long failed = -EEXIST;
@@ -68,11 +68,25 @@ static __always_inline bool take_note(const u64 *hash, struct note *note, u64 re
 	if (failed)
 		return false;
 	give_back(note->share, RESOURCE_NOTES, 1);
+	return true;
+}
+
+/* Counts the result of a note that was taken back. */
+static __always_inline void end_note(const u64 *hash, const struct note *note, u64 result)
+{
 	/* Before the result: user space takes the histogram once no query waits. */
 	if (result <= RESULT_NODATA)
 		count_latency(note);
 	count_result(note, result);
 	remember_taken(*hash, result <= RESULT_NODATA);
+}
+
+/* Takes a note back as remove_note() does, and counts its result. */
+static __always_inline bool take_note(const u64 *hash, struct note *note, u64 result)
+{
+	if (!remove_note(hash, note))
+		return false;
+	end_note(hash, note, result);
 	return true;
 }
 
