@@ -16,6 +16,20 @@
 /* Messages of a segment that a run handles at most. */
 #define ANSWERS_IN_RUN 4
 
+/*
+ * False if the kernel is going to drop a segment that it does not expect: one that opens the connection, after it is
+ * open, or one behind the window (net/ipv4/tcp_input.c, tcp_sequence()). Anyone who knows the ports can send such
+ * segments, but has to guess the window.
+ */
+static __always_inline bool is_expected(const struct segment *segment)
+{
+	u64 sock = segment->sock;
+
+	if (segment->is_first)
+		return (u8)read_u32(sock + TCP_STATE) == TCP_SYN_SENT;
+	return (s32)(segment->sequence - read_u32(sock + TCP_RCV_WUP) - read_u32(sock + TCP_RCV_WND)) <= 0;
+}
+
 /* Puts the state of the connection of a segment into s->arriving. Without room, each segment is read by itself, and
  * skb->cb has how far the runs before have come. */
 static __always_inline void load_answer_stream(struct scratch *s, struct __sk_buff *skb)
@@ -256,7 +270,7 @@ static __always_inline int handle_ingress_stream(struct __sk_buff *skb)
 	struct scratch *s;
 	u32 index = 0;
 
-	if (!settings || !read_segment(&segment, skb))
+	if (!settings || !read_segment(&segment, skb) || !is_expected(&segment))
 		return 1;
 	s = take_scratch(&index);
 	if (!s) {

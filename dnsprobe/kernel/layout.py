@@ -122,6 +122,9 @@ _TCP = (
     ("TCP_SND_UNA", "tcp_sock", "snd_una"),
     ("TCP_SND_NXT", "tcp_sock", "snd_nxt"),
     ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
+    ("TCP_RCV_WUP", "tcp_sock", "rcv_wup"),
+    ("TCP_RCV_WND", "tcp_sock", "rcv_wnd"),
+    ("TCP_STATE", "sock", "__sk_common.skc_state"),
     ("SOCK_LOCK_OWNED", "sock", "sk_lock.owned"),
     ("MSG_ITER", "msghdr", "msg_iter"),
     # Since Linux 5.14: kernel commit 8cd54c1c8480 ("iov_iter: separate direction from flavour").
