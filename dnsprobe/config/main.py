@@ -19,6 +19,7 @@ from dnsprobe.config.readers import (
     NANOSECONDS,
     Reader,
     absolute_path,
+    ascending_durations,
     boolean,
     choice,
     choices,
@@ -125,15 +126,28 @@ class MetricsConfig:
     web_config: str | None = None
 
 
+#: The most upper bounds of buckets, and those by default, in nanoseconds: from 100 microseconds to 10 seconds.
+MAX_BUCKETS = 15
+BUCKETS_NS = tuple(
+    microseconds * 1000
+    for microseconds in (
+        *(100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
+        *(1_000_000, 5_000_000, 10_000_000),
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class AnswersConfig:
     """The tracking of answers.
 
     After ``timeout_ns``, a query without an answer is given up. At most ``queries`` wait for their answer at a time.
+    ``buckets_ns`` are the upper bounds of the buckets of the latency histograms, without the infinite one.
     """
 
     timeout_ns: int = 5 * NANOSECONDS["s"]
     queries: int = 65536
+    buckets_ns: tuple[int, ...] = BUCKETS_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +324,7 @@ ANSWERS = Section(
     {
         "timeout": Key("timeout_ns", duration(100 * NANOSECONDS["ms"], "100ms", zero=False)),
         "queries": Key("queries", _MAP_ENTRIES),
+        "buckets": Key("buckets_ns", ascending_durations(MAX_BUCKETS, 1000, "0.001ms", "[0.5ms, 10ms, 1s]")),
     },
 )
 

@@ -63,6 +63,29 @@ def duration(low_ns: int, low: str, *, zero: bool = True) -> Reader:
     return read
 
 
+def ascending_durations(most: int, low_ns: int, low: str, example: str) -> Reader:
+    """Return a reader of a list of 1 to ``most`` durations as nanoseconds, each longer than the one before."""
+    hint = f"use a list of 1 to {most} durations, each longer than the one before, such as {example}"
+    read_duration = duration(low_ns, low, zero=False)
+
+    def read(place: Place) -> tuple[int, ...]:
+        if not isinstance(place.node, yaml.SequenceNode):
+            place.wrong("not a list of durations", hint)
+            return ()
+        if not 1 <= len(place.node.value) <= most:
+            place.report(f"{len(place.node.value)} durations", hint)
+        found: list[int] = []
+        for item in place.items():
+            before = len(place.problems)
+            nanoseconds = read_duration(item)
+            if found and nanoseconds <= found[-1] and len(place.problems) == before:
+                item.wrong("not longer than the one before", hint)
+            found.append(nanoseconds)
+        return tuple(found)
+
+    return read
+
+
 def power_of_two(low: int, high: int, limits: str) -> Reader:
     """Return a reader of a size in bytes: a power of two from ``low`` to ``high``, which are ``limits`` as text."""
 

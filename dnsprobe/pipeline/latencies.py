@@ -26,17 +26,6 @@ _BATCH = 64
 #: Histograms that are handled in one step.
 _AT_ONCE = 256
 
-#: The upper bounds of the buckets by default, in nanoseconds: from 100 microseconds to 10 seconds.
-LATENCY_BOUNDS_NS = tuple(
-    microseconds * 1000
-    for microseconds in (
-        *(100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
-        *(1_000_000, 5_000_000, 10_000_000),
-    )
-)
-#: Lines of one histogram in a scrape: its buckets, the number of answers, and the sum. All histograms together have as
-#: many lines as there are series of queries, at most.
-LINES = len(LATENCY_BOUNDS_NS) + 3
 #: In place of a rule, of histograms that found no room in the kernel.
 _ANY_RULE = Rule(0, OTHER, "")
 
@@ -56,6 +45,11 @@ class Sample(NamedTuple):
 
 
 COUNT_AT, SUM_AT = abi.LATENCY_BUCKETS, abi.LATENCY_BUCKETS + 1
+
+
+def lines(bounds_ns: Sequence[int]) -> int:
+    """Return the number of lines of a histogram in a scrape: its buckets, the number of answers, and the sum."""
+    return len(bounds_ns) + 3
 
 
 def key_of_counter(key: CountKey) -> LatencyKey:
@@ -83,7 +77,7 @@ class Histograms:
         decisions: NameDecisions,
         processes: KnownProcesses,
         totals: Totals,
-        bounds_ns: Sequence[int] = LATENCY_BOUNDS_NS,
+        bounds_ns: Sequence[int],
     ) -> None:
         self._maps, self._rules, self._decisions, self._processes = probe.maps, rules, decisions, processes
         self._totals = totals

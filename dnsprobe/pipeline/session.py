@@ -26,7 +26,7 @@ from dnsprobe.pipeline.answers import Answers
 from dnsprobe.pipeline.counters import Counters
 from dnsprobe.pipeline.exceeded import ExceededShares
 from dnsprobe.pipeline.known_processes import KnownProcesses
-from dnsprobe.pipeline.latencies import LINES, Histograms
+from dnsprobe.pipeline.latencies import Histograms, lines
 from dnsprobe.pipeline.matcher import Matcher
 from dnsprobe.pipeline.matching_client import Reload
 from dnsprobe.pipeline.resolver import Resolver
@@ -106,8 +106,9 @@ class Session:
         #: What became of the queries; None if answers are not tracked.
         self.answers: Answers | None = None
         if tracking:
-            totals = Totals(metrics.max_series // LINES, {"unit"} & {*metrics.labels}, ttl)
-            histograms = Histograms(self.probe, self._rules, self._decisions, processes, totals)
+            bounds = tracking.buckets_ns
+            totals = Totals(metrics.max_series // lines(bounds), {"unit"} & {*metrics.labels}, ttl)
+            histograms = Histograms(self.probe, self._rules, self._decisions, processes, totals, bounds)
             self.answers = Answers(self.probe, tracking.timeout_ns, histograms=histograms)
         self._counters = Counters(
             self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive, answers=self.answers

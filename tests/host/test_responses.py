@@ -15,12 +15,12 @@ import pytest
 from askers import PLANS, transport_of
 from conftest import HERE, IN_OWN_NET
 
-from dnsprobe.config.main import AnswersConfig, Config
+from dnsprobe.config.main import BUCKETS_NS, AnswersConfig, Config
 from dnsprobe.kernel.abi import Result
 from dnsprobe.model import Series
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.pipeline.answers import Outcomes, Sums
-from dnsprobe.pipeline.latencies import COUNT_AT, LATENCY_BOUNDS_NS, SUM_AT, Sample
+from dnsprobe.pipeline.latencies import COUNT_AT, SUM_AT, Sample
 from dnsprobe.pipeline.session import Session
 from dnsprobe.process.cgroup import container_of, unit_of
 
@@ -141,7 +141,7 @@ def check_latencies(
     dnsprobe measures from the send to the arrival of the answer. So a query took at least as long as the server had it,
     and at most as long as the process waited.
     """
-    for at, bound in enumerate((*LATENCY_BOUNDS_NS, math.inf)):
+    for at, bound in enumerate((*BUCKETS_NS, math.inf)):
         below = samples[Sample(*group, at, bound / 1e9)]
         assert sum(time <= bound for time in took) <= below <= sum(time <= bound for time in had)
     assert samples[Sample(*group, COUNT_AT, math.inf)] == len(took) == len(had)

@@ -12,6 +12,7 @@ import pytest
 from fake_kernel import DIG, FakeKernel, FakeMap, chain_of
 from inline_matcher import InlineMatcher
 
+from dnsprobe.config.main import BUCKETS_NS, MAX_BUCKETS
 from dnsprobe.kernel.abi import LATENCY_BUCKETS, RESULT_ROOM, Result, Statistic
 from dnsprobe.kernel.maps import Counted, CountKey, Latencies, LatencyKey, NameVerdict, Note, PendingKey
 from dnsprobe.kernel.probe import Probe
@@ -229,3 +230,7 @@ def test_latencies_of_a_name_count_when_it_is_decided(scene: Scene) -> None:
     assert scene.latencies.entries == {}
     scene.collect()
     assert scene.histogram() == [1, 1, 1, 1, 40e-9]
+
+
+def test_the_kernel_has_room_for_all_buckets_that_can_be_configured() -> None:
+    assert len(BUCKETS_NS) <= MAX_BUCKETS == LATENCY_BUCKETS - 1
