@@ -404,11 +404,13 @@ struct begun {
 /* The answers of a TCP connection, kept with its socket. Sequence numbers are those of the server. */
 struct answer_stream {
 	u32 is_known;	/* 1: the other fields are set */
+	u32 is_guess;	/* 1: it is not known whether a message begins at `next` */
 	u32 next;	/* sequence number of the next octet that is to be read */
 	u32 buffered;	/* octets of the message in front of `next`, which are in MAP(PIECES) */
 	u32 is_ahead;	/* 1: octets from `ahead_from` on came before those in front of them, and were read */
 	u32 ahead_from; /* as if a message began there */
 	u32 ahead_next; /* the octet that comes next behind them */
+	u32 pad;
 };
 
 /* The names in a path, from its end to the root, each with a NUL behind it. */

@@ -127,6 +127,8 @@ struct scratch {
 	u32 missing_buffered;
 	/* Not 0: it is not known where the messages of the connection begin. */
 	u32 is_lost;
+	/* Not 0: the answer fits a note. Written by handle_question as well. */
+	u32 is_matched;
 #endif
 	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;

@@ -196,7 +196,7 @@ static __always_inline void handle_unmatched_part(struct scratch *s)
 }
 
 /* Handles the message of which s->present octets are in the scratch space, which is an answer. It is at the offset
- * s->join.message of the packet. False if its question is not there. */
+ * s->join.message of the packet. Sets s->is_matched if it fits a note. False if its question is not there. */
 static __always_inline bool handle_question(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
@@ -217,10 +217,12 @@ static __always_inline bool handle_question(struct scratch *s, const struct sett
 
 	u32 records = s->join.message + DNS_HEADER + s->question.length + 4;
 
-	if (remove_note(&waiting->hash, &waiting->taken))
+	if (remove_note(&waiting->hash, &waiting->taken)) {
 		end_note(&waiting->hash, &waiting->taken, result_of(skb, dns, records, type_class));
-	else
+		s->is_matched = 1;
+	} else {
 		handle_unmatched_part(s);
+	}
 	return true;
 }
 

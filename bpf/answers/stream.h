@@ -74,6 +74,7 @@ static __always_inline void lose_answers(struct scratch *s, u32 next)
 	s->arriving.next = next;
 	s->arriving.buffered = 0;
 	s->arriving.is_ahead = 0;
+	s->arriving.is_guess = 1;
 	s->is_lost = 1;
 }
 
@@ -141,13 +142,20 @@ static __always_inline void handle_stream_answer(struct scratch *s, const struct
 	s->present = present < length || size < LENGTH_SIZE ? present : length;
 	/* The rest of the message may be in later segments: they begin behind the place of the next one. */
 	s->progress = MESSAGE_READ;
+	s->is_matched = 0;
 	if (may_be_answer(s) && !handle_question(s, settings, skb)) {
 		if (FORGET(s->size) < STREAM_SIZE &&
 		    (FORGET(s->size) < LENGTH_SIZE || FORGET(s->present) < FORGET(s->length)))
 			s->progress = MESSAGE_INCOMPLETE;
-		else
+		else if (!FORGET(s->arriving.is_guess) && !FORGET(s->is_out_of_turn))
 			count_unmatched(UNMATCHED_UNREADABLE);
 	}
+	/* Only an answer that fits a note proves that a message begins there. The length of others may be anything. */
+	if (FORGET(s->arriving.is_guess) && !FORGET(s->is_matched)) {
+		s->arriving.next = FORGET(s->tcp.end);
+		return;
+	}
+	s->arriving.is_guess = 0;
 	if (FORGET(s->progress) == MESSAGE_INCOMPLETE) {
 		s->arriving.next += FORGET(s->part);
 		keep_pieces(s, skb);
@@ -165,7 +173,7 @@ static __always_inline void join_ahead(struct scratch *s)
 		return;
 	/* Otherwise, a message does not begin where they do, and they were not read right. */
 	if (FORGET(s->arriving.next) != FORGET(s->arriving.ahead_from) || FORGET(s->arriving.buffered)) {
-		lose_answers(s, FORGET(s->arriving.ahead_next));
+		lose_answers(s, FORGET(s->tcp.end));
 		return;
 	}
 	s->arriving.next = FORGET(s->arriving.ahead_next);
@@ -185,12 +193,17 @@ static __always_inline bool find_answer_place(struct scratch *s)
 	if (FORGET(s->tcp.is_first) || !FORGET(s->arriving.is_known)) {
 		__builtin_memset(&s->arriving, 0, sizeof(s->arriving));
 		s->arriving.is_known = 1;
+		s->arriving.is_guess = !FORGET(s->tcp.is_first);
 		s->arriving.next = sequence;
 	}
 	if ((s32)(FORGET(s->tcp.end) - FORGET(s->arriving.next)) <= 0)
 		return false;
 	if ((s32)(sequence - FORGET(s->arriving.next)) <= 0)
 		return true;
+	if (FORGET(s->arriving.is_guess)) {
+		s->arriving.next = sequence;
+		return true;
+	}
 	if (FORGET(s->arriving.is_ahead)) {
 		if ((s32)(FORGET(s->tcp.end) - FORGET(s->arriving.ahead_next)) <= 0)
 			return false;
