@@ -145,6 +145,7 @@ enum unmatched {
 	UNMATCHED_DUPLICATE,   /* its query has had an answer */
 	UNMATCHED_UNSOLICITED, /* no such query was seen, although a rule matches its name */
 	UNMATCHED_UNREADABLE,  /* its question cannot be read */
+	UNMATCHED_FORGED,      /* the same as unsolicited, but the socket waits for another answer */
 	UNMATCHED,
 };
 

@@ -39,21 +39,36 @@ static __always_inline bool count_remembered(u64 hash)
 	return true;
 }
 
-/* Counts an answer to a name that a rule may match. */
-static __always_inline void count_unsolicited(const u64 *name_hash)
+/* True if a socket waits for an answer, as far as its latest notes tell. */
+static __always_inline bool has_waiting(const u64 *sock)
+{
+	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), (void *)sock);
+
+	if (!socket)
+		return false;
+	for (u32 i = 0; i < SOCKET_NOTES; i++) {
+		if (bpf_map_lookup_elem(MAP(NOTES), &socket->notes[i]))
+			return true;
+	}
+	return false;
+}
+
+/* Counts an answer to a name that a rule may match. If the socket waits for another id, question or server, it was most
+ * likely sent by somebody who wants to be taken for the server. */
+static __always_inline void count_unsolicited(const u64 *name_hash, const u64 *sock)
 {
 	const struct name *name = bpf_map_lookup_elem(MAP(NAMES), (void *)name_hash);
 
 	if (!name || name->verdict != NO_RULE)
-		count_unmatched(UNMATCHED_UNSOLICITED);
+		count_unmatched(has_waiting(sock) ? UNMATCHED_FORGED : UNMATCHED_UNSOLICITED);
 }
 
 /* Counts an answer that fits no note. Most are to names that no rule matches. */
 static __always_inline void handle_unmatched(const struct __sk_buff *skb, const struct place *place, u64 hash,
-					     u64 name_hash)
+					     u64 name_hash, u64 sock)
 {
 	if (!count_remembered(hash) && !matches_no_rule(skb, place))
-		count_unsolicited(&name_hash);
+		count_unsolicited(&name_hash, &sock);
 }
 
 /* What the first program finds out about a packet. */
@@ -113,7 +128,7 @@ static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 hea
 	if (remove_note(&hash, &note))
 		end_note(&hash, &note, result_of(skb, dns, place.name + place.length + 4, type_class));
 	else
-		handle_unmatched(skb, &place, hash, hash_of(&sums));
+		handle_unmatched(skb, &place, hash, hash_of(&sums), asked.sock);
 	return PASSED;
 }
 
@@ -192,7 +207,7 @@ static __always_inline void handle_unmatched_part(struct scratch *s)
 		return;
 	reverse_name(s);
 	if (match_name(s) != NO_RULE)
-		count_unsolicited(&s->question.hash);
+		count_unsolicited(&s->question.hash, &s->waiting.asked.sock);
 }
 
 /* Handles the message of which s->present octets are in the scratch space, which is an answer. It is at the offset

@@ -123,6 +123,7 @@ class Unmatched(IntEnum):
     DUPLICATE = 1
     UNSOLICITED = 2
     UNREADABLE = 3
+    FORGED = 4
 
 
 #: ``enum transport``

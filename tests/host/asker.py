@@ -33,6 +33,8 @@ QUERIES = {
     "parts": 20,
     "options": 20,
 }
+#: Answers to a socket that waits for others: with another id, and with another question.
+FORGED = 6
 #: The same over TCP: see :func:`serve_connection`.
 STREAM_QUERIES = {"stream": 20, "pieces": 3, "large": 5}
 PIPELINED, STREAMS_CLOSED = 20, 10
@@ -199,6 +201,11 @@ def ask(family: socket.AddressFamily, sent: Counter[str]) -> Callable[[], int]:
         for result in ("superseded", "timeout"):
             silent.send(query(number, f"silent-more-{number}.answers.test"))
             sent[result] += 1
+    for number in range(FORGED // 2):
+        server.sendto(
+            answer(query(7000 + number, f"silent-more-{SUPERSEDED - 1}.answers.test"), ""), silent.getsockname()
+        )
+        server.sendto(answer(query(SUPERSEDED - 1, f"forged-{number}.answers.test"), ""), silent.getsockname())
     for number in range(CLOSED):
         with connected(family, address) as ends:
             ends.send(query(number, f"silent-{number}.answers.test"))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from asker import ADDRESSES, FORGED
 from askers import PLANS, transport_of
 from conftest import HERE, IN_OWN_NET
 
@@ -91,6 +92,7 @@ def test_each_query_has_one_result(session: Session) -> None:
     assert ends.waiting == 0
     assert late == sent["timeout"] + sent["superseded"]
     assert (unmatched["duplicate"], unmatched["unreadable"]) == (sent["twice"], 0)
+    assert unmatched["forged"] == len(ADDRESSES) * FORGED
     # What was taken back is remembered in slots, which others may have taken since.
     assert unmatched["late"] + unmatched["unsolicited"] == late
     assert unmatched["late"] > late / 2
@@ -160,7 +162,7 @@ def test_results_have_all_labels_of_their_queries(session: Session) -> None:
         assert (
             zero.waiting == zero.untracked == {(rule, transport): 0 for rule in RULES for transport in ("udp", "tcp")}
         )
-        assert zero.unmatched == dict.fromkeys(["late", "duplicate", "unsolicited", "unreadable"], 0)
+        assert zero.unmatched == dict.fromkeys(["late", "duplicate", "unsolicited", "unreadable", "forged"], 0)
         askers.stdin.write(b"\n")
         askers.stdin.flush()
         asked = [json.loads(askers.stdout.readline()) for _ in PLANS]

@@ -124,7 +124,7 @@ def test_the_metrics_of_a_domain_begin_at_zero(answers: Answers) -> None:
     run(answers.ending_collection(Totals(8), ["example.test", "*.test"]))
     groups = {(domain, transport) for domain in ("example.test", "*.test") for transport in ("udp", "tcp")}
     assert answers.outcomes.waiting == answers.outcomes.untracked == dict.fromkeys(groups, 0)
-    assert answers.outcomes.unmatched == dict.fromkeys(["late", "duplicate", "unsolicited", "unreadable"], 7)
+    assert answers.outcomes.unmatched == dict.fromkeys(["late", "duplicate", "unsolicited", "unreadable", "forged"], 7)
 
 
 def test_results_have_the_labels_of_their_series(answers: Answers) -> None:
