@@ -63,18 +63,10 @@ static __always_inline void count_unsolicited(const u64 *name_hash, const u64 *s
 		count_unmatched(has_waiting(sock) ? UNMATCHED_FORGED : UNMATCHED_UNSOLICITED);
 }
 
-/* Counts an answer that fits no note. Most are to names that no rule matches. */
-static __always_inline void handle_unmatched(const struct __sk_buff *skb, const struct place *place, u64 hash,
-					     u64 name_hash, u64 sock)
-{
-	if (!count_remembered(hash) && !matches_no_rule(skb, place))
-		count_unsolicited(&name_hash, &sock);
-}
-
 /* What the first program finds out about a packet. */
 enum arrival {
 	PASSED,	   /* it is no answer, or handled */
-	IN_PARTS,  /* the second program reads it: in place, it cannot be read */
+	IN_PARTS,  /* the second program handles it: it cannot be read in place, or fits no note */
 	IN_STREAM, /* the third program reads it */
 };
 
@@ -124,11 +116,12 @@ static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 hea
 
 	u64 hash = hash_note(sums, settings, type_class, &asked);
 
+	/* The second program finds out why it fits no note: there is no room on the stack for a look-up in the rules.
+	 */
+	if (!remove_note(&hash, &note))
+		return IN_PARTS;
 	/* Behind the name are type and class. */
-	if (remove_note(&hash, &note))
-		end_note(&hash, &note, result_of(skb, dns, place.name + place.length + 4, type_class));
-	else
-		handle_unmatched(skb, &place, hash, hash_of(&sums), asked.sock);
+	end_note(&hash, &note, result_of(skb, dns, place.name + place.length + 4, type_class));
 	return PASSED;
 }
 
@@ -200,8 +193,9 @@ static __always_inline u32 read_ingress(struct scratch *s, struct __sk_buff *skb
 	return WATCHED_PORT(s->to.port) && s->to.port != CANARY_PORT ? header + UDP_HEADER : 0;
 }
 
-/* As handle_unmatched(), for the question in the scratch space. */
-static __always_inline void handle_unmatched_part(struct scratch *s)
+/* Counts an answer that fits no note, whose question is in the scratch space. Most are to names that no rule matches.
+ */
+static __always_inline void handle_unmatched(struct scratch *s)
 {
 	if (count_remembered(s->waiting.hash))
 		return;
@@ -236,7 +230,7 @@ static __always_inline bool handle_question(struct scratch *s, const struct sett
 		end_note(&waiting->hash, &waiting->taken, result_of(skb, dns, records, type_class));
 		s->is_matched = 1;
 	} else {
-		handle_unmatched_part(s);
+		handle_unmatched(s);
 	}
 	return true;
 }
