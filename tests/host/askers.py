@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "vm/guest"))
 from asker import PORT, answer, connected, query
 
 A, CNAME, AAAA = 1, 5, 28

@@ -62,7 +62,7 @@ def test_each_query_has_one_result(session: Session) -> None:
     answers = session.answers
     assert answers is not None
     assert session.probe.answer_problems == {}
-    command = [*IN_OWN_NET, sys.executable, str(HERE / "asker.py")]
+    command = [*IN_OWN_NET, sys.executable, str(HERE.parent / "vm/guest/asker.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asker:
         assert asker.stdin is not None
         assert asker.stdout is not None
