@@ -57,6 +57,7 @@ enum resource {
 	RESOURCE_IDENTITIES,   /* MAP(IDENTITIES) */
 	RESOURCE_LINEAGE,      /* MAP(LINEAGE) */
 	RESOURCE_EVENTS,       /* MAP(EVENTS) */
+	RESOURCE_NOTES,	       /* MAP(NOTES) */
 	RESOURCES,
 };
 
@@ -72,8 +73,9 @@ enum transport {
 /* In a counter, this bit of the transport is set if the server is on this host. */
 #define TO_LOCAL 0x80
 
-/* Words of the key of hash_name() and hash_query(): two for each eight octets of the longest name, and the rest. */
-#define HASH_KEYS 72
+/* Words of the key of hash_name(), hash_query() and hash_note(): two for each eight octets of the longest name, and the
+ * rest. */
+#define HASH_KEYS 76
 
 enum kind {
 	KIND_QUERY = 0,
@@ -118,6 +120,38 @@ enum statistic {
 	STATISTICS,
 };
 
+/* What became of a counted query, beside "it still waits": the slots of struct count. The first ones are the numbers of
+ * RFC 1035, section 4.1.1. */
+enum result {
+	RESULT_NOERROR = 0, /* with an answer */
+	RESULT_FORMERR,
+	RESULT_SERVFAIL,
+	RESULT_NXDOMAIN,
+	RESULT_NOTIMP,
+	RESULT_REFUSED,
+	RESULT_OTHER_RCODE,
+	RESULT_BADVERS,	    /* RFC 6891, section 9 */
+	RESULT_BADCOOKIE,   /* RFC 7873, section 8 */
+	RESULT_NODATA,	    /* NOERROR without an answer: RFC 2308, section 2.2; the last one of an answer */
+	RESULT_TIMEOUT,	    /* only user space counts it */
+	RESULT_CLOSED,	    /* the socket was closed before an answer came */
+	RESULT_UNREACHABLE, /* an error came back (ICMP) */
+	RESULT_SUPERSEDED,  /* the same query was sent again */
+	RESULT_UNTRACKED,   /* there was no room for a note, or its answer cannot be recognized */
+	RESULTS,
+};
+#define RESULT_ROOM 16 /* RESULTS, rounded up to a power of two */
+
+/* Answers that fit no note: slots of MAP(UNMATCHED). */
+enum unmatched {
+	UNMATCHED_LATE = 0,    /* its query was given up before */
+	UNMATCHED_DUPLICATE,   /* its query has had an answer */
+	UNMATCHED_UNSOLICITED, /* no such query was seen, although a rule matches its name */
+	UNMATCHED_UNREADABLE,  /* its question cannot be read */
+	UNMATCHED_FORGED,      /* the same as unsolicited, but the socket waits for another answer */
+	UNMATCHED,
+};
+
 /* What one user or control group has. Only the kernel side writes it. */
 struct share {
 	u64 used[RESOURCES];	/* units taken, less those that the kernel side gave back */
@@ -159,6 +193,20 @@ struct count {
 	u64 share;
 };
 
+/*
+ * The same with what became of the queries. User space copies it from its first octet to its last while runs add to it.
+ * So `queries` is behind the results: each of these is of a query that was counted before.
+ */
+struct tracked_count {
+	u64 results[RESULT_ROOM];
+	u64 queries;
+	u64 share;
+};
+
+/* Octets of the largest one of the values that a program adds as zeros: struct share, struct tracked_count, struct
+ * noted_socket and struct latencies. */
+#define ZEROS_SIZE 144
+
 struct count_key {
 	u64 start_ns;
 	u32 tgid;
@@ -178,6 +226,54 @@ struct pending_key {
 	u8 transport; /* with TO_LOCAL */
 	u8 pad[5];
 };
+
+/* Octets of the longer one of both keys. */
+#define NOTED_KEY_SIZE 32
+
+/* A query that waits for its answer, and its counter. The key of the map is hash_note(). */
+struct note {
+	u64 time_ns;		    /* CLOCK_MONOTONIC */
+	u64 share;		    /* who takes its room */
+	u64 is_pending;		    /* 1: the counter is in MAP(PENDING), 0: in MAP(COUNTS) */
+	u8 counter[NOTED_KEY_SIZE]; /* its key, struct pending_key or struct count_key */
+};
+
+/* The latest notes of a socket, by their keys. A power of two. */
+#define SOCKET_NOTES 8
+
+/* The notes of a socket, so that its end or an error takes them back. The key of the map is its address. */
+struct noted_socket {
+	u64 notes[SOCKET_NOTES];
+	u64 next;
+};
+
+/* Buckets of latencies: one for each bound, and one for what is above the last bound. A power of two. */
+#define LATENCY_BUCKETS 16
+
+/* The upper bounds of the buckets, ascending and inclusive. Those that are not used are U64_MAX. */
+struct latency_bounds {
+	u64 ns[LATENCY_BUCKETS];
+};
+
+/* Whose answers have such latencies. `name_hash` and `generation` are 0 unless the rule is DECIDE. */
+struct latency_key {
+	u64 start_ns;
+	u64 name_hash;
+	u32 tgid;
+	u32 rule;
+	u32 generation;
+	u8 transport;
+	u8 pad[3];
+};
+
+/* How long answers took. */
+struct latencies {
+	u64 buckets[LATENCY_BUCKETS];
+	u64 sum_ns;
+};
+
+/* Notes that were taken back and are remembered. A power of two. */
+#define TAKEN_NOTES 8192
 
 /* A query that was asked before. The key of the map is the hash of its process, name, type, class and transport. */
 struct seen {
@@ -307,6 +403,18 @@ struct connection {
 struct begun {
 	u8 octets[STREAM_SIZE];
 	u8 pad[7];
+};
+
+/* The answers of a TCP connection, kept with its socket. Sequence numbers are those of the server. */
+struct answer_stream {
+	u32 is_known;	/* 1: the other fields are set */
+	u32 is_guess;	/* 1: it is not known whether a message begins at `next` */
+	u32 next;	/* sequence number of the next octet that is to be read */
+	u32 buffered;	/* octets of the message in front of `next`, which are in MAP(PIECES) */
+	u32 is_ahead;	/* 1: octets from `ahead_from` on came before those in front of them, and were read */
+	u32 ahead_from; /* as if a message began there */
+	u32 ahead_next; /* the octet that comes next behind them */
+	u32 pad;
 };
 
 /* The names in a path, from its end to the root, each with a NUL behind it. */

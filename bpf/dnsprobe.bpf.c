@@ -10,6 +10,11 @@
 #include "udp/function.h"
 #include "tcp/egress.h"
 #include "tcp/handler.h"
+#ifdef ANSWERS
+#include "answers/ingress.h"
+#include "answers/socket.h"
+#include "answers/stream.h"
+#endif
 
 /*
  * A program at a kernel function is attached by fentry or by a kprobe. fentry passes the arguments of the function as
@@ -176,6 +181,40 @@ int tcp_sendmsg_locked_again_entry(struct bpf_raw_tracepoint_args *ctx)
 	return handle_write(ctx, ctx->args[0], ctx->args[1], HOOK_STREAM_SECOND, 1);
 }
 #endif
+#endif
+
+#ifdef ANSWERS
+/* BPF_CGROUP_RUN_PROG_INET_INGRESS() in net/core/filter.c, sk_filter_trim_cap() */
+int ingress_entry(struct __sk_buff *skb)
+{
+	return handle_ingress(skb);
+}
+
+int ingress_slow(struct __sk_buff *skb)
+{
+	return handle_ingress_slowly(skb);
+}
+
+int ingress_odd(struct __sk_buff *skb)
+{
+	return handle_ingress_stream(skb);
+}
+
+/* BPF_CGROUP_RUN_PROG_INET_SOCK_RELEASE() in net/ipv4/af_inet.c, inet_release(). Since Linux 5.9: kernel commit
+ * f5836749c9c0 ("bpf: Add BPF_CGROUP_INET_SOCK_RELEASE hook"). */
+int sock_release_entry(struct bpf_sock *ctx)
+{
+	end_socket(ctx);
+	return 1;
+}
+
+/* include/trace/events/sock.h: inet_sk_error_report(const struct sock *sk). Since Linux 5.14: "net: sock:
+ * add tracers for inet socket errors". */
+int inet_sk_error_report_entry(struct bpf_raw_tracepoint_args *ctx)
+{
+	note_error(ctx->args[0]);
+	return 0;
+}
 #endif
 
 /*

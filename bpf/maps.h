@@ -9,7 +9,8 @@
 
 #include "abi.h"
 
-#define EEXIST 17 /* include/uapi/asm-generic/errno-base.h */
+#define ENOENT 2 /* include/uapi/asm-generic/errno-base.h */
+#define EEXIST 17
 
 /*
  * The descriptors of the maps and the port of the canaries differ at each start. The compiled program has marks in
@@ -18,6 +19,13 @@
  */
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_##name))
 #define CANARY_PORT bpf_pseudo_fd(CANARY_MARK, 0)
+
+/* The values of MAP(COUNTS) and MAP(PENDING). */
+#ifdef ANSWERS
+#define COUNTER struct tracked_count
+#else
+#define COUNTER struct count
+#endif
 
 /*
  * A key of 32 bits on the stack. The verifier knows for each 64 bits of the stack whether they are read later, and only
@@ -35,6 +43,14 @@ static __always_inline struct settings *get_settings(void)
 	u32 zero = 0;
 
 	return bpf_map_lookup_elem(MAP(SETTINGS), &zero);
+}
+
+/* Returns ZEROS_SIZE octets that are 0: a new entry of a map may be too large for the stack. */
+static __always_inline const void *get_zeros(void)
+{
+	u64 first = 0;
+
+	return bpf_map_lookup_elem(MAP(ZEROS), &first);
 }
 
 /* The map has a slot for each CPU, but a program may be interrupted by another one there. */

@@ -78,6 +78,14 @@ struct join {
 	u8 name[NAME_SIZE + 64];
 };
 
+/* A query that is noted. */
+struct waiting {
+	struct asked asked;
+	u64 hash;	   /* of it: the key of its note */
+	struct note note;  /* a new entry of MAP(NOTES) */
+	struct note taken; /* the note of the same query before */
+};
+
 /* struct scratch.sent_on */
 #define SENT_ON 1
 #define NOTED 2
@@ -115,6 +123,20 @@ struct scratch {
 	/* The keys of the counter. Written and read by count_query and count_pending. */
 	struct count_key count_key;
 	struct pending_key pending_key;
+#ifdef ANSWERS
+	/* Written and read by note_query and handle_question. */
+	struct waiting waiting;
+	/* Of a segment with answers: its connection. Written and read by answers/stream.h, as the next ones. */
+	struct answer_stream arriving;
+	/* Not 0: the segment came before its turn. Then the place of what is missing, and the octets in front of it. */
+	u32 is_out_of_turn;
+	u32 missing_at;
+	u32 missing_buffered;
+	/* Not 0: it is not known where the messages of the connection begin. */
+	u32 is_lost;
+	/* Not 0: the answer fits a note. Written by handle_question as well. */
+	u32 is_matched;
+#endif
 	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;
 	/* Written by handle_query, is_event_due (repeats), walk_ancestry (chain), complete_event and
@@ -189,7 +211,8 @@ struct scratch {
 	u32 datagrams;
 	/* Of a packet at egress: the offset of its first DNS message, the octets from there on, those of each datagram
 	 * but the last, where the next datagram begins behind the first octet of the first one, and how many runs the
-	 * packet had. Written by read_cut, read_next and handle_datagrams, which read them as well. */
+	 * packet had. Written by read_cut, read_next and handle_datagrams, which read them as well; of one at ingress,
+	 * by handle_parts. */
 	u32 message_at;
 	u32 total;
 	u32 segment;

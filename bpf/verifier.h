@@ -38,13 +38,15 @@
  * compiler may compare one register and use a copy in another. Then it complains of "unbounded memory access" or "max
  * value is outside of the allowed memory range".
  */
+#define KEEP_BELOW_16(value) asm volatile("%0 &= 15" : "+r"(value))
 #define KEEP_BELOW_64(value) asm volatile("%0 &= 63" : "+r"(value))
 #define KEEP_BELOW_128(value) asm volatile("%0 &= 127" : "+r"(value))
 #define KEEP_BELOW_256(value) asm volatile("%0 &= 255" : "+r"(value))
 #define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
 #define KEEP_BELOW_32768(value) asm volatile("%0 &= 32767" : "+r"(value))
 
-/* Hides from the compiler what a register holds, so that it does not replace masks by branches. */
+/* Hides from the compiler what a register holds, so that it does not replace masks by branches, or use what it has
+ * computed from it before. */
 #define HIDE(value) asm volatile("" : "+r"(value))
 
 /*

@@ -238,6 +238,7 @@ class Count:
 
     ``to`` is the place of the server, LOCAL or REMOTE. ``share`` is who takes the room of the series: a user or a
     control group, as the kernel side numbers them, 0 if that is not known. ``user`` is empty if it is not known.
+    ``results`` are numbers of what became of the queries, none if answers are not tracked.
     """
 
     rule: Rule
@@ -251,6 +252,7 @@ class Count:
     queries: int
     share: int = 0
     user: str = ""
+    results: tuple[int, ...] = ()
 
 
 class Series(NamedTuple):

@@ -37,6 +37,27 @@ static __always_inline u64 hash_of(const struct sums *sums)
 	return (sums->first >> 32 << 32) | sums->second >> 32;
 }
 
+/* A query as its answer will come back: to this socket, from this server. */
+struct asked {
+	u64 sock; /* address of struct sock, as a number */
+	u64 server[2];
+	u16 id;	  /* network byte order */
+	u16 port; /* host byte order */
+};
+
+/* Returns the key of the note for a query: the hash of its name (in `sums`), type and class, id, socket and server. */
+static __always_inline u64 hash_note(struct sums sums, const struct settings *settings, u32 type_class,
+				     const struct asked *asked)
+{
+	const u64 *key = settings->hash_key + QUERY_KEYS;
+
+	add_octets(&sums, key, asked->sock);
+	add_octets(&sums, key + 2, type_class | (u64)asked->id << 32 | (u64)asked->port << 48);
+	add_octets(&sums, key + 4, asked->server[0]);
+	add_octets(&sums, key + 6, asked->server[1]);
+	return hash_of(&sums);
+}
+
 /* Returns the hash of a query: of its name (in `sums`), type and class (four octets), transport and process. */
 static __always_inline u64 hash_query(struct sums sums, const struct settings *settings, u32 type_class, u8 transport,
 				      const struct process_key *process)

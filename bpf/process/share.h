@@ -53,11 +53,13 @@ static __always_inline u64 share_of(u64 task)
 static __always_inline u64 find_share(u64 task)
 {
 	u64 share = share_of(task);
-	struct share none = {};
+	const void *none;
 
 	if (bpf_map_lookup_elem(MAP(SHARES), &share))
 		return share;
-	bpf_map_update_elem(MAP(SHARES), &share, &none, BPF_NOEXIST);
+	none = get_zeros();
+	if (none)
+		bpf_map_update_elem(MAP(SHARES), &share, (void *)none, BPF_NOEXIST);
 	return bpf_map_lookup_elem(MAP(SHARES), &share) ? share : SHARE_OF_OTHERS;
 }
 

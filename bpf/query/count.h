@@ -38,22 +38,47 @@ static __always_inline void set_share(struct scratch *s, u64 thread)
 	s->counted_qtype = known && *known >> s->question.qtype % 64 & 1 ? s->question.qtype : OTHER_QTYPE;
 }
 
+#ifdef ANSWERS
+/* Makes the counter of `key`. It is too large for the stack, so it is all zero first. User space leaves a counter
+ * without queries alone. False if there is one, or if the map is full. */
+static __always_inline bool make_counter(u64 share, void *map, const void *key, u64 number)
+{
+	const void *none = get_zeros();
+	COUNTER *count;
+
+	if (!none || bpf_map_update_elem(map, (void *)key, (void *)none, BPF_NOEXIST))
+		return false;
+	count = bpf_map_lookup_elem(map, (void *)key);
+	if (!count)
+		return true;
+	count->share = share;
+	__sync_fetch_and_add(&count->queries, number);
+	return true;
+}
+#else
+static __always_inline bool make_counter(u64 share, void *map, const void *key, u64 number)
+{
+	COUNTER first = { .queries = number, .share = share };
+
+	return bpf_map_update_elem(map, (void *)key, &first, BPF_NOEXIST) == 0;
+}
+#endif
+
 /* Adds `number` to the counter of `key`. False if the map or the share has no room for a new key. `added`: the key is
  * new. */
 static __always_inline bool add_to_count(u64 share, void *map, u32 resource, const void *key, u64 number, bool *added)
 {
-	struct count first = { .queries = number, .share = share };
-	struct count *count = bpf_map_lookup_elem(map, (void *)key);
+	COUNTER *count = bpf_map_lookup_elem(map, (void *)key);
 
 	*added = false;
 	if (!count) {
-		if (take_room(first.share, resource, 1)) {
-			if (bpf_map_update_elem(map, (void *)key, &first, BPF_NOEXIST) == 0) {
+		if (take_room(share, resource, 1)) {
+			if (make_counter(share, map, key, number)) {
 				count_statistic(STAT_COUNTERS_ADDED);
 				*added = true;
 				return true;
 			}
-			give_back(first.share, resource, 1);
+			give_back(share, resource, 1);
 		}
 		/* Another CPU was first, or there is no room. */
 		count = bpf_map_lookup_elem(map, (void *)key);

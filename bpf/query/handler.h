@@ -6,6 +6,7 @@
 #define DNSPROBE_QUERY_HANDLER_H
 
 #include "scratch.h"
+#include "answers/note.h"
 #include "dns/name.h"
 #include "process/ancestry.h"
 #include "query/count.h"
@@ -77,6 +78,8 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 	}
 	if (rule != DECIDE && count_query(s, rule, counted_transport(&s->to)))
 		s->outcome = rule;
+	if (rule == DECIDE || s->outcome == rule)
+		note_query(s, settings, rule);
 	if (!is_asker_known) {
 		count_statistic(STAT_UNATTRIBUTED_SENT_ON);
 		s->keep_tree = 0;

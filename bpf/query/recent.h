@@ -10,6 +10,7 @@
 #include "kernel_read.h"
 #include "maps.h"
 #include "verifier.h"
+#include "answers/note.h"
 #include "dns/hash.h"
 #include "process/asker.h"
 #include "process/current.h"
@@ -45,11 +46,12 @@ static __always_inline struct cached *find_slot(u64 hash)
 /*
  * Counts a query if its outcome is in the cache. False if it is not: then the query has to be parsed. `sums` are those
  * of the name, `packet` is the address of the packet (struct sk_buff). `ctx` is the context of a program behind the
- * firewall, in front of it NULL. Sets `query_hash` to the hash of the query.
+ * firewall, in front of it NULL. Sets `query_hash` to the hash of the query. `asked` is where its answer will come
+ * from.
  */
 static __always_inline bool count_recent(u64 *query_hash, const struct sums *sums, const struct settings *settings,
 					 u32 type_class, u8 transport, const struct __sk_buff *ctx, u64 packet,
-					 u8 family)
+					 u8 family, const struct asked *asked)
 {
 	struct process_key process;
 
@@ -84,12 +86,18 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 		.qtype = __builtin_bswap16(type_class),
 		.transport = transport | local,
 	};
-	struct count *count = bpf_map_lookup_elem(MAP(COUNTS), &key);
+	COUNTER *count = bpf_map_lookup_elem(MAP(COUNTS), &key);
 
 	if (!count)
 		return false;
+
+	u64 note = TRACKS_ANSWERS ? hash_note(*sums, settings, type_class, asked) : 0;
+
+	if (is_waiting(note))
+		return false;
 	__sync_fetch_and_add(&count->queries, 1);
 	__sync_fetch_and_add(&slot->repeats, 1);
+	note_recent(note, count, &key, asked);
 	return true;
 }
 

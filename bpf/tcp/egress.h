@@ -351,6 +351,9 @@ static __always_inline void read_segment_message(struct scratch *s, struct conne
 static __always_inline void handle_segment_message(struct scratch *s, const struct settings *settings,
 						   struct connection *connection, struct __sk_buff *skb)
 {
+	/* The compiler would compute the addresses of many fields in advance, and keep them on the stack, which has not
+	 * enough room for all of them. */
+	HIDE(s);
 	/* FORGET: with registers and the stack, the verifier would follow each way to get here once more. */
 	read_segment_message(s, connection, skb);
 	if (FORGET(s->progress) == MESSAGE_MALFORMED)

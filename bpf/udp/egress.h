@@ -54,18 +54,16 @@ struct place {
 };
 
 /*
- * Looks up the question of a packet in the cache of outcomes, in place: nothing is copied. As is_recent() of
- * udp/function.h; here the octets of the message may end in the middle of a word. Returns UNKNOWN if it cannot be
- * looked up, and NEW if it is not there.
+ * Hashes the question of a packet in place: nothing is copied. As is_recent() of udp/function.h; here the octets of the
+ * message may end in the middle of a word. Sets `type_class`. False if that cannot be done.
  */
-static __always_inline enum finding look_up_question(struct place *place, const struct __sk_buff *skb,
-						     const struct settings *settings, u64 packet, u8 family)
+static __always_inline bool hash_question(struct place *place, struct sums *sums, u32 *type_class,
+					  const struct __sk_buff *skb, const struct settings *settings)
 {
 	u8 *data = (void *)(long)skb->data;
 	u8 *data_end = (void *)(long)skb->data_end;
 	u8 *at = data + place->name;
 	const u64 *key = settings->hash_key;
-	struct sums sums = {};
 	u64 octets = 0, zeros = 0;
 
 	for (u32 i = 0; i < NAME_SIZE / 8; i++) {
@@ -75,7 +73,7 @@ static __always_inline enum finding look_up_question(struct place *place, const 
 		zeros = zero_octets(octets);
 		if (zeros)
 			break;
-		add_octets(&sums, key, lower_case(octets));
+		add_octets(sums, key, lower_case(octets));
 		at += 8;
 		key += 2;
 	}
@@ -85,26 +83,42 @@ static __always_inline enum finding look_up_question(struct place *place, const 
 		u64 rest = data_end - at;
 
 		if (last > LONGEST_PLAIN || rest - 1 > 6)
-			return UNKNOWN;
+			return false;
 		/* The comparison above may be with a copy of `last`. */
 		KEEP_BELOW_32768(last);
 		data += last;
 		if (data + 8 > data_end)
-			return UNKNOWN;
+			return false;
 		octets = *(u64 *)data >> (64 - rest * 8);
 		zeros = zero_octets(octets | ~0ULL << rest * 8);
 		if (!zeros)
-			return UNKNOWN;
+			return false;
 	}
 
 	u64 first = lowest_lane(zeros);
 
-	add_octets(&sums, key, lower_case(octets & (first - 1)));
+	add_octets(sums, key, lower_case(octets & (first - 1)));
 	at += octets_below(first) + 1;
 	if (at + 4 > data_end)
-		return UNKNOWN;
+		return false;
 	place->length = at - (u8 *)(long)skb->data - place->name;
-	return count_recent(&place->hash, &sums, settings, *(u32 *)at, TRANSPORT_UDP, skb, packet, family) ? DONE : NEW;
+	*type_class = *(u32 *)at;
+	return true;
+}
+
+/* Looks up the question of a packet in the cache of outcomes. Returns UNKNOWN if it cannot be looked up, and NEW if it
+ * is not there. */
+static __always_inline enum finding look_up_question(struct place *place, const struct __sk_buff *skb,
+						     const struct settings *settings, u64 packet, u8 family,
+						     const struct asked *asked)
+{
+	struct sums sums = {};
+	u32 type_class;
+
+	if (!hash_question(place, &sums, &type_class, skb, settings))
+		return UNKNOWN;
+	return count_recent(&place->hash, &sums, settings, type_class, TRANSPORT_UDP, skb, packet, family, asked) ? DONE
+														  : NEW;
 }
 
 /* True if the labels of a name end where its first octet that is 0 is. */
@@ -129,11 +143,10 @@ static __always_inline bool has_labels(const struct __sk_buff *skb, const struct
 }
 
 /*
- * Remembers that no rule matches a name. False if one may match, or if the name cannot be read in place. As
- * reverse_name() and match_name(), on the stack: this is what becomes of most names that are new.
+ * True if no rule matches a name. False if one may match, or if the name cannot be read in place. As reverse_name() and
+ * match_name(), on the stack: this is what becomes of most names that are new.
  */
-static __always_inline bool is_without_rule(const struct __sk_buff *skb, const struct settings *settings,
-					    const struct place *place)
+static __always_inline bool matches_no_rule(const struct __sk_buff *skb, const struct place *place)
 {
 	u8 *data_end = (void *)(long)skb->data_end;
 	u32 zero = 0;
@@ -167,7 +180,14 @@ static __always_inline bool is_without_rule(const struct __sk_buff *skb, const s
 			octets &= (1ULL << from * 8) - 1;
 		key.reversed[i] = octets;
 	}
-	if (bpf_map_lookup_elem(rules, &key.bits))
+	return !bpf_map_lookup_elem(rules, &key.bits);
+}
+
+/* Remembers that no rule matches a name. False if one may match. */
+static __always_inline bool is_without_rule(const struct __sk_buff *skb, const struct settings *settings,
+					    const struct place *place)
+{
+	if (!matches_no_rule(skb, place))
 		return false;
 	take_repeats(place->hash);
 	remember_outcome(place->hash, NO_RULE, 0, settings->generation);
@@ -203,8 +223,9 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 	if (settings->parts_only && is_readable &&
 	    !is_beyond_linear(data_end - (u8 *)dns, skb->len - (data_end - data)))
 		return DONE;
-	if (has_connection(packet)) {
+	if (TRACKS_ANSWERS || has_connection(packet))
 		__builtin_memcpy(address, data + destination, family == 4 ? 4 : 16);
+	if (has_connection(packet)) {
 		undo_nat(packet, family, address, &port);
 	} else if (is_connected_elsewhere(skb, port)) {
 		return UNKNOWN;
@@ -218,7 +239,13 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 		return UNKNOWN;
 
 	struct place place = { .name = header + UDP_HEADER + DNS_HEADER };
-	enum finding finding = look_up_question(&place, skb, settings, packet, family);
+	struct asked asked = {
+		.sock = TRACKS_ANSWERS ? read_u64(packet + SKB_SK) : 0,
+		.server = { address[0], address[1] },
+		.id = dns->id,
+		.port = port,
+	};
+	enum finding finding = look_up_question(&place, skb, settings, packet, family, &asked);
 
 	if (finding == NEW)
 		return is_without_rule(skb, settings, &place) ? DONE : UNKNOWN;

@@ -68,8 +68,12 @@ static __always_inline bool is_recent(struct scratch *s, const struct settings *
 	KEEP_BELOW_512(end);
 	if (packet->length - end >= 4 + SHORTEST_QUERY && count_datagrams(packet, cork) > 1)
 		return false;
+
+	struct asked asked;
+
+	set_asked(&asked, &packet->to, dns->id);
 	return count_recent(&query_hash, &sums, settings, *(u32 *)&s->packet[PACKET_FRONT + end], TRANSPORT_UDP, NULL,
-			    packet->to.skb, packet->to.family);
+			    packet->to.skb, packet->to.family, &asked);
 }
 
 /* Handles one packet at one of the hooks. Each step rejects what it can, the cheapest first. */

@@ -29,6 +29,7 @@ from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Loss, describe_losses
 from dnsprobe.model import Query, Series
+from dnsprobe.pipeline.answers import outcomes_of
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
 from dnsprobe.pipeline.steps import as_steps, run_in_turns
@@ -236,13 +237,10 @@ class Daemon:
             f"not ready: {unready}" if unready else "",
             describe_hooks(probe.prover),
             self._rules_in_force(),
-            self._queries_so_far(),
+            self._queries(self._counts.last),
             self._address.problem,
         )
         return "; ".join(filter(None, facts))
-
-    def _queries_so_far(self) -> str:
-        return self._queries(self._counts.last)
 
     def _queries(self, counts: Mapping[Series, int]) -> str:
         return number(total_queries(counts) + self._session.totals.expired.total(), "query", "queries")
@@ -252,7 +250,7 @@ class Daemon:
 
     async def _collect(self) -> Mapping[Series, int]:
         counts = await self._session.collect_in_turns()
-        await run_in_turns(as_steps(self._registry.preparing(counts)))
+        await run_in_turns(as_steps(self._registry.preparing(counts, outcomes_of(self._session.answers))))
         return counts
 
     def _snapshot(self) -> Snapshot:
@@ -278,6 +276,7 @@ class Daemon:
             expired=self._session.totals.expired.copy(),
             expired_connections=self._session.totals.expired_connections,
             expired_unread=self._session.totals.expired_unread,
+            outcomes=outcomes_of(self._session.answers),
         )
 
     def _losses(self) -> dict[Loss, int]:

@@ -8,6 +8,7 @@ import selectors
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TextIO
 
 from dnsprobe.commands.hooks import describe_hooks
@@ -41,7 +42,8 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_limits
     for _name, pattern, _priority in specs:
         parse_pattern(pattern)
     check_limits()
-    session = Session(config, specs)
+    # It does not show answers yet.
+    session = Session(replace(config, answers=None), specs)
     try:
         session.start()
         render = _json_renderer() if as_json else _tree_renderer(sys.stdout)

@@ -19,6 +19,7 @@ from dnsprobe.config.readers import (
     NANOSECONDS,
     Reader,
     absolute_path,
+    ascending_durations,
     boolean,
     choice,
     choices,
@@ -125,18 +126,43 @@ class MetricsConfig:
     web_config: str | None = None
 
 
+#: The most upper bounds of buckets, and those by default, in nanoseconds: from 100 microseconds to 10 seconds.
+MAX_BUCKETS = 15
+BUCKETS_NS = tuple(
+    microseconds * 1000
+    for microseconds in (
+        *(100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
+        *(1_000_000, 5_000_000, 10_000_000),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersConfig:
+    """The tracking of answers.
+
+    After ``timeout_ns``, a query without an answer is given up. At most ``queries`` wait for their answer at a time.
+    ``buckets_ns`` are the upper bounds of the buckets of the latency histograms, without the infinite one.
+    """
+
+    timeout_ns: int = 5 * NANOSECONDS["s"]
+    queries: int = 65536
+    buckets_ns: tuple[int, ...] = BUCKETS_NS
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole configuration; no ``domains`` means all names."""
+    """A whole configuration; no ``domains`` means all names. Without ``answers``, answers are not tracked."""
 
     domains: tuple[DomainSpec, ...] = ()
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    answers: AnswersConfig | None = None
 
     def needs_restart(self) -> str:
         """Return a text that differs between two configurations if changes between them need a restart."""
-        return repr((self.probe, self.journal, self.metrics))
+        return repr((self.probe, self.journal, self.metrics, self.answers))
 
 
 def warnings(config: Config) -> list[str]:
@@ -292,18 +318,40 @@ SECTIONS: Mapping[str, Section] = {
     ),
 }
 
+#: The section ``answers``. Its value may also be ``off``, which is the default.
+ANSWERS = Section(
+    AnswersConfig,
+    {
+        "timeout": Key("timeout_ns", duration(100 * NANOSECONDS["ms"], "100ms", zero=False)),
+        "queries": Key("queries", _MAP_ENTRIES),
+        "buckets": Key("buckets_ns", ascending_durations(MAX_BUCKETS, 1000, "0.001ms", "[0.5ms, 10ms, 1s]")),
+    },
+)
+
 
 def _read_root(root: Place) -> Config:
     if root.empty:
         return default()
-    places = root.entries(("domains", *SECTIONS))
+    places = root.entries(("domains", *SECTIONS, "answers"))
     values: dict[str, Any] = {}
     if "domains" in places:
         values["domains"] = _read_domains(places["domains"])
     for name, section in SECTIONS.items():
         if name in places and not places[name].empty:
             values[name] = _read_section(section, places[name])
+    if "answers" in places and not places["answers"].empty:
+        values["answers"] = _read_answers(places["answers"])
     return Config(**values)
+
+
+def _read_answers(place: Place) -> AnswersConfig | None:
+    if isinstance(place.node, yaml.MappingNode):
+        answers: AnswersConfig = _read_section(ANSWERS, place)
+        return answers
+    # In YAML 1.1, off without quotes is a boolean.
+    if place.scalar() != "off":
+        place.wrong("neither off nor a mapping", f"use off, or any of the keys {', '.join(ANSWERS.keys)}")
+    return None
 
 
 def _read_section(section: Section, place: Place) -> Any:

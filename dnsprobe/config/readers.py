@@ -43,21 +43,45 @@ def whole_number(low: int, high: int) -> Reader:
     return read
 
 
-def duration(low_ns: int, low: str) -> Reader:
-    """Return a reader of a duration as nanoseconds: 0, or from ``low`` (``low_ns`` as text) to one year."""
+def duration(low_ns: int, low: str, *, zero: bool = True) -> Reader:
+    """Return a reader of a duration as nanoseconds: 0 if ``zero``, or from ``low`` (``low_ns`` as text) to one year."""
+    either = "0, or " if zero else ""
 
     def read(place: Place) -> int:
         text = place.scalar("str", "int") or ""
         match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", text)
-        if text != "0" and not match:
-            example = text if re.fullmatch("[0-9]{1,15}", text) else "60"
+        if not match and not (zero and text == "0"):
+            example = text if re.fullmatch("[1-9][0-9]{0,14}", text) else "60"
             units = ", ".join(NANOSECONDS)
-            place.wrong("not a duration", f"use 0, or a number with a unit ({units}), such as {example}s")
+            place.wrong("not a duration", f"use {either}a number with a unit ({units}), such as {example}s")
             return 0
         nanoseconds = Fraction(match[1]) * NANOSECONDS[match[2]] if match else Fraction(0)
-        if nanoseconds and not low_ns <= nanoseconds <= _YEAR_NS:
-            place.wrong("out of range", f"use 0, or a duration from {low} to 365d")
+        if (nanoseconds or not zero) and not low_ns <= nanoseconds <= _YEAR_NS:
+            place.wrong("out of range", f"use {either}a duration from {low} to 365d")
         return int(nanoseconds)
+
+    return read
+
+
+def ascending_durations(most: int, low_ns: int, low: str, example: str) -> Reader:
+    """Return a reader of a list of 1 to ``most`` durations as nanoseconds, each longer than the one before."""
+    hint = f"use a list of 1 to {most} durations, each longer than the one before, such as {example}"
+    read_duration = duration(low_ns, low, zero=False)
+
+    def read(place: Place) -> tuple[int, ...]:
+        if not isinstance(place.node, yaml.SequenceNode):
+            place.wrong("not a list of durations", hint)
+            return ()
+        if not 1 <= len(place.node.value) <= most:
+            place.report(f"{len(place.node.value)} durations", hint)
+        found: list[int] = []
+        for item in place.items():
+            before = len(place.problems)
+            nanoseconds = read_duration(item)
+            if found and nanoseconds <= found[-1] and len(place.problems) == before:
+                item.wrong("not longer than the one before", hint)
+            found.append(nanoseconds)
+        return tuple(found)
 
     return read
 

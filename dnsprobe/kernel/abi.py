@@ -23,7 +23,7 @@ RULE_IDS = 65536
 ENCRYPTED, OVER_LIMIT, UNREAD, OVERFLOW_SLOTS = RULE_IDS, RULE_IDS + 1, RULE_IDS + 2, RULE_IDS + 3
 STREAM_SIZE = 2 + 12 + 255 + 4
 STREAM_HEAD = 4
-HASH_KEYS = 72
+HASH_KEYS = 76
 OUTCOMES = 8192
 OTHER_QTYPE = 65535
 SHARE_OF_NOBODY = 0
@@ -31,6 +31,12 @@ SHARE_OF_OTHERS = 1
 SHARE_OF_USER = 1 << 32
 SHARE_OF_CGROUP = 1 << 62
 SHARES = 4096
+RESULT_ROOM = 16
+NOTED_KEY_SIZE = 32
+SOCKET_NOTES = 8
+TAKEN_NOTES = 8192
+ZEROS_SIZE = 144
+LATENCY_BUCKETS = 16
 
 
 class Kind(IntEnum):
@@ -52,6 +58,7 @@ class Resource(IntEnum):
     IDENTITIES = 4
     LINEAGE = 5
     EVENTS = 6
+    NOTES = 7
 
 
 class Statistic(IntEnum):
@@ -89,6 +96,36 @@ class Statistic(IntEnum):
     OTHER_RESPONSE = 29
 
 
+class Result(IntEnum):
+    """What became of a counted query (``enum result``)."""
+
+    NOERROR = 0
+    FORMERR = 1
+    SERVFAIL = 2
+    NXDOMAIN = 3
+    NOTIMP = 4
+    REFUSED = 5
+    OTHER_RCODE = 6
+    BADVERS = 7
+    BADCOOKIE = 8
+    NODATA = 9
+    TIMEOUT = 10
+    CLOSED = 11
+    UNREACHABLE = 12
+    SUPERSEDED = 13
+    UNTRACKED = 14
+
+
+class Unmatched(IntEnum):
+    """Answers that fit no note (``enum unmatched``)."""
+
+    LATE = 0
+    DUPLICATE = 1
+    UNSOLICITED = 2
+    UNREADABLE = 3
+    FORGED = 4
+
+
 #: ``enum transport``
 TRANSPORTS = ("udp", "tcp", "mdns", "llmnr", "dot")
 #: In a counter, this bit of the transport is set if the server is on this host.
@@ -100,6 +137,13 @@ PROCESS_KEY = struct.Struct("=QII")
 SHARE = struct.Struct(f"={2 * len(Resource)}Q")
 RETURNED = struct.Struct(f"={len(Resource)}q")
 COUNT = struct.Struct("=QQ")
+TRACKED_COUNT = struct.Struct(f"={RESULT_ROOM}QQQ")
+NOTE = struct.Struct(f"=QQQ{NOTED_KEY_SIZE}s")
+ANSWER_STREAM = struct.Struct("=IIIIIII4x")
+NOTED_SOCKET = struct.Struct(f"={SOCKET_NOTES}QQ")
+LATENCY_BOUNDS = struct.Struct(f"={LATENCY_BUCKETS}Q")
+LATENCY_KEY = struct.Struct("=QQIIIB3x")
+LATENCIES = struct.Struct(f"={LATENCY_BUCKETS}QQ")
 COUNT_KEY = struct.Struct("=QIIHB5x")
 PENDING_KEY = struct.Struct("=QQIIHB5x")
 SEEN = struct.Struct("=QQ")

@@ -42,6 +42,8 @@ _REQUIRED = (
     ("SOCK_PROTOCOL", "sock", "sk_protocol"),
     ("SOCK_NET", "sock", "__sk_common.skc_net.net"),
     ("SOCK_NUM", "sock", "__sk_common.skc_num"),
+    ("SOCK_PEER_PORT", "sock", "__sk_common.skc_dport"),
+    ("SOCK_ERR", "sock", "sk_err"),
     ("FLOWI4_DPORT", "flowi4", "uli.ports.dport"),
     ("FLOWI6_DPORT", "flowi6", "uli.ports.dport"),
     ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
@@ -124,6 +126,9 @@ _TCP = (
     ("TCP_SND_UNA", "tcp_sock", "snd_una"),
     ("TCP_SND_NXT", "tcp_sock", "snd_nxt"),
     ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
+    ("TCP_RCV_WUP", "tcp_sock", "rcv_wup"),
+    ("TCP_RCV_WND", "tcp_sock", "rcv_wnd"),
+    ("TCP_STATE", "sock", "__sk_common.skc_state"),
     ("SOCK_LOCK_OWNED", "sock", "sk_lock.owned"),
     ("MSG_ITER", "msghdr", "msg_iter"),
     # Since Linux 5.14: kernel commit 8cd54c1c8480 ("iov_iter: separate direction from flavour").

@@ -36,9 +36,11 @@ RAW_TRACEPOINT = 17
 TRACING = 26
 
 # enum bpf_attach_type, in the same file
+CGROUP_INET_INGRESS = 0
 CGROUP_INET_EGRESS = 1
 CGROUP_INET_SOCK_CREATE = 2
 TRACE_FENTRY = 24
+CGROUP_INET_SOCK_RELEASE = 34
 
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 ANY, NOEXIST, EXIST = 0, 1, 2
@@ -265,6 +267,13 @@ class Map:
         """Delete entries; those that do not exist are ignored."""
         for _ in call_in_slices(self._delete, keys):
             pass
+
+    def take_own(self, keys: Iterable[bytes]) -> Iterator[bytes]:
+        """Delete entries; yield the keys of those that were deleted here, and not by a BPF program.
+
+        The caller consumes all results: deletion runs ahead of them.
+        """
+        return (key for key, deleted in call_in_slices(lambda key: (key, self._delete(key)), keys) if deleted)
 
     def _get(self, key: bytes) -> bytes | None:
         if self._library.bpf_map_lookup_elem(self.fd, key, self._value) < 0:

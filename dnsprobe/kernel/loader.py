@@ -142,7 +142,12 @@ class Loader:
         self._canary_port: int = request["canary_port"]
         self._layout = read_layout(request["btf"], self.cache)
         self._compiler = Compiler(
-            self._layout, request["ports"], request["encrypted_ports"], [*request["maps"], SELF_CALLS], self.cache
+            self._layout,
+            request["ports"],
+            request["encrypted_ports"],
+            [*request["maps"], SELF_CALLS],
+            self.cache,
+            answers=request["answers"],
         )
         # A BTF file from elsewhere may give the functions other ids.
         functions = self._layout.functions if request["btf"] == KERNEL_BTF else read_functions(self.cache)
@@ -199,6 +204,52 @@ class Loader:
             hook.close()
             return [], {loader_protocol.LINEAGE: error.message}
         return [hook], {}
+
+    def attach_answers(self) -> tuple[list[Hook], dict[str, str]]:
+        """Attach the programs that take back notes, which each compilation has. Returns the same as :meth:`attach`.
+
+        Without the first hook, the others are of no use. Without the others, a query that nobody answers waits until
+        the timeout.
+        """
+        hooks: list[Hook] = []
+        refused: dict[str, str] = {}
+        attach = {
+            loader_protocol.ANSWERS: self._attach_ingress,
+            loader_protocol.SOCKET_ENDS: self._attach_socket_ends,
+            loader_protocol.SOCKET_ERRORS: self._attach_socket_errors,
+        }
+        for name, method in attach.items():
+            hook = Hook(name, Attach.CGROUP, (), name, [], [])
+            try:
+                method(hook)
+            except UserError as error:
+                hook.close()
+                refused[name] = error.message
+                if name == loader_protocol.ANSWERS:
+                    break
+            else:
+                hooks.append(hook)
+        return hooks, refused
+
+    def _attach_ingress(self, hook: Hook) -> None:
+        kind = libbpf.ProgramKind(libbpf.CGROUP_SKB, libbpf.CGROUP_INET_INGRESS)
+        self._attach_at_root(hook, "ingress_entry", kind)
+
+    def _attach_socket_ends(self, hook: Hook) -> None:
+        kind = libbpf.ProgramKind(libbpf.CGROUP_SOCK, libbpf.CGROUP_INET_SOCK_RELEASE)
+        self._attach_at_root(hook, "sock_release_entry", kind)
+
+    def _attach_at_root(self, hook: Hook, function: str, kind: libbpf.ProgramKind) -> None:
+        with _open(open_root()) as root, self._loading(None, self._compiler.latest, kind) as loader:
+            program = loader.load(hook, function)
+            _add_link(hook, "the root of the control groups", attach_cgroup, program, root, kind.attach_type)
+
+    def _attach_socket_errors(self, hook: Hook) -> None:
+        tracepoint = "inet_sk_error_report"
+        kind = libbpf.ProgramKind(libbpf.RAW_TRACEPOINT)
+        with self._loading(None, self._compiler.latest, kind) as loader:
+            program = loader.load(hook, f"{tracepoint}_entry")
+        _add_link(hook, f"the tracepoint {tracepoint}", attach_tracepoint, program, tracepoint)
 
     # One method for each way to attach. Each fills in a hook, and raises UserError if the kernel refuses.
 
@@ -329,6 +380,8 @@ def _serve(channel: socket.socket) -> None:
 def _answer(loader: Loader, request: dict[str, Any]) -> tuple[list[Hook], dict[str, Any]]:
     if request["rung"] == loader_protocol.LINEAGE:
         hooks, refused = loader.attach_lineage()
+    elif request["rung"] == loader_protocol.ANSWERS:
+        hooks, refused = loader.attach_answers()
     else:
         rung = RUNGS[request["rung"], request["attach"]]
         hooks, refused = loader.attach(rung, request["paths"], request["attempt"])

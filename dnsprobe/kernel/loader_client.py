@@ -96,14 +96,19 @@ class LoaderClient:
         canary_port: int,
         btf: str,
         maps: Mapping[str, int],
+        answers: bool = False,
     ) -> None:
-        """Send what to compile for, and the descriptors of the maps by their names. This is the first request."""
+        """Send what to compile for, and the descriptors of the maps by their names. This is the first request.
+
+        ``answers`` is whether the programs track answers.
+        """
         request = {
             "ports": list(ports),
             "encrypted_ports": list(encrypted_ports),
             "canary_port": canary_port,
             "btf": btf,
             "maps": list(maps),
+            "answers": answers,
         }
         self._ask(request, maps.values())
 
@@ -121,6 +126,14 @@ class LoaderClient:
         if not attached.hooks:
             return None, attached.refused[loader_protocol.LINEAGE]
         return attached.hooks[0], ""
+
+    def attach_answers(self) -> tuple[list[Hook], dict[str, str]]:
+        """Attach the programs that see answers and the ends of sockets.
+
+        Return their hooks, and for each other one the reason, by its name in loader_protocol.
+        """
+        attached = self._attach({"rung": loader_protocol.ANSWERS})
+        return attached.hooks, attached.refused
 
     def _attach(self, request: Mapping[str, Any]) -> Attached:
         answer, fds = self._ask(request)

@@ -14,6 +14,8 @@ _MESSAGE_SIZE, _DESCRIPTORS = 1 << 20, 64
 
 #: In place of the name of a rung: requests the hook of lineage tracking.
 LINEAGE = "lineage"
+#: The same for the hooks of answers: answers, the ends of sockets, and errors that come back to them.
+ANSWERS, SOCKET_ENDS, SOCKET_ERRORS = "answers", "socket_ends", "socket_errors"
 
 
 def send(channel: socket.socket, message: Mapping[str, Any], fds: Iterable[int] = ()) -> None:

@@ -29,6 +29,8 @@ _V = TypeVar("_V")
 CountKey = tuple[int, int, int, int, int]
 #: start_ns, name_hash, tgid, generation, qtype, transport with TO_LOCAL
 PendingKey = tuple[int, int, int, int, int, int]
+#: start_ns, name_hash, tgid, rule, generation, transport: of a counter by process or of a pending one
+LatencyKey = tuple[int, int, int, int, int, int]
 #: start_ns, tgid
 ProcessKey = tuple[int, int]
 #: start_ns, tgid, execs: one of the programs that a process executes one after the other
@@ -49,6 +51,8 @@ _RULES_AT_ONCE = 512
 _STREAMS = 8192
 #: More than can ever be kept with sockets.
 _UNLIMITED_STORAGE = 1 << 62
+#: No latency is above it.
+_NO_BOUND = (1 << 64) - 1
 #: The header in front of a record of a ring buffer (``BPF_RINGBUF_HDR_SZ``), and the multiple that a record takes.
 _RING_HEADER, _RING_UNIT = 8, 8
 #: Room of events that were read is given back once it is this part of the ring.
@@ -57,7 +61,10 @@ _RING_PARTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Octets of the event ring, and numbers of entries of the maps. With 0 of ``lineage``, lineage tracking is off."""
+    """Octets of the event ring, and numbers of entries of the maps.
+
+    With 0 of ``lineage``, lineage tracking is off; with 0 of ``notes``, answers are not tracked.
+    """
 
     ring: int
     processes: int
@@ -65,6 +72,43 @@ class Sizes:
     names: int
     recent: int
     lineage: int = 0
+    notes: int = 0
+
+
+class Counted(NamedTuple):
+    """A counter: its queries, and what became of them, by :class:`abi.Result`.
+
+    The numbers are of one moment, except that queries may have been added while they were copied. So there are never
+    more results than queries: those that are left wait.
+    """
+
+    queries: int
+    results: tuple[int, ...]
+
+    @property
+    def waiting(self) -> int:
+        """How many queries have no result yet, without those that user space has given up."""
+        return self.queries - sum(self.results)
+
+
+class Latencies(NamedTuple):
+    """How long answers took: how many of them by bucket, and the sum in nanoseconds."""
+
+    buckets: tuple[int, ...]
+    sum_ns: int
+
+
+class Note(NamedTuple):
+    """A query that waits for its answer (``struct note``): when it was sent, and its counter.
+
+    ``time_ns`` is of CLOCK_MONOTONIC. ``counter`` is a key of ``Maps.pending`` if ``is_pending``, else of
+    ``Maps.counters``. ``share`` is who takes its room.
+    """
+
+    time_ns: int
+    counter: tuple[int, ...]
+    is_pending: bool
+    share: int
 
 
 class Settings(NamedTuple):
@@ -132,6 +176,27 @@ def _decode_count(data: bytes) -> int:
     return int(queries)
 
 
+def _encode_counted(counted: Counted) -> bytes:
+    room = (0,) * (abi.RESULT_ROOM - len(counted.results))
+    return abi.TRACKED_COUNT.pack(*counted.results, *room, counted.queries, abi.SHARE_OF_NOBODY)
+
+
+def _decode_counted(data: bytes) -> Counted:
+    *results, queries, _share = abi.TRACKED_COUNT.unpack(data)
+    return Counted(queries, tuple(results[: len(abi.Result)]))
+
+
+def _decode_latencies(data: bytes) -> Latencies:
+    *buckets, sum_ns = abi.LATENCIES.unpack(data)
+    return Latencies(tuple(buckets), sum_ns)
+
+
+def _decode_note(data: bytes) -> Note:
+    time_ns, share, is_pending, key = abi.NOTE.unpack(data)
+    layout = abi.PENDING_KEY if is_pending else abi.COUNT_KEY
+    return Note(time_ns, layout.unpack_from(key), bool(is_pending), share)
+
+
 def _decode_share(data: bytes) -> Share:
     numbers = abi.SHARE.unpack(data)
     return Share(numbers[: len(Resource)], numbers[len(Resource) :])
@@ -159,6 +224,17 @@ _ROOM = _integer("=q")
 _HASH = _integer("=Q")
 _COUNTER = _integer(abi.COUNTER.format)
 _COUNT = Codec(abi.COUNT.size, _encode_count, _decode_count)
+#: The same counters of the programs that track answers: without what became of the queries, and with it.
+_COUNT_OF_RESULTS = Codec(
+    abi.TRACKED_COUNT.size,
+    lambda queries: _encode_counted(Counted(queries, ())),
+    lambda data: _decode_counted(data).queries,
+)
+_COUNTED = Codec(abi.TRACKED_COUNT.size, _encode_counted, _decode_counted)
+_LATENCY_KEY: Codec[LatencyKey] = _fields(abi.LATENCY_KEY)
+_LATENCIES = Codec(abi.LATENCIES.size, _never, _decode_latencies)
+_LATENCY_BOUNDS: Codec[Sequence[int]] = _fields(abi.LATENCY_BOUNDS)
+_NOTE = Codec(abi.NOTE.size, _never, _decode_note)
 _SHARE = Codec(abi.SHARE.size, lambda share: abi.SHARE.pack(*share.used, *share.refused), _decode_share)
 _RETURNED: Codec[tuple[int, ...]] = _fields(abi.RETURNED)
 _CPU_COUNTER = Codec(abi.COUNTER.size, _encode_cpu_counter, _decode_cpu_counter)
@@ -228,6 +304,9 @@ class _InShare(NamedTuple):
 
 _COUNTERS = _InShare(Resource.COUNTERS, abi.COUNT.size - _HASH.size)
 _PENDING = _InShare(Resource.PENDING, abi.COUNT.size - _HASH.size)
+_COUNTERS_WITH_RESULTS = _InShare(Resource.COUNTERS, abi.TRACKED_COUNT.size - _HASH.size)
+_PENDING_WITH_RESULTS = _InShare(Resource.PENDING, abi.TRACKED_COUNT.size - _HASH.size)
+_NOTES = _InShare(Resource.NOTES, 8)
 _NAMES = _InShare(Resource.NAMES, abi.NAME.size - _HASH.size)
 _PROCESSES = _InShare(Resource.PROCESSES, abi.CHAIN_HEAD.size - _HASH.size)
 _IDENTITIES = _InShare(Resource.IDENTITIES, abi.IDENTITY_SHARE_AT)
@@ -258,9 +337,15 @@ class _Table:
         created = self.add(name, libbpf.HASH, key.size, value.size, entries)
         return SharedMap(created, key, value, place.share_at, place.resource, shares)
 
-    def add(self, name: str, kind: int, *sizes: int, inner: libbpf.Map | None = None) -> libbpf.Map:
+    def shared_view(
+        self, name: str, key: Codec[_K], value: Codec[_V], shares: Shares, place: _InShare
+    ) -> SharedMap[_K, _V]:
+        """Return a map that was created before, with other values."""
+        return SharedMap(self.maps[name], key, value, place.share_at, place.resource, shares)
+
+    def add(self, name: str, kind: int, *sizes: int, inner: libbpf.Map | None = None, flags: int = 0) -> libbpf.Map:
         """Create a map with these sizes: octets of a key, octets of a value, number of entries."""
-        created = self._create(kind, name.lower(), *sizes, inner=inner)
+        created = self._create(kind, name.lower(), *sizes, inner=inner, flags=flags)
         self.maps[name] = created
         self._open.append(created)
         return created
@@ -311,13 +396,18 @@ class Maps:
         self.statistics = table.array("STATISTICS", _CPU_COUNTER, len(abi.Statistic), libbpf.PERCPU_ARRAY)
         # By 0, the trie of the rules in force: putting_rules().
         self._rules = table.add("RULES", libbpf.ARRAY_OF_MAPS, _INDEX.size, _INDEX.size, 1, inner=self._trie)
+        # A new entry of other maps, which may be too large for the stack of a program. Nobody writes it.
+        table.add("ZEROS", libbpf.ARRAY, _INDEX.size, abi.ZEROS_SIZE, 1)
         # The types that have a counter each, a bit for each.
         known = table.array("QTYPES", _COUNTER, (abi.OTHER_QTYPE + 1) // 64)
         known.set_many(_bits(QTYPES).items())
         #: What users and control groups take of the maps and of the ring.
         self.shares = shares = self._declare_shares(table, sizes)
         #: Queries by process, rule, type, transport and place of the server.
-        self.counters = table.shared("COUNTS", _COUNT_KEY, _COUNT, sizes.counters, shares, _COUNTERS)
+        count, counters, pending = _COUNT, _COUNTERS, _PENDING
+        if sizes.notes:
+            count, counters, pending = _COUNT_OF_RESULTS, _COUNTERS_WITH_RESULTS, _PENDING_WITH_RESULTS
+        self.counters = table.shared("COUNTS", _COUNT_KEY, count, sizes.counters, shares, counters)
         #: By rule, queries that were counted without their process, because the counters were full.
         self.overflow = table.array("OVERFLOW", _COUNTER, abi.OVERFLOW_SLOTS)
         #: The ancestry of each process that has counters, at its first count.
@@ -326,9 +416,8 @@ class Maps:
         self.facts = table.shared("IDENTITIES", _PROGRAM_KEY, _FACTS, sizes.processes, shares, _IDENTITIES)
         #: Names that user space has to decide, by their hash.
         self.names = table.shared("NAMES", _HASH, _NAME, sizes.names, shares, _NAMES)
-        #: Queries for names that were not decided, by process, name, generation of the rules, type,
-        #: transport and place of the server.
-        self.pending = table.shared("PENDING", _PENDING_KEY, _COUNT, sizes.names, shares, _PENDING)
+        #: Queries for names that were not decided: as COUNTS, but by name and generation of the rules.
+        self.pending = table.shared("PENDING", _PENDING_KEY, count, sizes.names, shares, pending)
         # Recent queries, which suppress the events of repeated ones. Only the kernel uses it.
         table.add("SEEN", libbpf.LRU_HASH, _HASH.size, abi.SEEN.size, sizes.recent)
         # By 0, how much more may be kept with sockets. The kernel counts it down.
@@ -351,6 +440,44 @@ class Maps:
         table.add("STREAMS", libbpf.LRU_HASH, _HASH.size, abi.STREAM.size, _STREAMS)
         self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE, shares)
         self.canaries = table.ring("CANARIES", _CANARY_RING_SIZE, _CANARIES_AT_ONCE)
+        self._declare_answers(table, sizes, shares)
+
+    def _declare_answers(self, table: _Table, sizes: Sizes, shares: Shares) -> None:
+        """Create the maps of answers. Without answers, no program uses them, and they have one entry."""
+        notes = max(sizes.notes, 1)
+        self.tracks_answers = sizes.notes > 0
+        #: Queries that wait for their answer, by the hash of everything that an answer has to match.
+        self.notes = table.shared("NOTES", _HASH, _NOTE, notes, shares, _NOTES)
+        # Sockets with such queries. Only the kernel uses them.
+        table.add("SOCKETS", libbpf.LRU_HASH, _HASH.size, abi.NOTED_SOCKET.size, notes)
+        # Answers over TCP, and those that have begun, kept with their sockets. Only the kernel uses them.
+        table.add("ANSWER_STREAMS", libbpf.SK_STORAGE, _INDEX.size, abi.ANSWER_STREAM.size, 0)
+        table.add("PIECES", libbpf.SK_STORAGE, _INDEX.size, abi.BEGUN.size, 0)
+        taken = abi.TAKEN_NOTES if sizes.notes else 1
+        # Notes that were taken back: put_given_up().
+        self._taken_notes = table.array("TAKEN_NOTES", _HASH, taken)
+        #: By abi.Unmatched: answers that fit no query.
+        self.unmatched = table.array("UNMATCHED", _CPU_COUNTER, len(abi.Unmatched), libbpf.PERCPU_ARRAY)
+        # The kernel allocates its entries when they are used: one for each counter of queries that were answered.
+        self.latencies = TypedMap(
+            table.add(
+                "LATENCIES",
+                libbpf.HASH,
+                abi.LATENCY_KEY.size,
+                abi.LATENCIES.size,
+                sizes.counters + sizes.names if sizes.notes else 1,
+                flags=libbpf.NO_PREALLOC,
+            ),
+            _LATENCY_KEY,
+            _LATENCIES,
+        )
+        #: By transport, the latencies that found no room there.
+        self.latency_rest = table.array("LATENCY_REST", _LATENCIES, len(abi.TRANSPORTS))
+        self._latency_bounds = table.array("LATENCY_BOUNDS", _LATENCY_BOUNDS, 1)
+        if self.tracks_answers:
+            #: The same counters as ``counters`` and ``pending``, with what became of their queries.
+            self.counted = table.shared_view("COUNTS", _COUNT_KEY, _COUNTED, shares, _COUNTERS_WITH_RESULTS)
+            self.pending_counted = table.shared_view("PENDING", _PENDING_KEY, _COUNTED, shares, _PENDING_WITH_RESULTS)
 
     @staticmethod
     def _declare_shares(table: _Table, sizes: Sizes) -> Shares:
@@ -370,6 +497,7 @@ class Maps:
                 Resource.IDENTITIES: sizes.processes,
                 Resource.LINEAGE: max(sizes.lineage, 1),
                 Resource.EVENTS: sizes.ring,
+                Resource.NOTES: max(sizes.notes, 1),
             },
         )
 
@@ -411,6 +539,20 @@ class Maps:
     def put_storage_room(self, room: int | None) -> None:
         """Set how many more values may be kept with sockets, such as states of TCP connections; None: any number."""
         self._storage_room.put(0, _UNLIMITED_STORAGE if room is None else room)
+
+    def put_latency_bounds(self, bounds_ns: Sequence[int]) -> None:
+        """Set the upper bounds of the buckets, in nanoseconds and ascending, fewer than LATENCY_BUCKETS."""
+        unused = (_NO_BOUND,) * (abi.LATENCY_BUCKETS - len(bounds_ns))
+        self._latency_bounds.put(0, (*bounds_ns, *unused))
+
+    def put_given_up(self, notes: Iterable[int]) -> None:
+        """Remember keys of notes that were given up, for answers that come all the same.
+
+        As remember_taken() (bpf/answers/note.h): the lowest bits of a key are the place, the lowest bit of the value is
+        0, because there was no answer.
+        """
+        mask = abi.TAKEN_NOTES - 1
+        self._taken_notes.set_many((note & mask, note & ~mask) for note in notes)
 
     def take_overflow(self, rules: Iterable[int]) -> dict[int, int]:
         """Return the overflow of each retired rule that has any, and set it to 0."""

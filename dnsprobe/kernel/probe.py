@@ -11,11 +11,12 @@ import errno
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.canary import SUFFIX_LABELS, CanaryPort, canary_suffix
+from dnsprobe.kernel.hooks import Hook
 from dnsprobe.kernel.layout import KERNEL_BTF
 from dnsprobe.kernel.lineage_table import LineageTable
 from dnsprobe.kernel.loader_client import LoaderClient, LoaderKeeper
@@ -30,6 +31,7 @@ _LINEAGE_STATISTICS = {statistic for statistic in abi.Statistic if statistic.nam
 
 #: The maps of hooks that are tried: only canaries match there.
 _TRIAL_SIZES = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=16)
+_TRIAL_SIZES_WITH_NOTES = replace(_TRIAL_SIZES, notes=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,9 @@ class Probe:
             self.prover, self._choice, self.maps.descriptors, self._make_trial, self._leave_parts_to_egress
         )
         self.lineage_table = LineageTable(self.maps)
+        #: The hooks of answers, and why others are missing, by their names in loader_protocol.
+        self.answer_hooks: list[Hook] = []
+        self.answer_problems: dict[str, str] = {}
 
     @property
     def cache_problem(self) -> str:
@@ -159,6 +164,8 @@ class Probe:
             self.prover.climb(self._loader, self._choice, log, trying)
             require_udp(self.prover)
             self.prover.serve_parts(self._loader, log, trying, self._leave_parts_to_egress)
+            if self.maps.tracks_answers:
+                self.answer_hooks, self.answer_problems = self._loader.attach_answers()
             if self._tracks_lineage:
                 self._start_lineage_tracking(seed)
         except UserError:
@@ -209,10 +216,11 @@ class Probe:
             canary_port=self._canary_port.port,
             btf=self._options.btf,
             maps=maps.descriptors,
+            answers=maps.tracks_answers,
         )
 
     def _make_trial(self, parts_only: bool) -> Trial:
-        maps = Maps(_TRIAL_SIZES)
+        maps = Maps(_TRIAL_SIZES_WITH_NOTES if self.maps.tracks_answers else _TRIAL_SIZES)
         maps.put_rules([self._canary_rule])
         maps.settings.put(0, Settings(0, 0, False, parts_only, self._hash_key))
         return Trial(maps, Prover(self._canary_port, self._suffix, maps.canaries))
@@ -237,6 +245,9 @@ class Probe:
         self._loader.close()
         self._keeper.close()
         self.lineage_table.close()
+        for hook in self.answer_hooks:
+            hook.close()
+        self.answer_hooks = []
         self.prover.close()
         self._canary_port.close()
 

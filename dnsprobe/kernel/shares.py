@@ -159,6 +159,20 @@ class SharedMap(TypedMap[_K, _V]):
         taken = Counter(self._share_in(value) for _, value in deleted if value is not None)
         self._shares.give_back(self._resource, taken)
 
+    def take_own(self, items: Iterable[tuple[_K, int]]) -> Iterator[_K]:
+        """Delete entries and give back their room; yield the keys of those that no BPF program deleted before.
+
+        An item has a key and the share of its entry. The caller consumes all results.
+        """
+        shares = {self._key.encode(key): share for key, share in items}
+        taken: Counter[int] = Counter()
+        try:
+            for key in self._raw.take_own(shares):
+                taken[shares[key]] += 1
+                yield self._key.decode(key)
+        finally:
+            self._shares.give_back(self._resource, taken)
+
     def insert_many(self, items: Iterable[tuple[_K, _V]]) -> int:
         """Add entries as :meth:`TypedMap.insert_many`; they take room that is in no share."""
         items = list(items)

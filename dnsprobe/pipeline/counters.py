@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.maps import CountKey, PendingKey, ProcessKey
+from dnsprobe.kernel.maps import CountKey, LatencyKey, PendingKey, ProcessKey
 from dnsprobe.kernel.other_messages import unread_reason
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DOT, LOCAL, OTHER, REMOTE, Count, Process, Rule, Series
 from dnsprobe.names.qtype import QTYPES, qtype_name
+from dnsprobe.pipeline.answers import Answers, Group
 from dnsprobe.pipeline.known_processes import KnownProcesses
+from dnsprobe.pipeline.latencies import key_of_counter, key_of_pending
 from dnsprobe.pipeline.rules import ENCRYPTED, UNREAD, NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import Steps, run
@@ -63,12 +65,17 @@ class _Sweep:
     counting: set[ProcessKey] = field(default_factory=set)
     #: Processes with counters that were taken from the kernel, because they are final.
     counted: set[ProcessKey] = field(default_factory=set)
+    #: Rules with queries that wait. They are kept, even if they are not in force any more.
+    waiting: set[int] = field(default_factory=set)
+    #: Histograms that nothing adds to any more, when all counters have been looked at.
+    latencies: set[LatencyKey] = field(default_factory=set)
 
 
 class Counters:
     """Collects the kernel's counters as series, and moves final counts to the totals.
 
-    ``alive`` returns whether a process can still send; ``clock`` returns seconds and never goes back.
+    ``alive`` returns whether a process can still send; ``clock`` returns seconds and never goes back. ``answers`` adds
+    up what became of the queries, None if answers are not tracked.
     """
 
     def __init__(
@@ -80,7 +87,10 @@ class Counters:
         totals: Totals,
         alive: Callable[[Process], bool],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        answers: Answers | None = None,
     ) -> None:
+        self._answers, self._histograms = answers, answers.histograms if answers else None
         self._probe, self._rules, self._decisions, self._processes = probe, rules, decisions, processes
         self._totals, self._alive, self._clock = totals, alive, clock
 
@@ -91,7 +101,45 @@ class Counters:
     def collecting(self) -> Steps[Mapping[Series, int]]:
         """Do what :meth:`collect` does in steps. No sweep may run in between."""
         yield from self.asking()
-        return (yield from self._totals.collecting(self._counts()))
+        if self._answers is None:
+            return (yield from self._totals.collecting(self._counts()))
+        self._answers.begin_collection()
+        collected = yield from self._totals.collecting(self._counts())
+        domains = [rule.name for rule in self._rules.current.rules]
+        yield from self._answers.ending_collection(self._totals, domains)
+        if self._histograms is not None:
+            yield from self._histograms.collecting()
+        return collected
+
+    def _read_counters(self) -> Iterator[tuple[CountKey, int]]:
+        maps, answers = self._probe.maps, self._answers
+        return maps.counters.items() if answers is None else answers.seen_in(maps.counted.items())
+
+    def _read_pending(self) -> Iterator[tuple[PendingKey, int]]:
+        maps, answers = self._probe.maps, self._answers
+        return maps.pending.items() if answers is None else answers.seen_in(maps.pending_counted.items())
+
+    def _take_counters(self, keys: Iterable[CountKey]) -> Iterator[tuple[CountKey, int]]:
+        maps, answers = self._probe.maps, self._answers
+        return maps.counters.take_many(keys) if answers is None else answers.seen_in(maps.counted.take_many(keys))
+
+    def _take_pending(self, keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
+        maps, answers = self._probe.maps, self._answers
+        if answers is None:
+            return maps.pending.take_many(keys)
+        return answers.seen_in(maps.pending_counted.take_many(keys))
+
+    def _results(self, key: CountKey | PendingKey, rule: Rule, transport: int, *, final: bool) -> tuple[int, ...]:
+        """Add what became of the queries of a counter, and return it; nothing if it counts something else."""
+        if self._answers is None or not rule.name:
+            return ()
+        add = self._answers.add_final if final else self._answers.add_live
+        return add(key, Group(rule.name, abi.TRANSPORTS[transport & ~abi.TO_LOCAL]))
+
+    def _is_waiting(self, key: CountKey | PendingKey, rule: Rule | None = None) -> bool:
+        """Return whether queries of a counter that was just read wait. A rule without a name counts no queries."""
+        has_results = rule is None or rule.name != ""
+        return self._answers is not None and self._answers.is_waiting(key, has_results=has_results)
 
     def asking(self) -> Steps[None]:
         """Ask for the names of pending counts that nobody has asked for: their event was lost, or is not read yet."""
@@ -107,34 +155,56 @@ class Counters:
         yield self._overflow_counts()
 
     def _decided_counts(self) -> Iterator[Iterable[Count]]:
-        for entries in _batches(self._probe.maps.counters.items()):
+        for entries in _batches(self._read_counters()):
             self._processes.learn(key[:2] for key, _ in entries)
-            yield [
-                self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries)
-                for (start_ns, tgid, rule, qtype, transport), queries in entries
-            ]
+            yield [self._decided_count(key, queries, final=False) for key, queries in entries]
+
+    def _decided_count(self, key: CountKey, queries: int, *, final: bool) -> Count:
+        start_ns, tgid, rule, qtype, transport = key
+        results = self._results(key, self._rules.by_id[rule], transport, final=final)
+        return self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries, results)
 
     def _pending_counts(self) -> Iterator[Iterable[Count]]:
-        for entries in _batches(self._probe.maps.pending.items()):
-            yield self._matched_counts([entry for entry in entries if self._decisions.is_known(_name_of(entry[0]))])
+        for entries in _batches(self._read_pending()):
+            known = [entry for entry in entries if self._decisions.is_known(_name_of(entry[0]))]
+            yield self._matched_counts(known, final=False)
 
-    def _matched_counts(self, pending: Iterable[tuple[PendingKey, int]]) -> list[Count]:
+    def _matched_counts(self, pending: Iterable[tuple[PendingKey, int]], *, final: bool) -> list[Count]:
         """Return the counts of those names, which are all known, that a rule matches."""
-        matched = [(key, rule, queries) for key, queries in pending if (rule := self._decisions.rule(_name_of(key)))]
+        matched, others = [], []
+        for key, queries in pending:
+            rule = self._decisions.rule(_name_of(key))
+            if rule:
+                matched.append((key, rule, queries))
+            else:
+                others.append(key)
+        if final and self._answers is not None:
+            for key in others:
+                self._answers.forget(key)
         self._processes.learn(_process_of(key) for key, _, _ in matched)
-        return [
-            self._count(_process_of(key), rule, qtype, transport, queries)
-            for key, rule, queries in matched
-            for *_, qtype, transport in [key]
-        ]
+        counts = []
+        for key, rule, queries in matched:
+            *_, qtype, transport = key
+            results = self._results(key, rule, transport, final=final)
+            counts.append(self._count(_process_of(key), rule, qtype, transport, queries, results))
+        return counts
 
     def _overflow_counts(self) -> Iterator[Count]:
         if not self._probe.statistics()[abi.Statistic.UNATTRIBUTED_COUNTERS_FULL]:
             return
         for rule, queries in self._probe.maps.overflow.read(self._rules.by_id):
-            yield self._overflow_count(self._rules.by_id[rule], queries)
+            yield self._overflow_of(rule, queries, final=False)
 
-    def _count(self, key: ProcessKey, rule: Rule, qtype: int, transport: int, queries: int) -> Count:
+    def _overflow_of(self, rule: int, queries: int, *, final: bool) -> Count:
+        count = self._overflow_count(self._rules.by_id[rule], queries)
+        if self._answers is None or not count.rule.name or not queries:
+            return count
+        group = Group(count.rule.name, count.transport)
+        return replace(count, results=self._answers.add_untracked(group, queries, final=final))
+
+    def _count(
+        self, key: ProcessKey, rule: Rule, qtype: int, transport: int, queries: int, results: tuple[int, ...]
+    ) -> Count:
         labels = self._processes.labels(key)
         return Count(
             rule,
@@ -148,6 +218,7 @@ class Counters:
             queries,
             labels.share,
             labels.user,
+            results,
         )
 
     @staticmethod
@@ -174,8 +245,13 @@ class Counters:
         """Do what :meth:`sweep` does in steps. Nothing may be collected in between."""
         sweep = _Sweep(self._clock() - _GRACE_SECONDS, self._probe.generation)
         self._processes.begin_sweep()
+        if self._histograms is not None:
+            # Before the counters are looked at: each of these has a counter now, unless that was taken before.
+            sweep.latencies.update(self._histograms.keys())
         yield from self._taking_final_counts(sweep)
         pending_names = yield from self._taking_final_pending(sweep)
+        if self._histograms is not None:
+            yield from self._histograms.taking(sweep.latencies)
         yield from self._decisions.sweeping(sweep.before, pending_names)
         yield from self._forgetting_rules(sweep)
         yield from self._processes.sweeping(sweep.counting, sweep.counted)
@@ -183,25 +259,27 @@ class Counters:
     def _taking_final_counts(self, sweep: _Sweep) -> Steps[None]:
         alive: dict[ProcessKey, bool] = {}
         final: list[CountKey] = []
-        for all_entries in _batches(self._probe.maps.counters.items()):
+        for all_entries in _batches(self._read_counters()):
             for entry, _ in all_entries:
                 start_ns, tgid, rule, _qtype, _transport = entry
                 key = (start_ns, tgid)
                 if key not in alive:
                     # Asked before the counter is read for the last time: a process that ended sends nothing more.
                     alive[key] = key == _NOBODY or self._alive(Process(tgid, start_ns, b""))
-                if alive[key] and not self._rules.is_retired(rule, sweep.before):
+                is_waiting = self._is_waiting(entry, self._rules.by_id[rule])
+                if is_waiting:
+                    sweep.waiting.add(rule)
+                if is_waiting or (alive[key] and not self._rules.is_retired(rule, sweep.before)):
                     sweep.counting.add(key)
+                    sweep.latencies.discard(key_of_counter(entry))
                 else:
                     final.append(entry)
                     sweep.counted.add(key)
             yield None
         for entries in _batches(final):
             self._processes.learn(key[:2] for key in entries)
-            for (start_ns, tgid, rule, qtype, transport), queries in self._probe.maps.counters.take_many(entries):
-                self._totals.add_final(
-                    self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries)
-                )
+            for entry, queries in self._take_counters(entries):
+                self._totals.add_final(self._decided_count(entry, queries, final=True))
             yield None
 
     def _taking_final_pending(self, sweep: _Sweep) -> Steps[set[int]]:
@@ -209,20 +287,22 @@ class Counters:
         yield from self.asking()
         pending_names: set[int] = set()
         final: list[PendingKey] = []
-        for entries in _batches(self._probe.maps.pending.items()):
+        for entries in _batches(self._read_pending()):
             for key, _ in entries:
                 name_hash, _generation = _name_of(key)
+                is_known = not self._is_waiting(key) and self._decisions.is_known(_name_of(key))
                 # Its rule is kept until the count is taken, because all of this is one sweep.
-                if self._decisions.is_decided(name_hash, sweep.before) and self._decisions.is_known(_name_of(key)):
+                if self._decisions.is_decided(name_hash, sweep.before) and is_known:
                     final.append(key)
                     sweep.counted.add(_process_of(key))
                 else:
                     sweep.counting.add(_process_of(key))
+                    sweep.latencies.discard(key_of_pending(key))
                     pending_names.add(name_hash)
             yield None
         for keys in _batches(final):
             self._processes.learn(_process_of(key) for key in keys if self._decisions.rule(_name_of(key)))
-            for count in self._matched_counts(self._probe.maps.pending.take_many(keys)):
+            for count in self._matched_counts(self._take_pending(keys), final=True):
                 self._totals.add_final(count)
             yield None
         return pending_names
@@ -234,7 +314,7 @@ class Counters:
             yield None
         # Rules that came into force during the sweep may have pending counts that it has not seen.
         self._rules.forget_generations(generations, sweep.generation)
-        retired = self._rules.retired(sweep.before)
+        retired = [rule for rule in self._rules.retired(sweep.before) if rule not in sweep.waiting]
         for rule, queries in self._probe.maps.take_overflow(retired).items():
-            self._totals.add_final(self._overflow_count(self._rules.by_id[rule], queries))
+            self._totals.add_final(self._overflow_of(rule, queries, final=True))
         self._rules.forget(retired)

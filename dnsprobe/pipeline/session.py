@@ -22,9 +22,11 @@ from dnsprobe.kernel.other_messages import read_other_messages
 from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.model import UNDECIDED, Identity, Query, Series
 from dnsprobe.names.ruleset import RuleTable
+from dnsprobe.pipeline.answers import Answers
 from dnsprobe.pipeline.counters import Counters
 from dnsprobe.pipeline.exceeded import ExceededShares
 from dnsprobe.pipeline.known_processes import KnownProcesses
+from dnsprobe.pipeline.latencies import Histograms, lines
 from dnsprobe.pipeline.matcher import Matcher
 from dnsprobe.pipeline.matching_client import Reload
 from dnsprobe.pipeline.resolver import Resolver
@@ -71,20 +73,25 @@ class Session:
     A new session has its maps, but is attached to nothing; :meth:`start` attaches the hooks and proves them.
     """
 
-    def __init__(self, config: Config, specs: Iterable[tuple[str, str, int]], *, repeat_ns: int | None = None) -> None:
-        probe = config.probe
+    def __init__(
+        self,
+        config: Config,
+        specs: Iterable[tuple[str, str, int]],
+        *,
+        repeat_ns: int | None = None,
+    ) -> None:
+        probe, tracking = config.probe, config.answers
+        notes = tracking.queries if tracking else 0
         # It builds the rules while the loader child starts.
         self.matcher = Matcher(probe.names)
         self._warnings = warnings(config)
         self.probe = Probe(
             probe_options(probe),
-            Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage),
+            Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage, notes),
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
         )
-        ttl_ns = config.metrics.series_ttl_ns
-        self.totals = Totals(
-            config.metrics.max_series, config.metrics.labels, ttl_ns / NANOSECONDS["s"] if ttl_ns else math.inf
-        )
+        metrics, ttl = config.metrics, config.metrics.series_ttl_ns / NANOSECONDS["s"] or math.inf
+        self.totals = Totals(metrics.max_series, metrics.labels, ttl, tracks_answers=notes > 0)
         procfs = ProcFS()
         try:
             self._rules = RulesInForce(self.probe, self.matcher.build(specs), self.matcher)
@@ -99,7 +106,16 @@ class Session:
         processes = self._processes
         self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), users.name)
         self._exceeded = ExceededShares(shares.name)
-        self._counters = Counters(self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive)
+        #: What became of the queries; None if answers are not tracked.
+        self.answers: Answers | None = None
+        if tracking:
+            bounds = tracking.buckets_ns
+            totals = Totals(metrics.max_series // lines(bounds), {"unit"} & {*metrics.labels}, ttl)
+            histograms = Histograms(self.probe, self._rules, self._decisions, processes, totals, bounds)
+            self.answers = Answers(self.probe, tracking.timeout_ns, histograms=histograms)
+        self._counters = Counters(
+            self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive, answers=self.answers
+        )
         self._lineage = Lineage(self.probe.lineage_table, probe.lineage, procfs)
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
@@ -197,6 +213,8 @@ class Session:
         statistics = self.probe.statistics()
         if self._lineage.is_sweep_due(statistics):
             self._lineage.sweep()
+        if self.answers is not None:
+            run(self.answers.giving_up())
         if not self._is_sweep_due(statistics):
             return False
         run(self._counters.sweeping())
@@ -208,6 +226,9 @@ class Session:
         statistics = self.probe.statistics()
         if self._lineage.is_sweep_due(statistics):
             await run_in_turns(as_steps(self._lineage.sweeping()))
+        if self.answers is not None:
+            async with self._counting:
+                await run_in_turns(self.answers.giving_up())
         if not self._is_sweep_due(statistics):
             return False
         async with self._counting:

@@ -8,12 +8,15 @@ series and replaces only values that have changed, which takes a fifth of the ti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
-from dnsprobe.model import Series
+#: The keys of series: tuples of the same kind of texts, which can be sorted.
+_K = TypeVar("_K", bound=tuple[Any, ...])
+_N = TypeVar("_N", bound=float)
 
 #: An encoder, as :func:`prometheus_client.exposition.choose_encoder` returns it.
 Encoder = Callable[[CollectorRegistry], bytes]
@@ -46,19 +49,19 @@ def end_of_document(encoder: Encoder) -> bytes:
     return encoder(_FixedRegistry(()))
 
 
-class SeriesLines:
-    """The lines of a counter with many series in the format of one encoder.
+class SeriesLines(Generic[_K, _N]):
+    """The lines of a metric with many series in the format of one encoder.
 
-    ``family`` returns the counter with the given series. The object keeps one line for each series of the last
-    :meth:`render`.
+    ``family`` returns the metric with the given numbers. Their keys stand for the labels, and have their order. The
+    object keeps one line for each series of the last :meth:`render`.
     """
 
-    def __init__(self, encoder: Encoder, family: Callable[[Mapping[Series, int]], CounterMetricFamily]) -> None:
+    def __init__(self, encoder: Encoder, family: Callable[[Mapping[_K, _N]], Metric]) -> None:
         self._encoder, self._family = encoder, family
-        self._lines: dict[Series, bytes] = {}  # in the order of the series
-        self._counts: Mapping[Series, int] = {}
+        self._lines: dict[_K, bytes] = {}  # in the order of the keys
+        self._counts: Mapping[_K, _N] = {}
 
-    def render(self, counts: Mapping[Series, int]) -> bytes:
+    def render(self, counts: Mapping[_K, _N]) -> bytes:
         """Return what the encoder would return for the family of ``counts``, which must not be changed later."""
         before, lines = self._counts, self._lines
         changed = {series: number for series, number in counts.items() if before.get(series) != number}
@@ -73,10 +76,10 @@ class SeriesLines:
         self._lines, self._counts = lines, counts
         return b"".join((encode(self._encoder, [self._family({})]), *lines.values()))
 
-    def preparing(self, counts: Mapping[Series, int]) -> Iterator[None]:
+    def preparing(self, counts: Mapping[_K, _N]) -> Iterator[None]:
         """Render the lines of new series, a part of them at a time, so that the next :meth:`render` is fast."""
         new = [series for series in counts if series not in self._lines]
-        lines: dict[Series, bytes] = {}
+        lines: dict[_K, bytes] = {}
         for at in range(0, len(new), _AT_ONCE):
             lines |= self._render_all({series: counts[series] for series in new[at : at + _AT_ONCE]})
             yield
@@ -84,14 +87,14 @@ class SeriesLines:
             lines |= self._lines
             self._lines = {series: lines[series] for series in sorted(lines)}
 
-    def _render_all(self, counts: Mapping[Series, int]) -> dict[Series, bytes]:
+    def _render_all(self, counts: Mapping[_K, _N]) -> dict[_K, bytes]:
         text = encode(self._encoder, [self._family(counts)])
         # A line break in a label is escaped, so each sample has one line.
         lines = [line + b"\n" for line in text.split(b"\n") if line and not line.startswith(b"#")]
         return dict(zip(sorted(counts), lines, strict=True))
 
 
-def _with_value(line: bytes, number: int) -> bytes:
+def _with_value(line: bytes, number: float) -> bytes:
     """Return a line with another value. The value is what follows the last space: there is no timestamp or exemplar."""
     value: str = floatToGoString(number)
     return b"%b%b\n" % (line[: line.rindex(b" ") + 1], value.encode())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -15,6 +16,8 @@ from dnsprobe import __version__
 from dnsprobe.kernel.losses import METRICS, NO_LOSSES, Loss
 from dnsprobe.kernel.other_messages import OTHER_MESSAGES
 from dnsprobe.model import DEFAULT_LABELS, DOT, OPTIONAL_LABELS, Series
+from dnsprobe.pipeline.answers import Outcomes
+from dnsprobe.sinks.answer_metrics import AnswerFamilies
 from dnsprobe.sinks.exposition import Encoder, SeriesLines, encode, end_of_document
 from dnsprobe.text import shown
 
@@ -33,7 +36,8 @@ class Snapshot:
     canary queries came back. ``losses`` has every loss from the start, at zero, and ``other_messages`` every reason of
     :data:`OTHER_MESSAGES`. ``exceeded`` is how often a share was exceeded, by user, unit and resource. ``reload_time``
     is in seconds since the epoch. ``series_expired`` is how many series have left; ``expired`` has their queries by
-    domain, ``expired_connections`` their connections.
+    domain, ``expired_connections`` their connections. ``outcomes`` is what became of the queries, None if answers are
+    not tracked.
     """
 
     counts: Mapping[Series, int] = field(default_factory=dict)
@@ -52,6 +56,7 @@ class Snapshot:
     expired: Mapping[str, int] = field(default_factory=dict)
     expired_connections: int = 0
     expired_unread: int = 0
+    outcomes: Outcomes | None = None
 
 
 class DaemonCollector(Collector):
@@ -61,6 +66,7 @@ class DaemonCollector(Collector):
         self._snapshot = snapshot
         left_out = set(OPTIONAL_LABELS) - set(labels)
         self._labels = [(at, label) for at, label in enumerate(Series._fields) if label not in left_out]
+        self._of_answers = AnswerFamilies(self._labels)
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric. Those without labels and those by reason exist from the start, at zero."""
@@ -70,17 +76,26 @@ class DaemonCollector(Collector):
         yield self._queries(queries)
         yield self._encrypted(encrypted)
         yield self._unread(unread)
+        if now.outcomes is not None:
+            for family, numbers in self._of_answers.large(now.outcomes):
+                yield family(numbers)
 
     def lines(self, encoder: Encoder) -> DaemonLines:
         """Return what renders :meth:`collect` with ``encoder``, and keeps the lines of all series."""
         queries, encrypted = SeriesLines(encoder, self._queries), SeriesLines(encoder, self._encrypted)
         unread = SeriesLines(encoder, self._unread)
 
-        def small_metrics() -> tuple[bytes, Mapping[Series, int]]:
-            now = self._snapshot()
-            return encode(encoder, self._small_metrics(now)), now.counts
+        outcomes = [SeriesLines(encoder, family) for family, _ in self._of_answers.large(Outcomes())]
 
-        return DaemonLines(small_metrics, queries, encrypted, unread)
+        def with_numbers(now: Outcomes) -> Iterator[tuple[SeriesLines[Any, Any], Mapping[Any, Any]]]:
+            for lines, (_, numbers) in zip(outcomes, self._of_answers.large(now), strict=True):
+                yield lines, numbers
+
+        def small_metrics() -> tuple[bytes, Snapshot]:
+            now = self._snapshot()
+            return encode(encoder, self._small_metrics(now)), now
+
+        return DaemonLines(small_metrics, queries, encrypted, unread, with_numbers)
 
     def _small_metrics(self, now: Snapshot) -> Iterator[Metric]:
         """Yield the metrics whose number of series does not depend on processes."""
@@ -96,6 +111,8 @@ class DaemonCollector(Collector):
             other.add_metric([reason], messages)
         yield other
         yield from self._expired(now)
+        if now.outcomes is not None:
+            yield from self._of_answers.small(now.outcomes)
 
     @staticmethod
     def _exceeded(now: Snapshot) -> CounterMetricFamily:
@@ -221,33 +238,45 @@ def _split(counts: Mapping[Series, int]) -> tuple[dict[Series, int], dict[Series
 
 
 class DaemonLines:
-    """The metrics of the daemon in one format. ``small_metrics`` returns those without series, and the counts."""
+    """The metrics of the daemon in one format.
+
+    ``small_metrics`` returns those without series, and the snapshot. ``outcomes`` yields the lines of the metrics of
+    answers, with their numbers.
+    """
 
     def __init__(
         self,
-        small_metrics: Callable[[], tuple[bytes, Mapping[Series, int]]],
-        queries: SeriesLines,
-        encrypted: SeriesLines,
-        unread: SeriesLines,
+        small_metrics: Callable[[], tuple[bytes, Snapshot]],
+        queries: SeriesLines[Series, int],
+        encrypted: SeriesLines[Series, int],
+        unread: SeriesLines[Series, int],
+        outcomes: Callable[[Outcomes], Iterable[tuple[SeriesLines[Any, Any], Mapping[Any, Any]]]],
     ) -> None:
         self._small_metrics, self._queries, self._encrypted, self._unread = small_metrics, queries, encrypted, unread
+        self._outcomes = outcomes
 
     def render(self) -> Iterator[bytes]:
         """Yield all metrics of this moment."""
-        small_metrics, counts = self._small_metrics()
+        small_metrics, now = self._small_metrics()
         yield small_metrics
-        of_queries, of_encrypted, of_unread = _split(counts)
+        of_queries, of_encrypted, of_unread = _split(now.counts)
         yield self._queries.render(of_queries)
         yield self._encrypted.render(of_encrypted)
         yield self._unread.render(of_unread)
+        if now.outcomes is not None:
+            for lines, numbers in self._outcomes(now.outcomes):
+                yield lines.render(numbers)
 
-    def preparing(self, counts: Mapping[Series, int]) -> Iterator[None]:
+    def preparing(self, counts: Mapping[Series, int], outcomes: Outcomes | None = None) -> Iterator[None]:
         """Render the lines of new series, and yield after each part of them."""
         of_queries, of_encrypted, of_unread = _split(counts)
         yield
         yield from self._queries.preparing(of_queries)
         yield from self._encrypted.preparing(of_encrypted)
         yield from self._unread.preparing(of_unread)
+        if outcomes is not None:
+            for lines, numbers in self._outcomes(outcomes):
+                yield from lines.preparing(numbers)
 
 
 class Registry(CollectorRegistry):
@@ -281,10 +310,10 @@ class Registry(CollectorRegistry):
             (*rendered.render(), encode(encoder, self._process.collect()), end_of_document(encoder))
         ), content_type
 
-    def preparing(self, counts: Mapping[Series, int]) -> Iterator[None]:
+    def preparing(self, counts: Mapping[Series, int], outcomes: Outcomes | None = None) -> Iterator[None]:
         """Render the lines of new series in the formats that were asked for last, and yield after each part of them.
 
-        The next :meth:`encode` of these counts is fast then.
+        The next :meth:`encode` of these numbers is fast then.
         """
         for rendered in list(self._rendered.values()):
-            yield from rendered.preparing(counts)
+            yield from rendered.preparing(counts, outcomes)

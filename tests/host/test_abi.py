@@ -27,8 +27,14 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "outcome": abi.OUTCOME,
     "process_key": abi.PROCESS_KEY,
     "count": abi.COUNT,
+    "tracked_count": abi.TRACKED_COUNT,
     "count_key": abi.COUNT_KEY,
     "pending_key": abi.PENDING_KEY,
+    "note": abi.NOTE,
+    "noted_socket": abi.NOTED_SOCKET,
+    "latency_bounds": abi.LATENCY_BOUNDS,
+    "latency_key": abi.LATENCY_KEY,
+    "latencies": abi.LATENCIES,
     "seen": abi.SEEN,
     "cached": abi.CACHED,
     "name": abi.NAME,
@@ -40,6 +46,7 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "chain": None,
     "connection": abi.CONNECTION,
     "begun": abi.BEGUN,
+    "answer_stream": abi.ANSWER_STREAM,
     "path": abi.PATH,
     "identity": abi.IDENTITY,
     "event": None,
@@ -70,6 +77,12 @@ CONSTANTS = {
     "SHARES": abi.SHARES,
     "TO_LOCAL": abi.TO_LOCAL,
     "HASH_KEYS": abi.HASH_KEYS,
+    "RESULT_ROOM": abi.RESULT_ROOM,
+    "ZEROS_SIZE": abi.ZEROS_SIZE,
+    "NOTED_KEY_SIZE": abi.NOTED_KEY_SIZE,
+    "SOCKET_NOTES": abi.SOCKET_NOTES,
+    "LATENCY_BUCKETS": abi.LATENCY_BUCKETS,
+    "TAKEN_NOTES": abi.TAKEN_NOTES,
     "OUTCOMES": abi.OUTCOMES,
     "STREAM_SIZE": abi.STREAM_SIZE,
     "STREAM_HEAD": abi.STREAM_HEAD,
@@ -87,6 +100,7 @@ void *bpf_map_lookup_elem(void *, const void *);
 #define MAP_SCRATCH 0
 #define MAP_SETTINGS 0
 #define MAP_STATISTICS 0
+#define MAP_ZEROS 0
 #include "scratch.h"
 
 int printf(const char *, ...);
@@ -255,6 +269,11 @@ def test_scratch_space_is_large_enough(tmp_path: Path) -> None:
     assert SCRATCH_SIZE % alignment == 0
 
 
+def test_zeros_are_enough_for_each_new_entry(tmp_path: Path) -> None:
+    entries = ("share", "tracked_count", "noted_socket")
+    assert max(facts(tmp_path, [f"sizeof(struct {entry})" for entry in entries])) == abi.ZEROS_SIZE
+
+
 def test_constants_are_equal(tmp_path: Path) -> None:
     defined = re.findall(r"^#define (\w+) +\S", header(), re.MULTILINE)
     assert defined == list(CONSTANTS)
@@ -269,6 +288,10 @@ def test_enumerators_are_equal(tmp_path: Path) -> None:
         "STATISTICS": len(abi.Statistic),
         **{f"RESOURCE_{resource.name}": resource.value for resource in abi.Resource},
         "RESOURCES": len(abi.Resource),
+        **{f"RESULT_{result.name}": result.value for result in abi.Result},
+        "RESULTS": len(abi.Result),
+        **{f"UNMATCHED_{reason.name}": reason.value for reason in abi.Unmatched},
+        "UNMATCHED": len(abi.Unmatched),
         **{f"TRANSPORT_{name.upper()}": number for number, name in enumerate(abi.TRANSPORTS)},
     }
     bodies = re.findall(r"^enum \w+ \{(.*?)^\};", header(), re.DOTALL | re.MULTILINE)

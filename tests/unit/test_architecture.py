@@ -134,8 +134,8 @@ KERNEL_EXCEPTIONS = {
     "process.share_names": ({"kernel.cgroup_root"}, "finds control groups by their id"),
 }
 
-#: What other layers may import from ``kernel.maps``: sizes, and types of keys. The maps themselves belong to the probe.
-MAP_TYPES = {"CountKey", "PendingKey", "ProcessKey", "ProgramKey", "Sizes"}
+#: What other layers may import from ``kernel.maps``: sizes, and types of keys and values. The maps belong to the probe.
+MAP_TYPES = {"CountKey", "Counted", "Latencies", "LatencyKey", "PendingKey", "ProcessKey", "ProgramKey", "Sizes"}
 #: Names of structs in the ABI. Only ``kernel/`` packs and unpacks them.
 STRUCTS = {name for name, value in vars(abi).items() if isinstance(value, struct.Struct)}
 

@@ -30,7 +30,8 @@ PRINTED = [set(macros) for macros in bpf_instructions.compilations(117)]
 def test_each_part_of_the_sources_is_compiled() -> None:
     parts = set(re.findall(r"^#ifdef ([A-Z_]+)$", SOURCE.read_text("utf-8"), re.MULTILINE))
     assert {EGRESS.macro, STREAM_TWICE} <= parts
-    assert parts <= set().union(*PRINTED)
+    # --answers adds this one to all.
+    assert parts - {"ANSWERS"} <= set().union(*PRINTED)
 
 
 @pytest.mark.parametrize("rung", [rung for rung in RUNGS.values() if rung.attach == Attach.FENTRY], ids=str)

@@ -27,6 +27,8 @@ ORDER = (
     "process/current.h",
     "process/asker.h",
     "process/share.h",
+    "answers/latency.h",
+    "answers/note.h",
     "process/lineage.h",
     "process/ancestry.h",
     "process/identity.h",
@@ -41,6 +43,9 @@ ORDER = (
     "udp/function.h",
     "udp/origin.h",
     "udp/egress.h",
+    "answers/rcode.h",
+    "answers/ingress.h",
+    "answers/socket.h",
     "tcp/destination.h",
     "tcp/iov.h",
     "tcp/message.h",
@@ -50,6 +55,7 @@ ORDER = (
     "tcp/segment.h",
     "tcp/writer.h",
     "tcp/egress.h",
+    "answers/stream.h",
     "dnsprobe.bpf.c",
 )
 HEADERS = [name for name in ORDER if name.endswith(".h")]

@@ -74,11 +74,11 @@ def test_the_shipped_file_is_the_default() -> None:
 
 
 def test_every_field_has_a_key() -> None:
-    for section in config.SECTIONS.values():
+    for section in (*config.SECTIONS.values(), config.ANSWERS):
         names = [field.name for field in fields(section.kind)]
         assert [key.field for key in section.keys.values()] == names
         assert list(section.keys) == [name.removesuffix("_ns") for name in names]
-    assert ["domains", *config.SECTIONS] == [field.name for field in fields(Config)]
+    assert ["domains", *config.SECTIONS, "answers"] == [field.name for field in fields(Config)]
     assert sorted(config.DOMAIN_KEYS) == sorted(DomainSpec._fields)
 
 
@@ -328,6 +328,52 @@ def test_a_size_is_read_in_bytes(file: Path, text: str, size: int) -> None:
 def test_a_bad_size_is_an_error(file: Path, text: str) -> None:
     (line,) = errors(file, f"probe: {{ring_size: {text}}}")
     assert line.startswith("dnsprobe.yaml:1: probe.ring_size: not a size")
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("off", None),
+        ("'off'", None),
+        ("", None),
+        ("{}", config.AnswersConfig()),
+        ("{timeout: 2s, queries: 100}", config.AnswersConfig(2_000_000_000, 100)),
+        ("{buckets: [0.1ms, 0.25ms, 1m]}", config.AnswersConfig(buckets_ns=(100_000, 250_000, 60_000_000_000))),
+    ],
+)
+def test_answers_are_tracked_if_the_section_has_keys(
+    file: Path, text: str, answers: config.AnswersConfig | None
+) -> None:
+    assert loaded(file, f"answers: {text}").answers == answers
+
+
+BUCKETS_HINT = "use a list of 1 to 15 durations, each longer than the one before, such as [0.5ms, 10ms, 1s]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("on", "answers: neither off nor a mapping (on); use off, or any of the keys timeout, queries, buckets"),
+        ("[5s]", "answers: neither off nor a mapping (a list); use off, or any of the keys timeout, queries, buckets"),
+        ("{timeout: 0}", "answers.timeout: not a duration (0); use a number with a unit (ms, s, m, h, d), such as 60s"),
+        ("{timeout: 0s}", "answers.timeout: out of range (0s); use a duration from 100ms to 365d"),
+        ("{timeout: 99ms}", "answers.timeout: out of range (99ms); use a duration from 100ms to 365d"),
+        ("{buckets: 1s}", f"answers.buckets: not a list of durations (1s); {BUCKETS_HINT}"),
+        ("{buckets: []}", f"answers.buckets: 0 durations; {BUCKETS_HINT}"),
+        (
+            f"{{buckets: [{', '.join(f'{n}s' for n in range(1, 17))}]}}",
+            f"answers.buckets: 16 durations; {BUCKETS_HINT}",
+        ),
+        ("{buckets: [1s, 1000ms]}", f"answers.buckets[1]: not longer than the one before (1000ms); {BUCKETS_HINT}"),
+        (
+            "{buckets: [0]}",
+            "answers.buckets[0]: not a duration (0); use a number with a unit (ms, s, m, h, d), such as 60s",
+        ),
+        ("{queries: 0}", "answers.queries: out of range (0); use a number from 1 to 1048576"),
+    ],
+)
+def test_wrong_answers_are_an_error(file: Path, text: str, message: str) -> None:
+    assert errors(file, f"answers: {text}") == [f"dnsprobe.yaml:1: {message}"]
 
 
 SCALARS = [

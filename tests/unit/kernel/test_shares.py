@@ -66,6 +66,7 @@ def test_the_room_is_that_of_the_maps(maps: Maps, made: dict[str, MapInMemory]) 
         Resource.IDENTITIES: 11,
         Resource.LINEAGE: 15,
         Resource.EVENTS: 4096,
+        Resource.NOTES: 1,
     }
 
 
@@ -92,11 +93,13 @@ def test_the_share_is_where_the_kernel_side_puts_it(maps: Maps, made: dict[str, 
     made["lineage"].data[abi.ANCESTOR_KEY.pack(3, 4)] = with_share(abi.ANCESTOR.size, abi.ANCESTOR_SHARE_AT)
     made["pending"].data[abi.PENDING_KEY.pack(1, 2, 3, 4, 5, 0)] = abi.COUNT.pack(1, ADA)
     made["names"].data[(7).to_bytes(8, sys.byteorder)] = abi.NAME.pack(DECIDE, 1, 1, b"", ADA)
+    made["notes"].data[(8).to_bytes(8, sys.byteorder)] = abi.NOTE.pack(1, ADA, 0, b"")
     maps.ancestries.delete_many([(1, 2)])
     maps.facts.delete_many([(1, 2, 0)])
     maps.ancestors.delete_many([abi.AncestorKey(3, 4)])
     maps.pending.delete_many([(1, 2, 3, 4, 5, 0)])
     maps.names.delete_many([7])
+    maps.notes.delete_many([8])
     assert {resource: returned(made, ADA, resource) for resource in Resource} == {
         resource: int(resource not in {Resource.COUNTERS, Resource.EVENTS}) for resource in Resource
     }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dnsprobe.model import OTHER, Count, Rule, Series
 from dnsprobe.pipeline.series import Totals
+from dnsprobe.pipeline.tally import queries_of, results_of, waiting_of
 
 RULES = [Rule(1, ".", "."), Rule(2, "example.test", "example.test")]
 
@@ -221,18 +222,18 @@ def test_a_year_of_new_trees() -> None:
             assert len(found) <= 400 + 1
         if number == 200_000:
             size = total_size(totals)
+    # Counts that have ended wait for the collection: no more than those that were live at the last one.
+    totals.collect(live)
     assert total_size(totals) < size * 1.05
     # A new tree gets a name after the room was full of idle ones.
-    totals.collect(live)
     clock.now += 86400
     assert totals.collect([*live, count("new")])[series("new")] == 1
 
 
 def total_size(totals: Totals) -> int:
     """Return how many octets the containers of an object take."""
-    return sum(sys.getsizeof(value) for value in vars(totals).values()) + sum(
-        sys.getsizeof(value) for room in (totals._named, totals._others) for value in vars(room).values()
-    )
+    parts = (totals, totals._named, totals._others, totals._refused)
+    return sum(sys.getsizeof(value) for part in parts for value in vars(part).values())
 
 
 def test_queries_counted_without_their_process_need_no_place() -> None:
@@ -295,6 +296,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("start"), COUNTS),
         st.tuples(st.just("ask"), st.integers(0, 50), st.integers(0, 5)),
+        st.tuples(st.just("answer"), st.integers(0, 50), st.integers(0, 2), st.integers(0, 5)),
         st.tuples(st.just("end"), st.integers(0, 50)),
         st.tuples(st.just("collect")),
         st.tuples(st.just("wait"), st.integers(1, 100)),
@@ -303,43 +305,133 @@ STEPS = st.lists(
     max_size=60,
 )
 
+#: The kinds of results in the test.
+KINDS = 3
 
+
+def answered(count: Count, kind: int, times: int) -> Count:
+    """Return a count of which some queries that wait have got a result."""
+    results = [*(count.results or (0,) * KINDS)]
+    results[kind] += min(times, count.queries - sum(results))
+    return replace(count, results=tuple(results))
+
+
+class Sums:
+    """What was sent and answered up to now, compared with what is shown. No series may decrease or be ahead."""
+
+    def __init__(self, totals: Totals) -> None:
+        self.totals = totals
+        self.ended: list[Count] = []
+        self.before: dict[Series, int] = {}
+        self.left = self.refused = 0
+
+    def check(self, live: list[Count], limit: int) -> None:
+        totals = self.totals
+        queries = totals.collect(live)
+        now = dict(totals.tallies)
+        assert queries == {key: queries_of(number) for key, number in now.items()}
+        assert all(queries.values())
+        decreased = [key for key, number in self.before.items() if has_decreased(number, now.get(key, 0))]
+        assert len(decreased) <= totals.series_expired - self.left
+        sums: dict[str, int] = dict(totals.expired_tallies)
+        for key, number in now.items():
+            sums[key.domain] = sums.get(key.domain, 0) + number
+        for one in [*now.values(), *totals.expired_tallies.values()]:
+            assert waiting_of(one) >= 0
+        for rule in RULES:
+            counts = [one for one in [*live, *self.ended] if one.rule == rule]
+            found = sums.get(rule.name, 0)
+            assert queries_of(found) == sum(one.queries for one in counts)
+            results = [sum(kind) for kind in zip(*(one.results for one in counts if one.results), strict=True)]
+            assert padded(results_of(found)) == padded(results)
+        assert len([key for key in now if key.qtype != OTHER]) <= limit
+        assert all(key[4:] == (OTHER, OTHER, "", "", "") for key in now if key.qtype == OTHER)
+        assert totals.series_folded >= self.refused
+        self.before, self.left, self.refused = now, totals.series_expired, totals.series_folded
+
+
+def padded(results: list[int]) -> list[int]:
+    return (results + [0] * KINDS)[:KINDS]
+
+
+def has_decreased(before: int, now: int) -> bool:
+    """Return whether any number of a tally is less than before."""
+    numbers = zip(padded(results_of(before)), padded(results_of(now)), strict=True)
+    return queries_of(now) < queries_of(before) or any(after < one for one, after in numbers)
+
+
+@pytest.mark.parametrize("tracks_answers", [False, True])
 @settings(max_examples=600, deadline=None)
 @given(limit=st.integers(0, 12), ttl=st.sampled_from([50, float("inf")]), steps=STEPS)
-def test_no_series_decreases_and_sums_are_exact(limit: int, ttl: float, steps: list[tuple]) -> None:  # type: ignore[type-arg]
+def test_no_series_decreases_and_sums_are_exact(
+    tracks_answers: bool,
+    limit: int,
+    ttl: float,
+    steps: list[tuple],  # type: ignore[type-arg]
+) -> None:
     clock = Clock()
-    totals = Totals(limit, ttl=ttl, clock=clock)
+    totals = Totals(limit, ttl=ttl, clock=clock, tracks_answers=tracks_answers)
     live: list[Count] = []
-    truth: Counter[str] = Counter()
-    before: dict[Series, int] = {}
-    refused, left = 0, 0
+    sums = Sums(totals)
     for step in [*steps, ("collect",)]:
         match step:
             case ("start", Count() as new):
                 live.append(new)
-                truth[new.rule.name] += new.queries
             case ("ask", int(index), int(more)) if live:
                 index %= len(live)
                 live[index] = replace(live[index], queries=live[index].queries + more)
-                truth[live[index].rule.name] += more
+            case ("answer", int(index), int(kind), int(times)) if live and tracks_answers:
+                index %= len(live)
+                live[index] = answered(live[index], kind, times)
             case ("end", int(index)) if live:
-                totals.add_final(live.pop(index % len(live)))
+                gone = live.pop(index % len(live))
+                gone = answered(gone, 0, gone.queries) if tracks_answers else gone
+                totals.add_final(gone)
+                sums.ended.append(gone)
             case ("shuffle", random):
                 random.shuffle(live)
             case ("wait", int(seconds)):
                 clock.now += seconds
             case ("collect",):
-                now = totals.collect(live)
-                decreased = [key for key, number in before.items() if now.get(key, 0) < number]
-                assert len(decreased) <= totals.series_expired - left
-                left = totals.series_expired
-                sums = Counter(totals.expired)
-                for key, number in now.items():
-                    assert number > 0
-                    sums[key.domain] += number
-                assert +sums == +truth
-                assert len([key for key in now if key.qtype != OTHER]) <= limit
-                assert all(key[4:] == (OTHER, OTHER, "", "", "") for key in now if key.qtype == OTHER)
-                assert totals.series_folded >= refused
-                refused = totals.series_folded
-                before = now
+                sums.check(live, limit)
+
+
+def test_results_go_where_the_queries_went() -> None:
+    clock = Clock()
+    totals = Totals(8, ttl=60, clock=clock, tracks_answers=True)
+    sleeper = replace(count("sleeper", 5), results=(3,))
+    totals.collect([sleeper, *(count(f"p{i}") for i in range(6))])
+    clock.now += 100
+    others = [count(f"p{i}") for i in range(6)]
+    totals.collect([sleeper, *others, count("new")])
+    assert totals.expired == {"example.test": 5}
+    assert results_of(totals.expired_tallies["example.test"]) == [3]
+    # The same process asks again, and gets an answer: it is that of a query from before.
+    clock.now += 100
+    sleeper = replace(sleeper, queries=7, results=(3, 1))
+    totals.collect([sleeper, *others, count("new")])
+    assert totals.expired_tallies["example.test"] >> 64 == 3 + (1 << 64)
+    assert totals.tallies[series("sleeper")] == 2
+    sleeper = replace(sleeper, results=(4, 3))
+    totals.collect([sleeper, *others, count("new")])
+    assert totals.tallies[series("sleeper")] == 2 + (2 << 128)
+    # The series that made room for the sleeper has a query that waits.
+    assert waiting_of(totals.expired_tallies["example.test"]) == 1
+
+
+def test_results_of_folded_queries_stay_with_them() -> None:
+    clock = Clock()
+    totals = Totals(8, ttl=60, clock=clock, tracks_answers=True)
+    for number in range(7):
+        totals.add_final(count(f"p{number}"))
+    late = count("late", 5)
+    totals.collect([late])
+    assert waiting_of(totals.tallies[series(OTHER, unit="")]) == 5
+    clock.now += 100
+    totals.collect([replace(late, queries=6, results=(4,))])
+    assert results_of(totals.tallies[series(OTHER, unit="")]) == [4]
+    assert totals.tallies[series("late")] == 1
+    totals.add_final(replace(late, queries=6, results=(4, 2)))
+    totals.collect([])
+    assert totals.tallies[series(OTHER, unit="")] == 5 + (4 << 64) + (1 << 128)
+    assert totals.tallies[series("late")] == 1 + (1 << 128)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Mapping
 
@@ -15,6 +16,8 @@ from prometheus_client.metrics_core import CounterMetricFamily
 
 from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.model import DOT, OPTIONAL_LABELS, Series
+from dnsprobe.pipeline.answers import Group, Outcomes
+from dnsprobe.pipeline.latencies import SUM_AT, Sample
 from dnsprobe.sinks import metrics
 from dnsprobe.sinks.exposition import SeriesLines
 from dnsprobe.sinks.metrics import Registry, Snapshot
@@ -56,6 +59,35 @@ def test_each_scrape_is_the_same_as_with_prometheus_client(
         body, found = registry.encode(accept)
         assert found == content_type
         assert without_process(body) == without_process(encoder(registry))
+
+
+OUTCOMES = st.builds(
+    Outcomes,
+    responses=st.dictionaries(st.tuples(SERIES, st.sampled_from(["NOERROR", "NODATA"])), NUMBERS, max_size=8),
+    unanswered=st.dictionaries(st.tuples(SERIES, st.sampled_from(["closed", "timeout"])), NUMBERS, max_size=8),
+    waiting=st.dictionaries(st.builds(Group, LABELS, LABELS), NUMBERS, max_size=8),
+    untracked=st.dictionaries(st.builds(Group, LABELS, LABELS), NUMBERS, max_size=8),
+    latencies=st.dictionaries(
+        st.builds(
+            Sample, LABELS, st.just("udp"), LABELS, st.integers(0, SUM_AT), st.sampled_from([0.0001, 2.5, math.inf])
+        ),
+        st.floats(0, 1e9),
+        max_size=8,
+    ),
+)
+
+
+@given(scrapes=st.lists(st.tuples(st.none() | OUTCOMES, st.sampled_from(ACCEPTED)), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_results_are_the_same_as_with_prometheus_client(scrapes: list[tuple[Outcomes | None, str]]) -> None:
+    now: Outcomes | None = None
+    registry = Registry(lambda: Snapshot(outcomes=now))
+    for outcomes, accept in scrapes:
+        now = outcomes
+        if now is not None and len(now.responses) % 2:
+            list(registry.preparing({}, now))
+        encoder, _ = choose_encoder(accept)
+        assert without_process(registry.encode(accept)[0]) == without_process(encoder(registry))
 
 
 @pytest.mark.parametrize("accept", ACCEPTED)

@@ -1,5 +1,6 @@
 """A scrape, byte for byte, and checked by promtool."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from dnsprobe import __version__
 from dnsprobe.kernel.losses import LOSSES, NO_LOSSES
 from dnsprobe.kernel.other_messages import OTHER_MESSAGES
 from dnsprobe.model import OPTIONAL_LABELS, Series
+from dnsprobe.pipeline.answers import Group, Outcomes
+from dnsprobe.pipeline.latencies import COUNT_AT, SUM_AT, Sample
 from dnsprobe.sinks.metrics import DaemonCollector, Registry, Snapshot
 
 GOLDEN = Path(__file__).parents[1] / "scrape.txt"
@@ -178,3 +181,61 @@ def test_labels_that_are_safe_stay_as_they_are() -> None:
     assert {tuple(sample.labels[name] for name in Series._fields) for sample in queries.samples} == {
         tuple(series) for series in FULL.counts if series.of_queries
     }
+
+
+def test_results_of_queries() -> None:
+    series = Series("example.test", "A", "udp", "local", "dig", "bash;dig", "a.service", "")
+    udp, tcp = Group("example.test", "udp"), Group("example.test", "tcp")
+    outcomes = Outcomes(
+        responses={(series, "NXDOMAIN"): 3, (series, "NODATA"): 1},
+        unanswered={(series, "timeout"): 2},
+        responses_expired={("example.test", "NOERROR"): 7},
+        unanswered_expired={("example.test", "closed"): 6},
+        waiting={udp: 1, tcp: 0},
+        untracked={udp: 4, tcp: 0},
+        unmatched={"late": 5, "duplicate": 0},
+    )
+    lines = scrape(Snapshot(outcomes=outcomes)).decode().splitlines()
+    labels = 'container="",domain="example.test",process="dig",qtype="A"'
+    rest = 'to="local",transport="udp",tree="bash;dig",unit="a.service"'
+    assert [line for line in lines if 'domain="' in line or "unmatched_total{" in line] == [
+        'dnsprobe_responses_unmatched_total{reason="duplicate"} 0.0',
+        'dnsprobe_responses_unmatched_total{reason="late"} 5.0',
+        'dnsprobe_responses_expired_total{domain="example.test",rcode="NOERROR"} 7.0',
+        'dnsprobe_unanswered_expired_total{domain="example.test",reason="closed"} 6.0',
+        f'dnsprobe_responses_total{{{labels},rcode="NODATA",{rest}}} 1.0',
+        f'dnsprobe_responses_total{{{labels},rcode="NXDOMAIN",{rest}}} 3.0',
+        f'dnsprobe_unanswered_total{{{labels},reason="timeout",{rest}}} 2.0',
+        'dnsprobe_queries_waiting{domain="example.test",transport="tcp"} 0.0',
+        'dnsprobe_queries_waiting{domain="example.test",transport="udp"} 1.0',
+        'dnsprobe_queries_untracked_total{domain="example.test",transport="tcp"} 0.0',
+        'dnsprobe_queries_untracked_total{domain="example.test",transport="udp"} 4.0',
+    ]
+    assert b"dnsprobe_responses" not in scrape(Snapshot())
+    check(scrape(Snapshot(outcomes=outcomes)))
+
+
+@pytest.mark.parametrize("labels", [("unit", "container"), ()])
+def test_a_histogram_of_latencies(labels: tuple[str, ...]) -> None:
+    group = ("example.test", "udp", "a.service")
+    latencies = {
+        Sample(*group, 0, 0.0001): 2.0,
+        Sample(*group, 1, 2.5): 5.0,
+        Sample(*group, 2, math.inf): 6.0,
+        Sample(*group, COUNT_AT, math.inf): 6.0,
+        Sample(*group, SUM_AT, math.inf): 4.25,
+    }
+    registry = CollectorRegistry()
+    registry.register(DaemonCollector(lambda: Snapshot(outcomes=Outcomes(latencies=latencies)), labels))
+    text = generate_latest(registry)
+    check(text)
+    (family,) = [found for found in parse(text.decode()) if found.name == "dnsprobe_response_latency_seconds"]
+    assert family.type == "histogram"
+    rest = {"domain": "example.test", "transport": "udp"} | ({"unit": "a.service"} if labels else {})
+    assert [(sample.name.removeprefix(family.name), sample.labels, sample.value) for sample in family.samples] == [
+        ("_bucket", rest | {"le": "0.0001"}, 2),
+        ("_bucket", rest | {"le": "2.5"}, 5),
+        ("_bucket", rest | {"le": "+Inf"}, 6),
+        ("_count", rest, 6),
+        ("_sum", rest, 4.25),
+    ]

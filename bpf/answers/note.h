@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * Notes: queries that wait for their answer. Exactly one event takes a note back, and its result is counted beside the
+ * query: the one whose bpf_map_delete_elem() removes it. Without the macro ANSWERS there are no notes.
+ */
+#ifndef DNSPROBE_ANSWERS_NOTE_H
+#define DNSPROBE_ANSWERS_NOTE_H
+
+#include "kernel_read.h"
+#include "maps.h"
+#include "verifier.h"
+#include "scratch.h"
+#include "answers/latency.h"
+#include "process/share.h"
+
+#ifdef ANSWERS
+#define TRACKS_ANSWERS true
+
+/* How often a note is deleted at most. Linux 5.11 and later refuse it with -EBUSY if the run interrupts a change of the
+ * same bucket: kernel commit 20b6cc34ea74 ("bpf: Avoid hashtab deadlock with map_locked"). */
+#define DELETE_ATTEMPTS 3
+
+static __always_inline void set_asked(struct asked *asked, const struct destination *to, u16 id)
+{
+	asked->sock = to->sock ?: read_u64(to->skb + SKB_SK);
+	__builtin_memcpy(asked->server, to->server, sizeof(asked->server));
+	asked->id = id;
+	asked->port = to->port;
+}
+
+/* Counts what became of a query. Its counter is there: user space removes none whose queries wait. */
+static __always_inline void count_result(const struct note *note, u64 result)
+{
+	COUNTER *count = note->is_pending ? bpf_map_lookup_elem(MAP(PENDING), (void *)note->counter)
+					  : bpf_map_lookup_elem(MAP(COUNTS), (void *)note->counter);
+
+	/* The result may be on the stack, where the verifier forgets its bounds. */
+	KEEP_BELOW_16(result);
+	if (count)
+		__sync_fetch_and_add(&count->results[result], 1);
+}
+
+/* Remembers whether a query that was taken back had an answer, for a further answer to it. */
+static __always_inline void remember_taken(u64 hash, bool is_answered)
+{
+	u64 index = hash & (TAKEN_NOTES - 1); /* as in add_statistic() */
+	u64 *slot = bpf_map_lookup_elem(MAP(TAKEN_NOTES), &index);
+
+	if (slot)
+		*slot = (hash & ~(u64)(TAKEN_NOTES - 1)) | is_answered;
+}
+
+/*
+ * Takes the note with the key `hash` back. False if there is none, or if another event is taking it. `note` gets the
+ * note: on the stack or, in a program that has no room there, in its scratch space. So does `hash`. The caller ends it.
+ */
+static __always_inline bool remove_note(const u64 *hash, struct note *note)
+{
+	struct note *found = bpf_map_lookup_elem(MAP(NOTES), (void *)hash);
+	long failed = -EEXIST;
+
+	if (!found)
+		return false;
+	/* Once it is deleted, its memory may have another note. */
+	*note = *found;
+	for (u32 i = 0; i < DELETE_ATTEMPTS && failed && failed != -ENOENT; i++)
+		failed = bpf_map_delete_elem(MAP(NOTES), (void *)hash);
+	if (failed)
+		return false;
+	give_back(note->share, RESOURCE_NOTES, 1);
+	return true;
+}
+
+/* Counts the result of a note that was taken back. */
+static __always_inline void end_note(const u64 *hash, const struct note *note, u64 result)
+{
+	/* Before the result: user space takes the histogram once no query waits. */
+	if (result <= RESULT_NODATA)
+		count_latency(note);
+	count_result(note, result);
+	remember_taken(*hash, result <= RESULT_NODATA);
+}
+
+/* Takes a note back as remove_note() does, and counts its result. */
+static __always_inline bool take_note(const u64 *hash, struct note *note, u64 result)
+{
+	if (!remove_note(hash, note))
+		return false;
+	end_note(hash, note, result);
+	return true;
+}
+
+/* Remembers that a socket has a note. A note that does not fit ends with the timeout. */
+static __always_inline void add_to_socket(const u64 *sock, u64 hash)
+{
+	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), (void *)sock);
+
+	if (!socket) {
+		const void *none = get_zeros();
+
+		if (none)
+			bpf_map_update_elem(MAP(SOCKETS), (void *)sock, (void *)none, BPF_NOEXIST);
+		socket = bpf_map_lookup_elem(MAP(SOCKETS), (void *)sock);
+		if (!socket)
+			return;
+	}
+
+	u64 at = socket->next;
+
+	socket->next = at + 1;
+	socket->notes[at & (SOCKET_NOTES - 1)] = hash;
+}
+
+/* Takes back the latest notes of a socket. The others end with the timeout. */
+static __always_inline void take_notes_of(u64 sock, u64 result)
+{
+	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &sock);
+
+	if (!socket)
+		return;
+	for (u32 i = 0; i < SOCKET_NOTES; i++) {
+		u64 hash = socket->notes[i];
+		struct note note;
+
+		if (hash)
+			take_note(&hash, &note, result);
+	}
+	bpf_map_delete_elem(MAP(SOCKETS), &sock);
+}
+
+/* Stores the note of a query that was counted just now. False if there is no room. */
+static __always_inline bool put_note(const u64 *hash, struct note *note, const u64 *sock)
+{
+	if (!take_room(note->share, RESOURCE_NOTES, 1))
+		return false;
+	if (bpf_map_update_elem(MAP(NOTES), (void *)hash, note, BPF_NOEXIST)) {
+		give_back(note->share, RESOURCE_NOTES, 1);
+		return false;
+	}
+	add_to_socket(sock, *hash);
+	return true;
+}
+
+/* True if the same query still waits. Then the second program handles this one: there is not enough room on the stack
+ * of the first. */
+static __always_inline bool is_waiting(u64 hash)
+{
+	return bpf_map_lookup_elem(MAP(NOTES), &hash) != NULL;
+}
+
+/* Notes a query that was found in the cache of outcomes, and was counted. */
+static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key,
+					const struct asked *asked)
+{
+	struct note note = {
+		.time_ns = bpf_ktime_get_ns(),
+		.share = count->share,
+	};
+
+	u64 sock = asked->sock;
+
+	__builtin_memcpy(note.counter, key, sizeof(*key));
+	if (!put_note(&hash, &note, &sock))
+		__sync_fetch_and_add(&count->results[RESULT_UNTRACKED], 1);
+}
+
+/* Notes the query in the scratch space, which was counted for `rule`. All of it is in the scratch space: there is not
+ * enough room on the stack of the programs for TCP. */
+static __always_inline void note_query(struct scratch *s, const struct settings *settings, u32 rule)
+{
+	const u16 *id = (const u16 *)(s->packet + PACKET_FRONT);
+	u32 type_class = __builtin_bswap16(s->question.qtype) | __builtin_bswap16(s->question.qclass) << 16;
+	struct waiting *waiting = &s->waiting;
+	struct note *note = &waiting->note;
+
+	if (rule == UNREAD)
+		return;
+	note->time_ns = s->event.time_ns;
+	note->share = s->share;
+	note->is_pending = rule == DECIDE;
+	if (rule == DECIDE)
+		__builtin_memcpy(note->counter, &s->pending_key, sizeof(s->pending_key));
+	else
+		__builtin_memcpy(note->counter, &s->count_key, sizeof(s->count_key));
+	/* The answers of multicast come from others than the server. An octet 0 in a label is taken for the root in an
+	 * answer. */
+	if ((s->to.transport != TRANSPORT_UDP && s->to.transport != TRANSPORT_TCP) || !s->question.plain) {
+		count_result(note, RESULT_UNTRACKED);
+		return;
+	}
+	set_asked(&waiting->asked, &s->to, *id);
+	waiting->hash = hash_note(s->question.sums, settings, type_class, &waiting->asked);
+	take_note(&waiting->hash, &waiting->taken, RESULT_SUPERSEDED);
+	if (!put_note(&waiting->hash, note, &waiting->asked.sock))
+		count_result(note, RESULT_UNTRACKED);
+}
+#else
+#define TRACKS_ANSWERS false
+
+static __always_inline void set_asked(struct asked *asked, const struct destination *to, u16 id)
+{
+}
+
+static __always_inline bool is_waiting(u64 hash)
+{
+	return false;
+}
+
+static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key,
+					const struct asked *asked)
+{
+}
+
+static __always_inline void note_query(struct scratch *s, const struct settings *settings, u32 rule)
+{
+}
+#endif
+
+#endif

@@ -1,0 +1,45 @@
+"""What became of queries: the sums of the metrics are those of what was sent, at the hooks that see each packet."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+from installed import HERE, PORTS, Service, until
+
+#: The kernel has a tracepoint for the errors of sockets since Linux 5.14.
+SEES_ERRORS = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2]) >= (5, 14)
+#: Queries that have an answer with a record, by what the asker calls them.
+ANSWERED = ("noerror", "wild", "again", "twice", "parts", "options", "together")
+ANSWERED_STREAMS = ("stream", "pieces", "large", "pipelined")
+
+
+def test_each_query_has_one_result(service: Service) -> None:
+    service.restart(
+        "domains: [answers.test, 'noerror*.wild.test']\n"
+        f"probe: {{hook: cgroup_skb, tcp_hook: cgroup_skb, {PORTS}}}\nanswers: {{timeout: 20s, queries: 4096}}"
+    )
+    command = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
+    command += ["/usr/bin/python3", str(HERE / "asker.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asker:
+        assert asker.stdin is not None
+        assert asker.stdout is not None
+        sent: dict[str, int] = json.loads(asker.stdout.readline())
+        until(lambda: not sum(service.by("domain", "dnsprobe_queries_waiting").values()), "the timeout")
+        asker.stdin.write(b"\n\n")
+        asker.stdin.close()
+    assert sum(service.by("domain").values()) == sum(sent.values())
+    assert service.by("rcode", "dnsprobe_responses_total") == {
+        "NOERROR": sum(sent[kind] for kind in (*ANSWERED, *ANSWERED_STREAMS)),
+        **{kind.upper(): sent[kind] for kind in ("nodata", "nxdomain", "servfail", "refused")},
+    }
+    # Without the tracepoint, the socket is closed before the timeout.
+    unreachable = {"unreachable": sent["unreachable"]} if SEES_ERRORS else {}
+    assert service.by("reason", "dnsprobe_unanswered_total") == {
+        "timeout": sent["timeout"],
+        "superseded": sent["superseded"],
+        "closed": sent["closed"] + (0 if SEES_ERRORS else sent["unreachable"]),
+        **unreachable,
+    }
+    assert sum(service.by("domain", "dnsprobe_queries_untracked_total").values()) == 0
