@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from exported import names_with_answers
 
-from dnsprobe.config.main import JournalConfig, MetricsConfig, ProbeConfig
+from dnsprobe.config.main import AnswersConfig, JournalConfig, MetricsConfig, ProbeConfig
 from dnsprobe.kernel.losses import LOSSES
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
-SECTIONS = {"probe": ProbeConfig, "journal": JournalConfig, "metrics": MetricsConfig}
+SECTIONS = {"probe": ProbeConfig, "journal": JournalConfig, "metrics": MetricsConfig, "answers": AnswersConfig}
 #: Variables of the Ansible playbook, and the middle part of the names of recording rules.
 OTHER_NAMES = {"dnsprobe_package", "dnsprobe_configuration", "dnsprobe_queries"}
 
@@ -55,7 +55,7 @@ def test_configuration_keys_exist(page: Path) -> None:
     known = {
         f"{name}.{field.name.removesuffix('_ns')}" for name, of in SECTIONS.items() for field in dataclasses.fields(of)
     }
-    named = set(re.findall(r"`((?:probe|journal|metrics)\.[a-z_]+)[`:\[]", page.read_text("utf-8")))
+    named = set(re.findall(r"`((?:probe|journal|metrics|answers)\.[a-z_]+)[`:\[]", page.read_text("utf-8")))
     assert named - {"metrics.md", "journal.md"} <= known
 
 

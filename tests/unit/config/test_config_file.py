@@ -85,7 +85,8 @@ def test_every_field_has_a_key() -> None:
 def test_the_shipped_file_has_every_key_with_its_values() -> None:
     text = SHIPPED.read_text()
     shipped = yaml.safe_load(text)
-    assert list(shipped) == ["domains", *config.SECTIONS]
+    assert list(shipped) == ["domains", *config.SECTIONS, "answers"]
+    assert shipped["answers"] is False
     for name, section in config.SECTIONS.items():
         assert list(shipped[name]) == list(section.keys)
     # The comment before a key names the possible values.
@@ -111,6 +112,13 @@ def test_the_page_has_every_key_with_its_values_and_default() -> None:
             text = "null" if value is None else str(value).lower() if isinstance(value, bool) else text
             assert default == f"`{text}`"
             assert [choice for choice in CHOICES.get(key, ()) if f"`{choice}`" not in values] == []
+
+
+def test_the_page_has_the_defaults_of_answers(file: Path) -> None:
+    table = rows("### `answers`: what became of queries")
+    assert list(table) == list(config.ANSWERS.keys)
+    text = ", ".join(f"{key}: {default.strip('`')}" for key, (_, _, default) in table.items())
+    assert loaded(file, f"answers: {{{text}}}").answers == config.AnswersConfig()
 
 
 def rows(heading: str) -> dict[str, list[str]]:
