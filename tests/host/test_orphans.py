@@ -372,7 +372,10 @@ def memory(pid: int) -> int:
 
 
 def wait_until_forgotten(service: Service, storm: Path, in_namespace: list[str]) -> int:
-    """Wait until no ended process takes up room in the kernel and in the daemon. Return how many asked meanwhile."""
+    """Wait until no ended process takes up room in the kernel and in the daemon. Return how many asked meanwhile.
+
+    Each look starts processes itself, which take up room until the next sweep. So there is a sweep between two looks.
+    """
     asked = 0
     until = time.monotonic() + PATIENCE
     while True:
@@ -381,7 +384,7 @@ def wait_until_forgotten(service: Service, storm: Path, in_namespace: list[str])
         if not full:
             return asked
         assert time.monotonic() < until, "ended processes still take up room"
-        time.sleep(1)
+        time.sleep(12)
 
 
 def is_map_full(service: Service, storm: Path, in_namespace: list[str]) -> bool:
