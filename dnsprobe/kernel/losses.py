@@ -6,7 +6,10 @@ Tests compare docs/metrics.md and the alert rules with it. "Add a loss" in docs/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
@@ -52,6 +55,9 @@ class Loss:
     what: str
     counted: Counted
 
+
+#: Seconds from a hook at a function to the hook at egress, even if the sender has to wait for a processor.
+_ON_ITS_WAY = 0.2
 
 _EVENTS = "dnsprobe_events_lost_total"
 _UNATTRIBUTED = "dnsprobe_queries_unattributed_total"
@@ -237,10 +243,33 @@ def _help(metric: str, title: str) -> str:
 METRICS = {metric: _help(metric, title) for metric, title in _TITLES.items()}
 
 
+class LostParts:
+    """Finds out how many packets were left to the hook at egress, and have not come there.
+
+    The hook sees a packet right after it was left to it, or never. A reader may look in between. So only packets count
+    that were left ``_ON_ITS_WAY`` seconds ago.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        #: When how many had been left, oldest first. The first one is old enough.
+        self._left: deque[tuple[float, int]] = deque([(-math.inf, 0)])
+
+    def read(self, statistics: Mapping[Statistic, int]) -> int:
+        """Return the number at this moment."""
+        now = self._clock()
+        while len(self._left) > 1 and self._left[1][0] <= now - _ON_ITS_WAY:
+            self._left.popleft()
+        if len(self._left) == 1 or self._left[-1][0] < now - _ON_ITS_WAY / 4:
+            self._left.append((now, statistics[Statistic.PARTS_LEFT]))
+        return max(self._left[0][1] - statistics[Statistic.PARTS_TAKEN], 0)
+
+
 def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int]) -> dict[Loss, int]:
     """Return the number of each loss, including zeros. A source that is missing in ``others`` counts as zero.
 
     The numbers are read one after the other. So a loss that is computed from two of them may be lower than before.
+    PARTS_LOST is that of :class:`LostParts`.
     """
     left = statistics[Statistic.PARTS_LEFT] - statistics[Statistic.PARTS_TAKEN]
     missed = others.get(Source.MISSED_RUNS, 0)
@@ -251,7 +280,6 @@ def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int
     others = {
         **others,
         Source.IDENTITIES_FULL: programs,
-        Source.PARTS_LOST: max(left, 0),
         Source.MISSED_RUNS: max(missed + min(left, 0), 0),
     }
     return {

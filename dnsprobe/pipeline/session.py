@@ -16,7 +16,7 @@ from dnsprobe.config.source import Source
 from dnsprobe.hook_names import OLD_HOOKS, Attach
 from dnsprobe.kernel import losses
 from dnsprobe.kernel.abi import Resource, Statistic
-from dnsprobe.kernel.losses import NO_LOSSES, Loss, read_losses
+from dnsprobe.kernel.losses import NO_LOSSES, Loss, LostParts, read_losses
 from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.other_messages import read_other_messages
 from dnsprobe.kernel.probe import Probe, ProbeOptions
@@ -120,7 +120,7 @@ class Session:
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
         self._storage_room = StorageRoom(self.probe.maps.put_storage_room)
-        self._losses = NO_LOSSES
+        self._losses, self._lost_parts = NO_LOSSES, LostParts()
         self._has_unread = config.journal.unread
         # Collecting and sweeping exclude each other: a count must be in one place.
         self._counting = asyncio.Lock()
@@ -270,8 +270,9 @@ class Session:
     def losses(self, journal_dropped: int = 0, log_dropped: int = 0) -> dict[Loss, int]:
         """Return every loss with its number up to now. The arguments are those of the sink and of the log."""
         now = read_losses(
-            self.probe.statistics(),
+            statistics := self.probe.statistics(),
             {
+                losses.Source.PARTS_LOST: self._lost_parts.read(statistics),
                 losses.Source.MISSED_RUNS: self.probe.prover.missed_runs(),
                 losses.Source.LINEAGE_FULL: self.probe.lineage_table.full(),
                 losses.Source.LINEAGE_MISSED_RUNS: self.probe.lineage_table.missed_runs(),
@@ -283,8 +284,7 @@ class Session:
                 losses.Source.NAMES_UNDECIDED: self._decisions.too_slow,
             },
         )
-        # A counter of Prometheus never decreases.
-        self._losses = {loss: max(times, self._losses[loss]) for loss, times in now.items()}
+        self._losses = {loss: max(times, self._losses[loss]) for loss, times in now.items()}  # counters never decrease
         return self._losses
 
     def exceeded_shares(self, journal: Mapping[int, int] = _NO_SHARES) -> dict[tuple[str, str, str], int]:

@@ -6,10 +6,11 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ _UNCOUNTED = re.compile(r"(?:not counted|counted in part): ([^;)]*)")
 _SKIPPED = "run_missed"
 #: The queries that are counted without their process.
 _UNATTRIBUTED = "dnsprobe_queries_unattributed_total"
+
+#: Seconds.
+_UNTIL_LOST = 0.3
 
 _LINE = re.compile(r"(\S+)\[\d+\] asked for (\S+) \(A, (\w+)\) by .*?, server (\S+)#(\d+), ")
 
@@ -127,6 +131,13 @@ class Observer:
         seen = Seen(counted, shown, new, skipped - self._skipped)
         self._losses, self._skipped = losses, skipped
         return seen
+
+    def look_again(self, domain: str, last: str, before: Seen) -> Seen:
+        """Look once more, after the daemon has had the time to find out that packets are lost: LostParts."""
+        time.sleep(_UNTIL_LOST)
+        seen = self.look(domain, last)
+        losses = Counter(before.losses) + Counter(seen.losses)
+        return replace(seen, losses=losses, skipped=before.skipped + seen.skipped)
 
 
 def _losses(text: str) -> tuple[dict[str, int], int]:
@@ -234,6 +245,8 @@ def play(
         for observer in observers:
             rung = observer.rung.name
             seen = observer.look(f"{situation}.ways.test", answer["last"])
+            if not unknown and verdict(right, seen) == NOT_SEEN:
+                seen = observer.look_again(f"{situation}.ways.test", answer["last"], seen)
             found = unknown or verdict(right, seen)
             if found not in {ABSENT, RIGHT}:
                 notes.append(f"{situation} at {rung}: {found}: {dict(seen.losses)}, counted {dict(seen.counted)}")
