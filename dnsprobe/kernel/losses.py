@@ -256,22 +256,23 @@ class LostParts:
         self._left: deque[tuple[float, int]] = deque([(-math.inf, 0)])
 
     def read(self, statistics: Mapping[Statistic, int]) -> int:
-        """Return the number at this moment."""
+        """Return the number at this moment. It is negative if the hook took packets that were not left to it."""
         now = self._clock()
         while len(self._left) > 1 and self._left[1][0] <= now - _ON_ITS_WAY:
             self._left.popleft()
         if len(self._left) == 1 or self._left[-1][0] < now - _ON_ITS_WAY / 4:
             self._left.append((now, statistics[Statistic.PARTS_LEFT]))
-        return max(self._left[0][1] - statistics[Statistic.PARTS_TAKEN], 0)
+        return self._left[0][1] - statistics[Statistic.PARTS_TAKEN]
 
 
 def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int]) -> dict[Loss, int]:
     """Return the number of each loss, including zeros. A source that is missing in ``others`` counts as zero.
 
     The numbers are read one after the other. So a loss that is computed from two of them may be lower than before.
-    PARTS_LOST is that of :class:`LostParts`.
+    PARTS_LOST is that of :class:`LostParts`. Read ``others`` before ``statistics``: a skipped run that is known before
+    its packet was taken would count as missed.
     """
-    left = statistics[Statistic.PARTS_LEFT] - statistics[Statistic.PARTS_TAKEN]
+    left = others.get(Source.PARTS_LOST, 0)
     missed = others.get(Source.MISSED_RUNS, 0)
     # The kernel counts each event of a program for which it has no room, the daemon each program that it finds missing.
     programs = min(others.get(Source.IDENTITIES_FULL, 0), statistics[Statistic.IDENTITIES_FULL])
@@ -280,6 +281,7 @@ def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int
     others = {
         **others,
         Source.IDENTITIES_FULL: programs,
+        Source.PARTS_LOST: max(left, 0),
         Source.MISSED_RUNS: max(missed + min(left, 0), 0),
     }
     return {

@@ -120,8 +120,7 @@ class Session:
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
         self._storage_room = StorageRoom(self.probe.maps.put_storage_room)
-        self._losses, self._lost_parts = NO_LOSSES, LostParts()
-        self._has_unread = config.journal.unread
+        self._losses, self._lost_parts, self._has_unread = NO_LOSSES, LostParts(), config.journal.unread
         # Collecting and sweeping exclude each other: a count must be in one place.
         self._counting = asyncio.Lock()
         self._too_slow_logged, self._too_slow_logged_at = 0, -_LOG_SECONDS
@@ -269,11 +268,12 @@ class Session:
 
     def losses(self, journal_dropped: int = 0, log_dropped: int = 0) -> dict[Loss, int]:
         """Return every loss with its number up to now. The arguments are those of the sink and of the log."""
+        missed = self.probe.prover.missed_runs()
         now = read_losses(
             statistics := self.probe.statistics(),
             {
                 losses.Source.PARTS_LOST: self._lost_parts.read(statistics),
-                losses.Source.MISSED_RUNS: self.probe.prover.missed_runs(),
+                losses.Source.MISSED_RUNS: missed,
                 losses.Source.LINEAGE_FULL: self.probe.lineage_table.full(),
                 losses.Source.LINEAGE_MISSED_RUNS: self.probe.lineage_table.missed_runs(),
                 losses.Source.IDENTITIES_FULL: self._processes.without_facts,
