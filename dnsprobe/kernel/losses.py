@@ -244,35 +244,46 @@ METRICS = {metric: _help(metric, title) for metric, title in _TITLES.items()}
 
 
 class LostParts:
-    """Finds out how many packets were left to the hook at egress, and have not come there.
+    """Compares the packets that were left to the hook at egress with those that it took.
 
-    The hook sees a packet right after it was left to it, or never. A reader may look in between. So only packets count
-    that were left ``_ON_ITS_WAY`` seconds ago.
+    The hook sees a packet right after it was left to it, or never. A reader may look in between, so a packet counts as
+    lost only if it is missing at two looks. The second one is at least ``_ON_ITS_WAY`` seconds later.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: When how many had been left, oldest first. The first one is old enough.
-        self._left: deque[tuple[float, int]] = deque([(-math.inf, 0)])
+        #: When how many were missing, oldest first. Only the first one is older than ``_ON_ITS_WAY``.
+        self._looks: deque[tuple[float, int]] = deque([(-math.inf, 0)])
+        self._is_detached = False
 
     def read(self, statistics: Mapping[Statistic, int]) -> int:
-        """Return the number at this moment. It is negative if the hook took packets that were not left to it."""
+        """Return how many are missing. It is negative if the hook took packets that were not left to it."""
         now = self._clock()
-        while len(self._left) > 1 and self._left[1][0] <= now - _ON_ITS_WAY:
-            self._left.popleft()
-        if len(self._left) == 1 or self._left[-1][0] < now - _ON_ITS_WAY / 4:
-            self._left.append((now, statistics[Statistic.PARTS_LEFT]))
-        return self._left[0][1] - statistics[Statistic.PARTS_TAKEN]
+        missing = statistics[Statistic.PARTS_LEFT] - statistics[Statistic.PARTS_TAKEN]
+        if self._is_detached:
+            return missing
+        while len(self._looks) > 1 and self._looks[1][0] <= now - _ON_ITS_WAY:
+            self._looks.popleft()
+        at, lowest = self._looks[-1]
+        if at > now - _ON_ITS_WAY / 4:  # many readers need no more memory
+            self._looks[-1] = at, min(lowest, missing)
+        else:
+            self._looks.append((now, missing))
+        return min(number for _, number in self._looks)
+
+    def detach(self) -> None:
+        """Take note that the hooks are detached: from now on, no packet is on its way."""
+        self._is_detached = True
 
 
-def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int]) -> dict[Loss, int]:
+def read_losses(others: Mapping[Source, int], statistics: Mapping[Statistic, int], parts: LostParts) -> dict[Loss, int]:
     """Return the number of each loss, including zeros. A source that is missing in ``others`` counts as zero.
 
     The numbers are read one after the other. So a loss that is computed from two of them may be lower than before.
-    PARTS_LOST is that of :class:`LostParts`. Read ``others`` before ``statistics``: a skipped run that is known before
-    its packet was taken would count as missed.
+    ``others`` has to be read before ``statistics``: otherwise, a run may be known as skipped, but not yet that its
+    packet was taken.
     """
-    left = others.get(Source.PARTS_LOST, 0)
+    missing = parts.read(statistics)
     missed = others.get(Source.MISSED_RUNS, 0)
     # The kernel counts each event of a program for which it has no room, the daemon each program that it finds missing.
     programs = min(others.get(Source.IDENTITIES_FULL, 0), statistics[Statistic.IDENTITIES_FULL])
@@ -281,8 +292,8 @@ def read_losses(statistics: Mapping[Statistic, int], others: Mapping[Source, int
     others = {
         **others,
         Source.IDENTITIES_FULL: programs,
-        Source.PARTS_LOST: max(left, 0),
-        Source.MISSED_RUNS: max(missed + min(left, 0), 0),
+        Source.PARTS_LOST: max(missing, 0),
+        Source.MISSED_RUNS: max(missed + min(missing, 0), 0),
     }
     return {
         loss: statistics[loss.source] if isinstance(loss.source, Statistic) else others.get(loss.source, 0)

@@ -267,13 +267,10 @@ class Session:
         )
 
     def losses(self, journal_dropped: int = 0, log_dropped: int = 0) -> dict[Loss, int]:
-        """Return every loss with its number up to now. The arguments are those of the sink and of the log."""
-        missed = self.probe.prover.missed_runs()
+        """Return every loss up to now. No number decreases. The arguments are those of the sink and of the log."""
         now = read_losses(
-            statistics := self.probe.statistics(),
             {
-                losses.Source.PARTS_LOST: self._lost_parts.read(statistics),
-                losses.Source.MISSED_RUNS: missed,
+                losses.Source.MISSED_RUNS: self.probe.prover.missed_runs(),
                 losses.Source.LINEAGE_FULL: self.probe.lineage_table.full(),
                 losses.Source.LINEAGE_MISSED_RUNS: self.probe.lineage_table.missed_runs(),
                 losses.Source.IDENTITIES_FULL: self._processes.without_facts,
@@ -283,8 +280,10 @@ class Session:
                 losses.Source.EVENTS_UNDECIDED: self._resolver.refused,
                 losses.Source.NAMES_UNDECIDED: self._decisions.too_slow,
             },
+            self.probe.statistics(),  # after the others
+            self._lost_parts,
         )
-        self._losses = {loss: max(times, self._losses[loss]) for loss, times in now.items()}  # counters never decrease
+        self._losses = {loss: max(times, self._losses[loss]) for loss, times in now.items()}
         return self._losses
 
     def exceeded_shares(self, journal: Mapping[int, int] = _NO_SHARES) -> dict[tuple[str, str, str], int]:
@@ -311,6 +310,7 @@ class Session:
     def detach(self) -> None:
         """Detach the hooks. Counters and events can still be read."""
         self.probe.close()
+        self._lost_parts.detach()
 
     def close(self) -> None:
         """Detach the hooks and free the maps."""

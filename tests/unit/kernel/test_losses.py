@@ -111,11 +111,13 @@ def test_alerts_name_no_other_reason() -> None:
 
 def test_numbers_come_from_statistics_and_other_sources() -> None:
     statistics = {statistic: 100 + statistic for statistic in Statistic} | {Statistic.PARTS_TAKEN: 115}
-    losses = read_losses(statistics, {Source.MISSED_RUNS: 7, Source.PARTS_LOST: 3})
+    parts = LostParts()
+    parts.detach()
+    losses = read_losses({Source.MISSED_RUNS: 7}, statistics, parts)
     by_source = {loss.source: times for loss, times in losses.items()}
     assert by_source[Statistic.LOST_RING_FULL] == 101
     assert by_source[Source.MISSED_RUNS] == 7
-    assert by_source[Source.PARTS_LOST] == 3
+    assert by_source[Source.PARTS_LOST] == 100 + Statistic.PARTS_LEFT - 115
     assert by_source[Source.JOURNAL_DROPPED] == 0
     assert losses.keys() == NO_LOSSES.keys()
 
@@ -127,7 +129,7 @@ def test_numbers_come_from_statistics_and_other_sources() -> None:
 def test_a_skipped_run_is_no_loss_if_the_hook_at_egress_took_the_packet(
     left: int, taken: int, missed: int, runs_lost: int
 ) -> None:
-    found = read_losses(with_parts(left, taken), {Source.MISSED_RUNS: missed, Source.PARTS_LOST: left - taken})
+    found = read_losses({Source.MISSED_RUNS: missed}, with_parts(left, taken), LostParts())
     by_source = {loss.source: times for loss, times in found.items()}
     assert by_source[Source.MISSED_RUNS] == runs_lost
 
@@ -141,13 +143,38 @@ def test_a_packet_on_its_way_to_egress_is_not_lost() -> None:
     parts = LostParts(lambda: now)
     assert parts.read(with_parts(1, 0)) == 0
     now += 0.1
-    assert parts.read(with_parts(2, 1)) <= 0
+    assert parts.read(with_parts(2, 1)) == 0
+    now += 60
+    # Another one is on its way at each look, also much later, but one look found none.
+    assert parts.read(with_parts(5, 5)) == 0
+    now += 60
+    assert parts.read(with_parts(8, 7)) == 0
+
+
+def test_a_packet_that_is_missing_at_two_looks_is_lost() -> None:
+    now = 100.0
+    parts = LostParts(lambda: now)
+    assert parts.read(with_parts(3, 2)) == 0
     now += 0.1
-    assert parts.read(with_parts(3, 1)) <= 0
-    # One of the three is dropped in between. It counts at the second look, and later ones do not hide it.
-    for _ in range(3):
-        now += 60
-        assert max(parts.read(with_parts(5, 4)), 0) == (0 if now < 170 else 1)
+    assert parts.read(with_parts(3, 2)) == 0
+    now += 0.2
+    assert parts.read(with_parts(3, 2)) == 1
+    now += 15
+    assert parts.read(with_parts(9, 7)) == 1
+
+
+def test_after_the_end_nothing_is_on_its_way() -> None:
+    parts = LostParts()
+    assert parts.read(with_parts(3, 1)) == 0
+    parts.detach()
+    assert parts.read(with_parts(3, 1)) == 2
+
+
+def test_packets_that_were_taken_without_having_been_left_show_at_once() -> None:
+    parts = LostParts(lambda: 100.0)
+    assert parts.read(with_parts(1000, 1004)) == -4
+    # One that is on its way does not hide another.
+    assert parts.read(with_parts(1001, 1004)) == -4
 
 
 def test_many_looks_do_not_hide_a_lost_packet() -> None:
@@ -165,7 +192,7 @@ def test_many_looks_do_not_hide_a_lost_packet() -> None:
 def test_programs_without_facts_count_once_and_only_if_the_kernel_had_no_room() -> None:
     for failures, programs, expected in ((234, 18, 18), (0, 2, 0), (1, 3, 1)):
         statistics = dict.fromkeys(Statistic, 0) | {Statistic.IDENTITIES_FULL: failures}
-        losses = read_losses(statistics, {Source.IDENTITIES_FULL: programs})
+        losses = read_losses({Source.IDENTITIES_FULL: programs}, statistics, LostParts())
         assert {loss.reason: times for loss, times in losses.items()}["identities_full"] == expected
 
 
