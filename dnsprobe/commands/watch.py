@@ -15,7 +15,6 @@ from dnsprobe.commands.hooks import describe_hooks
 from dnsprobe.commands.signals import readable_on_stop
 from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_GOOD, UserError
-from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Source, describe_losses
 from dnsprobe.model import Identity, Query
 from dnsprobe.names.pattern import parse_pattern
@@ -46,7 +45,7 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_limits
     session = Session(replace(config, answers=None), specs)
     try:
         session.start()
-        render = _json_renderer() if as_json else _tree_renderer(sys.stdout)
+        render = _Counting(_json_renderer() if as_json else _tree_renderer(sys.stdout))
         _print_to_stderr(_introduction(session))
         with readable_on_stop() as stop, contextlib.suppress(BrokenPipeError):
             _follow(session, stop, render, sys.stdout)
@@ -54,7 +53,7 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_limits
             for query, identity in _shown(session.rules, session.remaining_queries()):
                 sys.stdout.write(render(query, identity) + "\n")
         session.detach()
-        _print_to_stderr(_summary(session))
+        _print_to_stderr(_summary(session, render.queries))
     finally:
         session.close()
     with contextlib.suppress(BrokenPipeError):
@@ -86,6 +85,18 @@ def _follow(session: Session, stop: int, render: Callable[[Query, Identity], str
             if time.monotonic() - last_sweep > _TICK_SECONDS:
                 session.sweep_if_due()
                 last_sweep = time.monotonic()
+
+
+class _Counting:
+    """Renders queries as ``render`` does, and counts them."""
+
+    def __init__(self, render: Callable[[Query, Identity], str]) -> None:
+        self._render = render
+        self.queries = 0
+
+    def __call__(self, query: Query, identity: Identity) -> str:
+        self.queries += 1
+        return self._render(query, identity)
 
 
 def _json_renderer() -> Callable[[Query, Identity], str]:
@@ -122,14 +133,13 @@ def _introduction(session: Session) -> str:
     return f"watching {watched} ({describe_hooks(session.probe.prover)}); Ctrl-C ends\n"
 
 
-def _summary(session: Session) -> str:
+def _summary(session: Session, number_shown: int) -> str:
     counts = session.collect()
-    statistics = session.probe.statistics()
     trees = {series.tree for series in counts if series.of_queries}
     # Every query was shown, whether or not it has a series of its own.
     losses = {loss: times for loss, times in session.losses().items() if loss.source is not Source.SERIES_FOLDED}
     queries = total_queries(counts) + session.totals.expired.total()
     return (
         f"{number(queries, 'query', 'queries')} from {number(len(trees), 'process tree')}, "
-        f"{statistics[Statistic.EVENTS]} shown, {describe_losses(losses)}"
+        f"{number_shown} shown, {describe_losses(losses)}"
     )

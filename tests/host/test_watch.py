@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,26 @@ def test_watch_prints_the_tree_of_a_query(start_watch: Callable[..., Program], s
     assert "└─" in text
     assert "\x1b" not in text
     assert "3 queries from 1 process tree, 1 shown, 0 lost" in watch.err.read_text("utf-8")
+
+
+#: Two questions: no server answers such a message, so it is not read.
+TWO_QUESTIONS = """
+import socket
+query = bytes.fromhex("0001 0100 0002 0000 0000 0000 0377 7777 0777 6174 6368 6564 0474 6573 7400 0001 0001")
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(query, ("127.0.0.1", 53))
+"""
+
+
+def test_the_summary_has_the_number_of_queries_that_were_printed(
+    start_watch: Callable[..., Program], scene: Scene, in_namespace: list[str]
+) -> None:
+    watch = start_watch("watched.test")
+    # It has an event, which belongs to no name.
+    subprocess.run([*in_namespace, sys.executable, "-c", TWO_QUESTIONS], check=True)
+    scene("send", "www.watched.test", 3)
+    assert watch.stop(signal.SIGINT) == 0
+    assert watch.out.read_text("utf-8").count("watched.test A udp") == 1
+    assert "3 queries from 1 process tree, 1 shown, " in watch.err.read_text("utf-8")
 
 
 def test_watch_uses_colors_on_a_terminal(scene: Scene) -> None:

@@ -396,8 +396,5 @@ def totals_in(summary: str) -> tuple[int, int, int]:
     counted = re.search(r"^([0-9,]+) quer(?:y|ies) .* ([0-9,]+) shown", summary, re.MULTILINE)
     assert counted, summary
     lost = re.findall(r"([0-9,]+) times? [^;]*\(not counted\)", summary)
-    # On a busy host, some events wait in vain for the decision about their name. The summary has them as shown.
-    undecided = re.findall(r"([0-9,]+) times? an event of which it was not decided in time", summary)
     queries, shown = (int(number.replace(",", "")) for number in counted.groups())
-    in_vain, not_counted = (sum(int(number.replace(",", "")) for number in numbers) for numbers in (undecided, lost))
-    return queries, shown - in_vain, not_counted
+    return queries, shown, sum(int(number.replace(",", "")) for number in lost)
