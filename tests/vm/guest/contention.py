@@ -166,7 +166,8 @@ class Daemon:
         ]
         self._more = f"probe: {{{', '.join(options)}}}"
         self._configuration, self._log = folder / "dnsprobe.yaml", folder / "log"
-        self._read = self._reloaded = 0
+        # The thread that reloads looks for reloads, too.
+        self._lock, self._read, self._reloaded = threading.Lock(), 0, 0
         self._configure(RULE_SETS[0])
         command = [str(program), "run", "--config", str(self._configuration), "--listen", "127.0.0.1:0"]
         with self._log.open("wb") as log:
@@ -226,14 +227,13 @@ class Daemon:
 
     def reloads(self) -> int:
         """Return how often the rules have changed."""
-        with self._log.open("rb") as log:
+        with self._lock, self._log.open("rb") as log:
             log.seek(self._read)
-            found = log.read()
-        # The last line may not be whole.
-        lines, newline, _ = found.rpartition(b"\n")
-        self._read += len(lines) + len(newline)
-        self._reloaded += lines.count(b"reloaded: ")
-        return self._reloaded
+            # The last line may not be whole.
+            lines, newline, _ = log.read().rpartition(b"\n")
+            self._read += len(lines) + len(newline)
+            self._reloaded += lines.count(b"reloaded: ")
+            return self._reloaded
 
     def __enter__(self) -> Self:
         return self
