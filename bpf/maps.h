@@ -53,14 +53,20 @@ static __always_inline const void *get_zeros(void)
 	return bpf_map_lookup_elem(MAP(ZEROS), &first);
 }
 
-/* The map has a slot for each CPU, but a program may be interrupted by another one there. */
-static __always_inline void add_statistic(u32 which, u64 number)
+/* Adds to a number of an array. The array has a slot for each CPU, but a program may be interrupted by another one
+ * there. */
+static __always_inline void add_to_slot(void *map, u32 which, u64 number)
 {
 	u64 key = WHOLE_WORD(which);
-	u64 *value = bpf_map_lookup_elem(MAP(STATISTICS), &key);
+	u64 *value = bpf_map_lookup_elem(map, &key);
 
 	if (value)
 		__sync_fetch_and_add(value, number);
+}
+
+static __always_inline void add_statistic(u32 which, u64 number)
+{
+	add_to_slot(MAP(STATISTICS), which, number);
 }
 
 static __always_inline void count_statistic(u32 which)

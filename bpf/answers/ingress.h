@@ -13,24 +13,15 @@
 #include "answers/rcode.h"
 #include "udp/egress.h"
 
-static __always_inline void add_unmatched(u32 reason, u64 number)
-{
-	u64 key = WHOLE_WORD(reason);
-	u64 *value = bpf_map_lookup_elem(MAP(UNMATCHED), &key);
-
-	if (value)
-		__sync_fetch_and_add(value, number);
-}
-
 static __always_inline void count_unmatched(u32 reason)
 {
-	add_unmatched(reason, 1);
+	add_to_slot(MAP(UNMATCHED), reason, 1);
 }
 
 /* Counts an answer to a query whose note was taken back. False if none is remembered. */
 static __always_inline bool count_remembered(u64 hash)
 {
-	u64 index = hash & (TAKEN_NOTES - 1); /* as in add_statistic() */
+	u64 index = hash & (TAKEN_NOTES - 1); /* as in add_to_slot() */
 	u64 *slot = bpf_map_lookup_elem(MAP(TAKEN_NOTES), &index);
 
 	if (!slot || (*slot ^ hash) & ~(u64)(TAKEN_NOTES - 1))
@@ -306,7 +297,7 @@ static __always_inline int handle_ingress_slowly(struct __sk_buff *skb)
 	tail_call(skb, MAP(SELF_CALLS), left == NO_DATAGRAM ? ODD_CALL : 0);
 	if (left == NO_DATAGRAM)
 		return 1;
-	add_unmatched(UNMATCHED_UNREADABLE, left);
+	add_to_slot(MAP(UNMATCHED), UNMATCHED_UNREADABLE, left);
 	return 1;
 }
 

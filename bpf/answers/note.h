@@ -43,7 +43,7 @@ static __always_inline void count_result(const struct note *note, u64 result)
 /* Remembers whether a query that was taken back had an answer, for a further answer to it. */
 static __always_inline void remember_taken(u64 hash, bool is_answered)
 {
-	u64 index = hash & (TAKEN_NOTES - 1); /* as in add_statistic() */
+	u64 index = hash & (TAKEN_NOTES - 1); /* as in add_to_slot() */
 	u64 *slot = bpf_map_lookup_elem(MAP(TAKEN_NOTES), &index);
 
 	if (slot)

@@ -38,7 +38,7 @@ static __always_inline u64 checked(u64 hash, u64 value, u32 generation)
 
 static __always_inline struct cached *find_slot(u64 hash)
 {
-	u64 index = hash & (OUTCOMES - 1); /* as in add_statistic() */
+	u64 index = hash & (OUTCOMES - 1); /* as in add_to_slot() */
 
 	return bpf_map_lookup_elem(MAP(OUTCOMES), &index);
 }
