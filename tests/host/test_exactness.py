@@ -65,3 +65,30 @@ def test_no_loss_decreases_if_a_packet_passes_between_two_reads(monkeypatch: pyt
         assert shown == [5, 5, 5]
     finally:
         session.close()
+
+
+def test_losses_are_read_in_order_and_are_all_there_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(Config(), [("exact.test", "exact.test", 6)])
+    read: list[str] = []
+
+    def statistics() -> dict[Statistic, int]:
+        read.append("statistics")
+        return dict.fromkeys(Statistic, 0) | {Statistic.PARTS_LEFT: 2}
+
+    def missed_runs() -> int:
+        read.append("missed runs")
+        return 0
+
+    def lost() -> list[int]:
+        return [times for loss, times in session.losses().items() if loss.source is Source.PARTS_LOST]
+
+    try:
+        monkeypatch.setattr(session.probe, "statistics", statistics)
+        monkeypatch.setattr(session.probe.prover, "missed_runs", missed_runs)
+        # They may be on their way to the hook at egress, until it is detached.
+        assert lost() == [0]
+        assert read == ["missed runs", "statistics"]
+        session.detach()
+        assert lost() == [2]
+    finally:
+        session.close()
