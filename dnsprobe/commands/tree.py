@@ -23,6 +23,7 @@ from dnsprobe.treeview.aggregate import Choice, TreeCounts, aggregate
 from dnsprobe.treeview.client import NotAnswering, Scrape, Target, fetch
 from dnsprobe.treeview.nodes import Path, rates, totals_by_path
 from dnsprobe.treeview.render import folded_stacks, json_object, tree_lines, wrap
+from dnsprobe.treeview.results import Results, by_path, growth
 
 #: Control sequences of xterm, which other terminals have too: to the alternate screen without a cursor, and back.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -41,6 +42,7 @@ class _Reading:
     moment: float
     queries: dict[Path, int]
     encrypted: dict[Path, int]
+    results: dict[Path, Results]
 
 
 def show_tree(target: Target, choice: Choice, *, form: str, every: float | None) -> int:
@@ -86,7 +88,16 @@ class _View:
             seconds = moment - before.moment
             counts.rates |= rates(counts.queries, before.queries, seconds)
             counts.rates |= rates(counts.encrypted, before.encrypted, seconds)
-        return _Reading(scrape, counts, moment, totals_by_path(counts.queries), totals_by_path(counts.encrypted))
+            if counts.results is not None:
+                counts.recent = growth(counts.queries, counts.results, before.results)
+        return _Reading(
+            scrape,
+            counts,
+            moment,
+            totals_by_path(counts.queries),
+            totals_by_path(counts.encrypted),
+            by_path(counts.queries, counts.results or {}),
+        )
 
     def lines(self, reading: _Reading, look: Look, height: int | None = None, note: str = "") -> list[str]:
         """Return the lines to print, at most ``height``; ``note`` ends the title."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -11,13 +12,18 @@ from dnsprobe.model import OPTIONAL_LABELS, OTHER, UNKNOWN
 from dnsprobe.text import printable, shown
 from dnsprobe.treeview.client import Scrape, SeriesCount
 from dnsprobe.treeview.nodes import Node, Path, add
+from dnsprobe.treeview.results import Results, add_results, known
 
+#: The result of a query: a response code, or the reason why no answer came.
+RCODE = "rcode"
 #: The labels that ``Choice.by`` accepts.
-LABELS = ("domain", "qtype", "transport", "to", "unit", "container", "user")
+LABELS = ("domain", "qtype", "transport", "to", "unit", "container", "user", RCODE)
 #: The labels of encrypted connections among them: without their queries, name and type are unknown.
 _CONNECTION_LABELS = ("transport", "to", "unit", "container", "user")
 #: Shown for an empty label.
 NONE = "(none)"
+#: Shown in place of a result, of queries that have none: they wait, or are untracked.
+NO_RESULT = "(no result)"
 #: No tree of a dnsprobe is deeper: 40 processes, the mark of a cut-off top and a label.
 _MAX_DEPTH = 64
 
@@ -40,6 +46,11 @@ class TreeCounts:
     the previous reading; it is empty at the first one. ``trees`` has the process trees that sent queries.
     ``unit_unknown`` counts queries without a known unit, which may belong to the chosen units. ``known_domains`` and
     ``known_units`` are those of all series of the scrape, chosen or not.
+
+    ``by`` is that of the choice. ``results`` is what became of the queries of each node, None if the daemon does not
+    track answers; with ``by="rcode"``, only that of ``queries``. ``recent`` is the same since the previous reading,
+    None at the first one. ``waiting`` is how many queries wait for their answer, None if that is not known for the
+    chosen units.
     """
 
     queries: Node = field(default_factory=lambda: Node(""))
@@ -50,27 +61,88 @@ class TreeCounts:
     unit_unknown: int = 0
     known_domains: tuple[str, ...] = ()
     known_units: tuple[str, ...] = ()
+    by: str | None = None
+    results: dict[Node, dict[str, int]] | None = None
+    recent: Mapping[Node, Results] | None = None
+    waiting: int | None = None
+
+    @property
+    def without_result(self) -> int:
+        """How many queries have no result: they wait, or are untracked."""
+        return 0 if self.results is None else self.queries.total - known(self.results.get(self.queries, {}))
 
 
 def aggregate(scrape: Scrape, choice: Choice) -> TreeCounts:
     """Add up the chosen series of a scrape; raise UserError if the daemon does not export a label that is needed."""
     _require_labels(scrape, choice)
-    counts = TreeCounts(known_domains=_values(scrape, "domain"), known_units=_values(scrape, "unit"))
+    counts = TreeCounts(known_domains=_values(scrape, "domain"), known_units=_values(scrape, "unit"), by=choice.by)
     domain_wanted, unit_wanted = _domain_filter(choice.domains), _unit_filter(choice.units)
-    for series in scrape.queries:
-        if not domain_wanted(series.labels.get("domain", "")):
-            continue
-        if choice.units and _is_folded(series, "unit"):
-            counts.unit_unknown += series.value
-        elif unit_wanted(series.labels.get("unit", "")):
+
+    def chosen(all_series: Iterable[SeriesCount]) -> list[SeriesCount]:
+        return [
+            series
+            for series in all_series
+            if domain_wanted(series.labels.get("domain", ""))
+            and not (choice.units and _is_folded(series, "unit"))
+            and unit_wanted(series.labels.get("unit", ""))
+        ]
+
+    queries = chosen(scrape.queries)
+    results = chosen(scrape.results or ())
+    if choice.by == RCODE:
+        _add_by_result(counts, queries, results)
+    else:
+        for series in queries:
             _add(counts, counts.queries, series, choice.by)
-            counts.trees.add(series.labels.get("tree", ""))
-    counts.trees -= {OTHER, UNKNOWN}
+    if scrape.results is not None:
+        counts.results = _results(counts, results, choice.by)
+        if not choice.units:
+            waiting = sum(series.value for series in scrape.waiting if domain_wanted(series.labels.get("domain", "")))
+            counts.waiting = min(waiting, counts.without_result)
+    counts.trees = {series.labels.get("tree", "") for series in queries} - {OTHER, UNKNOWN}
+    if choice.units:
+        folded = (series for series in scrape.queries if _is_folded(series, "unit"))
+        counts.unit_unknown = sum(series.value for series in folded if domain_wanted(series.labels.get("domain", "")))
     # Encrypted connections have no domain.
     for series in scrape.encrypted if not choice.domains else ():
         if unit_wanted(series.labels.get("unit", "")) and not (choice.units and _is_folded(series, "unit")):
             _add(counts, counts.encrypted, series, choice.by if choice.by in _CONNECTION_LABELS else None)
     return counts
+
+
+def _add_by_result(counts: TreeCounts, queries: Iterable[SeriesCount], results: Iterable[SeriesCount]) -> None:
+    """Add queries by their result, and those without a result."""
+    left: Counter[Path] = Counter()
+    for series in queries:
+        left[_path(series)] += series.value
+    for series in results:
+        path, name = _path(series), _path_element(series.result)
+        add(counts.queries, (name, *path), series.value)
+        left[path] -= series.value
+    for path, number in left.items():
+        if number < 0:
+            raise _more_results_than_queries()
+        if number:
+            add(counts.queries, (NO_RESULT, *path), number)
+    counts.label_nodes.update(counts.queries.children.values())
+
+
+def _results(counts: TreeCounts, results: Iterable[SeriesCount], by: str | None) -> dict[Node, dict[str, int]]:
+    """Return what became of the queries of each node."""
+    of_nodes: dict[Node, dict[str, int]] = {}
+    for series in results:
+        path: Path = () if by == RCODE else _whole_path(series, by)
+        try:
+            add_results(of_nodes, counts.queries, path, [(shown(series.result), series.value)])
+        except KeyError:
+            raise _more_results_than_queries() from None
+    if any(known(of_node) > node.total for node, of_node in of_nodes.items()):
+        raise _more_results_than_queries()
+    return of_nodes
+
+
+def _more_results_than_queries() -> UserError:
+    return UserError("the answer contains more results than queries", "use --url with the address of a dnsprobe")
 
 
 def _require_labels(scrape: Scrape, choice: Choice) -> None:
@@ -80,6 +152,8 @@ def _require_labels(scrape: Scrape, choice: Choice) -> None:
             raise UserError(
                 f"this dnsprobe does not export the label {label}", "add it to metrics.labels in its configuration"
             )
+    if choice.by == RCODE and scrape.results is None:
+        raise UserError("this dnsprobe does not track answers", "set answers in its configuration")
 
 
 def _values(scrape: Scrape, label: str) -> tuple[str, ...]:
@@ -87,13 +161,17 @@ def _values(scrape: Scrape, label: str) -> tuple[str, ...]:
 
 
 def _add(counts: TreeCounts, root: Node, series: SeriesCount, by: str | None) -> None:
-    path = _path(series)
+    path = _whole_path(series, by)
+    add(root, path, series.value)
+    if by is not None:
+        counts.label_nodes.add(root.children[path[0]])
+
+
+def _whole_path(series: SeriesCount, by: str | None) -> Path:
+    """Return the path of a series below the root: its tree, below the value of a label."""
     if by is None:
-        add(root, path, series.value)
-        return
-    value = UNKNOWN if _is_folded(series, by) else _path_element(series.labels.get(by, ""))
-    add(root, (value, *path), series.value)
-    counts.label_nodes.add(root.children[value])
+        return _path(series)
+    return (UNKNOWN if _is_folded(series, by) else _path_element(series.labels.get(by, "")), *_path(series))
 
 
 def _path(series: SeriesCount) -> Path:

@@ -28,16 +28,16 @@ _TIMEOUT = 10.0
 _WHOLE_TIMEOUT = 60.0
 #: An answer with 1,000,000 series, the upper limit of ``metrics.max_series``, is smaller unless all trees are deep.
 _MAX_BYTES = 256 << 20
-#: Queries, encrypted connections, and two more.
-_MAX_LINES = 2_000_002
+#: 1,000,000 series, and three results of each: most have one or two.
+_MAX_LINES = 4_000_000
 #: Characters of what a server says about an error.
 _MAX_REASON = 80
 #: Octets. The tree is the longest label: 41 names of 15 octets, each escaped twice.
 _MAX_LINE = 64 << 10
 
 _NEEDED = re.compile(
-    rb"^(?:dnsprobe_queries_total|dnsprobe_encrypted_connections_total|dnsprobe_build_info|process_start_time_seconds)"
-    rb"\b[^\n]*",
+    rb"^(?:dnsprobe_(?:queries_total|encrypted_connections_total|build_info|responses_total|unanswered_total"
+    rb"|queries_waiting|responses_unmatched_total)|process_start_time_seconds)\b[^\n]*",
     re.MULTILINE,
 )
 
@@ -51,10 +51,11 @@ _CREDENTIALS_HINT = "use --user, and put the password into DNSPROBE_PASSWORD"
 
 
 class SeriesCount(NamedTuple):
-    """The labels of one series, and its value."""
+    """The labels of one series, and its value. ``result`` is its response code, or the reason why no answer came."""
 
     labels: Mapping[str, str]
     value: int
+    result: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,15 @@ class Scrape:
     """The counters of a dnsprobe: queries, and encrypted connections, whose queries cannot be read.
 
     ``started`` is the start time of the daemon in seconds since the epoch, 0 if the answer does not contain it.
+    ``results`` is what became of the queries, and ``waiting`` how many wait; None if the daemon does not track answers.
     """
 
     version: str
     started: float
     queries: tuple[SeriesCount, ...]
     encrypted: tuple[SeriesCount, ...]
+    results: tuple[SeriesCount, ...] | None = None
+    waiting: tuple[SeriesCount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,20 +151,31 @@ def _needed_lines(body: bytes, url: str) -> Iterator[str]:
     for number, found in enumerate(_NEEDED.finditer(body)):
         line = found[0]
         if len(line) > _MAX_LINE or number > _MAX_LINES:
-            raise _not_dnsprobe(url, "the answer has a longer line, or more series, than that of any dnsprobe")
+            raise not_dnsprobe(url, "the answer has a longer line, or more series, than that of any dnsprobe")
         yield line.decode("utf-8", "backslashreplace") + "\n"
+
+
+#: The metrics with a series for each process tree or rule; None: their series have no result.
+_COUNTED = {
+    "dnsprobe_queries_total": None,
+    "dnsprobe_encrypted_connections_total": None,
+    "dnsprobe_responses_total": "rcode",
+    "dnsprobe_unanswered_total": "reason",
+    "dnsprobe_queries_waiting": None,
+    # Its series are there from the start if the daemon tracks answers, and only then.
+    "dnsprobe_responses_unmatched_total": "reason",
+}
 
 
 def _parse(lines: Iterator[str], url: str) -> Scrape:
     version, started = None, 0.0
-    queries: list[SeriesCount] = []
-    encrypted: list[SeriesCount] = []
+    counted: dict[str, list[SeriesCount]] = {name: [] for name in _COUNTED}
     try:
         for sample in (sample for family in _parse_families(lines) for sample in family.samples):
-            if sample.name == "dnsprobe_queries_total":
-                queries.append(SeriesCount(sample.labels, _count(sample.value)))
-            elif sample.name == "dnsprobe_encrypted_connections_total":
-                encrypted.append(SeriesCount(sample.labels, _count(sample.value)))
+            if sample.name in counted:
+                label = _COUNTED[sample.name]
+                result = sample.labels.get(label, "") if label else ""
+                counted[sample.name].append(SeriesCount(sample.labels, _count(sample.value), result))
             elif sample.name == "dnsprobe_build_info":
                 version = sample.labels.get("version", "")
             elif sample.name == "process_start_time_seconds":
@@ -168,8 +183,9 @@ def _parse(lines: Iterator[str], url: str) -> Scrape:
     except (ValueError, OverflowError, IndexError, KeyError):  # the parser raises these for any other text
         version = None
     if version is None:
-        raise _not_dnsprobe(url, "the answer does not contain its metrics")
-    return Scrape(version, started, tuple(queries), tuple(encrypted))
+        raise not_dnsprobe(url, "the answer does not contain its metrics")
+    queries, encrypted, responses, unanswered, waiting, unmatched = map(tuple, counted.values())
+    return Scrape(version, started, queries, encrypted, responses + unanswered if unmatched else None, waiting)
 
 
 def _count(value: float) -> int:
@@ -179,7 +195,8 @@ def _count(value: float) -> int:
     return int(value)
 
 
-def _not_dnsprobe(url: str, why: str) -> UserError:
+def not_dnsprobe(url: str, why: str) -> UserError:
+    """Return the error for an answer that no dnsprobe gives."""
     return UserError(f"{url} is not a dnsprobe: {why}", "use --url with the address of a dnsprobe")
 
 
@@ -208,7 +225,7 @@ def _get(target: Target, until: float) -> bytes:
                     if answer.status != http.HTTPStatus.OK:
                         raise _refused(target, answer.status, answer.reason)
                     if answer.headers.get("Content-Encoding", "identity") != "identity":
-                        raise _not_dnsprobe(target.url, "the answer is compressed, which was not asked for")
+                        raise not_dnsprobe(target.url, "the answer is compressed, which was not asked for")
                     return _body(answer, target.url)
     except UnicodeError as error:
         raise UserError(
@@ -247,7 +264,7 @@ def _body(answer: http.client.HTTPResponse, url: str) -> bytes:
     while more := answer.read(1 << 16):
         body += more
         if len(body) > _MAX_BYTES:
-            raise _not_dnsprobe(url, f"the answer has more than {_MAX_BYTES >> 20} MiB")
+            raise not_dnsprobe(url, f"the answer has more than {_MAX_BYTES >> 20} MiB")
     # http.client reports a truncated body only if read() has no size.
     if answer.length:
         raise http.client.IncompleteRead(bytes(body), answer.length)
@@ -293,7 +310,7 @@ def _refused(target: Target, code: int, reason: str) -> UserError:
     status = printable(f"{code} {reason[:_MAX_REASON]}")
     if code in {http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.SERVICE_UNAVAILABLE}:
         return NotAnswering(f"{target.url} cannot answer now: {status}", "try again")
-    return _not_dnsprobe(target.url, f"the answer is {status}")
+    return not_dnsprobe(target.url, f"the answer is {status}")
 
 
 def _other_scheme(target: Target) -> str:

@@ -67,9 +67,15 @@ def totals_by_path(root: Node) -> dict[Path, int]:
 
 
 def rates(root: Node, before: Mapping[Path, int], seconds: float) -> dict[Node, float]:
-    """Return the growth of each total per second, from the totals that the paths had ``seconds`` ago."""
-    grown = {node: (node.total - before.get(path, 0)) / seconds for path, node in walk(root)}
-    return {root: (root.total - before.get((), 0)) / seconds, **grown}
+    """Return the growth of each total per second, from the totals that the paths had ``seconds`` ago.
+
+    A total that has shrunk grows by 0: that of queries without a result, which get theirs.
+    """
+
+    def rate(path: Path, node: Node) -> float:
+        return max(node.total - before.get(path, 0), 0) / seconds
+
+    return {root: rate((), root), **{node: rate(path, node) for path, node in walk(root)}}
 
 
 def largest(root: Node, limit: int) -> dict[Node, list[Node]]:

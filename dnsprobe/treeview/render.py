@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnsprobe.model import OTHER, UNKNOWN
-from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, Look, cells, cut
+from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, RED, Look, cells, cut
 from dnsprobe.text import number
-from dnsprobe.treeview.aggregate import TreeCounts
+from dnsprobe.treeview.aggregate import RCODE, TreeCounts
 from dnsprobe.treeview.nodes import Node, walk
+from dnsprobe.treeview.results import Results, by_number, failed, known, negative, share
 
 #: The first name of a tree whose top was cut off in the kernel.
 _CUT_OFF = "..."
@@ -28,11 +29,13 @@ _LABEL_NOTES = {
     UNKNOWN: "queries of many processes that are counted together, in (other) or (unknown)",
 }
 
+_RESULT_NOTES = {OTHER: "other response codes"}
+
 #: The width of a bar, and of a longer bar in a terminal of at least _WIDE columns.
 _BAR, _LONG_BAR, _WIDE = 10, 20, 120
 #: A column of numbers is left out if it would leave fewer terminal columns than this for the names. The first in this
 #: order is left out first.
-_LEAST_ROOM = {"bar": 24, "share": 24, "own": 24, "rate": 24, "total": 4}
+_LEAST_ROOM = {"bar": 24, "negative": 24, "share": 24, "own": 24, "failed": 24, "rate": 24, "total": 4}
 #: The least number of terminal columns for the names in a deep branch.
 _LEAST_NAMES = 16
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -61,19 +64,34 @@ def json_object(counts: TreeCounts) -> dict[str, Any]:
     ``queries`` and ``encrypted_connections`` each have ``total`` and ``children``. Each child has ``name``, ``own``
     (queries of the process itself), ``total`` (with all processes below it), ``children`` (the largest first), and
     ``per_second`` from the second reading on. Names have the escapes of the label ``tree``.
+
+    If the daemon tracks answers, ``queries`` and its children also have ``results`` (queries by response code, or by
+    the reason why no answer came), ``failed``, ``negative`` and ``without_result``. ``waiting`` is in ``queries`` only.
     """
-    return {
-        "queries": _totals(counts.queries, counts.rates),
-        "encrypted_connections": _totals(counts.encrypted, counts.rates),
-    }
+    queries = _totals(counts.queries, counts.rates, counts.results)
+    if counts.waiting is not None:
+        queries["waiting"] = counts.waiting
+    return {"queries": queries, "encrypted_connections": _totals(counts.encrypted, counts.rates, None)}
 
 
-def _totals(node: Node, rates: Mapping[Node, float]) -> dict[str, Any]:
+def _totals(node: Node, rates: Mapping[Node, float], results: Mapping[Node, Results] | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"total": node.total}
     if node in rates:
         facts["per_second"] = round(rates[node], 3)
-    facts["children"] = [{"name": child.name, "own": child.own, **_totals(child, rates)} for child in node.by_size]
+    if results is not None:
+        facts |= _result_facts(node, results.get(node, {}))
+    children = [(child, _totals(child, rates, results)) for child in node.by_size]
+    facts["children"] = [{"name": child.name, "own": child.own, **totals} for child, totals in children]
     return facts
+
+
+def _result_facts(node: Node, results: Results) -> dict[str, Any]:
+    return {
+        "results": dict(by_number(results)),
+        "failed": failed(results),
+        "negative": negative(results),
+        "without_result": node.total - known(results),
+    }
 
 
 def tree_lines(counts: TreeCounts, look: Look, title: str, height: int | None = None) -> list[str]:
@@ -91,7 +109,7 @@ def tree_lines(counts: TreeCounts, look: Look, title: str, height: int | None = 
     for rows in sections:
         kept.append(_fitting(rows, room))
         room = None if room is None else room - min(len(rows), len(kept[-1]) + 1)
-    header, *body = _table([row for rows in kept for row in rows], look)
+    header, *body = _table([row for rows in kept for row in rows], look, _shown_results(counts))
     for rows, fitting in zip(sections, kept, strict=True):
         encrypted = rows[0].root is counts.encrypted
         lines += ["", _cut(_ENCRYPTED, look) if encrypted else header]
@@ -116,6 +134,9 @@ def _summary(counts: TreeCounts, look: Look, title: str) -> list[str]:
     text = f"{number_of(counts.queries.total, 'query', 'queries')} by {number_of(len(counts.trees), 'process tree')}"
     if counts.queries in counts.rates:
         text += f", {_rate(counts.rates[counts.queries])} per second"
+    results = (_shown_results(counts) or {}).get(counts.queries)
+    if results:
+        text += f", {_failed(results)} failed, {_negative(results)} negative"
     return wrap(look.plain(f"{text}, {title}"), look)
 
 
@@ -132,20 +153,41 @@ def wrap(text: str, look: Look) -> list[str]:
     return [_cut(line, look) for line in lines]
 
 
+def _shown_results(counts: TreeCounts) -> Mapping[Node, Results] | None:
+    """Return the results whose shares are shown: those since the previous reading, or all at the first one."""
+    return counts.results if counts.recent is None else counts.recent
+
+
 def _notes(counts: TreeCounts, look: Look) -> Iterator[str]:
     nodes = [node for root in (counts.queries, counts.encrypted) for _, node in walk(root)]
+    label_notes = _LABEL_NOTES | (_RESULT_NOTES if counts.by == RCODE else {})
     texts = []
-    for notes, for_labels in ((_TREE_NOTES, False), (_LABEL_NOTES, True)):
+    for notes, for_labels in ((_TREE_NOTES, False), (label_notes, True)):
         names = {node.name for node in nodes if (node in counts.label_nodes) == for_labels}
         texts += [f"{name}: {text}" for name, text in notes.items() if name in names]
     if counts.unit_unknown:
         more = number_of(counts.unit_unknown, "more query", "more queries")
         texts.append(f"{more} in {OTHER} or {UNKNOWN}, whose unit is unknown")
+    texts += _result_notes(counts)
     if texts:
         yield ""
     for text in texts:
         for line in wrap(text, look):
             yield look.paint(line, DIM)
+
+
+def _result_notes(counts: TreeCounts) -> Iterator[str]:
+    """Yield what the shares mean, and which queries have no result."""
+    if counts.results is None or not counts.queries.total:
+        return
+    of = "queries with a result" if counts.recent is None else "queries that got a result since the previous reading"
+    yield f"failed: answered with an error, or not at all; negative: NXDOMAIN and NODATA; as shares of the {of}"
+    if counts.without_result:
+        text = f"{number_of(counts.without_result, 'query has', 'queries have')} no result"
+        if counts.waiting is None:
+            yield f"{text}: waiting or untracked"
+        else:
+            yield f"{text}: {counts.waiting:,} waiting, {counts.without_result - counts.waiting:,} untracked"
 
 
 def _rows(counts: TreeCounts, root: Node, look: Look) -> Iterator[_Row]:
@@ -176,11 +218,12 @@ def _rate(per_second: float) -> str:
     return f"{per_second:.1f}" if 0 < per_second < 10 else f"{per_second:,.0f}"
 
 
-def _share(part: int, whole: int) -> str:
-    percent = 100 * part / whole
-    if part < whole:
-        percent = min(percent, 99.9)
-    return f"{percent:.1f}%" if percent >= 0.1 else "<0.1%"
+def _failed(results: Results) -> str:
+    return share(failed(results), known(results)) if results else ""
+
+
+def _negative(results: Results) -> str:
+    return share(negative(results), known(results)) if results else ""
 
 
 def _bar(part: int, whole: int, length: int, look: Look) -> str:
@@ -191,33 +234,42 @@ def _bar(part: int, whole: int, length: int, look: Look) -> str:
     return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(length)
 
 
-def _table(rows: list[_Row], look: Look) -> list[str]:
+def _table(rows: list[_Row], look: Look, results: Mapping[Node, Results] | None) -> list[str]:
     """Return the header and the rows. Each column is as wide as its widest number."""
     length = _LONG_BAR if look.width and look.width >= _WIDE else _BAR
     columns: dict[str, list[str]] = {
         "total": ["total", *(f"{row.node.total:,}" for row in rows)],
         "own": ["own", *(f"{row.node.own:,}" if row.node.own else "" for row in rows)],
         "rate": ["1/s", *(_rate(row.rate or 0.0) for row in rows)],
-        "share": ["share", *(_share(row.node.total, row.root.total) for row in rows)],
+        "share": ["share", *(share(row.node.total, row.root.total) for row in rows)],
+        "failed": ["failed", *(_failed((results or {}).get(row.node, {})) for row in rows)],
+        "negative": ["negative", *(_negative((results or {}).get(row.node, {})) for row in rows)],
         "bar": [" " * length, *(_bar(row.node.total, row.root.total, length, look) for row in rows)],
     }
     if all(row.rate is None for row in rows):
         del columns["rate"]
+    if not any(columns["failed"][1:]):
+        del columns["failed"], columns["negative"]
     widths = {name: max(map(len, texts)) for name, texts in columns.items()}
     for name, least in _LEAST_ROOM.items():
         if look.width is not None and look.width - sum(width + 2 for width in widths.values()) < least:
             widths.pop(name, None)
     room = None if look.width is None else max(look.width - sum(width + 2 for width in widths.values()), 1)
-    codes = {"own": (GREEN,), "share": (DIM,), "bar": (CYAN,)}
     lines = []
     for at in range(len(rows) + 1):
         numbers = [
-            look.paint(columns[name][at].rjust(width), *((DIM,) if at == 0 else codes.get(name, (BOLD,))))
+            look.paint(columns[name][at].rjust(width), *_codes(name, columns[name][at] if at else "0%"))
             for name, width in widths.items()
         ]
         names = _names_cell(rows[at - 1], room, look) if at else look.paint("process tree"[:room], DIM)
         lines.append("  ".join([*numbers, names]))
     return lines
+
+
+def _codes(column: str, text: str) -> tuple[str, ...]:
+    """Return the SGR codes of a number; a share of nothing is dim."""
+    codes = {"own": (GREEN,), "share": (DIM,), "bar": (CYAN,), "failed": (RED,), "negative": (DIM,)}
+    return (DIM,) if text == "0%" else codes.get(column, (BOLD,))
 
 
 def _names_cell(row: _Row, room: int | None, look: Look) -> str:

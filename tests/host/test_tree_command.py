@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from askers import PLANS
 from conftest import HERE, PATIENCE, PROGRAM, Program, Service, free_ports
+from test_responses import RCODES, REASONS
 
 from dnsprobe.text import printable
 
@@ -111,6 +113,61 @@ def test_every_format_adds_up_to_the_queries_that_were_sent(loaded: tuple[Servic
         "one.test": sum(sent.values()),
         "two.test": len(sent),
     }
+
+
+def test_results_add_up_to_the_queries_that_were_sent(start: Start, in_namespace: list[str]) -> None:
+    service = start("domains: [answers.test, silent.test]\nanswers: {timeout: 1s}")
+    command = [*in_namespace, sys.executable, str(HERE / "askers.py")]
+    expected: dict[str, Counter[str]] = {name: Counter() for name in PLANS}
+    for name, plan in PLANS.items():
+        for kind, _, times in plan:
+            expected[name][result_of(kind)] += times
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as askers:
+        assert askers.stdin is not None
+        assert askers.stdout is not None
+        askers.stdin.write(b"\n")
+        askers.stdin.flush()
+        for _ in PLANS:
+            askers.stdout.readline()
+        until = time.monotonic() + PATIENCE
+        while (queries := json.loads(run("--url", service.url, "--json"))["queries"])["without_result"]:
+            assert queries["waiting"] == queries["without_result"]
+            assert queries["total"] == sum(queries["results"].values()) + queries["without_result"]
+            assert time.monotonic() < until
+        askers.stdin.write(b"\n\n")
+        askers.stdin.close()
+        askers.stdout.read()
+    for name, results in expected.items():
+        (node,) = named(queries, name)
+        assert node["results"] == results
+        failures = results - Counter({good: results[good] for good in ("NOERROR", "NODATA", "NXDOMAIN")})
+        assert node["failed"] == failures.total()
+    by_rcode = json.loads(run("--url", service.url, "--json", "--by", "rcode"))["queries"]
+    assert {node["name"]: node["total"] for node in by_rcode["children"]} == sum(expected.values(), Counter())
+    for name, results in expected.items():
+        assert {
+            of_result["name"]: node["own"] for of_result in by_rcode["children"] for node in named(of_result, name)
+        } == results
+    assert re.search(r"^ *total  own +share  failed  negative", run("--url", service.url), re.MULTILINE)
+
+
+def result_of(kind: str) -> str:
+    kind = kind.partition("-")[0]
+    return RCODES.get(kind) or REASONS[kind]
+
+
+def named(node: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the nodes below a node that have a name."""
+    return [each for child in node["children"] for each in ([child] if child["name"] == name else named(child, name))]
+
+
+def test_a_daemon_that_does_not_track_answers(start: Start, in_namespace: list[str]) -> None:
+    service = start("domains: [one.test]\nanswers: off")
+    subprocess.run([*in_namespace, sys.executable, str(HERE / "scenes.py"), "send", "one.test", "3"], check=True)
+    assert "does not track answers" in failure("--url", service.url, "--by", "rcode")
+    assert run("--url", service.url).startswith("3 queries by 1 process tree, dnsprobe ")
+    assert "failed" not in run("--url", service.url)
+    assert "failed" not in run("--url", service.url, "--json")
 
 
 def test_the_default_address_is_that_of_the_configuration(

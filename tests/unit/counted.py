@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prometheus_client.exposition import generate_latest
 
 from dnsprobe.model import Series
+from dnsprobe.pipeline.answers import Group, Outcomes
 from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.treeview.aggregate import Choice, TreeCounts, aggregate
 from dnsprobe.treeview.client import Scrape, parse
@@ -24,11 +25,39 @@ COUNTS = {
     Series("", "", "dot", "remote", "browser", "sway;browser", "user@1000.service", ""): 13,
 }
 
+_DIG, _DIG_TCP, _CURL, _CURL_OTHER, _MAKE, _APP, _FOLDED, _ = COUNTS
+#: What became of these queries. Of the 48 queries of app, 3 wait; of the 900 that are folded, 100 are untracked.
+OUTCOMES = Outcomes(
+    responses={
+        (_DIG, "NOERROR"): 20,
+        (_DIG, "NXDOMAIN"): 10,
+        (_DIG_TCP, "NODATA"): 12,
+        (_CURL, "SERVFAIL"): 4,
+        (_CURL, "NOERROR"): 3,
+        (_CURL_OTHER, "REFUSED"): 1,
+        (_MAKE, "(other)"): 1,
+        (_APP, "NOERROR"): 40,
+        (_FOLDED, "NOERROR"): 800,
+    },
+    unanswered={(_MAKE, "superseded"): 1, (_APP, "timeout"): 5},
+    waiting={Group("other.test", "udp"): 3, Group("example.test", "udp"): 0},
+    untracked={Group("other.test", "udp"): 100},
+    unmatched={"late": 0},
+)
 
-def scrape(counts: dict[Series, int] = COUNTS, labels: Sequence[str] = ("unit", "container")) -> Scrape:
-    """Return the parsed answer of a daemon with these counts."""
-    return parse(generate_latest(Registry(lambda: Snapshot(counts=counts), labels)).decode(), URL)
+
+def scrape(
+    counts: Mapping[Series, int] = COUNTS,
+    labels: Sequence[str] = ("unit", "container"),
+    outcomes: Outcomes | None = None,
+) -> Scrape:
+    """Return the parsed answer of a daemon with these counts, and outcomes if it tracks answers."""
+    return parse(generate_latest(Registry(lambda: Snapshot(counts=counts, outcomes=outcomes), labels)).decode(), URL)
 
 
-def chosen(choice: Choice = Choice(), counts: dict[Series, int] = COUNTS) -> TreeCounts:  # noqa: B008 - it is frozen
-    return aggregate(scrape(counts), choice)
+def chosen(
+    choice: Choice = Choice(),  # noqa: B008 - it is frozen
+    counts: Mapping[Series, int] = COUNTS,
+    outcomes: Outcomes | None = None,
+) -> TreeCounts:
+    return aggregate(scrape(counts, outcomes=outcomes), choice)
