@@ -1,0 +1,155 @@
+"""A client of real resolvers: ``asking.py COMM SCENE SERVER ARGUMENT…`` asks, and prints what it saw, as JSON.
+
+What it saw is the truth that dnsprobe is compared with. Answers are read by dnspython. Its sockets stay open until
+there is no more input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+import dns.edns
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdatatype
+from scenes import set_comm
+
+PATIENCE = 60
+#: Options of a query, by what asks for them. A query with ``version`` gets another version of EDNS in send().
+OPTIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    "edns": {"use_edns": 0, "payload": 1232},
+    "version": {"use_edns": 0},
+    "cookie": {"use_edns": 0, "options": [dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"12345678")]},
+}
+
+
+def connect(server: str, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
+    """Return a connected socket."""
+    client = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, kind)
+    client.settimeout(PATIENCE)
+    client.connect((server, 53))
+    return client
+
+
+def send(client: socket.socket, query: dns.message.Message, version: int = 0) -> None:
+    """Send a query, with this version of EDNS if it has an OPT record without options."""
+    wire = query.to_wire()
+    if version:
+        # The record ends with the version, two octets of flags, and a length of 0 (RFC 6891, section 6.1).
+        wire = wire[:-5] + bytes([version]) + wire[-4:]
+    client.sendall(len(wire).to_bytes(2, "big") + wire if client.type == socket.SOCK_STREAM else wire)
+
+
+def receive(client: socket.socket) -> dns.message.Message:
+    """Return the next answer."""
+    if client.type == socket.SOCK_DGRAM:
+        return dns.message.from_wire(client.recv(65535))
+    length = int.from_bytes(client.recv(2, socket.MSG_WAITALL), "big")
+    return dns.message.from_wire(client.recv(length, socket.MSG_WAITALL))
+
+
+def outcome(answer: dns.message.Message) -> str:
+    """Return what an answer says, as the label ``rcode`` should."""
+    rcode = answer.rcode()
+    if rcode == dns.rcode.BADVERS:
+        return "BADVERS"
+    if rcode != dns.rcode.NOERROR or answer.flags & dns.flags.TC:
+        return dns.rcode.to_text(rcode)
+    (question,) = answer.question
+    return "NOERROR" if any(found.rdtype == question.rdtype for found in answer.answer) else "NODATA"
+
+
+def one_by_one(server: str, *plans: str) -> list[tuple[str, str]]:
+    """Ask for each plan, ``NAME/TYPE/OPTIONS``, over UDP and over TCP; if the answer is truncated, again over TCP."""
+    found = []
+    udp, tcp = connect(server), connect(server, socket.SOCK_STREAM)
+    KEPT.extend([udp, tcp])
+    for plan in plans:
+        name, qtype, options = plan.split("/")
+        ways = [udp, tcp]
+        for client in ways:
+            send(client, dns.message.make_query(name, qtype, **OPTIONS[options]), options == "version")
+            answer = receive(client)
+            found.append(("udp" if client is udp else "tcp", outcome(answer)))
+            if answer.flags & dns.flags.TC:
+                ways.append(tcp)
+    return found
+
+
+def burst(server: str, name: str, count: str) -> dict[str, Any]:
+    """Send queries over UDP at once, and receive as many answers as the next line says: outcome and id of each."""
+    client = connect(server)
+    KEPT.append(client)
+    sent = {}
+    for number in range(int(count)):
+        query = dns.message.make_query(name, "A", id=number)
+        sent[number] = time.monotonic()
+        send(client, query)
+    tell("sent")
+    received = []
+    for _ in range(int(sys.stdin.readline())):
+        answer = receive(client)
+        received.append((outcome(answer), answer.id, time.monotonic() - sent[answer.id]))
+    return {"received": received}
+
+
+def stream(server: str, name: str, count: str) -> list[tuple[str, str]]:
+    """Ask over one TCP connection, one query after the other."""
+    client = connect(server, socket.SOCK_STREAM)
+    KEPT.append(client)
+    found = []
+    for _ in range(int(count)):
+        send(client, dns.message.make_query(name, "A"))
+        found.append(("tcp", outcome(receive(client))))
+    return found
+
+
+def refused(server: str, name: str, count: str) -> int:
+    """Ask a closed port, each time from a socket of its own, and return how many had an error."""
+    errors = 0
+    for _ in range(int(count)):
+        client = connect(server)
+        KEPT.append(client)
+        send(client, dns.message.make_query(name, "A"))
+        try:
+            client.recv(512)
+        except ConnectionRefusedError:
+            errors += 1
+    return errors
+
+
+def other_reads(server: str, name: str, count: str) -> list[str]:
+    """Send queries whose answers another process reads."""
+    client = connect(server)
+    reader, writer = os.pipe()
+    if not os.fork():
+        set_comm(b"other-reader")
+        os.write(writer, json.dumps([outcome(receive(client)) for _ in range(int(count))]).encode())
+        os._exit(0)
+    for _ in range(int(count)):
+        send(client, dns.message.make_query(name, "A"))
+    found: list[str] = json.loads(os.read(reader, 65536))
+    os.wait()
+    return found
+
+
+#: Sockets that stay open until there is no more input.
+KEPT: list[socket.socket] = []
+SCENES = {scene.__name__: scene for scene in (one_by_one, burst, stream, refused, other_reads)}
+
+
+def tell(what: object) -> None:
+    print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    set_comm(sys.argv[1].encode())
+    tell(SCENES[sys.argv[2]](*sys.argv[3:]))
+    sys.stdin.read()
