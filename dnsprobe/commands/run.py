@@ -13,6 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnsprobe import privileges
@@ -73,6 +74,19 @@ def make_sink(target: str, config: JournalConfig) -> QueuedSink:
     return ConsoleSink(config.queue, 2)
 
 
+def _collected(counts: Mapping[Series, int], session: Session) -> Snapshot:
+    """Return the numbers that have the same sums as counts that were just collected."""
+    totals = session.totals
+    return Snapshot(
+        counts=counts,
+        series_expired=totals.series_expired,
+        expired=totals.expired.copy(),
+        expired_connections=totals.expired_connections,
+        expired_unread=totals.expired_unread,
+        outcomes=outcomes_of(session.answers),
+    )
+
+
 class Daemon:
     """dnsprobe as a service. ``source`` is where the configuration comes from, for reloads."""
 
@@ -86,6 +100,7 @@ class Daemon:
         self._tasks: list[asyncio.Task[None]] = []
         self._verification: Verification | None = None
         self._counts = FreshCounts(self._collect)
+        self._collected = Snapshot()
         self._last_queries: deque[Query] = deque(maxlen=_LAST_QUERIES)
         # Listen first: if the address is wrong, nothing has been attached yet.
         self._registry = Registry(self._snapshot, config.metrics.labels)
@@ -250,12 +265,17 @@ class Daemon:
 
     async def _collect(self) -> Mapping[Series, int]:
         counts = await self._session.collect_in_turns()
-        await run_in_turns(as_steps(self._registry.preparing(counts, outcomes_of(self._session.answers))))
+        # Now, before a sweep or the next collection changes what belongs to these counts.
+        collected = _collected(counts, self._session)
+        await run_in_turns(as_steps(self._registry.preparing(counts, collected.outcomes)))
+        # FreshCounts takes the counts at the same moment: it does not wait in between.
+        self._collected = collected
         return counts
 
     def _snapshot(self) -> Snapshot:
         probe = self._session.probe
-        return Snapshot(
+        return replace(
+            self._collected,
             counts=self._counts.last,
             hooks=[
                 (path, state.rung, state.attach, state.symbol)
@@ -272,11 +292,6 @@ class Daemon:
             reload_successful=self._reloader.successful,
             reload_time=self._reloader.time,
             web_config_good=self._server.protection.good,
-            series_expired=self._session.totals.series_expired,
-            expired=self._session.totals.expired.copy(),
-            expired_connections=self._session.totals.expired_connections,
-            expired_unread=self._session.totals.expired_unread,
-            outcomes=outcomes_of(self._session.answers),
         )
 
     def _losses(self) -> dict[Loss, int]:
