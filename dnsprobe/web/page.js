@@ -6,6 +6,8 @@
   const MAX_SHARE = 1 / 20;
   const TIMEOUT_MS = 10000;
   const ROW_REM = 1.6;
+  // How far back the failures of the moment go. An earlier reading is kept as long as it is not older.
+  const RECENT_MS = 60000;
   // A narrower box cannot be seen or clicked. It appears after zooming in.
   const MIN_PIXELS = 3;
 
@@ -16,6 +18,10 @@
   const pause = byId("pause");
 
   let root = null;
+  // The names of results with their kind: good, negative or failed. Empty if answers are not tracked.
+  let resultNames = [];
+  // The readings of the last minute, oldest first: the time, and the results of each path.
+  let readings = [];
   // These are paths, not nodes: each refresh makes new nodes, but the paths stay valid.
   let zoomed = "";
   let cursor = "";
@@ -29,18 +35,70 @@
   const counted = (total) => `${total.toLocaleString("en")} ${total === 1 ? "query" : "queries"}`;
   const share = (part) => `${(root.total ? (100 * part) / root.total : 0).toFixed(1)} %`;
 
-  // Each row has the index of its parent, which precedes it: see _graph_rows in page.py.
-  function buildTree(rows) {
+  const sum = (numbers) => numbers.reduce((all, each) => all + each, 0);
+  const percent = (part, whole) => part && part / whole < 0.001 ?
+      "<0.1 %" :
+      `${Math.min((100 * part) / whole, part < whole ? 99.9 : 100).toFixed(1)} %`;
+  const failures = (results) => sum(results.filter((_, at) => resultNames[at][1] === "failed"));
+
+  // The results of a node since the first reading of the last minute that has it, and how many seconds ago that was;
+  // null if there are none. A node that was not there at all had none before.
+  function recent(node) {
+    const first = readings.find((reading) => reading.isWhole || reading.results.has(node.path));
+    const latest = readings.at(-1);
+    if (first === undefined || first === latest) return null;
+    const before = first.results.get(node.path);
+    const results = node.results.map((queries, at) => Math.max(queries - (before === undefined ? 0 : before[at]), 0));
+    return sum(results) ? {results, seconds: Math.round((latest.time - first.time) / 1000)} : null;
+  }
+
+  // The share of failures that the box shows: of the last minute if it has any result, else of all time.
+  function failing(node) {
+    const now = recent(node);
+    const results = now === null ? node.results : now.results;
+    return {share: sum(results) ? failures(results) / sum(results) : 0, isRecent: now !== null};
+  }
+
+  function describeResults(node) {
+    const text = (results) => {
+      const named = results.map((queries, at) => [queries, ...resultNames[at]]).filter(([queries]) => queries);
+      return named.map(([queries, name]) => `${queries.toLocaleString("en")} ${name}`).join(", ");
+    };
+    if (!sum(node.results)) return resultNames.length ? ", no result yet" : "";
+    const now = recent(node);
+    const ofNow = now === null ?
+        "" :
+        `, in the last ${now.seconds} s ${percent(failures(now.results), sum(now.results))} of ${
+            sum(now.results).toLocaleString("en")}`;
+    return `, ${percent(failures(node.results), sum(node.results))} failed${ofNow} (${text(node.results)})`;
+  }
+
+  function keepReading(nodes) {
+    const time = performance.now();
+    const total = root === null ? 0 : sum(root.results);
+    // After a restart of the daemon, its numbers begin at zero.
+    if (sum(nodes[0].results) < total) readings = [];
+    readings = readings.filter((reading) => time - reading.time <= RECENT_MS);
+    const isWhole = nodes.every((node) => node.more === 0);
+    readings.push({time, isWhole, results: new Map(nodes.map((node) => [node.path, node.results]))});
+  }
+
+  // Each row has the index of its parent, which precedes it: see _graph in page.py.
+  function buildTree(data) {
     const nodes = [];
-    for (const [parentIndex, name, total, own, more, rest] of rows) {
+    resultNames = data.results;
+    for (const [parentIndex, name, total, own, more, rest, found = []] of data.nodes) {
       const parent = parentIndex < 0 ? null : nodes[parentIndex];
-      const node = {parent, name, total, own, more, rest, children: []};
+      const results = resultNames.map(() => 0);
+      for (let at = 0; at < found.length; at += 2) results[found[at]] = found[at + 1];
+      const node = {parent, name, total, own, more, rest, results, children: []};
       // Names contain neither a semicolon nor a newline. A newline ends the key of a box for hidden children.
       node.path = parent === null ? "" : `${parent.path};${name}`;
       node.depth = parent === null ? 0 : parent.depth + 1;
       if (parent !== null) parent.children.push(node);
       nodes.push(node);
     }
+    keepReading(nodes);
     return nodes[0];
   }
 
@@ -92,7 +150,7 @@
     const total = box.rest ? box.node.rest : box.node.total;
     const own =
         box.rest || box.node.own === box.node.total || !box.node.own ? "" : `, ${counted(box.node.own)} of its own`;
-    return `${counted(total)}, ${share(total)}${own}`;
+    return `${counted(total)}, ${share(total)}${own}${box.rest ? "" : describeResults(box.node)}`;
   }
 
   const searchText = () => search.value.trim().toLowerCase();
@@ -107,6 +165,10 @@
     element.classList.toggle("above", Boolean(box.above));
     element.classList.toggle("match", !box.rest && matches(box.node, text));
     element.style.setProperty("--hue", String(hue(box.node.name)));
+    const failed = box.rest ? {share: 0, isRecent: false} : failing(box.node);
+    element.classList.toggle("failing", failed.share > 0);
+    element.classList.toggle("recent", failed.isRecent);
+    element.style.setProperty("--failed", `${100 * failed.share}%`);
     element.style.left = `${100 * box.left}%`;
     element.style.width = `${100 * box.width}%`;
     element.style.top = `${ROW_REM * (box.node.depth + (box.rest ? 1 : 0))}rem`;
@@ -263,14 +325,21 @@
   window.addEventListener("resize", draw);
 
   function replaceData(fresh) {
-    const rows = JSON.parse(fresh.getElementById("data").textContent);
-    for (const part of document.querySelectorAll("[data-live]")) {
+    const data = JSON.parse(fresh.getElementById("data").textContent);
+    const parts = [...document.querySelectorAll("[data-live]")];
+    // After a restart with another configuration, the page has other parts.
+    if (parts.some((part) => fresh.getElementById(part.id) === null) ||
+        fresh.querySelectorAll("[data-live]").length !== parts.length) {
+      location.reload();
+      return;
+    }
+    for (const part of parts) {
       const next = fresh.getElementById(part.id);
       const selection = document.getSelection();
       const inUse = !selection.isCollapsed && part.contains(selection.anchorNode);
       if (!inUse && !part.isEqualNode(next)) part.replaceChildren(...document.importNode(next, true).childNodes);
     }
-    root = buildTree(rows);
+    root = buildTree(data);
     draw();
   }
 

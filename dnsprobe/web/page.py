@@ -12,22 +12,38 @@ import html
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from dnsprobe import __version__
-from dnsprobe.model import UNDECIDED, Query, Rule
+from dnsprobe.model import UNDECIDED, Query, Rule, Series
 from dnsprobe.names.wire import to_text
+from dnsprobe.pipeline.answers import RCODES, REASONS, Outcomes
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.sinks.metrics import Snapshot
 from dnsprobe.sinks.wording import endpoint, kind, moment, name
 from dnsprobe.text import number
 from dnsprobe.treeview.nodes import Node, add, largest
+from dnsprobe.treeview.results import NEGATIVE, Results, add_results, failed, is_failure, known, negative, share
 from dnsprobe.web import markup
 
 #: The most nodes in the graph and in the list (the tree without JavaScript), and the most rules.
 _MAX_NODES = 2000
 _MAX_LISTED = 200
 _MAX_RULES = 200
+
+#: All results of queries, in the order in which they are shown: answers, negative answers, failures.
+_RESULTS = sorted((*RCODES.values(), *REASONS.values()), key=lambda name: (is_failure(name), name in NEGATIVE))
+_RESULT_AT = {name: at for at, name in enumerate(_RESULTS)}
+_MEANINGS = {
+    "NOERROR": "answered",
+    "NODATA": "no record of this type, which is an answer",
+    "NXDOMAIN": "no such name, which is an answer",
+    "timeout": "no answer in time",
+    "closed": "the process closed the socket before an answer came",
+    "unreachable": "an ICMP error came back",
+    "superseded": "the process sent the same query again",
+}
 
 #: What is shown in place of the pattern of a domain that no rule has.
 _FORMER = {UNDECIDED: "names that take the rules too long"}
@@ -92,33 +108,64 @@ def _tree(snapshot: Snapshot) -> Node:
     return root
 
 
+def _results(outcomes: Outcomes) -> Iterator[tuple[tuple[Series, str], int]]:
+    """Yield what became of the queries: a series with a result, and the number of queries."""
+    return chain(outcomes.responses.items(), outcomes.unanswered.items())
+
+
+def _results_of_nodes(page: Page, root: Node) -> dict[Node, dict[str, int]] | None:
+    """Return what became of the queries of each node, None if answers are not tracked."""
+    outcomes = page.snapshot.outcomes
+    if outcomes is None:
+        return None
+    trees: dict[str, Counter[str]] = {}
+    for (series, result), queries in _results(outcomes):
+        trees.setdefault(series.tree, Counter())[result] += queries
+    of_nodes: dict[Node, dict[str, int]] = {}
+    for tree, results in trees.items():
+        add_results(of_nodes, root, tree.split(";"), results.items())
+    return of_nodes
+
+
 def _hidden(node: Node, shown: list[Node]) -> tuple[int, int]:
     """Return how many children of a node are not shown, and how many queries they have."""
     return len(node.children) - len(shown), node.total - node.own - sum(child.total for child in shown)
 
 
-def _graph_rows(root: Node) -> list[list[int | str]]:
-    """Return the nodes of the graph, each after its parent.
+def _graph(root: Node, results: Mapping[Node, Results] | None) -> dict[str, object]:
+    """Return the nodes of the graph, each after its parent, and the names of results.
 
     A row has the index of the parent (-1: none), name, total, own queries, and the number of children that are not
-    shown with the number of their queries.
+    shown with the number of their queries. If answers are tracked, it also has the results: for each that is not 0, the
+    index of its name, and its number. A name that stands for a failure has the kind ``failed``.
     """
     shown = largest(root, _MAX_NODES)
-    rows: list[list[int | str]] = []
+    rows: list[list[object]] = []
     waiting = [(root, -1)]
     while waiting:
         node, parent = waiting.pop()
         waiting.extend((child, len(rows)) for child in reversed(shown[node]))
-        rows.append([parent, node.name, node.total, node.own, *_hidden(node, shown[node])])
-    return rows
+        row: list[object] = [parent, node.name, node.total, node.own, *_hidden(node, shown[node])]
+        if results is not None:
+            of_node = results.get(node, {})
+            row.append([each for name, queries in of_node.items() for each in (_RESULT_AT[name], queries)])
+        rows.append(row)
+    names = [] if results is None else [[name, _kind(name)] for name in _RESULTS]
+    return {"nodes": rows, "results": names}
 
 
-def _list_items(node: Node, shown: Mapping[Node, list[Node]]) -> Iterator[str]:
+def _kind(result: str) -> str:
+    return "failed" if is_failure(result) else "negative" if result in NEGATIVE else "good"
+
+
+def _list_items(node: Node, shown: Mapping[Node, list[Node]], results: Mapping[Node, Results] | None) -> Iterator[str]:
     yield "<ul>"
     for child in sorted(shown[node], key=lambda child: -child.total):
-        yield f"<li>{markup.text(child.name)} <span>{child.total:,}</span>"
+        of_child = (results or {}).get(child, {})
+        failures = f", {_failed(of_child)}" if failed(of_child) else ""
+        yield f"<li>{markup.text(child.name)} <span>{child.total:,}{failures}</span>"
         if child.children:
-            yield from _list_items(child, shown)
+            yield from _list_items(child, shown, results)
         yield "</li>"
     more, queries = _hidden(node, shown[node])
     if more:
@@ -126,11 +173,23 @@ def _list_items(node: Node, shown: Mapping[Node, list[Node]]) -> Iterator[str]:
     yield "</ul>"
 
 
-def _list(root: Node) -> str:
-    return "\n".join(_list_items(root, largest(root, _MAX_LISTED))) if root.total else "<p>No query yet.</p>"
+def _list(root: Node, results: Mapping[Node, Results] | None) -> str:
+    if not root.total:
+        return "<p>No query yet.</p>"
+    return "\n".join(_list_items(root, largest(root, _MAX_LISTED), results))
 
 
-def _summary(page: Page, queries: int) -> str:
+def _share(part: int, whole: int) -> str:
+    return share(part, whole).replace("%", " %")
+
+
+def _failed(results: Results) -> str:
+    """Return the share of failures among queries with a result. Without any failure, it is no bad news."""
+    text = f"{_share(failed(results), known(results))} failed" if results else "no result yet"
+    return markup.bad(text) if failed(results) else text
+
+
+def _summary(page: Page, queries: int, results: Results | None) -> str:
     now = page.snapshot
     trees = len({series.tree for series in now.counts if series.of_queries})
     encrypted = sum(queries for series, queries in now.counts.items() if series.encrypted)
@@ -138,6 +197,8 @@ def _summary(page: Page, queries: int) -> str:
         f"<strong>{queries:,}</strong> {'query' if queries == 1 else 'queries'} by {trees:,} process"
         f" {'tree' if trees == 1 else 'trees'}, {number(now.rules, 'rule')}"
     ]
+    if results:
+        facts.append(f"{_failed(results)}, {_share(negative(results), known(results))} negative")
     if encrypted:
         facts.append(f"{encrypted:,} encrypted {'connection' if encrypted == 1 else 'connections'}")
     ready = markup.good("ready") if page.ready else markup.bad("not ready: not every path is proved")
@@ -167,11 +228,51 @@ def _last(page: Page) -> str:
     return markup.table(columns, rows, css_class="queries")
 
 
+def _outcome_rows(page: Page, outcomes: Outcomes, results: Results) -> Iterator[tuple[str, int, str, str]]:
+    """Yield each result with its queries, its kind and its meaning; last the queries without a result."""
+    queries = total_queries(page.snapshot.counts)
+    for result in _RESULTS:
+        yield result, results.get(result, 0), _kind(result), _MEANINGS.get(result, "answered with an error")
+    waiting = min(sum(outcomes.waiting.values()), queries - known(results))
+    yield "waiting", waiting, "", "still wait for their answer"
+    yield "untracked", queries - known(results) - waiting, "", "dnsprobe cannot find out whether they were answered"
+
+
+def _outcome_table(page: Page, results: Results | None) -> str:
+    """Return the section on what became of the queries, nothing if answers are not tracked."""
+    outcomes = page.snapshot.outcomes
+    if outcomes is None or results is None:
+        return ""
+    queries = total_queries(page.snapshot.counts)
+    rows = [
+        (
+            markup.text(name),
+            meaning,
+            markup.bad(f"{number:,}") if number and kind == "failed" else f"{number:,}",
+            _share(number, queries) if queries else "",
+        )
+        for name, number, kind, meaning in _outcome_rows(page, outcomes, results)
+    ]
+    table = markup.table(("Result", "Meaning", "#Queries", "#Share"), rows)
+    unmatched = ", ".join(f"{times:,} {reason}" for reason, times in sorted(outcomes.unmatched.items()) if times)
+    more = f"\n<p>Answers that fit no query that waits: {unmatched or 'none'}.</p>"
+    return markup.section("answered", "What became of the queries", markup.live("results", table + more)) + "\n"
+
+
+def _results_of_rules(outcomes: Outcomes | None) -> dict[str, Counter[str]]:
+    """Return what became of the queries of each rule."""
+    of_rules: dict[str, Counter[str]] = {}
+    for (series, result), queries in _results(outcomes or Outcomes()):
+        of_rules.setdefault(series.domain, Counter())[result] += queries
+    return of_rules
+
+
 def _rules(page: Page) -> str:
     counted: Counter[str] = Counter()
     for series, queries in page.snapshot.counts.items():
         if series.of_queries:
             counted[series.domain] += queries
+    results = _results_of_rules(page.snapshot.outcomes)
     ruled = {rule.name for rule in page.rules}
     rows = [(rule.name, rule.pattern) for rule in page.rules]
     rows += [(domain, _FORMER.get(domain, "no longer watched")) for domain in sorted(counted.keys() - ruled)]
@@ -183,10 +284,12 @@ def _rules(page: Page) -> str:
             markup.short_text(domain),
             markup.short_text(pattern),
             f"{counted[domain]:,}",
+            *((_failed(results.get(domain, {})),) if page.snapshot.outcomes is not None else ()),
         )
         for domain, pattern in rows[:_MAX_RULES]
     ]
-    table = markup.table(("Rule", "Pattern", "#Queries"), cells)
+    columns = ("Rule", "Pattern", "#Queries") + (("#Failed",) if page.snapshot.outcomes is not None else ())
+    table = markup.table(columns, cells)
     left_out = len(rows) - _MAX_RULES
     return table + (f"\n<p>{left_out:,} more, with fewer queries.</p>" if left_out > 0 else "")
 
@@ -247,10 +350,12 @@ _GRAPH = """<div id="graph" hidden>
 def render(page: Page) -> bytes:
     """Return the HTML document in UTF-8."""
     root = _tree(page.snapshot)
+    results = _results_of_nodes(page, root)
+    of_all = None if results is None else results.get(root, {})
     trees = f"""{_GRAPH}
 <details id="as-list" open>
 <summary>As a list</summary>
-{markup.live("list", _list(root))}
+{markup.live("list", _list(root, results))}
 </details>"""
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -265,13 +370,13 @@ def render(page: Page) -> bytes:
 <body>
 <header>
 <h1>dnsprobe <small>{html.escape(__version__)}</small></h1>
-{markup.live("summary", _summary(page, total_queries(page.snapshot.counts)))}
+{markup.live("summary", _summary(page, total_queries(page.snapshot.counts), of_all))}
 <p id="refresh" hidden><button id="pause" type="button" aria-pressed="false">Pause</button>
 <span id="state" role="status"></span></p>
 </header>
 <main>
 {markup.section("trees", "Queries by process tree", trees)}
-{markup.section("queries", "Last queries", markup.live("last", _last(page)))}
+{_outcome_table(page, of_all)}{markup.section("queries", "Last queries", markup.live("last", _last(page)))}
 {markup.section("watched", "Rules", markup.live("rules", _rules(page)))}
 {markup.section("seen", "Hooks", markup.live("paths", _paths(page)))}
 {markup.section("lost", "Losses", markup.live("losses", _losses(page)))}
@@ -279,7 +384,7 @@ def render(page: Page) -> bytes:
 <footer>
 <a href="/metrics">Metrics</a> for Prometheus · <a href="/-/ready">Readiness</a> · <a href="/-/healthy">Health</a>
 </footer>
-<script type="application/json" id="data" data-live>{markup.embedded(_graph_rows(root))}</script>
+<script type="application/json" id="data" data-live>{markup.embedded(_graph(root, results))}</script>
 <script>{_SCRIPT}</script>
 </body>
 </html>

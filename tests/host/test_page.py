@@ -11,10 +11,11 @@ import time
 import urllib.error
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import IN_OWN_NET, PATIENCE, Service
+from conftest import IN_OWN_NET, PATIENCE, Service, free_ports
 from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, expect, sync_playwright
 from reference import message, wire
 
@@ -306,6 +307,124 @@ def test_a_refresh_keeps_zoom_and_search(open_tab: Open, start: Callable[..., Se
         expect(tab.page.locator("#as-list")).to_have_attribute("open", "")
         tab.page.get_by_role("button", name="Show all").click()
         expect(tab.box("another")).to_have_count(1)
+
+
+#: Answers each query by its first label until its input ends: "good", "gone" (NXDOMAIN), "bad" (SERVFAIL) or "silent".
+RESOLVER = """
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 53))
+codes = {b"gone": 3, b"bad": 2}
+for line in sys.stdin:
+    chain, kind, times = line.split()
+    import ctypes, os
+    child = os.fork()
+    if child == 0:
+        names = chain.split(";")
+        for name in names[:-1]:
+            ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)
+            if pid := os.fork():
+                os.waitpid(pid, 0)
+                os._exit(0)
+        ctypes.CDLL(None).prctl(15, names[-1].encode(), 0, 0, 0)
+        asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        asker.connect(("127.0.0.1", 53))
+        question = bytes([len(kind)]) + kind.encode() + b"\\5fresh\\4test\\0\\0\\x01\\0\\x01"
+        for number in range(int(times)):
+            asker.send(number.to_bytes(2, "big") + bytes.fromhex("0100000100000000 0000") + question)
+            query, client = server.recvfrom(512)
+            code = codes.get(query[13:13 + query[12]], 0)
+            answers = 0 if code else 1
+            record = bytes.fromhex("c00c 0001 0001 0000003c 0004 c0000207") * answers
+            if kind != "silent":
+                head = query[:2] + bytes([0x81, 0x80 | code, 0, 1, 0, answers, 0, 0, 0, 0])
+                server.sendto(head + query[12:] + record, client)
+                asker.recv(512)
+        print("done", flush=True)
+        sys.stdin.read() if kind == "silent" else None
+        os._exit(0)
+    if kind != "silent":
+        os.waitpid(child, 0)
+"""
+
+
+class Resolver:
+    """Processes that ask a resolver in a network namespace of their own."""
+
+    def __init__(self) -> None:
+        command = [*IN_OWN_NET, sys.executable, "-I", "-S", "-c", RESOLVER]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, chain: str, kind: str, times: int) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{chain} {kind} {times}\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "done\n"
+
+    def close(self) -> None:
+        self._process.communicate(timeout=PATIENCE)
+
+
+def test_failures_are_shown_and_follow_the_queries(open_tab: Open, start: Callable[..., Service]) -> None:
+    service = start("domains: [fresh.test]\nanswers: {timeout: 500ms}\nmetrics: {last_queries: always}")
+    resolver = Resolver()
+    resolver.ask("shop;buyer", "good", 90)
+    resolver.ask("shop;buyer", "bad", 10)
+    resolver.ask("shop;seller", "gone", 50)
+    with open_tab(service.url) as tab:
+        buyer, seller = tab.box("shop;buyer"), tab.box("shop;seller")
+        expect(buyer).to_have_class(re.compile(r"\bfailing\b"))
+        expect(seller).not_to_have_class(re.compile(r"\bfailing\b"))
+        label = "shop: 150 queries, 100.0 %, 6.7 % failed (90 NOERROR, 50 NXDOMAIN, 10 SERVFAIL)"
+        assert tab.box("shop").get_attribute("aria-label") == label
+        expect(tab.page.locator("#summary")).to_contain_text("6.7 % failed, 33.3 % negative")
+        expect(tab.page.locator("#rules td:last-child")).to_have_text("6.7 % failed")
+        assert results(tab) == {"NOERROR": 90, "NXDOMAIN": 50, "SERVFAIL": 10}
+        # The resolver dies: the next queries get no answer. Of all queries, they are few.
+        resolver.ask("shop;seller", "silent", 3)
+        expect(seller).to_have_class(re.compile(r"\bfailing recent\b"), timeout=PATIENCE * 1000)
+        expect(seller).to_have_attribute(
+            "aria-label",
+            re.compile(
+                r"seller: 53 queries, .* 5\.7 % failed, in the last \d+ s 100\.0 % of 3 \(50 NXDOMAIN, 3 timeout\)"
+            ),
+        )
+        strip = "(box) => parseFloat(getComputedStyle(box, '::after').width) / box.clientWidth"
+        assert seller.evaluate(strip) == pytest.approx(1, abs=0.01)
+        assert buyer.evaluate(strip) == pytest.approx(0.1, abs=0.03)
+        assert results(tab) == {"NOERROR": 90, "NXDOMAIN": 50, "SERVFAIL": 10, "timeout": 3}
+        assert tab.fits()
+    resolver.close()
+
+
+def results(tab: Tab) -> dict[str, int]:
+    """Return the results of queries that the page shows, without those that are 0."""
+    rows = [row.locator("td").all_text_contents() for row in tab.page.locator("#results tbody tr").all()]
+    return {name: int(number) for name, _, number, _ in rows if number != "0"}
+
+
+def test_a_daemon_that_begins_to_track_answers_has_the_page_loaded_again(open_tab: Open, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    services = []
+
+    def restart(answers: str) -> Service:
+        folder = tmp_path / answers[:3]
+        folder.mkdir()
+        services.append(Service(f"domains: [fresh.test]\nanswers: {answers}", folder, listen=f"127.0.0.1:{port}"))
+        return services[-1]
+
+    try:
+        service = restart("off")
+        with open_tab(service.url) as tab:
+            expect(tab.page.locator("#results")).to_have_count(0)
+            assert service.stop() == 0
+            restart("{timeout: 1s}")
+            expect(tab.page.locator("#results")).to_have_count(1, timeout=PATIENCE * 1000)
+            tab.problems.clear()  # the browser logs each failed request
+    finally:
+        for service in services:
+            service.kill()
 
 
 def test_pause_stops_requests(open_tab: Open) -> None:

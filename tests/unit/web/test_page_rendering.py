@@ -20,6 +20,7 @@ from dnsprobe import __version__
 from dnsprobe.kernel.losses import LOSSES
 from dnsprobe.model import Ancestry, Process, Rule, Series
 from dnsprobe.names.wire import to_text
+from dnsprobe.pipeline.answers import RCODES, REASONS, Group, Outcomes
 from dnsprobe.sinks.metrics import Snapshot
 from dnsprobe.text import printable
 from dnsprobe.treeview.nodes import Node
@@ -77,13 +78,17 @@ class Document(HTMLParser):
         return [tag for tag, _ in self.elements]
 
     @property
-    def nodes(self) -> list[list[Any]]:
+    def graph(self) -> dict[str, Any]:
         (index,) = [
             at
             for at, attributes in enumerate(attributes for tag, attributes in self.elements if tag == "script")
             if attributes.get("type") == "application/json"
         ]
-        return list(json.loads(self.text["script"][index]))
+        return dict(json.loads(self.text["script"][index]))
+
+    @property
+    def nodes(self) -> list[list[Any]]:
+        return list(self.graph["nodes"])
 
 
 def series(tree: str, **changes: str) -> Series:
@@ -224,12 +229,16 @@ def test_a_page_has_a_bound() -> None:
     """The limit of series, each with another tree of the greatest depth and the longest comms, all hostile."""
     comm = "\\xff" * 15
     trees = {";".join([comm] * 38 + [f"{number:x}{comm}"[:60]]): number for number in range(1, 10001)}
+    every_result = [*RCODES.values(), *REASONS.values()]
+    outcomes = Outcomes(
+        responses={(series(tree), name): 10**9 for tree in trees for name in every_result},
+    )
     asked = query(
         qname=b"".join(b"\x3f" + b"&" * 63 for _ in range(3)) + b"\x3d" + b"&" * 61 + b"\0",
         ancestry=Ancestry(tuple(Process(n, n, b"&" * 15) for n in range(40, 0, -1))),
     )
     rules = [Rule(n, f"&{n}" + "&" * 5000, "&" * 5000) for n in range(1, 1001)]
-    raw = render(Page(snapshot(trees), rules=rules, last=[asked] * 100))
+    raw = render(Page(snapshot(trees, outcomes=outcomes), rules=rules, last=[asked] * 100))
     assert len(raw) < 2_000_000
     document = Document(raw)
     assert len(document.nodes) == 2000
@@ -309,6 +318,80 @@ def test_the_last_queries_are_shown_newest_first() -> None:
     row = ["dig[4242]", "bash;make;dig", "newer.test", "CH A", "udp", "127.0.0.53#53"]
     assert document.text["bdi"][: len(row)] == row
     assert re.search(r">\d\d:\d\d:33\.845</time>", document.source)
+
+
+def with_answers(trees: dict[str, dict[str, int]], waiting: int = 0, untracked: int = 0, **changes: Any) -> Page:
+    """Return a page of trees with the results of their queries; ``no`` is a query without a result."""
+    counts = {series(tree): sum(results.values()) for tree, results in trees.items()}
+    results = {(series(tree), name): number for tree, named in trees.items() for name, number in named.items()}
+    outcomes = Outcomes(
+        responses={key: number for key, number in results.items() if key[1] in RCODES.values()},
+        unanswered={key: number for key, number in results.items() if key[1] in REASONS.values()},
+        waiting={Group("example.test", "udp"): waiting},
+        untracked={Group("example.test", "udp"): untracked},
+        unmatched={"late": 0, "unsolicited": 4},
+    )
+    return Page(Snapshot(counts=counts, outcomes=outcomes, **changes), rules=(RULE,))
+
+
+ANSWERED = {
+    "a;b": {"NOERROR": 60, "NXDOMAIN": 20, "SERVFAIL": 5, "timeout": 15},
+    "a;c": {"NOERROR": 9, "(other)": 1, "no": 10},
+    "d": {"no": 5},
+}
+
+
+def test_results_add_up_in_the_graph() -> None:
+    graph = Document(render(with_answers(ANSWERED, 12, 3))).graph
+    names = [name for name, _ in graph["results"]]
+    assert {name: kind for name, kind in graph["results"] if kind != "failed"} == {
+        "NOERROR": "good",
+        "NODATA": "negative",
+        "NXDOMAIN": "negative",
+    }
+    found = {}
+    for row in graph["nodes"]:
+        numbers = iter(row[6])
+        found[row[1]] = {names[at]: next(numbers) for at in numbers}
+    assert found == {
+        "": {"NOERROR": 69, "NXDOMAIN": 20, "SERVFAIL": 5, "timeout": 15, "(other)": 1},
+        "a": {"NOERROR": 69, "NXDOMAIN": 20, "SERVFAIL": 5, "timeout": 15, "(other)": 1},
+        "b": ANSWERED["a;b"],
+        "c": {"NOERROR": 9, "(other)": 1},
+        "d": {},
+    }
+
+
+def test_results_are_shown_as_text_too() -> None:
+    text = render(with_answers(ANSWERED, 12, 3)).decode()
+    assert '<span class="bad">19.1 % failed</span>, 18.2 % negative' in text  # 21 and 20 of 110
+    assert '<bdi>b</bdi> <span>100, <span class="bad">20.0 % failed</span></span>' in text
+    assert "<bdi>d</bdi> <span>5</span>" in text
+    table = text.partition('<div id="results"')[2].partition("</table>")[0]
+    cells = re.findall(r'"Result"><bdi>(.*?)</bdi>.*?"Queries">(?:<span class="bad">)?([\d,]+)', table)
+    numbers = {name: int(number.replace(",", "")) for name, number in cells}
+    assert [name for name, _ in cells][:3] == ["NOERROR", "NXDOMAIN", "NODATA"]
+    assert numbers.keys() == {*RCODES.values(), *REASONS.values(), "waiting", "untracked"}
+    assert sum(numbers.values()) == 125
+    assert (numbers["waiting"], numbers["untracked"], numbers["NODATA"], numbers["timeout"]) == (12, 3, 0, 15)
+    assert "Answers that fit no query that waits: 4 unsolicited." in text
+    assert 'data-label="Failed"><span class="bad">19.1 % failed</span></td>' in text
+
+
+def test_without_answers_the_page_has_no_results() -> None:
+    page = with_answers(ANSWERED)
+    document = Document(render(replace(page, snapshot=replace(page.snapshot, outcomes=None))))
+    assert document.graph["results"] == []
+    assert {len(row) for row in document.nodes} == {6}
+    body = document.source.partition("<body>")[2].partition("<script")[0]
+    assert not re.search("failed|negative|What became|timeout", body)
+
+
+def test_answers_without_any_result_are_no_bad_news() -> None:
+    for page in (with_answers({"a": {"no": 3}}, 3), with_answers({})):
+        text = render(page).decode()
+        assert 'class="bad"' not in text
+        assert "no result yet" in text
 
 
 def test_the_page_is_rendered_before_the_first_query() -> None:
