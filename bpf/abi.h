@@ -75,7 +75,7 @@ enum transport {
 
 /* Words of the key of hash_name(), hash_query() and hash_note(): two for each eight octets of the longest name, and the
  * rest. */
-#define HASH_KEYS 76
+#define HASH_KEYS 78
 
 enum kind {
 	KIND_QUERY = 0,
@@ -234,6 +234,7 @@ struct pending_key {
 struct note {
 	u64 time_ns;		    /* CLOCK_MONOTONIC */
 	u64 share;		    /* who takes its room */
+	u64 sock;		    /* of the query: the key of MAP(SOCKETS) */
 	u64 is_pending;		    /* 1: the counter is in MAP(PENDING), 0: in MAP(COUNTS) */
 	u8 counter[NOTED_KEY_SIZE]; /* its key, struct pending_key or struct count_key */
 };
@@ -241,10 +242,17 @@ struct note {
 /* The latest notes of a socket, by their keys. A power of two. */
 #define SOCKET_NOTES 8
 
-/* The notes of a socket, so that its end or an error takes them back. The key of the map is its address. */
+/*
+ * The notes of a socket, so that its end or an error takes them back. The key of the map is its address. Older notes
+ * than the latest ones end in user space, which compares their times with those here (CLOCK_MONOTONIC, 0: never).
+ */
 struct noted_socket {
 	u64 notes[SOCKET_NOTES];
-	u64 next;
+	u32 checks[SOCKET_NOTES]; /* of each: its hash without the question, exclusive or the lower half of its key */
+	u64 next;		  /* how many notes there were */
+	u64 closed_ns;		  /* when the socket ended last */
+	u64 unreachable_ns;	  /* when an error came back last */
+	u64 missed_ns;		  /* when answers over TCP could not be read last */
 };
 
 /* Buckets of latencies: one for each bound, and one for what is above the last bound. A power of two. */

@@ -81,7 +81,9 @@ struct join {
 /* A query that is noted. */
 struct waiting {
 	struct asked asked;
-	u64 hash;	   /* of it: the key of its note */
+	u64 hash;	      /* of it: the key of its note */
+	u32 without_question; /* of it: hash_note() */
+	u32 pad;
 	struct note note;  /* a new entry of MAP(NOTES) */
 	struct note taken; /* the note of the same query before */
 };
@@ -132,8 +134,12 @@ struct scratch {
 	u32 is_out_of_turn;
 	u32 missing_at;
 	u32 missing_buffered;
-	/* Not 0: it is not known where the messages of the connection begin. */
+	/* Not 0: answers of the connection may have been missed. */
 	u32 is_lost;
+	/* Not 0: an answer without a question counts. Written by handle_parts as well, as the next one. */
+	u32 may_be_bare;
+	/* The offset of what follows the question. */
+	u32 records;
 	/* Not 0: the answer fits a note. Written by handle_question as well. */
 	u32 is_matched;
 #endif

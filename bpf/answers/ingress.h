@@ -84,7 +84,7 @@ static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 hea
 	struct asked asked = {};
 	struct sums sums = {};
 	struct note note;
-	u32 type_class;
+	u32 type_class, without_question;
 
 	if ((u8 *)dns > data_end)
 		return IN_PARTS;
@@ -105,7 +105,7 @@ static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 hea
 	__builtin_memcpy(asked.server, data + source, family == 4 ? 4 : 16);
 	asked.id = dns->id;
 
-	u64 hash = hash_note(sums, settings, type_class, &asked);
+	u64 hash = hash_note(sums, settings, type_class, &asked, &without_question);
 
 	/* The second program finds out why it fits no note: there is no room on the stack for a look-up in the rules.
 	 */
@@ -195,32 +195,78 @@ static __always_inline void handle_unmatched(struct scratch *s)
 		count_unsolicited(&s->question.hash, &s->waiting.asked.sock);
 }
 
-/* Handles the message of which s->present octets are in the scratch space, which is an answer. It is at the offset
- * s->join.message of the packet. Sets s->is_matched if it fits a note. False if its question is not there. */
-static __always_inline bool handle_question(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
+/* Sets waiting->hash to the key of the note that fits an answer without a question: by its id, socket and server. False
+ * if none or several of the latest notes of the socket do. */
+static __always_inline bool find_note_by_id(struct waiting *waiting, const struct settings *settings)
+{
+	const struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &waiting->asked.sock);
+	struct sums none = {};
+
+	/* Only without_question is of use. */
+	hash_note(none, settings, 0, &waiting->asked, &waiting->without_question);
+	waiting->hash = 0;
+	if (!socket)
+		return false;
+	for (u32 i = 0; i < SOCKET_NOTES; i++) {
+		u64 hash = socket->notes[i];
+
+		/* FORGET, here and below: with registers, the verifier would follow each round once for each way
+		 * through the rounds before it. */
+		if ((socket->checks[i] ^ (u32)hash) != FORGET(waiting->without_question) ||
+		    !bpf_map_lookup_elem(MAP(NOTES), &hash))
+			continue;
+		if (FORGET(waiting->hash) && FORGET(waiting->hash) != hash)
+			return false;
+		waiting->hash = hash;
+	}
+	return FORGET(waiting->hash) != 0;
+}
+
+/* Sets waiting->hash to the key of the note that an answer in the scratch space has to fit. False if it has no question
+ * that can be read. */
+static __always_inline bool hash_answer(struct scratch *s, const struct settings *settings)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
 	struct waiting *waiting = &s->waiting;
-	/* FORGET: as in read_question(). */
+	/* FORGET, here and below: as in read_question(). */
 	u32 size = FORGET(s->present);
 
-	if (size < SHORTEST_QUERY || size > READ_SIZE || dns->questions != __builtin_bswap16(1) ||
-	    !walk_question(s, size))
+	if (size < DNS_HEADER || size > READ_SIZE)
+		return false;
+	set_asked(&waiting->asked, &s->to, dns->id);
+	s->records = s->join.message + DNS_HEADER;
+	s->question.qtype = 0;
+	/* Some servers and firewalls send errors without a question. */
+	if (!dns->questions)
+		return FORGET(s->may_be_bare) && dns->more_flags & 15 && find_note_by_id(waiting, settings);
+	if (size < SHORTEST_QUERY || dns->questions != __builtin_bswap16(1) || !walk_question(s, size))
 		return false;
 	hash_name(s, settings);
 
 	u32 type_class = __builtin_bswap16(FORGET(s->question.qtype)) | __builtin_bswap16(FORGET(s->question.qclass))
 									    << 16;
 
-	set_asked(&waiting->asked, &s->to, dns->id);
-	waiting->hash = hash_note(s->question.sums, settings, type_class, &waiting->asked);
+	waiting->hash = hash_note(s->question.sums, settings, type_class, &waiting->asked, &waiting->without_question);
+	s->records += s->question.length + 4;
+	return true;
+}
 
-	u32 records = s->join.message + DNS_HEADER + s->question.length + 4;
+/* Handles the message of which s->present octets are in the scratch space, which is an answer. It is at the offset
+ * s->join.message of the packet. Sets s->is_matched if it fits a note. False if its question is not there. */
+static __always_inline bool handle_question(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
+{
+	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
+	struct waiting *waiting = &s->waiting;
 
+	if (!hash_answer(s, settings))
+		return false;
 	if (remove_note(&waiting->hash, &waiting->taken)) {
-		end_note(&waiting->hash, &waiting->taken, result_of(skb, dns, records, type_class));
+		/* FORGET, here and below: as in read_question(). */
+		u16 qtype = __builtin_bswap16(FORGET(s->question.qtype));
+
+		end_note(&waiting->hash, &waiting->taken, result_of(skb, dns, FORGET(s->records), qtype));
 		s->is_matched = 1;
-	} else {
+	} else if (dns->questions) {
 		handle_unmatched(s);
 	}
 	return true;
@@ -256,6 +302,7 @@ static __always_inline u32 handle_parts(struct scratch *s, const struct settings
 		return 0;
 	LOAD_CONTEXT(number, skb, cb[0]);
 	s->message_at = message;
+	s->may_be_bare = 1;
 	s->total = skb->len - message;
 	/* The kernel hands several datagrams to a socket with UDP_GRO of udp(7). */
 	s->segment = skb->gso_segs > 1 && skb->gso_size ? skb->gso_size : s->total;

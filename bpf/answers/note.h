@@ -90,8 +90,8 @@ static __always_inline bool take_note(const u64 *hash, struct note *note, u64 re
 	return true;
 }
 
-/* Remembers that a socket has a note. A note that does not fit ends with the timeout. */
-static __always_inline void add_to_socket(const u64 *sock, u64 hash)
+/* Remembers that a socket has a note. */
+static __always_inline void add_to_socket(const u64 *sock, u64 hash, u32 without_question)
 {
 	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), (void *)sock);
 
@@ -108,10 +108,17 @@ static __always_inline void add_to_socket(const u64 *sock, u64 hash)
 	u64 at = socket->next;
 
 	socket->next = at + 1;
-	socket->notes[at & (SOCKET_NOTES - 1)] = hash;
+	at &= SOCKET_NOTES - 1;
+	socket->notes[at] = hash;
+	/* If two CPUs write here at once, the check of one fits no note of the other. */
+	socket->checks[at] = without_question ^ (u32)hash;
 }
 
-/* Takes back the latest notes of a socket. The others end with the timeout. */
+/*
+ * Takes back the notes of a socket: RESULT_CLOSED or RESULT_UNREACHABLE. A query over TCP whose answer may have been
+ * missed is untracked. Of more notes than SOCKET_NOTES, the older ones wait until user space gives them up, and get the
+ * result that the time in the entry is about.
+ */
 static __always_inline void take_notes_of(u64 sock, u64 result)
 {
 	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &sock);
@@ -122,14 +129,29 @@ static __always_inline void take_notes_of(u64 sock, u64 result)
 		u64 hash = socket->notes[i];
 		struct note note;
 
-		if (hash)
-			take_note(&hash, &note, result);
+		if (hash && remove_note(&hash, &note))
+			end_note(&hash, &note, note.time_ns < socket->missed_ns ? RESULT_UNTRACKED : result);
 	}
-	bpf_map_delete_elem(MAP(SOCKETS), &sock);
+	if (socket->next <= SOCKET_NOTES)
+		bpf_map_delete_elem(MAP(SOCKETS), &sock);
+	else if (result == RESULT_UNREACHABLE)
+		socket->unreachable_ns = bpf_ktime_get_ns();
+	else
+		socket->closed_ns = bpf_ktime_get_ns();
+}
+
+/* Remembers that answers over TCP could not be read. Queries that wait may still get theirs; the others are untracked,
+ * because nobody knows. */
+static __always_inline void miss_answers_of(u64 sock)
+{
+	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &sock);
+
+	if (socket)
+		socket->missed_ns = bpf_ktime_get_ns();
 }
 
 /* Stores the note of a query that was counted just now. False if there is no room. */
-static __always_inline bool put_note(const u64 *hash, struct note *note, const u64 *sock)
+static __always_inline bool put_note(const u64 *hash, struct note *note, u32 without_question)
 {
 	if (!take_room(note->share, RESOURCE_NOTES, 1))
 		return false;
@@ -137,7 +159,7 @@ static __always_inline bool put_note(const u64 *hash, struct note *note, const u
 		give_back(note->share, RESOURCE_NOTES, 1);
 		return false;
 	}
-	add_to_socket(sock, *hash);
+	add_to_socket(&note->sock, *hash, without_question);
 	return true;
 }
 
@@ -149,18 +171,17 @@ static __always_inline bool is_waiting(u64 hash)
 }
 
 /* Notes a query that was found in the cache of outcomes, and was counted. */
-static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key,
-					const struct asked *asked)
+static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key, u64 sock,
+					u32 without_question)
 {
 	struct note note = {
 		.time_ns = bpf_ktime_get_ns(),
 		.share = count->share,
+		.sock = sock,
 	};
 
-	u64 sock = asked->sock;
-
 	__builtin_memcpy(note.counter, key, sizeof(*key));
-	if (!put_note(&hash, &note, &sock))
+	if (!put_note(&hash, &note, without_question))
 		__sync_fetch_and_add(&count->results[RESULT_UNTRACKED], 1);
 }
 
@@ -189,9 +210,10 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 		return;
 	}
 	set_asked(&waiting->asked, &s->to, *id);
-	waiting->hash = hash_note(s->question.sums, settings, type_class, &waiting->asked);
+	waiting->hash = hash_note(s->question.sums, settings, type_class, &waiting->asked, &waiting->without_question);
+	note->sock = waiting->asked.sock;
 	take_note(&waiting->hash, &waiting->taken, RESULT_SUPERSEDED);
-	if (!put_note(&waiting->hash, note, &waiting->asked.sock))
+	if (!put_note(&waiting->hash, note, waiting->without_question))
 		count_result(note, RESULT_UNTRACKED);
 }
 #else
@@ -206,8 +228,8 @@ static __always_inline bool is_waiting(u64 hash)
 	return false;
 }
 
-static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key,
-					const struct asked *asked)
+static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key, u64 sock,
+					u32 without_question)
 {
 }
 

@@ -68,7 +68,7 @@ static __always_inline void save_answer_stream(struct scratch *s, struct __sk_bu
 		*kept = s->arriving;
 }
 
-/* Stops following a connection up to the octet `next`, where a message may begin. Its queries count as untracked. */
+/* Stops following a connection up to the octet `next`, where a message may begin. */
 static __always_inline void lose_answers(struct scratch *s, u32 next)
 {
 	s->arriving.next = next;
@@ -143,16 +143,19 @@ static __always_inline void handle_stream_answer(struct scratch *s, const struct
 	/* The rest of the message may be in later segments: they begin behind the place of the next one. */
 	s->progress = MESSAGE_READ;
 	s->is_matched = 0;
+	/* An id is too little to prove that a message begins there. */
+	s->may_be_bare = !FORGET(s->arriving.is_guess) && !FORGET(s->is_out_of_turn);
 	if (may_be_answer(s) && !handle_question(s, settings, skb)) {
 		if (FORGET(s->size) < STREAM_SIZE &&
 		    (FORGET(s->size) < LENGTH_SIZE || FORGET(s->present) < FORGET(s->length)))
 			s->progress = MESSAGE_INCOMPLETE;
-		else if (!FORGET(s->arriving.is_guess) && !FORGET(s->is_out_of_turn))
+		else if (FORGET(s->may_be_bare))
 			count_unmatched(UNMATCHED_UNREADABLE);
 	}
 	/* Only an answer that fits a note proves that a message begins there. The length of others may be anything. */
 	if (FORGET(s->arriving.is_guess) && !FORGET(s->is_matched)) {
 		s->arriving.next = FORGET(s->tcp.end);
+		s->is_lost = 1;
 		return;
 	}
 	s->arriving.is_guess = 0;
@@ -270,7 +273,7 @@ static __always_inline bool handle_answer_segment(struct scratch *s, const struc
 	join_ahead(s);
 	save_answer_stream(s, skb);
 	if (FORGET(s->is_lost))
-		take_notes_of(FORGET(s->tcp.sock), RESULT_UNTRACKED);
+		miss_answers_of(FORGET(s->tcp.sock));
 	return has_more;
 }
 
@@ -287,7 +290,7 @@ static __always_inline int handle_ingress_stream(struct __sk_buff *skb)
 		return 1;
 	s = take_scratch(&index);
 	if (!s) {
-		take_notes_of(segment.sock, RESULT_UNTRACKED);
+		miss_answers_of(segment.sock);
 		return 1;
 	}
 	s->tcp = segment;
@@ -297,7 +300,7 @@ static __always_inline int handle_ingress_stream(struct __sk_buff *skb)
 		return 1;
 	/* The next messages. A loop around all of this would be too large for the verifier. */
 	tail_call(skb, MAP(SELF_CALLS), ODD_CALL);
-	take_notes_of(segment.sock, RESULT_UNTRACKED);
+	miss_answers_of(segment.sock);
 	return 1;
 }
 

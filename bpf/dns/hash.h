@@ -45,16 +45,22 @@ struct asked {
 	u16 port; /* host byte order */
 };
 
-/* Returns the key of the note for a query: the hash of its name (in `sums`), type and class, id, socket and server. */
+/* Returns the key of the note for a query: the hash of its name (in `sums`), type and class, id, socket and server.
+ * Sets `without_question` to a hash of the others: of what even a response without a question has. */
 static __always_inline u64 hash_note(struct sums sums, const struct settings *settings, u32 type_class,
-				     const struct asked *asked)
+				     const struct asked *asked, u32 *without_question)
 {
 	const u64 *key = settings->hash_key + QUERY_KEYS;
+	struct sums others = {};
 
-	add_octets(&sums, key, asked->sock);
-	add_octets(&sums, key + 2, type_class | (u64)asked->id << 32 | (u64)asked->port << 48);
-	add_octets(&sums, key + 4, asked->server[0]);
-	add_octets(&sums, key + 6, asked->server[1]);
+	add_octets(&others, key, asked->sock);
+	add_octets(&others, key + 2, asked->id | (u64)asked->port << 32);
+	add_octets(&others, key + 4, asked->server[0]);
+	add_octets(&others, key + 6, asked->server[1]);
+	*without_question = others.first >> 32;
+	add_octets(&sums, key + 8, type_class);
+	sums.first += others.first;
+	sums.second += others.second;
 	return hash_of(&sums);
 }
 

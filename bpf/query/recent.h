@@ -91,13 +91,14 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 	if (!count)
 		return false;
 
-	u64 note = TRACKS_ANSWERS ? hash_note(*sums, settings, type_class, asked) : 0;
+	u32 without_question = 0;
+	u64 note = TRACKS_ANSWERS ? hash_note(*sums, settings, type_class, asked, &without_question) : 0;
 
 	if (is_waiting(note))
 		return false;
 	__sync_fetch_and_add(&count->queries, 1);
 	__sync_fetch_and_add(&slot->repeats, 1);
-	note_recent(note, count, &key, asked);
+	note_recent(note, count, &key, asked->sock, without_question);
 	return true;
 }
 

@@ -23,7 +23,7 @@ RULE_IDS = 65536
 ENCRYPTED, OVER_LIMIT, UNREAD, OVERFLOW_SLOTS = RULE_IDS, RULE_IDS + 1, RULE_IDS + 2, RULE_IDS + 3
 STREAM_SIZE = 2 + 12 + 255 + 4
 STREAM_HEAD = 4
-HASH_KEYS = 76
+HASH_KEYS = 78
 OUTCOMES = 8192
 OTHER_QTYPE = 65535
 SHARE_OF_NOBODY = 0
@@ -138,9 +138,9 @@ SHARE = struct.Struct(f"={2 * len(Resource)}Q")
 RETURNED = struct.Struct(f"={len(Resource)}q")
 COUNT = struct.Struct("=QQ")
 TRACKED_COUNT = struct.Struct(f"={RESULT_ROOM}QQQ")
-NOTE = struct.Struct(f"=QQQ{NOTED_KEY_SIZE}s")
+NOTE = struct.Struct(f"=QQQQ{NOTED_KEY_SIZE}s")
 ANSWER_STREAM = struct.Struct("=IIIIIII4x")
-NOTED_SOCKET = struct.Struct(f"={SOCKET_NOTES}QQ")
+NOTED_SOCKET = struct.Struct(f"={SOCKET_NOTES}Q{SOCKET_NOTES}IQQQQ")
 LATENCY_BOUNDS = struct.Struct(f"={LATENCY_BUCKETS}Q")
 LATENCY_KEY = struct.Struct("=QQIIIB3x")
 LATENCIES = struct.Struct(f"={LATENCY_BUCKETS}QQ")

@@ -102,13 +102,26 @@ class Note(NamedTuple):
     """A query that waits for its answer (``struct note``): when it was sent, and its counter.
 
     ``time_ns`` is of CLOCK_MONOTONIC. ``counter`` is a key of ``Maps.pending`` if ``is_pending``, else of
-    ``Maps.counters``. ``share`` is who takes its room.
+    ``Maps.counters``. ``share`` is who takes its room. ``sock`` is a key of ``Maps.sockets``.
     """
 
     time_ns: int
     counter: tuple[int, ...]
     is_pending: bool
     share: int
+    sock: int
+
+
+class SocketEvents(NamedTuple):
+    """What happened to a socket with many notes (``struct noted_socket``), each by its last time, 0 if it did not.
+
+    The times are of CLOCK_MONOTONIC. ``closed_ns``: it ended. ``unreachable_ns``: an error came back. ``missed_ns``:
+    answers over TCP could not be read.
+    """
+
+    closed_ns: int
+    unreachable_ns: int
+    missed_ns: int
 
 
 class Settings(NamedTuple):
@@ -192,9 +205,13 @@ def _decode_latencies(data: bytes) -> Latencies:
 
 
 def _decode_note(data: bytes) -> Note:
-    time_ns, share, is_pending, key = abi.NOTE.unpack(data)
+    time_ns, share, sock, is_pending, key = abi.NOTE.unpack(data)
     layout = abi.PENDING_KEY if is_pending else abi.COUNT_KEY
-    return Note(time_ns, layout.unpack_from(key), bool(is_pending), share)
+    return Note(time_ns, layout.unpack_from(key), bool(is_pending), share, sock)
+
+
+def _decode_socket(data: bytes) -> SocketEvents:
+    return SocketEvents(*abi.NOTED_SOCKET.unpack(data)[-len(SocketEvents._fields) :])
 
 
 def _decode_share(data: bytes) -> Share:
@@ -235,6 +252,7 @@ _LATENCY_KEY: Codec[LatencyKey] = _fields(abi.LATENCY_KEY)
 _LATENCIES = Codec(abi.LATENCIES.size, _never, _decode_latencies)
 _LATENCY_BOUNDS: Codec[Sequence[int]] = _fields(abi.LATENCY_BOUNDS)
 _NOTE = Codec(abi.NOTE.size, _never, _decode_note)
+_SOCKET = Codec(abi.NOTED_SOCKET.size, _never, _decode_socket)
 _SHARE = Codec(abi.SHARE.size, lambda share: abi.SHARE.pack(*share.used, *share.refused), _decode_share)
 _RETURNED: Codec[tuple[int, ...]] = _fields(abi.RETURNED)
 _CPU_COUNTER = Codec(abi.COUNTER.size, _encode_cpu_counter, _decode_cpu_counter)
@@ -448,8 +466,9 @@ class Maps:
         self.tracks_answers = sizes.notes > 0
         #: Queries that wait for their answer, by the hash of everything that an answer has to match.
         self.notes = table.shared("NOTES", _HASH, _NOTE, notes, shares, _NOTES)
-        # Sockets with such queries. Only the kernel uses them.
-        table.add("SOCKETS", libbpf.LRU_HASH, _HASH.size, abi.NOTED_SOCKET.size, notes)
+        #: Sockets with such queries, by their addresses.
+        sockets = table.add("SOCKETS", libbpf.LRU_HASH, _HASH.size, abi.NOTED_SOCKET.size, notes)
+        self.sockets = TypedMap(sockets, _HASH, _SOCKET)
         # Answers over TCP, and those that have begun, kept with their sockets. Only the kernel uses them.
         table.add("ANSWER_STREAMS", libbpf.SK_STORAGE, _INDEX.size, abi.ANSWER_STREAM.size, 0)
         table.add("PIECES", libbpf.SK_STORAGE, _INDEX.size, abi.BEGUN.size, 0)

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.abi import Result, Unmatched
-from dnsprobe.kernel.maps import Counted
+from dnsprobe.kernel.maps import Counted, Note, SocketEvents
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import OTHER, Series
 from dnsprobe.pipeline.latencies import Histograms, Sample
@@ -105,7 +105,7 @@ class Answers:
         #: How long answers took; None if that is not added up.
         self.histograms = histograms
         self._maps, self._timeout_ns, self._clock = probe.maps, timeout_ns, clock
-        self._given_up: Counter[_CounterKey] = Counter()
+        self._given_up: dict[_CounterKey, Counter[Result]] = {}
         self._seen: dict[_CounterKey, Counted] = {}
         self._final: dict[Group, Sums] = {}
         self._live: dict[Group, Sums] = {}
@@ -125,9 +125,12 @@ class Answers:
         left = iter(expired)
         while batch := dict(islice(left, _AT_ONCE)):
             shares = [(key, note.share) for key, note in batch.items()]
+            sockets = dict(self._maps.sockets.get_many({note.sock for note in batch.values()}))
             # One that a BPF program takes first has its result from there.
             taken = list(self._maps.notes.take_own(shares))
-            self._given_up.update(batch[key].counter for key in taken)
+            for note in (batch[key] for key in taken):
+                result = _end_of(note, sockets[note.sock])
+                self._given_up.setdefault(note.counter, Counter())[result] += 1
             self._maps.put_given_up(taken)
             yield None
 
@@ -146,7 +149,8 @@ class Answers:
         ``has_results`` is whether it counts queries. A counter of 0 waits, too: a BPF program is about to fill it in.
         """
         counted = self._seen.pop(key)
-        return not counted.queries or (has_results and counted.waiting > self._given_up[key])
+        given_up = self._given_up.get(key, Counter()).total()
+        return not counted.queries or (has_results and counted.waiting > given_up)
 
     def add_live(self, key: _CounterKey, group: Group) -> tuple[int, ...]:
         """Add a counter that stays in the kernel, and return its results."""
@@ -161,14 +165,14 @@ class Answers:
         results = self._results(key, counted)
         # A query that was sent in the last moment: its note has no counter any more.
         results[Result.UNTRACKED] += counted.queries - sum(results)
-        del self._given_up[key]
+        self._given_up.pop(key, None)
         self._final.setdefault(group, Sums()).add(counted.queries, results)
         return tuple(results)
 
     def forget(self, key: _CounterKey) -> None:
         """Forget a counter that was taken from the kernel, and that no rule counts."""
         self._seen.pop(key, None)
-        del self._given_up[key]
+        self._given_up.pop(key, None)
 
     def add_untracked(self, group: Group, queries: int, *, final: bool) -> tuple[int, ...]:
         """Add queries that were counted without their process, so without notes, and return their results."""
@@ -224,8 +228,19 @@ class Answers:
 
     def _results(self, key: _CounterKey, counted: Counted) -> list[int]:
         results = [*counted.results]
-        results[Result.TIMEOUT] += self._given_up[key]
+        for result, times in self._given_up.get(key, Counter()).items():
+            results[result] += times
         return results
+
+
+def _end_of(note: Note, socket: SocketEvents | None) -> Result:
+    """Return why a query that was given up had no answer: by what happened first to its socket."""
+    if socket is None:
+        # The entry of the socket made room for others. Over TCP, the answer may have been missed.
+        is_stream = note.counter[-1] & ~abi.TO_LOCAL == abi.TRANSPORTS.index("tcp")
+        return Result.UNTRACKED if is_stream else Result.TIMEOUT
+    events = zip(socket, (Result.CLOSED, Result.UNREACHABLE, Result.UNTRACKED), strict=True)
+    return min(((at, result) for at, result in events if at > note.time_ns), default=(0, Result.TIMEOUT))[1]
 
 
 def _named(names: Mapping[Result, str], counted: int) -> Iterator[tuple[str, int]]:

@@ -135,7 +135,18 @@ KERNEL_EXCEPTIONS = {
 }
 
 #: What other layers may import from ``kernel.maps``: sizes, and types of keys and values. The maps belong to the probe.
-MAP_TYPES = {"CountKey", "Counted", "Latencies", "LatencyKey", "PendingKey", "ProcessKey", "ProgramKey", "Sizes"}
+MAP_TYPES = {
+    "CountKey",
+    "Counted",
+    "Latencies",
+    "LatencyKey",
+    "Note",
+    "PendingKey",
+    "ProcessKey",
+    "ProgramKey",
+    "Sizes",
+    "SocketEvents",
+}
 #: Names of structs in the ABI. Only ``kernel/`` packs and unpacks them.
 STRUCTS = {name for name, value in vars(abi).items() if isinstance(value, struct.Struct)}
 

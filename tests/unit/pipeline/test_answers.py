@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dnsprobe.kernel.abi import Result
-from dnsprobe.kernel.maps import Counted, Note
+from dnsprobe.kernel.maps import Counted, Note, SocketEvents
 from dnsprobe.model import OTHER, Count, Rule, Series
 from dnsprobe.pipeline.answers import RCODES, REASONS, Answers, Group, Sums
 from dnsprobe.pipeline.series import Totals
@@ -27,6 +27,7 @@ class Notes:
         self.entries: dict[int, Note] = {}
         self.taken: set[int] = set()
         self.given_up: list[int] = []
+        self.sockets: dict[int, SocketEvents] = {1: SocketEvents(0, 0, 0)}
 
     def items(self) -> Iterator[tuple[int, Note]]:
         yield from list(self.entries.items())
@@ -46,7 +47,8 @@ def notes() -> Notes:
 @pytest.fixture
 def answers(notes: Notes) -> Answers:
     unmatched = SimpleNamespace(read=lambda reasons: [(reason, 7) for reason in reasons])
-    maps = SimpleNamespace(notes=notes, put_given_up=notes.given_up.extend, unmatched=unmatched)
+    sockets = SimpleNamespace(get_many=lambda keys: [(key, notes.sockets.get(key)) for key in keys])
+    maps = SimpleNamespace(notes=notes, sockets=sockets, put_given_up=notes.given_up.extend, unmatched=unmatched)
     probe: Any = SimpleNamespace(maps=maps)
     return Answers(probe, 5 * SECOND, lambda: 10 * SECOND)
 
@@ -77,9 +79,9 @@ def test_a_query_without_result_waits(answers: Answers) -> None:
 
 def test_a_query_is_given_up_once_unless_another_event_was_first(answers: Answers, notes: Notes) -> None:
     notes.entries = {
-        1: Note(4 * SECOND, KEY, False, 7),
-        2: Note(4 * SECOND, KEY, False, 7),
-        3: Note(6 * SECOND, KEY, False, 7),
+        1: Note(4 * SECOND, KEY, False, 7, 1),
+        2: Note(4 * SECOND, KEY, False, 7, 1),
+        3: Note(6 * SECOND, KEY, False, 7, 1),
     }
     notes.taken = {2}
     run(answers.giving_up())
@@ -87,6 +89,41 @@ def test_a_query_is_given_up_once_unless_another_event_was_first(answers: Answer
     assert list(notes.entries) == [3]
     assert notes.given_up == [1]
     assert collect(answers, counted(3, noerror=1)) == {"noerror": 1, "timeout": 1, "waiting": 1}
+
+
+@pytest.mark.parametrize(
+    ("events", "result"),
+    [
+        (SocketEvents(0, 0, 0), "timeout"),
+        (SocketEvents(5, 0, 0), "closed"),
+        (SocketEvents(0, 5, 0), "unreachable"),
+        (SocketEvents(0, 0, 5), "untracked"),
+        (SocketEvents(6, 5, 0), "unreachable"),
+        (SocketEvents(6, 0, 5), "untracked"),
+        # What happened before the query was another socket at the same address, or another query.
+        (SocketEvents(3, 3, 3), "timeout"),
+        (SocketEvents(5, 3, 0), "closed"),
+    ],
+)
+def test_what_happened_to_the_socket_says_why_there_is_no_answer(
+    answers: Answers, notes: Notes, events: SocketEvents, result: str
+) -> None:
+    notes.entries = {1: Note(4 * SECOND, KEY, False, 7, 1)}
+    notes.sockets = {1: SocketEvents(*(at * SECOND for at in events))}
+    run(answers.giving_up())
+    assert collect(answers, counted(1)) == {result: 1}
+
+
+@pytest.mark.parametrize(("transport", "result"), [(0, "timeout"), (1, "untracked"), (0x81, "untracked")])
+def test_a_socket_that_is_forgotten_may_have_missed_answers_over_tcp(
+    answers: Answers, notes: Notes, transport: int, result: str
+) -> None:
+    key = (*KEY[:-1], transport)
+    notes.entries = {1: Note(4 * SECOND, key, False, 7, 2)}
+    run(answers.giving_up())
+    answers.begin_collection()
+    answers.seen(key, counted(1))
+    assert answers.add_live(key, GROUP)[Result[result.upper()]] == 1
 
 
 def test_a_counter_without_queries_is_not_final(answers: Answers) -> None:
@@ -98,7 +135,7 @@ def test_a_counter_without_queries_is_not_final(answers: Answers) -> None:
 def test_a_counter_is_final_when_no_query_waits(answers: Answers, notes: Notes) -> None:
     answers.seen(KEY, counted(2, noerror=1))
     assert answers.is_waiting(KEY)
-    notes.entries = {1: Note(4 * SECOND, KEY, False, 7)}
+    notes.entries = {1: Note(4 * SECOND, KEY, False, 7, 1)}
     run(answers.giving_up())
     answers.seen(KEY, counted(2, noerror=1))
     assert not answers.is_waiting(KEY)

@@ -6,12 +6,15 @@ input, it answers what still waits, and prints how many queries that were. It en
 
 from __future__ import annotations
 
+import fcntl
 import json
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import BinaryIO
@@ -19,7 +22,7 @@ from typing import BinaryIO
 #: Of each family, the address of the server, and one where nobody listens.
 ADDRESSES = {socket.AF_INET: ("127.0.0.1", "127.0.0.2"), socket.AF_INET6: ("fd00::1", "fd00::2")}
 PORT = 53
-RCODES = {"noerror": 0, "servfail": 2, "nxdomain": 3, "refused": 5}
+RCODES = {"noerror": 0, "formerr": 1, "servfail": 2, "nxdomain": 3, "refused": 5}
 #: How many queries of each kind are sent: see :func:`ask`.
 QUERIES = {
     "noerror": 100,
@@ -30,14 +33,21 @@ QUERIES = {
     "nxdomain": 100,
     "servfail": 50,
     "refused": 50,
+    "formerr": 20,
     "parts": 20,
     "options": 20,
 }
 #: Answers to a socket that waits for others: with another id, and with another question.
 FORGED = 6
 #: The same over TCP: see :func:`serve_connection`.
-STREAM_QUERIES = {"stream": 20, "pieces": 3, "large": 5}
+STREAM_QUERIES = {"stream": 20, "pieces": 3, "large": 5, "formerr": 3}
 PIPELINED, STREAMS_CLOSED = 20, 10
+#: Queries on one socket, more than the kernel side remembers with it: see :func:`ask_many`.
+MANY = 30
+#: Queries over TCP whose answers come in one segment. That is more than the kernel side reads of it.
+CROWD = 200
+#: Answers without a question that do not say which query they are about: see :func:`ask_without_question`.
+VAGUE = 3
 #: Answers that a server sends at once, and a client receives at once.
 TOGETHER = 7
 #: Socket options of Linux that the module socket does not name, and a flag of send(2).
@@ -89,7 +99,9 @@ def serve(server: socket.socket, silent: list[tuple[bytes, tuple[str, int]]]) ->
 
 
 def answer(message: bytes, kind: str) -> bytes:
-    """Return the answer to a query."""
+    """Return the answer to a query. A server that cannot read a query may leave out its question."""
+    if kind == "formerr":
+        return message[:2] + struct.pack(">HHHHH", 0x8180 | RCODES[kind], 0, 0, 0, 0)
     records = 0 if kind == "nodata" or RCODES.get(kind) else 1
     head = message[:2] + struct.pack(">HHHHH", 0x8180 | RCODES.get(kind, 0), 1, records, 0, 0)
     # In upper case: the name of an answer matches in any case.
@@ -114,8 +126,7 @@ def serve_connection(connection: socket.socket) -> None:
     while message := received(stream):
         kind = message[13 : 13 + message[12]].decode().partition("-")[0]
         messages = [message]
-        if kind == "pipelined":
-            messages += [received(stream) for _ in range(PIPELINED - 1)]
+        messages += [received(stream) for _ in range({"pipelined": PIPELINED, "crowd": CROWD}.get(kind, 1) - 1)]
         answers = [answer(message, kind) + bytes(3000 if kind == "large" else 0) for message in messages]
         octets = b"".join(map(framed, answers))
         step = {"pieces": 1, "large": 700}.get(kind, len(octets))
@@ -128,6 +139,14 @@ def accept(listener: socket.socket) -> None:
     """Serve all connections."""
     while True:
         threading.Thread(target=serve_connection, args=(listener.accept()[0],), daemon=True).start()
+
+
+def send_apart(client: socket.socket, kind: str, times: int) -> None:
+    """Send queries over TCP, each in a segment of its own."""
+    for number in range(times):
+        client.sendall(framed(query(number, name_of(kind, number))))
+        while any(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4))):
+            time.sleep(0)
 
 
 def ask_streams(family: socket.AddressFamily, address: str, sent: Counter[str]) -> None:
@@ -145,10 +164,55 @@ def ask_streams(family: socket.AddressFamily, address: str, sent: Counter[str]) 
         for _ in range(PIPELINED):
             received(stream)
             sent["pipelined"] += 1
+    with socket.create_connection((address, PORT), timeout=30) as client, client.makefile("rb") as stream:
+        send_apart(client, "crowd", CROWD)
+        for _ in range(CROWD):
+            received(stream)
+            sent["crowd"] += 1
+    with socket.create_connection((address, PORT), timeout=30) as client:
+        send_apart(client, "silent-many", MANY)
+        sent["closed"] += MANY
     for number in range(STREAMS_CLOSED):
         with socket.create_connection((address, PORT), timeout=30) as client:
             client.sendall(framed(query(number, name_of("silent", number))))
         sent["closed"] += 1
+
+
+def ask_many(family: socket.AddressFamily, address: str, nobody: str, sent: Counter[str]) -> None:
+    """Send many queries on a socket before it is closed, and on another one before its server goes away.
+
+    No other query has their names: a further socket may be at the same address in memory.
+    """
+    with connected(family, address) as client:
+        for number in range(MANY):
+            client.send(query(number, name_of("silent-many", number)))
+            sent["closed"] += 1
+    with socket.socket(family, socket.SOCK_DGRAM) as server, connected(family, nobody) as client:
+        server.bind((nobody, PORT))
+        for number in range(MANY):
+            client.send(query(number, name_of("silent-many", number)))
+        server.close()
+        client.send(query(MANY, name_of("silent-many", MANY)))
+        try:
+            client.recv(512)
+        except ConnectionRefusedError:
+            sent["unreachable"] += MANY + 1
+
+
+def ask_without_question(family: socket.AddressFamily, server: socket.socket, nobody: str, sent: Counter[str]) -> None:
+    """Get answers without a question: to one of two queries with the same id, from another server, with another id."""
+    with socket.socket(family, socket.SOCK_DGRAM) as other, socket.socket(family, socket.SOCK_DGRAM) as client:
+        other.bind((nobody, PORT))
+        client.settimeout(30)
+        address = server.getsockname()[:2]
+        for name, number in (("silent-1", 1), ("silent-2", 1), ("silent-3", 2)):
+            client.sendto(query(number, f"{name}.answers.test"), address)
+        for sender, number in ((server, 1), (other, 2), (server, 3), (server, 2)):
+            port = client.getsockname()[1]
+            sender.sendto(answer(query(number, ""), "formerr"), (address[0], port))
+            client.recv(512)
+    sent["formerr"] += 1
+    sent["closed"] += 2
 
 
 def connected(family: socket.AddressFamily, address: str) -> socket.socket:
@@ -193,6 +257,8 @@ def ask(family: socket.AddressFamily, sent: Counter[str]) -> Callable[[], int]:
         received += client.recv(65535).count(b"TOGETHER")
     sent["together"] += TOGETHER
     ask_streams(family, address, sent)
+    ask_many(family, address, nobody, sent)
+    ask_without_question(family, server, nobody, sent)
     silent = connected(family, address)
     for number in range(SILENT):
         silent.send(query(number, f"silent-{number}.answers.test"))
