@@ -16,8 +16,7 @@ from typing import Any
 import dns.edns
 import dns.flags
 import dns.message
-import dns.rcode
-import dns.rdatatype
+from answer_text import outcome
 from scenes import set_comm
 
 PATIENCE = 60
@@ -53,17 +52,6 @@ def receive(client: socket.socket) -> dns.message.Message:
         return dns.message.from_wire(client.recv(65535))
     length = int.from_bytes(client.recv(2, socket.MSG_WAITALL), "big")
     return dns.message.from_wire(client.recv(length, socket.MSG_WAITALL))
-
-
-def outcome(answer: dns.message.Message) -> str:
-    """Return what an answer says, as the label ``rcode`` should."""
-    rcode = answer.rcode()
-    if rcode == dns.rcode.BADVERS:
-        return "BADVERS"
-    if rcode != dns.rcode.NOERROR or answer.flags & dns.flags.TC:
-        return dns.rcode.to_text(rcode)
-    (question,) = answer.question
-    return "NOERROR" if any(found.rdtype == question.rdtype for found in answer.answer) else "NODATA"
 
 
 def one_by_one(server: str, *plans: str) -> list[tuple[str, str]]:
