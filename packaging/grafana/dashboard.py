@@ -26,6 +26,15 @@ CHOSEN = f'{OF_HOSTS}, domain=~"$domain", unit=~"$unit", to=~"$to"'
 OF_DNSPROBE = "and on (job, instance) dnsprobe_build_info"
 
 RATE = f"rate(dnsprobe_queries_total{{{CHOSEN}}}[$__rate_interval])"
+#: Results of queries, and those that are failures: NXDOMAIN and NODATA are answers.
+RESULTS = " or ".join(
+    f"rate(dnsprobe_{name}_total{{{CHOSEN}}}[$__rate_interval])" for name in ("responses", "unanswered")
+)
+FAILURES = RESULTS.replace(CHOSEN, f'{CHOSEN}, rcode!~"NOERROR|NODATA|NXDOMAIN"', 1)
+#: Metrics of answers without labels of processes.
+OF_DOMAINS = f'{OF_HOSTS}, domain=~"$domain"'
+LATENCY = f'rate(dnsprobe_response_latency_seconds_bucket{{{OF_DOMAINS}, unit=~"$unit"}}[$__rate_interval])'
+NEEDS_ANSWERS = "Needs answers in the configuration of dnsprobe."
 QUERIES_A_SECOND = "reqps"
 WHO = "instance, domain, tree, unit"
 
@@ -145,7 +154,7 @@ def queries() -> Iterator[Json]:
         "Paths not proved",
         "short",
         target(f"count(dnsprobe_path_verified{{{OF_HOSTS}}} == 0) or vector(0)"),
-        "Paths (udp4, udp6, tcp4, tcp6, parts4, parts6) whose queries may not be seen. See Paths below.",
+        "Paths whose queries or answers may not be seen, such as udp4, parts6 and answers4. See Paths below.",
         alarm=True,
     )
     yield number(
@@ -167,7 +176,7 @@ def queries() -> Iterator[Json]:
         ("place of the server", "to"),
     ):
         # Without this, queries without a unit would have no name in the legend.
-        rate = f'label_replace(sum by ({label}) ({RATE}), "{label}", "(none)", "{label}", "")'
+        rate = named(f"sum by ({label}) ({RATE})", label)
         yield graph(
             f"Queries by {title}",
             QUERIES_A_SECOND,
@@ -211,6 +220,106 @@ def queries() -> Iterator[Json]:
         "Process trees that did not ask for a domain in the day before the last hour, with their number of queries. "
         "All trees of a host that was not scraped then are new.",
         columns={"Value": "Queries", "tree": "Tree", "domain": "Domain", "unit": "Unit", "instance": "Host"},
+    )
+
+
+def share_of_failures(labels: str) -> str:
+    """Return the share of failures by labels; 0 where all queries succeed."""
+    results = f"sum by ({labels}) ({RESULTS})"
+    return f"(sum by ({labels}) ({FAILURES}) or 0 * {results}) / ({results} > 0)"
+
+
+def named(expression: str, label: str) -> str:
+    """Return an expression whose empty label has a name for the legend."""
+    return f'label_replace({expression}, "{label}", "(none)", "{label}", "")'
+
+
+def answers() -> Iterator[Json]:
+    """Yield the panels about what became of the queries."""
+    failures = f"Failures are answers with an error, and no answer. NXDOMAIN and NODATA are answers. {NEEDS_ANSWERS}"
+    for label in ("domain", "unit"):
+        yield graph(
+            f"Failures by {label}",
+            "percentunit",
+            [target(named(share_of_failures(label), label), f"{{{{{label}}}}}")],
+            f"The share of queries that fail, of those with a result. {failures}",
+        )
+    yield graph(
+        "Failures by process tree",
+        "percentunit",
+        [target(f"topk(10, {share_of_failures('tree')} > 0)", "{{tree}}")],
+        f"The ten process trees with the largest share of failures at each moment. {failures}",
+    )
+    yield graph(
+        "Results",
+        QUERIES_A_SECOND,
+        [
+            target(f"sum by (rcode) (rate(dnsprobe_responses_total{{{CHOSEN}}}[$__rate_interval]))", "{{rcode}}"),
+            target(
+                f"sum by (reason) (rate(dnsprobe_unanswered_total{{{CHOSEN}}}[$__rate_interval]))",
+                "no answer: {{reason}}",
+            ),
+        ],
+        f"What became of the queries. {NEEDS_ANSWERS}",
+        stacked=True,
+    )
+    for label in ("domain", "unit"):
+        yield graph(
+            f"Latency by {label}",
+            "s",
+            [
+                target(
+                    named(f"histogram_quantile({quantile}, sum by (le, {label}) ({LATENCY})) >= 0", label),
+                    f"{{{{{label}}}}} {text}",
+                )
+                for quantile, text in ((0.5, "median"), (0.95, "95 %"), (0.99, "99 %"))
+            ],
+            f"How long answers took: half, 95 % and 99 % of them took at most this long. {NEEDS_ANSWERS}",
+        )
+    yield table(
+        "Silent",
+        [
+            rows(
+                f"topk(25, sum by ({WHO}) (increase(dnsprobe_unanswered_total{{{CHOSEN}}}[$__range])) > 0 "
+                f"unless sum by ({WHO}) (increase(dnsprobe_responses_total{{{CHOSEN}}}[$__range])) > 0)"
+            )
+        ],
+        "Process trees whose queries for a domain all got no answer in the time that the dashboard shows. "
+        f"{NEEDS_ANSWERS}",
+        columns={"Value": "Queries", "tree": "Tree", "domain": "Domain", "unit": "Unit", "instance": "Host"},
+        overrides=[override("Queries", decimals=0)],
+    )
+    yield graph(
+        "Waiting",
+        "short",
+        [target(f"sum by (domain, transport) (dnsprobe_queries_waiting{{{OF_DOMAINS}}})", "{{domain}} {{transport}}")],
+        f"Queries that wait for their answer. Many of them are the first sign of a dead server. {NEEDS_ANSWERS}",
+        width=8,
+    )
+    yield graph(
+        "Untracked",
+        "short",
+        [
+            target(
+                "sum by (domain, transport) "
+                f"(increase(dnsprobe_queries_untracked_total{{{OF_DOMAINS}}}[$__rate_interval]))",
+                "{{domain}} {{transport}}",
+            )
+        ],
+        f"Queries of which dnsprobe cannot find out whether they were answered: no failures. {NEEDS_ANSWERS}",
+        width=8,
+    )
+    yield graph(
+        "Answers that fit no query",
+        "short",
+        [
+            target(
+                f"sum by (reason) (increase(dnsprobe_responses_unmatched_total{{{OF_HOSTS}}}[$__rate_interval]))",
+                "{{reason}}",
+            )
+        ],
+        f"“unsolicited”: dnsprobe did not see the query, or the answer is forged. {NEEDS_ANSWERS}",
+        width=8,
     )
 
 
@@ -421,7 +530,7 @@ def dashboard() -> Json:
         "annotations": {"list": []},
         "links": [],
         "templating": {"list": variables()},
-        "panels": placed([row("Queries"), *queries(), row("dnsprobe itself"), *health()]),
+        "panels": placed([row("Queries"), *queries(), row("Answers"), *answers(), row("dnsprobe itself"), *health()]),
     }
 
 

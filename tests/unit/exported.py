@@ -43,7 +43,7 @@ OF_TARGETS = {"job", "instance"}
 def exported() -> dict[str, set[str]]:
     """Return the labels of each metric by its name, with all optional ones, as a scrape shows them."""
     found: dict[str, set[str]] = {}
-    for family in Registry(lambda: _FULL, OPTIONAL_LABELS).collect():
+    for family in Registry(lambda: replace(_FULL, outcomes=_OUTCOMES), OPTIONAL_LABELS).collect():
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found

@@ -10,13 +10,18 @@ import pytest
 from exported import names_with_answers
 
 from dnsprobe.config.main import AnswersConfig, JournalConfig, MetricsConfig, ProbeConfig
+from dnsprobe.kernel.abi import Unmatched
 from dnsprobe.kernel.losses import LOSSES
+from dnsprobe.pipeline.answers import REASONS
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 SECTIONS = {"probe": ProbeConfig, "journal": JournalConfig, "metrics": MetricsConfig, "answers": AnswersConfig}
 #: Variables of the Ansible playbook, and the middle part of the names of recording rules.
-OTHER_NAMES = {"dnsprobe_package", "dnsprobe_configuration", "dnsprobe_queries"}
+OTHER_NAMES = {
+    *("dnsprobe_package", "dnsprobe_configuration", "dnsprobe_queries"),
+    *("dnsprobe_results", "dnsprobe_failures", "dnsprobe_failures_per_result"),
+}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -47,7 +52,9 @@ def test_metrics_are_exported(page: Path) -> None:
 @every_page
 def test_reasons_of_losses_exist(page: Path) -> None:
     reasons = set(re.findall(r'reason!?="(\w+)"', page.read_text("utf-8")))
-    assert reasons <= {loss.reason for loss in LOSSES}
+    assert reasons <= {loss.reason for loss in LOSSES} | {*REASONS.values()} | {
+        reason.name.lower() for reason in Unmatched
+    }
 
 
 @every_page

@@ -33,10 +33,11 @@ def known() -> dict[str, set[str]]:
     """Return the labels of each metric that is exported or recorded."""
     found = {name: labels | OF_TARGETS for name, labels in exported().items()} | OF_PROMETHEUS
     for rule in rules(RECORDING) + rules(ALERTS, "record"):
-        (of,) = promql.metrics(rule["expr"])
-        assert " without (" in rule["expr"]
-        # The rule names the labels that it drops.
-        found[rule["record"]] = found[of] - promql.labels(rule["expr"])
+        of = set().union(*(found[name] for name in promql.metrics(rule["expr"])))
+        # The rule names the labels that it drops, unless it divides one recorded series by another.
+        assert " without (" in rule["expr"] or ":ratio_" in rule["record"]
+        buckets = {"le"} if "histogram_quantile" in rule["expr"] else set()
+        found[rule["record"]] = of - promql.labels(rule["expr"]) - buckets
     return found
 
 
@@ -70,7 +71,7 @@ def test_names_of_recording_rules_name_the_labels_that_remain() -> None:
     for rule in rules(RECORDING) + rules(ALERTS, "record"):
         level, _, operations = rule["record"].split(":")
         assert set(level.split("_")) == (known()[rule["record"]] - {"job"} or {"job"})
-        assert operations.startswith(("rate", "count"))
+        assert re.match(r"(rate|count|increase|ratio_rate|p\d\d_rate)", operations)
 
 
 def test_each_alert_has_a_severity_and_texts() -> None:
@@ -100,10 +101,15 @@ def test_metrics_and_labels_of_an_expression() -> None:
 
 def test_the_page_on_metrics_has_each_alert() -> None:
     text = (REPOSITORY / "docs" / "metrics.md").read_text("utf-8").split("\n## What to alert on\n")[1].split("\n## ")[0]
-    about_dnsprobe, examples, trees = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+    about_dnsprobe, answers, examples, trees = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
     assert dict(re.findall(r"^\| `(\w+)` +\| `(.+?)` +\|", text, re.MULTILINE)) == {
         rule["alert"]: rule["expr"] for rule in about_dnsprobe["rules"]
     }
+    # Their expressions are long, so the page has them in words.
+    in_words = re.findall(r"^\| \[`(\w+)`\]\(troubleshooting.md#([\w-]+)\) ", text, re.MULTILINE)
+    assert [alert for alert, _ in in_words] == [rule["alert"] for rule in answers["rules"] if "alert" in rule]
+    headings = re.findall(r"^## (.+)$", (REPOSITORY / "docs/troubleshooting.md").read_text("utf-8"), re.MULTILINE)
+    assert {anchor for _, anchor in in_words} <= {heading.lower().replace(" ", "-") for heading in headings}
     assert re.findall(r"^- `(\w+)`", text, re.MULTILINE) == [
         rule["alert"] for rule in examples["rules"] + trees["rules"] if "alert" in rule
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dnsprobe.kernel.abi import Statistic
+from dnsprobe.kernel.abi import Statistic, Unmatched
 from dnsprobe.kernel.losses import (
     LOSSES,
     METRICS,
@@ -103,7 +103,7 @@ def test_one_alert_is_about_it(loss: Loss) -> None:
 
 
 def test_alerts_name_no_other_reason() -> None:
-    reasons = {loss.reason for loss in LOSSES}
+    reasons = {loss.reason for loss in LOSSES} | {reason.name.lower() for reason in Unmatched}
     for rule in ALERTS:
         assert set(re.findall(r'reason!?=~?"(\w+)"', rule["expr"])) <= reasons
         assert set(re.findall(r"\b\w+_full\b|\brun_missed\b", rule["annotations"]["description"])) <= reasons
