@@ -112,7 +112,7 @@ static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 hea
 	if (!remove_note(&hash, &note))
 		return IN_PARTS;
 	/* Behind the name are type and class. */
-	end_note(&hash, &note, result_of(skb, dns, place.name + place.length + 4, type_class));
+	end_note(&hash, &note, result_of(skb, dns, place.name + place.length + 4, WHOLE_PACKET, type_class));
 	return PASSED;
 }
 
@@ -252,7 +252,8 @@ static __always_inline bool hash_answer(struct scratch *s, const struct settings
 }
 
 /* Handles the message of which s->present octets are in the scratch space, which is an answer. It is at the offset
- * s->join.message of the packet. Sets s->is_matched if it fits a note. False if its question is not there. */
+ * s->join.message of the packet, and has s->join.size octets. Sets s->is_matched if it fits a note. False if its
+ * question is not there. */
 static __always_inline bool handle_question(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
 {
 	const struct dns *dns = (const struct dns *)(s->packet + PACKET_FRONT);
@@ -263,8 +264,9 @@ static __always_inline bool handle_question(struct scratch *s, const struct sett
 	if (remove_note(&waiting->hash, &waiting->taken)) {
 		/* FORGET, here and below: as in read_question(). */
 		u16 qtype = __builtin_bswap16(FORGET(s->question.qtype));
+		u32 end = FORGET(s->join.message) + FORGET(s->join.size);
 
-		end_note(&waiting->hash, &waiting->taken, result_of(skb, dns, FORGET(s->records), qtype));
+		end_note(&waiting->hash, &waiting->taken, result_of(skb, dns, FORGET(s->records), end, qtype));
 		s->is_matched = 1;
 	} else if (dns->questions) {
 		handle_unmatched(s);

@@ -15,6 +15,8 @@
 #define TYPE_CNAME __builtin_bswap16(5)
 #define TYPE_DNAME __builtin_bswap16(39)
 #define TYPE_RRSIG __builtin_bswap16(46)
+/* RFC 1035, section 3.2.3: a query for records of all types. */
+#define TYPE_ANY __builtin_bswap16(255)
 
 /* RFC 6891, section 6.1.1 */
 #define TYPE_OPT 41
@@ -40,16 +42,30 @@ struct opt {
 	u8 rcode; /* its upper eight bits */
 };
 
+/* As the end of a message: nothing is behind it in its packet. */
+#define WHOLE_PACKET 0xffffffffU
+
+/* Copies octets of a message, which ends at the offset `end` of the packet: what follows may be another message. 0 on
+ * success. */
+static __always_inline long load_octets(struct __sk_buff *skb, u32 at, u32 end, void *to, u32 size)
+{
+	return at + size > end ? -1 : bpf_skb_load_bytes(skb, at, to, size);
+}
+
 /* True if the answer section has a record of what was asked. `at` is its offset in the packet, `qtype` is in network
- * byte order. True as well if that is not certain: a name that is not compressed, or too many records. */
-static __always_inline bool has_answer(struct __sk_buff *skb, u32 at, u16 records, u16 qtype)
+ * byte order. True as well if that is not certain: a name that is not compressed, a record that is not there, or too
+ * many records. */
+static __always_inline bool has_answer(struct __sk_buff *skb, u32 at, u32 end, u16 records, u16 qtype)
 {
 	struct record record;
 
+	/* Any record is what was asked, also a CNAME. */
+	if (qtype == TYPE_ANY)
+		return records;
 	for (u32 i = 0; i < RECORDS_READ; i++) {
 		if (i == records)
 			return false;
-		if (bpf_skb_load_bytes(skb, at, &record, sizeof(record)))
+		if (load_octets(skb, at, end, &record, sizeof(record)))
 			return true;
 		if (*(u8 *)&record.pointer < 0xc0 || record.type == qtype)
 			return true;
@@ -63,10 +79,10 @@ static __always_inline bool has_answer(struct __sk_buff *skb, u32 at, u16 record
 
 /*
  * Returns the slot of struct tracked_count for a response. `records` is the offset in the packet of what follows its
- * question. The upper bits of the RCODE are in the OPT record. Only if there are no other records is it in a place that
- * is known; servers that send such codes have no other records to send.
+ * question, `end` that of its end. The upper bits of the RCODE are in the OPT record. Only if there are no other
+ * records is it in a place that is known; servers that send such codes have no other records to send.
  */
-static __always_inline u64 result_of(struct __sk_buff *skb, const struct dns *dns, u32 records, u16 qtype)
+static __always_inline u64 result_of(struct __sk_buff *skb, const struct dns *dns, u32 records, u32 end, u16 qtype)
 {
 	u64 rcode = dns->more_flags & 15;
 	u16 answers = __builtin_bswap16(dns->answers);
@@ -74,7 +90,7 @@ static __always_inline u64 result_of(struct __sk_buff *skb, const struct dns *dn
 	struct opt opt;
 
 	if (!answers && !dns->authorities && dns->additional &&
-	    bpf_skb_load_bytes(skb, records, &opt, sizeof(opt)) == 0 && !opt.root && !opt.type[0] &&
+	    load_octets(skb, records, end, &opt, sizeof(opt)) == 0 && !opt.root && !opt.type[0] &&
 	    opt.type[1] == TYPE_OPT)
 		rcode |= opt.rcode << 4;
 	if (rcode == RCODE_BADVERS)
@@ -86,7 +102,7 @@ static __always_inline u64 result_of(struct __sk_buff *skb, const struct dns *dn
 	/* A truncated one may have no answers: RFC 2181, section 9. */
 	if (rcode != RESULT_NOERROR || is_truncated)
 		return rcode;
-	return has_answer(skb, records, answers, qtype) ? RESULT_NOERROR : RESULT_NODATA;
+	return has_answer(skb, records, end, answers, qtype) ? RESULT_NOERROR : RESULT_NODATA;
 }
 
 #endif

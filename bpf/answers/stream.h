@@ -139,6 +139,7 @@ static __always_inline void handle_stream_answer(struct scratch *s, const struct
 	/* It may have begun in an earlier segment. */
 	s->join.message =
 	    (u32)(FORGET(s->tcp.at) + next - FORGET(s->tcp.sequence) - FORGET(s->arriving.buffered) + LENGTH_SIZE);
+	s->join.size = length;
 	s->present = present < length || size < LENGTH_SIZE ? present : length;
 	/* The rest of the message may be in later segments: they begin behind the place of the next one. */
 	s->progress = MESSAGE_READ;
