@@ -202,6 +202,25 @@ class KernelSide:
 
 
 @contextlib.contextmanager
+def own_control_group() -> Iterator[int]:
+    """Move this process to a control group of its own. Yield a descriptor of the group."""
+    own = next(line for line in Path("/proc/self/cgroup").read_text("ascii").splitlines() if line.startswith("0::"))
+    root = next(find_mounts(Path("/proc/self/mountinfo").read_text("utf-8")))[0]
+    group = Path(root) / f"dnsprobe-fuzz-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text("0", "ascii")
+        descriptor = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    finally:
+        (Path(root) / own.removeprefix("0::/") / "cgroup.procs").write_text("0", "ascii")
+        group.rmdir()
+
+
+@contextlib.contextmanager
 def _in_own_control_group(probe: Probe) -> Iterator[None]:
     """Detach the programs from the root of the control groups, and attach that for TCP to a group of this process.
 
@@ -214,26 +233,17 @@ def _in_own_control_group(probe: Probe) -> Iterator[None]:
         for link in links:
             os.close(link)
     stream = next(hook for hook in probe.prover.hooks if "tcp4" in hook.paths)
-    own = next(line for line in Path("/proc/self/cgroup").read_text("ascii").splitlines() if line.startswith("0::"))
-    root = next(find_mounts(Path("/proc/self/mountinfo").read_text("utf-8")))[0]
-    group = Path(root) / f"dnsprobe-fuzz-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / "cgroup.procs").write_text("0", "ascii")
-        descriptor = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
-        stream.links.append(libbpf.create_link(stream.programs[0], descriptor, libbpf.CGROUP_INET_EGRESS))
-        os.close(descriptor)
+    with own_control_group() as group:
+        stream.links.append(libbpf.create_link(stream.programs[0], group, libbpf.CGROUP_INET_EGRESS))
         yield
-    finally:
-        (Path(root) / own.removeprefix("0::/") / "cgroup.procs").write_text("0", "ascii")
-        group.rmdir()
 
 
-def _enter_network_namespace() -> None:
+def enter_network_namespace() -> None:
     """Enter a network namespace without a firewall: behind one, the programs look for the socket of the packet."""
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(["ip", "address", "add", "fd00::2", "dev", "lo", "nodad"], check=True)
 
 
 @contextlib.contextmanager
@@ -249,7 +259,7 @@ def running(rules: Sequence[TrieEntry]) -> Iterator[KernelSide]:
     try:
         probe.set_rules(rules)
         probe.start()
-        _enter_network_namespace()
+        enter_network_namespace()
         with _in_own_control_group(probe), contextlib.closing(KernelSide(probe, port)) as kernel:
             yield kernel
     finally:
