@@ -19,6 +19,8 @@ _ETH_P_IP, _SO_RCVBUFFORCE, _PACKET_OUTGOING = 0x0800, 33, 4  # include/uapi/lin
 _ETHERNET, _IP, _UDP_HEADER, _ICMP_HEADER = 14, 20, 8, 8
 _ICMP, _TCP, _UDP = 1, 6, 17
 _DESTINATION_UNREACHABLE = 3
+#: The address of systemd-resolved. Queries to it are of its clients.
+_STUB = bytes([127, 0, 0, 53])
 
 #: Queries, by type, transport, and what became of them: as the labels of the metrics.
 Outcomes = Counter[tuple[str, str, str]]
@@ -123,6 +125,8 @@ def _see(
     )
     if is_answer:
         answered.pop(query.client_port, None)
+    if query.server == _STUB:
+        return
     if query in waiting:
         waiting.remove(query)
         result = outcome(read) if is_answer else "superseded"
