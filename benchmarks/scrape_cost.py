@@ -95,7 +95,7 @@ def _fill(daemon: Daemon, series: int) -> None:
         maps = session.probe.maps
         # Only the kernel writes ancestries, so the typed map cannot.
         maps.ancestries._raw.set(abi.PROCESS_KEY.pack(start_ns, tgid, 0), packed.ljust(abi.CHAIN_BYTES, b"\0"))
-        key = (start_ns, tgid, rules[domain].id, _QTYPES[qtype], abi.TRANSPORTS.index("udp"))
+        key = (start_ns, tgid, rules[domain].id, _QTYPES[qtype], abi.TRANSPORTS.index("udp"), abi.OTHER_SERVER)
         maps.counters.put(key, queries)
 
 

@@ -58,6 +58,7 @@ enum resource {
 	RESOURCE_LINEAGE,      /* MAP(LINEAGE) */
 	RESOURCE_EVENTS,       /* MAP(EVENTS) */
 	RESOURCE_NOTES,	       /* MAP(NOTES) */
+	RESOURCE_SERVERS,      /* MAP(SERVERS) */
 	RESOURCES,
 };
 
@@ -117,6 +118,7 @@ enum statistic {
 	STAT_OTHER_QUESTIONS,	   /* QDCOUNT above 1, except over mDNS */
 	STAT_UNATTRIBUTED_SENT_ON, /* queries that another task sent on, whose asker is not known */
 	STAT_OTHER_RESPONSE,	   /* QR 1 */
+	STAT_SERVERS_FULL,	   /* queries that are counted without their server: no room for it */
 	STATISTICS,
 };
 
@@ -207,13 +209,33 @@ struct tracked_count {
  * noted_socket and struct latencies. */
 #define ZEROS_SIZE 144
 
+/* Servers that are told apart at a time, with the macro BY_SERVER. */
+#define SERVERS 4096
+/* In place of the number of a server: there was no room for it, or it is not known. */
+#define OTHER_SERVER 0
+
+/* A server, as the asker gave it: the key of MAP(SERVERS). */
+struct server {
+	u8 address[16]; /* network byte order; IPv4 in the first four octets */
+	u16 port;
+	u16 family; /* 4 or 6 */
+	u32 pad;
+};
+
+/* The number of a server in counters. Each number is given out once. */
+struct numbered_server {
+	u64 number;
+	u64 share; /* who takes its room */
+};
+
 struct count_key {
 	u64 start_ns;
 	u32 tgid;
 	u32 rule;
 	u16 qtype;
 	u8 transport; /* with TO_LOCAL */
-	u8 pad[5];
+	u8 pad;
+	u32 server; /* struct numbered_server; OTHER_SERVER without the macro BY_SERVER */
 };
 
 /* A counter whose rule is not decided yet (KIND_UNDECIDED). */
@@ -224,7 +246,8 @@ struct pending_key {
 	u32 generation;
 	u16 qtype;
 	u8 transport; /* with TO_LOCAL */
-	u8 pad[5];
+	u8 pad;
+	u32 server; /* as in struct count_key */
 };
 
 /* Octets of the longer one of both keys. */

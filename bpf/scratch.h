@@ -125,6 +125,12 @@ struct scratch {
 	/* The keys of the counter. Written and read by count_query and count_pending. */
 	struct count_key count_key;
 	struct pending_key pending_key;
+#ifdef BY_SERVER
+	/* The server that is asked, and its number, which is a new entry of MAP(SERVERS). Written by number_server and
+	 * add_server; read by them, count_query and count_pending. */
+	struct server asked_server;
+	struct numbered_server server;
+#endif
 #ifdef ANSWERS
 	/* Written and read by note_query and handle_question. */
 	struct waiting waiting;

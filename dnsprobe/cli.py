@@ -127,7 +127,7 @@ def _add_tree_options(parser: argparse.ArgumentParser) -> None:
     # The labels are those of dnsprobe.treeview.aggregate, which --help need not load.
     parser.add_argument(
         "--by",
-        choices=("domain", "qtype", "transport", "to", "unit", "container", "user", "rcode"),
+        choices=("domain", "qtype", "transport", "to", "unit", "container", "user", "server", "rcode"),
         help="print one tree for each value of this label; rcode: for each result of queries",
     )
     parser.add_argument(

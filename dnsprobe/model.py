@@ -18,7 +18,7 @@ NO_RULE = 0
 DECIDE = 0xFFFFFFFF
 
 #: The process, tree or qtype of queries without a series of their own: they are above the limit on series, or the
-#: kernel has counted them without their process.
+#: kernel has counted them without their process. The server of queries for which the kernel had no room for it.
 OTHER = "(other)"
 #: The process and the tree of queries whose process tree is not known.
 UNKNOWN = "(unknown)"
@@ -238,7 +238,8 @@ class Count:
 
     ``to`` is the place of the server, LOCAL or REMOTE. ``share`` is who takes the room of the series: a user or a
     control group, as the kernel side numbers them, 0 if that is not known. ``user`` is empty if it is not known.
-    ``results`` are numbers of what became of the queries, none if answers are not tracked.
+    ``results`` are numbers of what became of the queries, none if answers are not tracked. ``server`` is the address
+    that was asked, empty if servers are not told apart.
     """
 
     rule: Rule
@@ -253,6 +254,7 @@ class Count:
     share: int = 0
     user: str = ""
     results: tuple[int, ...] = ()
+    server: str = ""
 
 
 class Series(NamedTuple):
@@ -267,6 +269,7 @@ class Series(NamedTuple):
     unit: str
     container: str
     user: str = ""
+    server: str = ""
 
     @property
     def encrypted(self) -> bool:
@@ -285,5 +288,5 @@ class Series(NamedTuple):
 
 
 #: The labels of :class:`Series` that the configuration can leave out, and those that it has by default.
-OPTIONAL_LABELS = ("unit", "container", "user")
+OPTIONAL_LABELS = ("unit", "container", "user", "server")
 DEFAULT_LABELS = ("unit", "container")

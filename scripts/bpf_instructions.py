@@ -68,11 +68,13 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="print each instruction")
     parser.add_argument("--btf", default="/sys/kernel/btf/vmlinux", metavar="FILE", help="BTF of the kernel")
     parser.add_argument("--answers", action="store_true", help="print the programs that track answers")
+    parser.add_argument("--servers", action="store_true", help="print the programs that tell servers apart")
     arguments = parser.parse_args()
     maps = Maps(Sizes(ring=4096, processes=1, counters=1, names=1, recent=1))
     no_cache = ProgramCache("")
     layout = read_layout(arguments.btf, no_cache)
-    compiler = Compiler(layout, [53], [853], [*maps.descriptors, SELF_CALLS], no_cache, answers=arguments.answers)
+    options = {"answers": arguments.answers, "servers": arguments.servers}
+    compiler = Compiler(layout, [53], [853], [*maps.descriptors, SELF_CALLS], no_cache, **options)
     for macros in compilations(layout.functions.get(CAST_TO_KERNEL)):
         for name, program in sorted(compiler.compile(macros).programs.items()):
             code = program.instructions

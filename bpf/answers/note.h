@@ -12,21 +12,30 @@
 #include "scratch.h"
 #include "answers/latency.h"
 #include "process/share.h"
+#include "query/server.h"
 
 #ifdef ANSWERS
 #define TRACKS_ANSWERS true
+#else
+#define TRACKS_ANSWERS false
+#endif
+
+static __always_inline void set_asked(struct asked *asked, const struct destination *to, u16 id)
+{
+	if (!TRACKS_ANSWERS && !TELLS_SERVERS)
+		return;
+	asked->sock = TRACKS_ANSWERS ? to->sock ?: read_u64(to->skb + SKB_SK) : 0;
+	__builtin_memcpy(asked->server, to->server, sizeof(asked->server));
+	asked->id = id;
+	asked->port = to->port;
+	set_family(asked, to->family);
+}
+
+#ifdef ANSWERS
 
 /* How often a note is deleted at most. Linux 5.11 and later refuse it with -EBUSY if the run interrupts a change of the
  * same bucket: kernel commit 20b6cc34ea74 ("bpf: Avoid hashtab deadlock with map_locked"). */
 #define DELETE_ATTEMPTS 3
-
-static __always_inline void set_asked(struct asked *asked, const struct destination *to, u16 id)
-{
-	asked->sock = to->sock ?: read_u64(to->skb + SKB_SK);
-	__builtin_memcpy(asked->server, to->server, sizeof(asked->server));
-	asked->id = id;
-	asked->port = to->port;
-}
 
 /* Counts what became of a query. Its counter is there: user space removes none whose queries wait. */
 static __always_inline void count_result(const struct note *note, u64 result)
@@ -217,12 +226,6 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 		count_result(note, RESULT_UNTRACKED);
 }
 #else
-#define TRACKS_ANSWERS false
-
-static __always_inline void set_asked(struct asked *asked, const struct destination *to, u16 id)
-{
-}
-
 static __always_inline bool is_waiting(u64 hash)
 {
 	return false;

@@ -41,8 +41,16 @@ static __always_inline u64 hash_of(const struct sums *sums)
 struct asked {
 	u64 sock; /* address of struct sock, as a number */
 	u64 server[2];
+#ifdef BY_SERVER
+	/* The same fields as struct server, from `server` on: look_up_server(). */
+	u16 port; /* host byte order */
+	u16 family;
+	u32 pad;
+	u64 id; /* network byte order */
+#else
 	u16 id;	  /* network byte order */
 	u16 port; /* host byte order */
+#endif
 };
 
 /* Returns the key of the note for a query: the hash of its name (in `sums`), type and class, id, socket and server.

@@ -9,6 +9,7 @@
 #include "scratch.h"
 #include "process/current.h"
 #include "process/share.h"
+#include "query/server.h"
 
 /* True if the current task sends on the packet of another one. FORGET: with a register, the verifier would follow all
  * that comes behind once for each outcome of find_sender(). */
@@ -110,8 +111,8 @@ static __always_inline bool is_tree_kept(const struct process_key *process)
 	return bpf_map_lookup_elem(MAP(PROCESSES), (void *)process) != NULL;
 }
 
-/* Counts a query for a rule. `transport` is that of counted_transport(), here and below. False if there is no room:
- * then it is counted in the overflow counter of the rule. */
+/* Counts a query for a rule. `transport` is that of counted_transport(), here and below. The caller has called
+ * number_server(). False if there is no room: then it is counted in the overflow counter of the rule. */
 static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transport)
 {
 	/* Not on the stack: see WHOLE_WORD. */
@@ -124,6 +125,7 @@ static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transpor
 	key->rule = rule;
 	key->qtype = s->counted_qtype;
 	key->transport = transport;
+	key->server = SERVER_OF(s);
 	if (!add_to_count(s->share, MAP(COUNTS), RESOURCE_COUNTERS, key, 1, &added)) {
 		u64 index = WHOLE_WORD(rule);
 		u64 *overflow = bpf_map_lookup_elem(MAP(OVERFLOW), &index);
@@ -137,7 +139,8 @@ static __always_inline bool count_query(struct scratch *s, u32 rule, u8 transpor
 	return true;
 }
 
-/* Counts messages that are not read, without an event. `process` has the tgid 0 if it is not known who asks. */
+/* Counts messages that are not read, without an event, and without the server. `process` has the tgid 0 if it is not
+ * known who asks. */
 static __always_inline void count_unread_of(const struct process_key *process, u64 share, u32 reason, u8 transport,
 					    u64 number)
 {
@@ -210,6 +213,7 @@ static __always_inline bool count_pending(struct scratch *s, u32 generation, boo
 	key->generation = generation;
 	key->qtype = s->counted_qtype;
 	key->transport = transport;
+	key->server = SERVER_OF(s);
 	if (!add_to_count(s->share, MAP(PENDING), RESOURCE_PENDING, key, 1, &added))
 		return false;
 	s->keep_tree = added && !is_tree_kept(&s->process);

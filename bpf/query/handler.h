@@ -58,9 +58,11 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 	if (rule == CANARY)
 		return;
 	s->submit = 0;
-	if (rule == DECIDE) {
-		struct name *name = bpf_map_lookup_elem(MAP(NAMES), &s->question.hash);
 
+	const struct name *name = NULL;
+
+	if (rule == DECIDE) {
+		name = bpf_map_lookup_elem(MAP(NAMES), &s->question.hash);
 		if (name && name->generation == settings->generation)
 			rule = name->verdict;
 		if (rule == NO_RULE) {
@@ -68,12 +70,13 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 			return;
 		}
 		s->event.rule = rule;
-		if (rule == DECIDE) {
-			s->event.kind = KIND_UNDECIDED;
-			if (!count_pending(s, settings->generation, name != NULL, counted_transport(&s->to))) {
-				count_statistic(STAT_UNDECIDED_NAMES_FULL);
-				return;
-			}
+	}
+	number_server(s);
+	if (rule == DECIDE) {
+		s->event.kind = KIND_UNDECIDED;
+		if (!count_pending(s, settings->generation, name != NULL, counted_transport(&s->to))) {
+			count_statistic(STAT_UNDECIDED_NAMES_FULL);
+			return;
 		}
 	}
 	if (rule != DECIDE && count_query(s, rule, counted_transport(&s->to)))

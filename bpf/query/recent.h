@@ -14,6 +14,7 @@
 #include "dns/hash.h"
 #include "process/asker.h"
 #include "process/current.h"
+#include "query/server.h"
 
 /* Makes generations differ in all bits of struct cached.check: 2^64 divided by the golden ratio. */
 #define GENERATION_STEP 0x9e3779b97f4a7c15ULL
@@ -77,6 +78,11 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 	if (ctx && !is_clearly_asker(packet, family))
 		return false;
 
+	u32 server;
+
+	if (!look_up_server(asked, &server))
+		return false;
+
 	u8 local = ctx ? local_by_packet(ctx, packet, family) : local_by_route(ROUTE_AT_FUNCTION(packet), family);
 
 	struct count_key key = {
@@ -85,6 +91,7 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 		.rule = RULE_OF(value),
 		.qtype = __builtin_bswap16(type_class),
 		.transport = transport | local,
+		.server = server,
 	};
 	COUNTER *count = bpf_map_lookup_elem(MAP(COUNTS), &key);
 

@@ -386,6 +386,7 @@ static __always_inline void count_encrypted_segment(struct scratch *s, struct co
 	s->event.kind = KIND_QUERY;
 	set_share(s, IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
 	s->counted_qtype = 0;
+	number_server(s);
 	count_query(s, ENCRYPTED, TRANSPORT_DOT | s->to.local);
 	if (IS_SENT_ON(s) && !s->leader) {
 		count_statistic(STAT_UNATTRIBUTED_SENT_ON);

@@ -87,6 +87,7 @@ static __always_inline void count_encrypted_connection(struct scratch *s, struct
 	s->event.kind = KIND_QUERY;
 	set_share(s, bpf_get_current_task());
 	s->counted_qtype = 0;
+	number_server(s);
 	count_query(s, ENCRYPTED, TRANSPORT_DOT | s->to.local);
 }
 

@@ -223,11 +223,11 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 	if (settings->parts_only && is_readable &&
 	    !is_beyond_linear(data_end - (u8 *)dns, skb->len - (data_end - data)))
 		return DONE;
-	if (TRACKS_ANSWERS || has_connection(packet))
+	if (TRACKS_ANSWERS || TELLS_SERVERS || has_connection(packet))
 		__builtin_memcpy(address, data + destination, family == 4 ? 4 : 16);
 	if (has_connection(packet)) {
 		undo_nat(packet, family, address, &port);
-	} else if (is_connected_elsewhere(skb, port)) {
+	} else if (is_connected_elsewhere(skb, port) || (TELLS_SERVERS && has_other_peer(skb, family, address))) {
 		return UNKNOWN;
 	}
 	port = __builtin_bswap16(port);
@@ -245,6 +245,9 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 		.id = dns->id,
 		.port = port,
 	};
+
+	set_family(&asked, family);
+
 	enum finding finding = look_up_question(&place, skb, settings, packet, family, &asked);
 
 	if (finding == NEW)

@@ -119,6 +119,19 @@ static __always_inline bool is_connected_elsewhere(const struct __sk_buff *ctx, 
 	return peer && peer->dst_port && peer->dst_port != port;
 }
 
+/* True if undo_translation() may change the address. */
+static __always_inline bool has_other_peer(const struct __sk_buff *ctx, u8 family, const u64 *address)
+{
+	const struct bpf_sock *peer = ctx->sk;
+
+	if (!peer || !peer->dst_port)
+		return false;
+	if (family == 4)
+		return peer->dst_ip4 && peer->dst_ip4 != (u32)address[0];
+	return peer->dst_ip6[0] != (u32)address[0] || peer->dst_ip6[1] != (u32)(address[0] >> 32) ||
+	       peer->dst_ip6[2] != (u32)address[1] || peer->dst_ip6[3] != (u32)(address[1] >> 32);
+}
+
 /* Has the upper octets of the four counts of a DNS header. */
 #define UPPER_OCTETS 0x00ff00ff00ff00ffULL
 

@@ -31,6 +31,8 @@ SHARE_OF_OTHERS = 1
 SHARE_OF_USER = 1 << 32
 SHARE_OF_CGROUP = 1 << 62
 SHARES = 4096
+SERVERS = 4096
+OTHER_SERVER = 0
 RESULT_ROOM = 16
 NOTED_KEY_SIZE = 32
 SOCKET_NOTES = 8
@@ -59,6 +61,7 @@ class Resource(IntEnum):
     LINEAGE = 5
     EVENTS = 6
     NOTES = 7
+    SERVERS = 8
 
 
 class Statistic(IntEnum):
@@ -94,6 +97,7 @@ class Statistic(IntEnum):
     OTHER_QUESTIONS = 27
     UNATTRIBUTED_SENT_ON = 28
     OTHER_RESPONSE = 29
+    SERVERS_FULL = 30
 
 
 class Result(IntEnum):
@@ -144,8 +148,10 @@ NOTED_SOCKET = struct.Struct(f"={SOCKET_NOTES}Q{SOCKET_NOTES}IQQQQ")
 LATENCY_BOUNDS = struct.Struct(f"={LATENCY_BUCKETS}Q")
 LATENCY_KEY = struct.Struct("=QQIIIB3x")
 LATENCIES = struct.Struct(f"={LATENCY_BUCKETS}QQ")
-COUNT_KEY = struct.Struct("=QIIHB5x")
-PENDING_KEY = struct.Struct("=QQIIHB5x")
+COUNT_KEY = struct.Struct("=QIIHBxI")
+PENDING_KEY = struct.Struct("=QQIIHBxI")
+SERVER = struct.Struct("=16sHH4x")
+NUMBERED_SERVER = struct.Struct("=QQ")
 SEEN = struct.Struct("=QQ")
 OPENER = struct.Struct("=QQI4x")
 CACHED = struct.Struct("=QQQQ")

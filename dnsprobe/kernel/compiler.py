@@ -51,7 +51,8 @@ class Compiler:
     """Compiles for one kernel and one set of ports. It remembers what it compiled, and caches it for later starts.
 
     ``ports`` carry DNS, ``encrypted_ports`` carry DNS over TLS. ``maps`` are the names of the maps, in the order of
-    their numbers. ``answers`` is whether the programs track answers. Raises UserError if there is no BCC.
+    their numbers. ``answers`` is whether the programs track answers, ``servers`` whether they tell servers apart.
+    Raises UserError if there is no BCC.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class Compiler:
         cache: ProgramCache,
         *,
         answers: bool = False,
+        servers: bool = False,
     ) -> None:
-        self._answers = answers
+        self._options = [*(["ANSWERS"] if answers else []), *(["BY_SERVER"] if servers else [])]
         self._layout = layout
         self._ports, self._encrypted_ports, self._maps = ports, encrypted_ports, maps
         self._cache = cache
@@ -124,8 +126,7 @@ class Compiler:
             f"-DENCRYPTED_PORT(port)=({_any_of(self._encrypted_ports)})",
             *(f"-DMAP_{name}={number}" for number, name in enumerate(self._maps)),
             *(f"-D{name}={value}" for name, value in self._layout.macros.items()),
-            *(["-DANSWERS"] if self._answers else []),
-            *(f"-D{macro}" for macro in macros),
+            *(f"-D{macro}" for macro in (*self._options, *macros)),
         ]
 
 

@@ -148,6 +148,7 @@ class Loader:
             [*request["maps"], SELF_CALLS],
             self.cache,
             answers=request["answers"],
+            servers=request["servers"],
         )
         # A BTF file from elsewhere may give the functions other ids.
         functions = self._layout.functions if request["btf"] == KERNEL_BTF else read_functions(self.cache)

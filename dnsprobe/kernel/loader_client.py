@@ -97,10 +97,11 @@ class LoaderClient:
         btf: str,
         maps: Mapping[str, int],
         answers: bool = False,
+        servers: bool = False,
     ) -> None:
         """Send what to compile for, and the descriptors of the maps by their names. This is the first request.
 
-        ``answers`` is whether the programs track answers.
+        ``answers`` is whether the programs track answers, ``servers`` whether they tell servers apart.
         """
         request = {
             "ports": list(ports),
@@ -109,6 +110,7 @@ class LoaderClient:
             "btf": btf,
             "maps": list(maps),
             "answers": answers,
+            "servers": servers,
         }
         self._ask(request, maps.values())
 

@@ -71,8 +71,8 @@ _UNDECIDED = "dnsprobe_names_undecided_total"
 #: What each metric of losses counts.
 _TITLES = {
     _EVENTS: "Events lost",
-    _UNATTRIBUTED: "Queries counted without their process, processes without their tree, and processes that only /proc "
-    "can describe, for want of room or because a firewall in user space sent the query on",
+    _UNATTRIBUTED: "Queries counted without their process or server, processes without their tree, and processes that "
+    "only /proc can describe, for want of room or because a firewall in user space sent the query on",
     _UNPARSED: "Packets and writes to a watched port that could not be read as a query, or not in full",
     _LINEAGE: "Processes whose lineage is not tracked for want of room, and forks, exits and changes of name that were "
     "missed",
@@ -118,6 +118,13 @@ LOSSES = (
         "counters_full",
         Statistic.UNATTRIBUTED_COUNTERS_FULL,
         "no room for one more counter, so the query has no process",
+        Counted.YES,
+    ),
+    Loss(
+        _UNATTRIBUTED,
+        "servers_full",
+        Statistic.SERVERS_FULL,
+        "no room for one more server, so the query has the server (other)",
         Counted.YES,
     ),
     Loss(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.abi import Resource
+from dnsprobe.kernel.servers import NUMBER_CODEC, SERVER_CODEC, ServerNumbers
 from dnsprobe.kernel.shares import Share, SharedMap, Shares
 from dnsprobe.kernel.typed_map import ArrayMap, Codec, TypedMap, raise_refusal
 from dnsprobe.names.qtype import QTYPES
@@ -25,10 +26,10 @@ from dnsprobe.names.ruleset import TrieEntry
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-#: start_ns, tgid, rule, qtype, transport with TO_LOCAL
-CountKey = tuple[int, int, int, int, int]
-#: start_ns, name_hash, tgid, generation, qtype, transport with TO_LOCAL
-PendingKey = tuple[int, int, int, int, int, int]
+#: start_ns, tgid, rule, qtype, transport with TO_LOCAL, number of the server
+CountKey = tuple[int, int, int, int, int, int]
+#: start_ns, name_hash, tgid, generation, qtype, transport with TO_LOCAL, number of the server
+PendingKey = tuple[int, int, int, int, int, int, int]
 #: start_ns, name_hash, tgid, rule, generation, transport: of a counter by process or of a pending one
 LatencyKey = tuple[int, int, int, int, int, int]
 #: start_ns, tgid
@@ -63,7 +64,8 @@ _RING_PARTS = 64
 class Sizes:
     """Octets of the event ring, and numbers of entries of the maps.
 
-    With 0 of ``lineage``, lineage tracking is off; with 0 of ``notes``, answers are not tracked.
+    With 0 of ``lineage``, lineage tracking is off; with 0 of ``notes``, answers are not tracked; with 0 of ``servers``,
+    servers are not told apart.
     """
 
     ring: int
@@ -73,6 +75,7 @@ class Sizes:
     recent: int
     lineage: int = 0
     notes: int = 0
+    servers: int = 0
 
 
 class Counted(NamedTuple):
@@ -325,6 +328,7 @@ _PENDING = _InShare(Resource.PENDING, abi.COUNT.size - _HASH.size)
 _COUNTERS_WITH_RESULTS = _InShare(Resource.COUNTERS, abi.TRACKED_COUNT.size - _HASH.size)
 _PENDING_WITH_RESULTS = _InShare(Resource.PENDING, abi.TRACKED_COUNT.size - _HASH.size)
 _NOTES = _InShare(Resource.NOTES, 8)
+_SERVERS = _InShare(Resource.SERVERS, abi.NUMBERED_SERVER.size - _HASH.size)
 _NAMES = _InShare(Resource.NAMES, abi.NAME.size - _HASH.size)
 _PROCESSES = _InShare(Resource.PROCESSES, abi.CHAIN_HEAD.size - _HASH.size)
 _IDENTITIES = _InShare(Resource.IDENTITIES, abi.IDENTITY_SHARE_AT)
@@ -395,6 +399,7 @@ class Maps:
         self._trie = self._make_trie(1)
         try:
             self._declare(self._table, sizes)
+            self._declare_servers(self._table, sizes, self.shares)
         except OSError:
             self.close()
             raise
@@ -421,7 +426,7 @@ class Maps:
         known.set_many(_bits(QTYPES).items())
         #: What users and control groups take of the maps and of the ring.
         self.shares = shares = self._declare_shares(table, sizes)
-        #: Queries by process, rule, type, transport and place of the server.
+        #: Queries by process, rule, type, transport, place of the server, and server.
         count, counters, pending = _COUNT, _COUNTERS, _PENDING
         if sizes.notes:
             count, counters, pending = _COUNT_OF_RESULTS, _COUNTERS_WITH_RESULTS, _PENDING_WITH_RESULTS
@@ -459,6 +464,14 @@ class Maps:
         self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE, shares)
         self.canaries = table.ring("CANARIES", _CANARY_RING_SIZE, _CANARIES_AT_ONCE)
         self._declare_answers(table, sizes, shares)
+
+    def _declare_servers(self, table: _Table, sizes: Sizes, shares: Shares) -> None:
+        """Create the maps of servers. If servers are not told apart, no program uses them, and they have one entry."""
+        self.tells_servers, room = sizes.servers > 0, max(sizes.servers, 1)
+        servers = table.shared("SERVERS", SERVER_CODEC, NUMBER_CODEC, room, shares, _SERVERS)
+        free = table.add("FREE_SERVERS", libbpf.STACK, 0, abi.COUNTER.size, room)
+        #: The numbers of servers in the keys of ``counters`` and ``pending``.
+        self.servers = ServerNumbers(servers, free, room)
 
     def _declare_answers(self, table: _Table, sizes: Sizes, shares: Shares) -> None:
         """Create the maps of answers. Without answers, no program uses them, and they have one entry."""
@@ -517,6 +530,7 @@ class Maps:
                 Resource.LINEAGE: max(sizes.lineage, 1),
                 Resource.EVENTS: sizes.ring,
                 Resource.NOTES: max(sizes.notes, 1),
+                Resource.SERVERS: max(sizes.servers, 1),
             },
         )
 

@@ -31,7 +31,6 @@ _LINEAGE_STATISTICS = {statistic for statistic in abi.Statistic if statistic.nam
 
 #: The maps of hooks that are tried: only canaries match there.
 _TRIAL_SIZES = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=16)
-_TRIAL_SIZES_WITH_NOTES = replace(_TRIAL_SIZES, notes=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +216,11 @@ class Probe:
             btf=self._options.btf,
             maps=maps.descriptors,
             answers=maps.tracks_answers,
+            servers=maps.tells_servers,
         )
 
     def _make_trial(self, parts_only: bool) -> Trial:
-        maps = Maps(_TRIAL_SIZES_WITH_NOTES if self.maps.tracks_answers else _TRIAL_SIZES)
+        maps = Maps(replace(_TRIAL_SIZES, notes=16 if self.maps.tracks_answers else 0))
         maps.put_rules([self._canary_rule])
         maps.settings.put(0, Settings(0, 0, False, parts_only, self._hash_key))
         return Trial(maps, Prover(self._canary_port, self._suffix, maps.canaries))

@@ -7,7 +7,7 @@ counted twice or lost: each number is either in a map of the kernel or in the to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
@@ -23,6 +23,7 @@ from dnsprobe.pipeline.known_processes import KnownProcesses
 from dnsprobe.pipeline.latencies import key_of_counter, key_of_pending
 from dnsprobe.pipeline.rules import ENCRYPTED, UNREAD, NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
+from dnsprobe.pipeline.servers import ServerLabels
 from dnsprobe.pipeline.steps import Steps, run
 
 #: A run of a BPF program takes microseconds. After this time, no run can still use a rule or verdict that was replaced.
@@ -43,12 +44,12 @@ def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
 
 
 def _process_of(key: PendingKey) -> ProcessKey:
-    start_ns, _name_hash, tgid, _generation, _qtype, _transport = key
+    start_ns, _name_hash, tgid, _generation, _qtype, _transport, _server = key
     return start_ns, tgid
 
 
 def _name_of(key: PendingKey) -> tuple[int, int]:
-    _start_ns, name_hash, _tgid, generation, _qtype, _transport = key
+    _start_ns, name_hash, _tgid, generation, _qtype, _transport, _server = key
     return name_hash, generation
 
 
@@ -67,6 +68,8 @@ class _Sweep:
     counted: set[ProcessKey] = field(default_factory=set)
     #: Rules with queries that wait. They are kept, even if they are not in force any more.
     waiting: set[int] = field(default_factory=set)
+    #: Servers of counters that stay in the kernel.
+    servers: set[int] = field(default_factory=set)
     #: Histograms that nothing adds to any more, when all counters have been looked at.
     latencies: set[LatencyKey] = field(default_factory=set)
 
@@ -90,6 +93,7 @@ class Counters:
         *,
         answers: Answers | None = None,
     ) -> None:
+        self._servers = ServerLabels(probe.maps.servers) if probe.maps.tells_servers else None
         self._answers, self._histograms = answers, answers.histograms if answers else None
         self._probe, self._rules, self._decisions, self._processes = probe, rules, decisions, processes
         self._totals, self._alive, self._clock = totals, alive, clock
@@ -160,9 +164,9 @@ class Counters:
             yield [self._decided_count(key, queries, final=False) for key, queries in entries]
 
     def _decided_count(self, key: CountKey, queries: int, *, final: bool) -> Count:
-        start_ns, tgid, rule, qtype, transport = key
-        results = self._results(key, self._rules.by_id[rule], transport, final=final)
-        return self._count((start_ns, tgid), self._rules.by_id[rule], qtype, transport, queries, results)
+        start_ns, tgid, rule, *asked = key
+        results = self._results(key, self._rules.by_id[rule], key[-2], final=final)
+        return self._count((start_ns, tgid), self._rules.by_id[rule], asked, queries, results)
 
     def _pending_counts(self) -> Iterator[Iterable[Count]]:
         for entries in _batches(self._read_pending()):
@@ -184,9 +188,8 @@ class Counters:
         self._processes.learn(_process_of(key) for key, _, _ in matched)
         counts = []
         for key, rule, queries in matched:
-            *_, qtype, transport = key
-            results = self._results(key, rule, transport, final=final)
-            counts.append(self._count(_process_of(key), rule, qtype, transport, queries, results))
+            results = self._results(key, rule, key[-2], final=final)
+            counts.append(self._count(_process_of(key), rule, key[-3:], queries, results))
         return counts
 
     def _overflow_counts(self) -> Iterator[Count]:
@@ -196,20 +199,23 @@ class Counters:
             yield self._overflow_of(rule, queries, final=False)
 
     def _overflow_of(self, rule: int, queries: int, *, final: bool) -> Count:
-        count = self._overflow_count(self._rules.by_id[rule], queries)
+        count = _overflow_count(self._rules.by_id[rule], queries)
         if self._answers is None or not count.rule.name or not queries:
             return count
         group = Group(count.rule.name, count.transport)
         return replace(count, results=self._answers.add_untracked(group, queries, final=final))
 
     def _count(
-        self, key: ProcessKey, rule: Rule, qtype: int, transport: int, queries: int, results: tuple[int, ...]
+        self, key: ProcessKey, rule: Rule, asked: Sequence[int], queries: int, results: tuple[int, ...]
     ) -> Count:
+        """Return a count with its labels. ``asked`` has the last three parts of its key: type, transport, server."""
+        qtype, transport, server = asked
+        name = abi.TRANSPORTS[transport & ~abi.TO_LOCAL]
         labels = self._processes.labels(key)
         return Count(
             rule,
-            self._qtype_label(rule, qtype),
-            abi.TRANSPORTS[transport & ~abi.TO_LOCAL],
+            _qtype_label(rule, qtype),
+            name,
             LOCAL if transport & abi.TO_LOCAL else REMOTE,
             labels.process,
             labels.tree,
@@ -219,23 +225,8 @@ class Counters:
             labels.share,
             labels.user,
             results,
+            self._servers.label(server, name) if self._servers else "",
         )
-
-    @staticmethod
-    def _qtype_label(rule: Rule, qtype: int) -> str:
-        if rule is ENCRYPTED:
-            return ""
-        if rule is UNREAD:
-            return unread_reason(qtype)
-        # Anyone can ask for 65,536 types: those without a name must not use up the series of others.
-        return qtype_name(qtype) if qtype in QTYPES else OTHER
-
-    @staticmethod
-    def _overflow_count(rule: Rule, queries: int) -> Count:
-        """Return the count of queries that the kernel counted without their process."""
-        if rule is ENCRYPTED:
-            return Count(rule, "", DOT, OTHER, OTHER, OTHER, "", "", queries)
-        return Count(rule, OTHER, OTHER, OTHER, OTHER, OTHER, "", "", queries)
 
     def sweep(self) -> None:
         """Move final counts to the totals: those of processes that ended, of decided names, of retired rules."""
@@ -250,6 +241,9 @@ class Counters:
             sweep.latencies.update(self._histograms.keys())
         yield from self._taking_final_counts(sweep)
         pending_names = yield from self._taking_final_pending(sweep)
+        if self._servers is not None:
+            self._servers.sweep(sweep.servers)
+            yield None
         if self._histograms is not None:
             yield from self._histograms.taking(sweep.latencies)
         yield from self._decisions.sweeping(sweep.before, pending_names)
@@ -261,7 +255,7 @@ class Counters:
         final: list[CountKey] = []
         for all_entries in _batches(self._read_counters()):
             for entry, _ in all_entries:
-                start_ns, tgid, rule, _qtype, _transport = entry
+                start_ns, tgid, rule, _qtype, _transport, server = entry
                 key = (start_ns, tgid)
                 if key not in alive:
                     # Asked before the counter is read for the last time: a process that ended sends nothing more.
@@ -271,6 +265,7 @@ class Counters:
                     sweep.waiting.add(rule)
                 if is_waiting or (alive[key] and not self._rules.is_retired(rule, sweep.before)):
                     sweep.counting.add(key)
+                    sweep.servers.add(server)
                     sweep.latencies.discard(key_of_counter(entry))
                 else:
                     final.append(entry)
@@ -297,6 +292,7 @@ class Counters:
                     sweep.counted.add(_process_of(key))
                 else:
                     sweep.counting.add(_process_of(key))
+                    sweep.servers.add(key[-1])
                     sweep.latencies.discard(key_of_pending(key))
                     pending_names.add(name_hash)
             yield None
@@ -310,7 +306,7 @@ class Counters:
     def _forgetting_rules(self, sweep: _Sweep) -> Steps[None]:
         generations: set[int] = set()
         for entries in _batches(self._probe.maps.pending.items()):
-            generations |= {generation for (_, _, _, generation, _, _), _ in entries}
+            generations |= {_name_of(key)[1] for key, _ in entries}
             yield None
         # Rules that came into force during the sweep may have pending counts that it has not seen.
         self._rules.forget_generations(generations, sweep.generation)
@@ -318,3 +314,19 @@ class Counters:
         for rule, queries in self._probe.maps.take_overflow(retired).items():
             self._totals.add_final(self._overflow_of(rule, queries, final=True))
         self._rules.forget(retired)
+
+
+def _qtype_label(rule: Rule, qtype: int) -> str:
+    if rule is ENCRYPTED:
+        return ""
+    if rule is UNREAD:
+        return unread_reason(qtype)
+    # Anyone can ask for 65,536 types: those without a name must not use up the series of others.
+    return qtype_name(qtype) if qtype in QTYPES else OTHER
+
+
+def _overflow_count(rule: Rule, queries: int) -> Count:
+    """Return the count of queries that the kernel counted without their process."""
+    if rule is ENCRYPTED:
+        return Count(rule, "", DOT, OTHER, OTHER, OTHER, "", "", queries)
+    return Count(rule, OTHER, OTHER, OTHER, OTHER, OTHER, "", "", queries)

@@ -54,13 +54,13 @@ def lines(bounds_ns: Sequence[int]) -> int:
 
 def key_of_counter(key: CountKey) -> LatencyKey:
     """Return the key of the histogram of a counter."""
-    start_ns, tgid, rule, _qtype, transport = key
+    start_ns, tgid, rule, _qtype, transport, _server = key
     return start_ns, 0, tgid, rule, 0, transport & ~abi.TO_LOCAL
 
 
 def key_of_pending(key: PendingKey) -> LatencyKey:
     """Return the key of the histogram of a pending counter."""
-    start_ns, name_hash, tgid, generation, _qtype, transport = key
+    start_ns, name_hash, tgid, generation, _qtype, transport, _server = key
     return start_ns, name_hash, tgid, DECIDE, generation, transport & ~abi.TO_LOCAL
 
 

@@ -208,7 +208,7 @@ class NameDecisions:
     def asking(self, keys: Iterable[PendingKey]) -> Steps[None]:
         """Ask for the names of pending counts that are not decided and not asked for."""
         self.take_answers()
-        unknown = self._unknown({(name_hash, generation) for _, name_hash, _, generation, _, _ in keys})
+        unknown = self._unknown({(name_hash, generation) for _, name_hash, _, generation, *_ in keys})
         while some := set(islice(unknown, _AT_ONCE)):
             names = dict(self._probe.maps.names.get_many({name_hash for name_hash, _ in some}))
             self.ask(

@@ -5,7 +5,7 @@ If there is no room for a new series, another one leaves: that which had no quer
 another. If none has to leave, the new one is refused:
 
 - Queries of a refused series count under its domain, qtype, transport and ``to``, with ``(other)`` as process and
-  tree, and without unit, container and user.
+  tree, and without unit, container, user and server.
 - If there is no room for that series either, the qtype is ``(other)`` too. One such series per domain, transport and
   ``to`` is always admitted, and never leaves.
 """
@@ -394,7 +394,7 @@ class Totals(_Expired):
     def _series(self, count: Count) -> Series:
         series = _labels_of(count)
         if series.process == series.tree == OTHER:
-            return series._replace(unit="", container="", user="")
+            return series._replace(unit="", container="", user="", server="")
         return series._replace(**self._without) if self._without else series
 
     def _target(self, series: Series, share: int) -> Series:
@@ -406,7 +406,7 @@ class Totals(_Expired):
         if not is_named:
             return series if series.qtype == OTHER else series._replace(qtype=OTHER)
         self._refuse(series, share)
-        other = series._replace(process=OTHER, tree=OTHER, unit="", container="", user="")
+        other = series._replace(process=OTHER, tree=OTHER, unit="", container="", user="", server="")
         # Nobody owns it: it has queries of many.
         return other if self._is_admitted(other, 0) else other._replace(qtype=OTHER)
 
@@ -463,4 +463,5 @@ def _labels_of(count: Count) -> Series:
         count.unit,
         count.container,
         count.user,
+        count.server,
     )

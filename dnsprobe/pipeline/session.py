@@ -15,7 +15,7 @@ from dnsprobe.config.readers import NANOSECONDS
 from dnsprobe.config.source import Source
 from dnsprobe.hook_names import OLD_HOOKS, Attach
 from dnsprobe.kernel import losses
-from dnsprobe.kernel.abi import Resource, Statistic
+from dnsprobe.kernel.abi import SERVERS, Resource, Statistic
 from dnsprobe.kernel.losses import NO_LOSSES, Loss, LostParts, read_losses
 from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.other_messages import read_other_messages
@@ -67,6 +67,21 @@ def probe_options(config: ProbeConfig) -> ProbeOptions:
     return ProbeOptions(config.ports, config.dot_ports, hook, config.tcp_hook, config.btf, fentry)
 
 
+def kernel_sizes(config: Config) -> Sizes:
+    """Return the sizes of the maps."""
+    probe = config.probe
+    return Sizes(
+        ring=probe.ring_size,
+        processes=probe.processes,
+        counters=probe.counters,
+        names=probe.names,
+        recent=probe.recent,
+        lineage=probe.lineage,
+        notes=config.answers.queries if config.answers else 0,
+        servers=SERVERS if "server" in config.metrics.labels else 0,
+    )
+
+
 class Session:
     """The maps, hooks and counters that ``run`` and ``watch`` work with.
 
@@ -81,17 +96,16 @@ class Session:
         repeat_ns: int | None = None,
     ) -> None:
         probe, tracking = config.probe, config.answers
-        notes = tracking.queries if tracking else 0
         # It builds the rules while the loader child starts.
         self.matcher = Matcher(probe.names)
         self._warnings = warnings(config)
         self.probe = Probe(
             probe_options(probe),
-            Sizes(probe.ring_size, probe.processes, probe.counters, probe.names, probe.recent, probe.lineage, notes),
+            kernel_sizes(config),
             config.journal.repeat_ns if repeat_ns is None else repeat_ns,
         )
         metrics, ttl = config.metrics, config.metrics.series_ttl_ns / NANOSECONDS["s"] or math.inf
-        self.totals = Totals(metrics.max_series, metrics.labels, ttl, tracks_answers=notes > 0)
+        self.totals = Totals(metrics.max_series, metrics.labels, ttl, tracks_answers=tracking is not None)
         procfs = ProcFS()
         try:
             self._rules = RulesInForce(self.probe, self.matcher.build(specs), self.matcher)

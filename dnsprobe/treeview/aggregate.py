@@ -17,9 +17,9 @@ from dnsprobe.treeview.results import Results, add_results, known
 #: The result of a query: a response code, or the reason why no answer came.
 RCODE = "rcode"
 #: The labels that ``Choice.by`` accepts.
-LABELS = ("domain", "qtype", "transport", "to", "unit", "container", "user", RCODE)
+LABELS = ("domain", "qtype", "transport", "to", "unit", "container", "user", "server", RCODE)
 #: The labels of encrypted connections among them: without their queries, name and type are unknown.
-_CONNECTION_LABELS = ("transport", "to", "unit", "container", "user")
+_CONNECTION_LABELS = ("transport", "to", "unit", "container", "user", "server")
 #: Shown for an empty label.
 NONE = "(none)"
 #: Shown in place of a result, of queries that have none: they wait, or are untracked.

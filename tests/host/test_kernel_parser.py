@@ -522,7 +522,7 @@ def test_each_query_is_counted_once_under_its_type(kernel: Kernel) -> None:
     for path in kernel.senders:
         kernel.ask(path, GOOD)
     counted: Counter[int] = Counter()
-    for (_start_ns, _tgid, rule, qtype, _transport), queries in kernel.probe.maps.counters.items():
+    for (_start_ns, _tgid, rule, qtype, *_), queries in kernel.probe.maps.counters.items():
         if rule == RULE:
             counted[qtype] += queries
     asked: Counter[int] = Counter()

@@ -167,8 +167,8 @@ def test_counters_and_lineages_are_used_at_ordinary_priority(unattached: Session
         return list(given(results))
 
     processes = [(1, (1 << 22) + number) for number in range(100)]
-    counters = [(*process, 1, 1, 0) for process in processes]
-    pending = [(1, number, (1 << 22) + number, 1, 1, 0) for number in range(100)]
+    counters = [(*process, 1, 1, 0, 0) for process in processes]
+    pending = [(1, number, (1 << 22) + number, 1, 1, 0, 0) for number in range(100)]
     programs = [(*process, 0) for process in processes]
     nobody = abi.AncestorKey(0, 0)
     ancestors = {

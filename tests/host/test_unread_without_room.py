@@ -58,7 +58,7 @@ class Running:
         os.waitpid(child, 0)
         after = self.probe.statistics()
         found: Counter[abi.Statistic] = Counter()
-        for (_start, tgid, rule, reason, _transport), count in self.probe.maps.counters.items():
+        for (_start, tgid, rule, reason, *_), count in self.probe.maps.counters.items():
             if rule == abi.UNREAD and tgid == child:
                 found[abi.Statistic(reason)] += count
         # Nothing is counted for another process.

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Generic, TypeVar
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.maps import NameVerdict
+from dnsprobe.kernel.maps import CountKey, NameVerdict, PendingKey
 from dnsprobe.model import DECIDE, Process
 from dnsprobe.names.ruleset import TrieEntry
 
@@ -75,8 +75,8 @@ class FakeKernel:
     def __init__(self) -> None:
         self.generation = 0
         self.lineage_table = SimpleNamespace(hook=None)
-        self.counters: FakeMap[tuple[int, int, int, int, int], int] = FakeMap()
-        self.pending: FakeMap[tuple[int, int, int, int, int, int], int] = FakeMap()
+        self.counters: FakeMap[CountKey, int] = FakeMap()
+        self.pending: FakeMap[PendingKey, int] = FakeMap()
         self.ancestries: FakeMap[tuple[int, int], abi.Chain] = FakeMap()
         self.facts: FakeMap[tuple[int, int, int], abi.Facts] = FakeMap()
         self.names: FakeMap[int, NameVerdict] = FakeMap()
@@ -88,6 +88,7 @@ class FakeKernel:
             ancestries=self.ancestries,
             facts=self.facts,
             names=self.names,
+            tells_servers=False,
             overflow=SimpleNamespace(read=lambda rules: [(rule, self.overflow.get(rule, 0)) for rule in rules]),
             take_overflow=lambda rules: {rule: self.overflow.pop(rule) for rule in rules if rule in self.overflow},
         )
@@ -111,16 +112,16 @@ class FakeKernel:
         self.names.entries.update(decided)
         return list(decided)
 
-    def count(self, process: Process, rule: int, queries: int = 1, transport: int = 0) -> None:
+    def count(self, process: Process, rule: int, queries: int = 1, transport: int = 0, server: int = 0) -> None:
         """Count A queries, by default over UDP, and keep the ancestry of the process, as a BPF program does."""
-        key = (process.start_ns, process.tgid, rule, 1, transport)
+        key = (process.start_ns, process.tgid, rule, 1, transport, server)
         self.counters.entries[key] = self.counters.entries.get(key, 0) + queries
         self._keep(process)
 
     def count_pending(self, process: Process, name: bytes, queries: int = 1) -> None:
         """Count queries for a name that user space has to decide. The hash of a name is that of Python."""
         self.names.entries.setdefault(hash(name), NameVerdict(DECIDE, self.generation, name))
-        key = (process.start_ns, hash(name), process.tgid, self.generation, 1, 0)
+        key = (process.start_ns, hash(name), process.tgid, self.generation, 1, 0, 0)
         self.pending.entries[key] = self.pending.entries.get(key, 0) + queries
         self._keep(process)
 

@@ -27,6 +27,7 @@ ORDER = (
     "process/current.h",
     "process/asker.h",
     "process/share.h",
+    "query/server.h",
     "answers/latency.h",
     "answers/note.h",
     "process/lineage.h",

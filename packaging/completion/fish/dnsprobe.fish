@@ -18,7 +18,7 @@ complete -c dnsprobe -n '__fish_seen_subcommand_from watch doctor' -l json -d 'o
 complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l url -x -d 'URL of the daemon'
 complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l domain -x -d 'only queries for this rule'
 complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l unit -x -d 'only queries of this unit'
-complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l by -x -a 'domain qtype transport to unit container user rcode' -d 'one tree for each value of a label'
+complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l by -x -a 'domain qtype transport to unit container user server rcode' -d 'one tree for each value of a label'
 complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l watch -d 'repeat'
 complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l folded -d 'folded stacks'
 complete -c dnsprobe -n '__fish_seen_subcommand_from tree' -l json -d 'one JSON document'

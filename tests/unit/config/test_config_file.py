@@ -407,7 +407,12 @@ SCALARS = [
         "dns.example",
         "not a list of names (dns.example); use a list of names of hosts, such as [dns.example]; [] means none",
     ),
-    ("metrics", "labels", "unit", "not a list (unit); use a list of any of unit, container, user; [] means none"),
+    (
+        "metrics",
+        "labels",
+        "unit",
+        "not a list (unit); use a list of any of unit, container, user, server; [] means none",
+    ),
     ("metrics", "max_series", "1000001", "out of range (1000001); use a number from 1 to 1000000"),
     *(
         ("metrics", "page", value, f"not true or false ({shown}); use true or false, without quotes")

@@ -41,8 +41,8 @@ PART_OF_A_SOURCE = {
 }
 #: Reasons without an alert. Anyone can send malformed packets, which are no queries. In multicast DNS, packets often
 #: have several questions.
-#: What is as it should be: no queries, and what a setting of the host causes.
-NO_ALERT = {"malformed", "more_questions", "firewall"}
+#: What is as it should be: no queries, what a setting of the host causes, and servers without a label of their own.
+NO_ALERT = {"malformed", "more_questions", "firewall", "servers_full"}
 
 ALERTS = [
     rule

@@ -172,16 +172,16 @@ def test_if_a_map_cannot_be_created_the_others_are_closed(
 
 
 def test_keys_and_values_come_back(maps: Maps) -> None:
-    counts = {(1, 2, 3, 4, 1): 5, (6, 7, 8, 9, 0): 10}
+    counts = {(1, 2, 3, 4, 1, 7): 5, (6, 7, 8, 9, 0, 0): 10}
     maps.counters.set_many(counts.items())
     assert dict(maps.counters.items()) == counts
     assert list(maps.counters.keys()) == list(counts)
-    assert list(maps.counters.get_many([(1, 2, 3, 4, 1), (0, 0, 0, 0, 0)])) == [
-        ((1, 2, 3, 4, 1), 5),
-        ((0, 0, 0, 0, 0), None),
+    assert list(maps.counters.get_many([(1, 2, 3, 4, 1, 7), (0, 0, 0, 0, 0, 0)])) == [
+        ((1, 2, 3, 4, 1, 7), 5),
+        ((0, 0, 0, 0, 0, 0), None),
     ]
-    assert list(maps.counters.take_many([(1, 2, 3, 4, 1)])) == [((1, 2, 3, 4, 1), 5)]
-    maps.counters.delete_many([(6, 7, 8, 9, 0), (0, 0, 0, 0, 0)])
+    assert list(maps.counters.take_many([(1, 2, 3, 4, 1, 7)])) == [((1, 2, 3, 4, 1, 7), 5)]
+    maps.counters.delete_many([(6, 7, 8, 9, 0, 0), (0, 0, 0, 0, 0, 0)])
     assert list(maps.counters.items()) == []
 
 
@@ -191,7 +191,7 @@ def test_each_type_of_value_comes_back(maps: Maps) -> None:
     )
     maps.settings.put(0, settings)
     assert dict(maps.settings.items()) == {0: settings}
-    pending = {(1, 1 << 63, 2, 3, 4, 1): 5}
+    pending = {(1, 1 << 63, 2, 3, 4, 1, 7): 5}
     maps.pending.set_many(pending.items())
     assert dict(maps.pending.items()) == pending
     names = {1 << 63: NameVerdict(DECIDE, 2, b"\3www\4test\0"), 7: NameVerdict(NO_RULE, 1, b"\0")}
@@ -222,9 +222,9 @@ def test_a_statistic_is_summed_over_the_cpus(maps: Maps, made: list[MapInMemory]
 
 
 def test_insert_ignores_keys_that_are_there_and_counts_those_without_room(maps: Maps) -> None:
-    small = {(number, 0, 0, 0, 0): number for number in range(SIZES.counters)}
+    small = {(number, 0, 0, 0, 0, 0): number for number in range(SIZES.counters)}
     assert maps.counters.insert_many(small.items()) == 0
-    assert maps.counters.insert_many([((0, 0, 0, 0, 0), 99), ((98, 0, 0, 0, 0), 1), ((99, 0, 0, 0, 0), 1)]) == 2
+    assert maps.counters.insert_many(((number, 0, 0, 0, 0, 0), 99) for number in (0, 98, 99)) == 2
     assert dict(maps.counters.items()) == small
 
 
@@ -237,7 +237,7 @@ def test_update_returns_the_keys_that_are_not_there(maps: Maps) -> None:
 
 def test_a_value_without_room_is_an_error(maps: Maps) -> None:
     with pytest.raises(OSError, match=r"Argument list too long|list too long|E2BIG"):
-        maps.counters.set_many(((number, 0, 0, 0, 0), 1) for number in range(SIZES.counters + 1))
+        maps.counters.set_many(((number, 0, 0, 0, 0, 0), 1) for number in range(SIZES.counters + 1))
 
 
 def test_rules_are_replaced_all_at_once(maps: Maps, made: list[MapInMemory]) -> None:

@@ -21,7 +21,7 @@ OTHER = TrieEntry(b"\5other\0", 1, 7, 8)
 class FakeMaps:
     """Records the rules and settings that are put in force."""
 
-    tracks_answers = False
+    tracks_answers = tells_servers = False
 
     def __init__(self, _sizes: Sizes) -> None:
         self.rules: list[list[TrieEntry]] = []

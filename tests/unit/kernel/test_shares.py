@@ -10,7 +10,8 @@ from test_maps import SIZES, MapInMemory, in_memory
 
 from dnsprobe.kernel import abi, libbpf
 from dnsprobe.kernel.abi import Resource
-from dnsprobe.kernel.maps import EventRing, Maps, NameVerdict
+from dnsprobe.kernel.maps import CountKey, EventRing, Maps, NameVerdict
+from dnsprobe.kernel.servers import Server
 from dnsprobe.model import DECIDE
 from dnsprobe.names.qtype import QTYPES
 
@@ -53,7 +54,7 @@ def take(made: dict[str, MapInMemory], share: int, used: int, refused: int = 0) 
     made["shares"].data[share.to_bytes(8, sys.byteorder)] = abi.SHARE.pack(*numbers)
 
 
-def count(made: dict[str, MapInMemory], key: tuple[int, int, int, int, int], queries: int, share: int) -> None:
+def count(made: dict[str, MapInMemory], key: CountKey, queries: int, share: int) -> None:
     made["counts"].data[abi.COUNT_KEY.pack(*key)] = abi.COUNT.pack(queries, share)
 
 
@@ -67,14 +68,15 @@ def test_the_room_is_that_of_the_maps(maps: Maps, made: dict[str, MapInMemory]) 
         Resource.LINEAGE: 15,
         Resource.EVENTS: 4096,
         Resource.NOTES: 1,
+        Resource.SERVERS: 1,
     }
 
 
 def test_deleted_entries_give_back_the_room_of_their_share(maps: Maps, made: dict[str, MapInMemory]) -> None:
-    keys = [(number, 1, 1, 1, 0) for number in range(4)]
+    keys = [(number, 1, 1, 1, 0, 0) for number in range(4)]
     for key, share in zip(keys, (ADA, ADA, BOB, ADA), strict=True):
         count(made, key, 5, share)
-    missing = (9, 9, 9, 9, 0)
+    missing = (9, 9, 9, 9, 0, 0)
     assert [queries for _, queries in maps.counters.take_many([*keys[:3], missing])] == [5, 5, 5]
     assert (returned(made, ADA, Resource.COUNTERS), returned(made, BOB, Resource.COUNTERS)) == (2, 1)
     maps.counters.delete_many([keys[3], missing])
@@ -91,15 +93,17 @@ def test_the_share_is_where_the_kernel_side_puts_it(maps: Maps, made: dict[str, 
     made["processes"].data[process] = with_share(abi.CHAIN_BYTES, abi.CHAIN_HEAD.size - 8)
     made["identities"].data[process] = with_share(abi.IDENTITY.size, abi.IDENTITY_SHARE_AT)
     made["lineage"].data[abi.ANCESTOR_KEY.pack(3, 4)] = with_share(abi.ANCESTOR.size, abi.ANCESTOR_SHARE_AT)
-    made["pending"].data[abi.PENDING_KEY.pack(1, 2, 3, 4, 5, 0)] = abi.COUNT.pack(1, ADA)
+    made["pending"].data[abi.PENDING_KEY.pack(1, 2, 3, 4, 5, 0, 0)] = abi.COUNT.pack(1, ADA)
     made["names"].data[(7).to_bytes(8, sys.byteorder)] = abi.NAME.pack(DECIDE, 1, 1, b"", ADA)
     made["notes"].data[(8).to_bytes(8, sys.byteorder)] = abi.NOTE.pack(1, ADA, 2, 0, b"")
+    made["servers"].data[abi.SERVER.pack(b"", 53, 4)] = abi.NUMBERED_SERVER.pack(9, ADA)
     maps.ancestries.delete_many([(1, 2)])
     maps.facts.delete_many([(1, 2, 0)])
     maps.ancestors.delete_many([abi.AncestorKey(3, 4)])
-    maps.pending.delete_many([(1, 2, 3, 4, 5, 0)])
+    maps.pending.delete_many([(1, 2, 3, 4, 5, 0, 0)])
     maps.names.delete_many([7])
     maps.notes.delete_many([8])
+    maps.servers.forget([Server(bytes(4), 53)])
     assert {resource: returned(made, ADA, resource) for resource in Resource} == {
         resource: int(resource not in {Resource.COUNTERS, Resource.EVENTS}) for resource in Resource
     }
@@ -160,7 +164,7 @@ def test_refusals_are_reported_once(maps: Maps, made: dict[str, MapInMemory]) ->
 
 def test_idle_shares_are_forgotten_if_there_are_many(maps: Maps, made: dict[str, MapInMemory]) -> None:
     take(made, ADA, used=1)
-    count(made, (1, 1, 1, 1, 0), 1, ADA)
+    count(made, (1, 1, 1, 1, 0, 0), 1, ADA)
     take(made, BOB, used=0, refused=4)
     for number in range(abi.SHARES // 2):
         take(made, abi.SHARE_OF_CGROUP | number, used=0)

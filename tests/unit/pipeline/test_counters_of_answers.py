@@ -83,7 +83,7 @@ class Scene:
 
     def key(self, process: Process = DIG) -> CountKey:
         (rule,) = [rule.id for rule in self.rules.by_id.values() if rule.name == "example.test"]
-        return (process.start_ns, process.tgid, rule, 1, 0)
+        return (process.start_ns, process.tgid, rule, 1, 0, 0)
 
     def count(self, process: Process, queries: int, **results: int) -> None:
         """Set a counter."""
@@ -218,7 +218,7 @@ def test_latencies_without_room_count_for_all_domains(scene: Scene) -> None:
 def test_latencies_of_a_name_count_when_it_is_decided(scene: Scene) -> None:
     name = b"\3www\7example\4test\0"
     scene.kernel.names.entries[7] = NameVerdict(DECIDE, scene.kernel.generation, name)
-    key = (DIG.start_ns, 7, DIG.tgid, scene.kernel.generation, 1, 0)
+    key = (DIG.start_ns, 7, DIG.tgid, scene.kernel.generation, 1, 0, 0)
     scene.pending_map.entries[key] = Counted(1, (1, *[0] * (len(Result) - 1)))
     scene.kernel.ancestries.entries[DIG.start_ns, DIG.tgid] = chain_of(DIG)
     scene.latencies.entries[key_of_pending(key)] = Latencies((1, *[0] * (LATENCY_BUCKETS - 1)), 40)

@@ -345,7 +345,7 @@ class Sums:
             results = [sum(kind) for kind in zip(*(one.results for one in counts if one.results), strict=True)]
             assert padded(results_of(found)) == padded(results)
         assert len([key for key in now if key.qtype != OTHER]) <= limit
-        assert all(key[4:] == (OTHER, OTHER, "", "", "") for key in now if key.qtype == OTHER)
+        assert all(key[4:] == (OTHER, OTHER, "", "", "", "") for key in now if key.qtype == OTHER)
         assert totals.series_folded >= self.refused
         self.before, self.left, self.refused = now, totals.series_expired, totals.series_folded
 
