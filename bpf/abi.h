@@ -219,7 +219,6 @@ struct server {
 	u8 address[16]; /* network byte order; IPv4 in the first four octets */
 	u16 port;
 	u16 family; /* 4 or 6 */
-	u32 pad;
 };
 
 /* The number of a server in counters. Each number is given out once. */

@@ -45,8 +45,7 @@ struct asked {
 	/* The same fields as struct server, from `server` on: look_up_server(). */
 	u16 port; /* host byte order */
 	u16 family;
-	u32 pad;
-	u64 id; /* network byte order */
+	u16 id; /* network byte order */
 #else
 	u16 id;	  /* network byte order */
 	u16 port; /* host byte order */

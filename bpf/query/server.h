@@ -18,7 +18,6 @@
 static __always_inline void set_family(struct asked *asked, u8 family)
 {
 	asked->family = family;
-	asked->pad = 0;
 }
 
 /* Sets the number of a server. False if it has none yet: then the second program gives it one. */
@@ -53,13 +52,15 @@ static __always_inline bool add_server(struct scratch *s)
 /* Sets SERVER_OF(s) to the number of the server in s->to. */
 static __always_inline void number_server(struct scratch *s)
 {
-	struct server *server = &s->asked_server;
+	struct server *server;
 	const struct numbered_server *known;
 
+	/* As in handle_segment_message(). */
+	HIDE(s);
+	server = &s->asked_server;
 	__builtin_memcpy(server->address, s->to.server, sizeof(server->address));
 	server->port = s->to.port;
 	server->family = s->to.family;
-	server->pad = 0;
 	known = bpf_map_lookup_elem(MAP(SERVERS), server);
 	if (!known && !add_server(s)) {
 		known = bpf_map_lookup_elem(MAP(SERVERS), server);
@@ -70,6 +71,7 @@ static __always_inline void number_server(struct scratch *s)
 	}
 	if (known)
 		s->server.number = known->number;
+	HIDE(s);
 }
 #else
 #define TELLS_SERVERS false
