@@ -6,7 +6,8 @@
   const MAX_SHARE = 1 / 20;
   const TIMEOUT_MS = 10000;
   const ROW_REM = 1.6;
-  // How far back the failures of the moment go. An earlier reading is kept as long as it is not older.
+  // The failures of the moment are those since the last reading before which there are this many results, but no longer.
+  const FEW_RESULTS = 10;
   const RECENT_MS = 60000;
   // A narrower box cannot be seen or clicked. It appears after zooming in.
   const MIN_PIXELS = 3;
@@ -41,18 +42,23 @@
       `${Math.min((100 * part) / whole, part < whole ? 99.9 : 100).toFixed(1)} %`;
   const failures = (results) => sum(results.filter((_, at) => resultNames[at][1] === "failed"));
 
-  // The results of a node since the first reading of the last minute that has it, and how many seconds ago that was;
-  // null if there are none. A node that was not there at all had none before.
+  // The results of a node at the moment, and since how many seconds they came; null if there are none. The time is the
+  // shortest that has a few results, and at most a minute.
   function recent(node) {
-    const first = readings.find((reading) => reading.isWhole || reading.results.has(node.path));
     const latest = readings.at(-1);
-    if (first === undefined || first === latest) return null;
-    const before = first.results.get(node.path);
-    const results = node.results.map((queries, at) => Math.max(queries - (before === undefined ? 0 : before[at]), 0));
-    return sum(results) ? {results, seconds: Math.round((latest.time - first.time) / 1000)} : null;
+    let found = null;
+    for (const reading of readings.slice(0, -1).reverse()) {
+      const before = reading.results.get(node.path);
+      // It may have been one of those that are not shown. Otherwise it was not there.
+      if (before === undefined && !reading.isWhole) break;
+      const results = node.results.map((queries, at) => Math.max(queries - (before === undefined ? 0 : before[at]), 0));
+      if (sum(results)) found = {results, seconds: Math.round((latest.time - reading.time) / 1000)};
+      if (sum(results) >= FEW_RESULTS) break;
+    }
+    return found;
   }
 
-  // The share of failures that the box shows: of the last minute if it has any result, else of all time.
+  // The share of failures that the box shows: that of the moment if there is any result, else of all time.
   function failing(node) {
     const now = recent(node);
     const results = now === null ? node.results : now.results;
