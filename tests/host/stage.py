@@ -94,9 +94,10 @@ class Stage:
         daemon.wait_for("ready after")
 
     def start_second_host(self) -> None:
-        """Start web2.example, which counts from now on."""
+        """Start web2.example, which counts from now on, and tracks answers."""
+        rules = f"{self._rules}answers: {{timeout: 1s}}\n"
         with self.net.entered():
-            daemon = Service(self._rules, self._folder / "web2", self._prefix, listen="127.0.0.2:10059")
+            daemon = Service(rules, self._folder / "web2", self._prefix, listen="127.0.0.2:10059")
         self._stack.callback(daemon.kill)
 
     def start_prometheus(self) -> None:
