@@ -60,6 +60,12 @@ class Daemon:
         """The address and port of its HTTP server."""
         return self._page
 
+    @property
+    def memory(self) -> int:
+        """Its memory: kilobytes of RSS."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8")
+        return int(status.partition("VmRSS:")[2].split()[0])
+
     def metrics(self) -> str:
         """Return a scrape."""
         with urllib.request.urlopen(f"http://{self._page}/metrics", timeout=60) as answer:

@@ -17,7 +17,9 @@ from pathlib import Path
 # enum bpf_prog_type, enum bpf_cmd and enum bpf_attach_type of include/uapi/linux/bpf.h
 KPROBE, CGROUP_SKB, RAW_TRACEPOINT, TRACING = 2, 8, 17, 26
 _PROG_LOAD, _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 5, 13, 15, 17, 28
-_CGROUP_INET_EGRESS, _TRACE_FENTRY = 1, 24
+_CGROUP_INET_INGRESS, _CGROUP_INET_EGRESS, _TRACE_FENTRY = 0, 1, 24
+#: The name of a place at which CGROUP_SKB sees packets that arrive.
+INGRESS = "ingress"
 
 _NR_BPF, _NR_PERF_EVENT_OPEN = 321, 298  # of x86_64
 _PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
@@ -44,14 +46,18 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a program is attached: its type, and the name of a function or tracepoint (none for CGROUP_SKB)."""
+    """Where a program is attached: its type, and the name of a function or tracepoint.
+
+    For CGROUP_SKB, the name is INGRESS, or none at egress.
+    """
 
     kind: int
     name: str
 
     def __str__(self) -> str:
         """Return the words for a table."""
-        kind = {KPROBE: "kprobe", CGROUP_SKB: "cgroup_skb egress", RAW_TRACEPOINT: "tracepoint", TRACING: "fentry"}
+        at_group = "cgroup_skb" if self.name else "cgroup_skb egress"
+        kind = {KPROBE: "kprobe", CGROUP_SKB: at_group, RAW_TRACEPOINT: "tracepoint", TRACING: "fentry"}
         return f"{kind[self.kind]} {self.name}".strip()
 
 
@@ -142,11 +148,12 @@ class EmptyProgram:
     def _attach(self) -> None:
         kind, name = self.place.kind, self.place.name
         target = _btf_id(name) if kind == TRACING else 0
-        expected = {TRACING: _TRACE_FENTRY, CGROUP_SKB: _CGROUP_INET_EGRESS}.get(kind, 0)
+        direction = _CGROUP_INET_INGRESS if name == INGRESS else _CGROUP_INET_EGRESS
+        expected = {TRACING: _TRACE_FENTRY, CGROUP_SKB: direction}.get(kind, 0)
         program = self._keep(_load(kind, expected, target))
         if kind == CGROUP_SKB:
             with _cgroup_root() as root:
-                self._keep(_bpf(_LINK_CREATE, struct.pack("=IIII", program, root, _CGROUP_INET_EGRESS, 0)))
+                self._keep(_bpf(_LINK_CREATE, struct.pack("=IIII", program, root, direction, 0)))
         elif kind == KPROBE:
             event = self._keep(_perf_event(name))
             fcntl.ioctl(event, _PERF_EVENT_IOC_SET_BPF, program)
