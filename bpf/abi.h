@@ -83,6 +83,7 @@ enum kind {
 	KIND_UNDECIDED = 1, /* user space decides by the whole name whether a rule matches */
 	KIND_CANARY = 2,
 	KIND_UNREAD = 3, /* a message that is not read as a query: event.qtype is the reason, and there is no name */
+	KIND_ENDED = 4,	 /* what became of a query that had an event: a struct ended */
 };
 
 /* Slots of the statistics array: how often each happened since the programs were loaded. */
@@ -119,6 +120,7 @@ enum statistic {
 	STAT_UNATTRIBUTED_SENT_ON, /* queries that another task sent on, whose asker is not known */
 	STAT_OTHER_RESPONSE,	   /* QR 1 */
 	STAT_SERVERS_FULL,	   /* queries that are counted without their server: no room for it */
+	STAT_LOST_RESULTS,	   /* results of queries that had an event: no room in the ring */
 	STATISTICS,
 };
 
@@ -259,6 +261,7 @@ struct note {
 	u64 sock;		    /* of the query: the key of MAP(SOCKETS) */
 	u64 is_pending;		    /* 1: the counter is in MAP(PENDING), 0: in MAP(COUNTS) */
 	u8 counter[NOTED_KEY_SIZE]; /* its key, struct pending_key or struct count_key */
+	u64 query_id;		    /* of the event that waits for its result; 0: none does */
 };
 
 /* The latest notes of a socket, by their keys. A power of two. */
@@ -485,9 +488,26 @@ struct event {
 	u8 family; /* 4 or 6 */
 	u8 length; /* of the name in wire format, root included */
 	u8 pad[2];
+	u64 query_id;  /* random; 0: its result is not reported */
 	u8 server[16]; /* network byte order; IPv4 in the first four */
 	u8 reversed[NAME_SIZE];
 	struct chain chain; /* only the first chain.depth + chain.lineage_depth processes are submitted */
+};
+
+/* Octets of an answer that are handed to user space at most. A power of two. */
+#define ANSWER_SIZE 1024
+
+/* What became of a query that had an event. In the ring of events, `kind` tells both apart: it is at the same offset.
+ */
+struct ended {
+	u64 time_ns; /* CLOCK_MONOTONIC: when it became known */
+	u64 query_id;
+	u64 share;  /* who takes its room in the ring */
+	u64 result; /* enum result */
+	u8 pad[16];
+	u16 size; /* octets of the answer in `message` */
+	u8 kind;
+	u8 message[ANSWER_SIZE]; /* only the first `size` octets are submitted */
 };
 
 #endif

@@ -148,6 +148,11 @@ struct scratch {
 	u32 records;
 	/* Not 0: the answer fits a note. Written by handle_question as well. */
 	u32 is_matched;
+	/* Octets of an answer that the packet has; 0: it began in an earlier one. Written by handle_part and
+	 * handle_stream_answer, read by report_answer. */
+	u32 in_packet;
+	/* A result with its answer. Written by handle_question and report_answer. */
+	struct ended ended;
 #endif
 	/* A new entry of MAP(NAMES). Written and read by count_pending. */
 	struct name name;

@@ -43,6 +43,7 @@
 #define KEEP_BELOW_128(value) asm volatile("%0 &= 127" : "+r"(value))
 #define KEEP_BELOW_256(value) asm volatile("%0 &= 255" : "+r"(value))
 #define KEEP_BELOW_512(value) asm volatile("%0 &= 511" : "+r"(value))
+#define KEEP_BELOW_1024(value) asm volatile("%0 &= 1023" : "+r"(value))
 #define KEEP_BELOW_32768(value) asm volatile("%0 &= 32767" : "+r"(value))
 
 /* Hides from the compiler what a register holds, so that it does not replace masks by branches, or use what it has

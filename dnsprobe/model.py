@@ -143,6 +143,37 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """A record of an answer. Its texts are in presentation form (RFC 1035, section 5.1), printable and not too long."""
+
+    name: str
+    ttl: int
+    rdclass: str
+    rdtype: str
+    data: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.ttl} {self.rdclass} {self.rdtype} {self.data}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a query.
+
+    - ``rcode`` is the label of the metric, such as ``NXDOMAIN`` or ``NODATA``; empty if there is no answer.
+    - ``reason`` is why there is none: ``timeout``, ``closed``, ``unreachable`` or ``superseded``; otherwise empty.
+    - ``latency_ns`` is the time from the query to its answer, None without an answer.
+    - ``records`` are the first records of the answer section. ``whole`` is False if there are more.
+    """
+
+    rcode: str = ""
+    reason: str = ""
+    latency_ns: int | None = None
+    records: tuple[Record, ...] = ()
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """One DNS query that matches a rule.
 
@@ -157,6 +188,9 @@ class Query:
     - ``repeats`` is the number of equal queries (process, name, type, class, transport) without an event since the
       last event.
     - ``share`` is the user or control group of the sender, as the kernel side numbers them; 0 if it is not known.
+    - ``query_id`` is a random number, 0 if it is not known what becomes of the query.
+    - ``outcome`` is what became of it, None if that is not known yet. ``is_late`` is True if there was an entry without
+      it before.
     """
 
     time_ns: int
@@ -174,6 +208,9 @@ class Query:
     repeats: int
     share: int = 0
     unread: str = ""
+    query_id: int = 0
+    outcome: Outcome | None = None
+    is_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

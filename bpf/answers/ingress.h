@@ -107,9 +107,9 @@ static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 hea
 
 	u64 hash = hash_note(sums, settings, type_class, &asked, &without_question);
 
-	/* The second program finds out why it fits no note: there is no room on the stack for a look-up in the rules.
-	 */
-	if (!remove_note(&hash, &note))
+	/* The second program finds out why it fits no note, or reports the answer: there is no room on the stack for
+	 * either. */
+	if (!remove_note(&hash, &note, true))
 		return IN_PARTS;
 	/* Behind the name are type and class. */
 	end_note(&hash, &note, result_of(skb, dns, place.name + place.length + 4, WHOLE_PACKET, type_class));
@@ -195,6 +195,46 @@ static __always_inline void handle_unmatched(struct scratch *s)
 		count_unsolicited(&s->question.hash, &s->waiting.asked.sock);
 }
 
+/*
+ * Hands the answer in the scratch space to user space, if its query had an event. Its note is in s->waiting.taken, its
+ * result in s->ended. The packet has s->in_packet octets of it; 0: it began in an earlier one, and only what is in the
+ * scratch space is at hand.
+ */
+static __always_inline void report_answer(struct scratch *s, struct __sk_buff *skb)
+{
+	/* FORGET, here and below: with registers, the verifier would follow this once for each way to get here. */
+	const struct note *note = &s->waiting.taken;
+	struct ended *ended = &s->ended;
+	u32 in_packet = FORGET(s->in_packet);
+	u64 behind_first = (u64)(in_packet ?: FORGET(s->present)) - 1;
+	u64 room;
+	long failed;
+
+	if (!FORGET(note->query_id))
+		return;
+	if (behind_first >= ANSWER_SIZE)
+		behind_first = ANSWER_SIZE - 1;
+	/* Verifier: the comparison may be of another register. */
+	KEEP_BELOW_1024(behind_first);
+	if (in_packet)
+		failed = bpf_skb_load_bytes(skb, FORGET(s->join.message), ended->message, behind_first + 1);
+	else
+		failed = bpf_probe_read_kernel(ended->message, behind_first + 1, s->packet + PACKET_FRONT);
+	ended->time_ns = bpf_ktime_get_ns();
+	ended->query_id = note->query_id;
+	ended->share = note->share;
+	ended->size = failed ? 0 : behind_first + 1;
+	ended->kind = KIND_ENDED;
+	room = ring_room(__builtin_offsetof(struct ended, message) + behind_first + 1);
+	if (take_room(note->share, RESOURCE_EVENTS, room)) {
+		if (!bpf_ringbuf_output(MAP(EVENTS), ended,
+					__builtin_offsetof(struct ended, message) + behind_first + 1, 0))
+			return;
+		give_back(note->share, RESOURCE_EVENTS, room);
+	}
+	count_statistic(STAT_LOST_RESULTS);
+}
+
 /* Sets waiting->hash to the key of the note that fits an answer without a question: by its id, socket and server. False
  * if none or several of the latest notes of the socket do. */
 static __always_inline bool find_note_by_id(struct waiting *waiting, const struct settings *settings)
@@ -261,12 +301,14 @@ static __always_inline bool handle_question(struct scratch *s, const struct sett
 
 	if (!hash_answer(s, settings))
 		return false;
-	if (remove_note(&waiting->hash, &waiting->taken)) {
+	if (remove_note(&waiting->hash, &waiting->taken, false)) {
 		/* FORGET, here and below: as in read_question(). */
 		u16 qtype = __builtin_bswap16(FORGET(s->question.qtype));
 		u32 end = FORGET(s->join.message) + FORGET(s->join.size);
 
-		end_note(&waiting->hash, &waiting->taken, result_of(skb, dns, FORGET(s->records), end, qtype));
+		s->ended.result = result_of(skb, dns, FORGET(s->records), end, qtype);
+		end_note(&waiting->hash, &waiting->taken, FORGET(s->ended.result));
+		report_answer(s, skb);
 		s->is_matched = 1;
 	} else if (dns->questions) {
 		handle_unmatched(s);
@@ -285,6 +327,7 @@ static __always_inline bool may_be_answer(const struct scratch *s)
 /* Handles the datagram whose first octets are in the scratch space. */
 static __always_inline void handle_part(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
 {
+	s->in_packet = s->join.size;
 	if (may_be_answer(s) && !handle_question(s, settings, skb))
 		count_unmatched(UNMATCHED_UNREADABLE);
 }

@@ -62,13 +62,14 @@ static __always_inline void remember_taken(u64 hash, bool is_answered)
 /*
  * Takes the note with the key `hash` back. False if there is none, or if another event is taking it. `note` gets the
  * note: on the stack or, in a program that has no room there, in its scratch space. So does `hash`. The caller ends it.
+ * `leave_awaited`: false as well if its result is to be reported, and the caller cannot do that.
  */
-static __always_inline bool remove_note(const u64 *hash, struct note *note)
+static __always_inline bool remove_note(const u64 *hash, struct note *note, bool leave_awaited)
 {
 	struct note *found = bpf_map_lookup_elem(MAP(NOTES), (void *)hash);
 	long failed = -EEXIST;
 
-	if (!found)
+	if (!found || (leave_awaited && found->query_id))
 		return false;
 	/* Once it is deleted, its memory may have another note. */
 	*note = *found;
@@ -90,13 +91,32 @@ static __always_inline void end_note(const u64 *hash, const struct note *note, u
 	remember_taken(*hash, result <= RESULT_NODATA);
 }
 
-/* Takes a note back as remove_note() does, and counts its result. */
-static __always_inline bool take_note(const u64 *hash, struct note *note, u64 result)
+/* Hands a result without an answer to user space, if the query had an event. */
+static __always_inline void report_result(const struct note *note, u64 result)
 {
-	if (!remove_note(hash, note))
-		return false;
-	end_note(hash, note, result);
-	return true;
+	/* It has no octets of an answer. */
+	const u64 size = __builtin_offsetof(struct ended, message);
+	u64 query_id = note->query_id;
+	struct ended *ended = NULL;
+
+	if (!query_id)
+		return;
+	if (take_room(note->share, RESOURCE_EVENTS, ring_room(size))) {
+		ended = bpf_ringbuf_reserve(MAP(EVENTS), size, 0);
+		if (!ended)
+			give_back(note->share, RESOURCE_EVENTS, ring_room(size));
+	}
+	if (!ended) {
+		count_statistic(STAT_LOST_RESULTS);
+		return;
+	}
+	ended->time_ns = bpf_ktime_get_ns();
+	ended->query_id = query_id;
+	ended->share = note->share;
+	ended->result = result;
+	ended->size = 0;
+	ended->kind = KIND_ENDED;
+	bpf_ringbuf_submit(ended, 0);
 }
 
 /* Remembers that a socket has a note. */
@@ -138,8 +158,14 @@ static __always_inline void take_notes_of(u64 sock, u64 result)
 		u64 hash = socket->notes[i];
 		struct note note;
 
-		if (hash && remove_note(&hash, &note))
-			end_note(&hash, &note, note.time_ns < socket->missed_ns ? RESULT_UNTRACKED : result);
+		u64 ending = result;
+
+		if (!hash || !remove_note(&hash, &note, false))
+			continue;
+		if (note.time_ns < socket->missed_ns)
+			ending = RESULT_UNTRACKED;
+		end_note(&hash, &note, ending);
+		report_result(&note, ending);
 	}
 	if (socket->next <= SOCKET_NOTES)
 		bpf_map_delete_elem(MAP(SOCKETS), &sock);
@@ -194,6 +220,18 @@ static __always_inline void note_recent(u64 hash, COUNTER *count, const struct c
 		__sync_fetch_and_add(&count->results[RESULT_UNTRACKED], 1);
 }
 
+/* The event of the query in the scratch space has no id, unless note_query() gives it one. */
+static __always_inline void forget_query_id(struct scratch *s)
+{
+	s->event.query_id = 0;
+}
+
+/* Returns a number that tells queries apart, never 0. It is shown to people, so it says nothing about the hashes. */
+static __always_inline u64 make_query_id(void)
+{
+	return (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32() ?: 1;
+}
+
 /* Notes the query in the scratch space, which was counted for `rule`. All of it is in the scratch space: there is not
  * enough room on the stack of the programs for TCP. */
 static __always_inline void note_query(struct scratch *s, const struct settings *settings, u32 rule)
@@ -208,6 +246,7 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 	note->time_ns = s->event.time_ns;
 	note->share = s->share;
 	note->is_pending = rule == DECIDE;
+	note->query_id = 0;
 	if (rule == DECIDE)
 		__builtin_memcpy(note->counter, &s->pending_key, sizeof(s->pending_key));
 	else
@@ -221,9 +260,35 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 	set_asked(&waiting->asked, &s->to, *id);
 	waiting->hash = hash_note(s->question.sums, settings, type_class, &waiting->asked, &waiting->without_question);
 	note->sock = waiting->asked.sock;
-	take_note(&waiting->hash, &waiting->taken, RESULT_SUPERSEDED);
-	if (!put_note(&waiting->hash, note, waiting->without_question))
-		count_result(note, RESULT_UNTRACKED);
+	if (remove_note(&waiting->hash, &waiting->taken, false)) {
+		end_note(&waiting->hash, &waiting->taken, RESULT_SUPERSEDED);
+		/* Its event gets the result of this one, unless await_result() finds that this one has an event, too.
+		 */
+		note->query_id = waiting->taken.query_id;
+	}
+	if (put_note(&waiting->hash, note, waiting->without_question)) {
+		s->event.query_id = make_query_id();
+		return;
+	}
+	count_result(note, RESULT_UNTRACKED);
+	report_result(note, RESULT_UNTRACKED);
+}
+
+/* Notes that the event of the query in the scratch space was handed to user space, which waits for the result. */
+static __always_inline void await_result(struct scratch *s)
+{
+	/* FORGET: with a register, the verifier would follow this once for each way through note_query(). */
+	u64 query_id = FORGET(s->event.query_id);
+	struct note *note;
+
+	if (!query_id)
+		return;
+	note = bpf_map_lookup_elem(MAP(NOTES), &s->waiting.hash);
+	if (!note)
+		return;
+	note->query_id = query_id;
+	/* That of the same query before. */
+	report_result(&s->waiting.note, RESULT_SUPERSEDED);
 }
 #else
 static __always_inline bool is_waiting(u64 hash)
@@ -236,7 +301,15 @@ static __always_inline void note_recent(u64 hash, COUNTER *count, const struct c
 {
 }
 
+static __always_inline void forget_query_id(struct scratch *s)
+{
+}
+
 static __always_inline void note_query(struct scratch *s, const struct settings *settings, u32 rule)
+{
+}
+
+static __always_inline void await_result(struct scratch *s)
 {
 }
 #endif

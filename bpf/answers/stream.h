@@ -141,6 +141,8 @@ static __always_inline void handle_stream_answer(struct scratch *s, const struct
 	    (u32)(FORGET(s->tcp.at) + next - FORGET(s->tcp.sequence) - FORGET(s->arriving.buffered) + LENGTH_SIZE);
 	s->join.size = length;
 	s->present = present < length || size < LENGTH_SIZE ? present : length;
+	left = FORGET(s->arriving.buffered) || left < LENGTH_SIZE ? 0 : left - LENGTH_SIZE;
+	s->in_packet = left < length ? left : length;
 	/* The rest of the message may be in later segments: they begin behind the place of the next one. */
 	s->progress = MESSAGE_READ;
 	s->is_matched = 0;

@@ -8,6 +8,9 @@
 #include "kernel_read.h"
 #include "maps.h"
 
+/* BPF_RINGBUF_HDR_SZ of include/uapi/linux/bpf.h */
+#define RING_HEADER 8
+
 /* include/linux/user_namespace.h, create_user_ns(): a user namespace is at most that deep. */
 #define USER_NS_LEVELS 33
 
@@ -104,6 +107,12 @@ static __always_inline void give_back(u64 share, u32 resource, u64 units)
 		return;
 	__sync_fetch_and_add(&own->used[resource], -units);
 	__sync_fetch_and_add(taken, -units);
+}
+
+/* Returns how many octets of the ring a record takes: kernel/bpf/ringbuf.c, __bpf_ringbuf_reserve(). */
+static __always_inline u64 ring_room(u64 size)
+{
+	return (size + RING_HEADER + 7) & ~7ULL;
 }
 
 #endif

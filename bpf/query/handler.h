@@ -47,6 +47,7 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 	s->event.kind = rule == CANARY ? KIND_CANARY : KIND_QUERY;
 	s->event.rule = rule;
 	s->event.repeats = 0;
+	forget_query_id(s);
 	s->event.time_ns = bpf_ktime_get_ns();
 	s->outcome = DECIDE;
 	s->quiet_ns = 0;

@@ -8,13 +8,11 @@
 #include "kernel_read.h"
 #include "verifier.h"
 #include "scratch.h"
+#include "answers/note.h"
 #include "process/ancestry.h"
 #include "process/identity.h"
 #include "query/count.h"
 #include "query/repeat.h"
-
-/* BPF_RINGBUF_HDR_SZ of include/uapi/linux/bpf.h */
-#define RING_HEADER 8
 
 /* Sets the user and group of the thread that asks. Not by bpf_get_current_uid_gid(): older kernels refuse it to
  * programs at egress (6.12 does). */
@@ -55,12 +53,6 @@ static __always_inline u64 complete_event(struct scratch *s)
 	return __builtin_offsetof(struct event, chain.process) + processes * sizeof(struct process);
 }
 
-/* Returns how many octets of the ring an event takes: kernel/bpf/ringbuf.c, __bpf_ringbuf_reserve(). */
-static __always_inline u64 ring_room(u64 size)
-{
-	return (size + RING_HEADER + 7) & ~7ULL;
-}
-
 /* Completes the event, which has its user and its chain, and submits it. */
 static __always_inline void submit_event(struct scratch *s, const struct settings *settings)
 {
@@ -83,6 +75,8 @@ static __always_inline void submit_event(struct scratch *s, const struct setting
 	}
 	count_statistic(submitted ? STAT_EVENTS : STAT_LOST_RING_FULL);
 	update_seen(s, settings, submitted);
+	if (submitted)
+		await_result(s);
 }
 
 /*

@@ -11,13 +11,13 @@ import logging
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnsprobe import privileges
 from dnsprobe.commands.address import ServerAddress, written
+from dnsprobe.commands.entry_writer import EntryWriter
 from dnsprobe.commands.fresh_counts import FreshCounts
 from dnsprobe.commands.hooks import describe_hooks, describe_unproved, describe_unseen
 from dnsprobe.commands.loss_log import LossLog
@@ -29,7 +29,7 @@ from dnsprobe.config.source import Source
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
 from dnsprobe.kernel.losses import Loss, describe_losses
-from dnsprobe.model import Query, Series
+from dnsprobe.model import Series
 from dnsprobe.pipeline.answers import outcomes_of
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: The number of last queries that the page shows.
-_LAST_QUERIES = 100
 #: How often the loop checks whether a sweep is due. The check is cheap.
 _TICK_SECONDS = 1.0
 #: The shorter pause after a sweep: if thousands of short-lived processes ask, the kernel's maps fill up quickly.
@@ -101,7 +99,6 @@ class Daemon:
         self._verification: Verification | None = None
         self._counts = FreshCounts(self._collect)
         self._collected = Snapshot()
-        self._last_queries: deque[Query] = deque(maxlen=_LAST_QUERIES)
         # Listen first: if the address is wrong, nothing has been attached yet.
         self._registry = Registry(self._snapshot, config.metrics.labels)
         self._server = Server(
@@ -120,6 +117,7 @@ class Daemon:
         # The loader child has its own capabilities. Drop ours before any thread inherits them.
         privileges.drop()
         self._sink = make_sink(log_target, config.journal)
+        self._entries = EntryWriter(self._session, self._sink)
         self._loss_log = LossLog()
 
     def run(self) -> None:
@@ -161,8 +159,7 @@ class Daemon:
         for path, tried in probe.prover.unserved.items():
             _log.warning("no hook could be verified for %s: %s", path, tried, extra={"message_id": PATH_LOST_ID})
         loop = asyncio.get_running_loop()
-        for descriptor in self._descriptors():
-            loop.add_reader(descriptor, self._take_events)
+        self._entries.start()
         self._tasks.append(loop.create_task(reload_on_demand(self._reload_wanted, self._reload)))
         self._tasks.append(loop.create_task(self._tick()))
         if self._config.probe.verify_interval_ns:
@@ -183,21 +180,11 @@ class Daemon:
     def _notify_status(self) -> None:
         notify(f"STATUS={self._status()}")
 
-    def _descriptors(self) -> tuple[int, int]:
-        """Return the descriptors that are readable if there may be queries."""
-        return self._session.probe.maps.events.fileno(), self._session.matcher.fileno()
-
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         # The daemon ends, and systemd restarts it. To go on with counters that nothing updates would be worse.
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
             self._stopped.set()
-
-    def _take_events(self) -> None:
-        for query, identity in self._session.queries():
-            self._sink.put(query, identity)
-            if not query.unread:
-                self._last_queries.append(query)
 
     async def _tick(self) -> None:
         # The watchdog is fed in the loop that does the work, after the work: if the work hangs, systemd restarts us.
@@ -209,7 +196,9 @@ class Daemon:
             try:
                 self._session.exceeded_shares(self._sink.take_over_share())
                 self._loss_log.report(self._losses())
-                if await self._session.sweep_in_turns_if_due():
+                is_swept = await self._session.sweep_in_turns_if_due()
+                self._entries.write()  # queries may have been given up
+                if is_swept:
                     pause = _NEXT_TICK_SECONDS
                     await self._counts.collect()
                     self._notify_status()
@@ -307,7 +296,7 @@ class Daemon:
             rules=self._session.rules.rules,
             unserved=probe.prover.unserved,
             lineage_problem=probe.lineage_table.problem,
-            last=tuple(self._last_queries) if self._shows_last_queries() else None,
+            last=tuple(self._entries.last) if self._shows_last_queries() else None,
             offset_ns=wall_offset_ns(),
             time_ns=time.time_ns(),
         )
@@ -320,12 +309,9 @@ class Daemon:
         """Detach, then write what is still in the ring buffer."""
         for task in self._tasks:
             task.cancel()
-        # The loop may have found the ring readable in this round. Its callback must not run after the ring is freed.
-        for descriptor in self._descriptors():
-            asyncio.get_running_loop().remove_reader(descriptor)
+        self._entries.stop()
         self._session.detach()
-        for query, identity in self._session.remaining_queries():
-            self._sink.put(query, identity)
+        self._entries.write_remaining()
         if not self._sink.close(_DRAIN_SECONDS):
             _log.warning("the last entries could not be written within %.0f s and are dropped", _DRAIN_SECONDS)
         if self._tasks:

@@ -8,7 +8,6 @@ import selectors
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TextIO
 
 from dnsprobe.commands.hooks import describe_hooks
@@ -41,8 +40,7 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_limits
     for _name, pattern, _priority in specs:
         parse_pattern(pattern)
     check_limits()
-    # It does not show answers yet.
-    session = Session(replace(config, answers=None), specs)
+    session = Session(config, specs)
     try:
         session.start()
         render = _Counting(_json_renderer() if as_json else _tree_renderer(sys.stdout))
@@ -76,7 +74,8 @@ def _follow(session: Session, stop: int, render: Callable[[Query, Identity], str
         selector.register(session.matcher.fileno(), selectors.EVENT_READ)
         last_sweep = time.monotonic()
         while True:
-            ready = {key.fd for key, _ in selector.select(_TICK_SECONDS)}
+            left = session.seconds_left
+            ready = {key.fd for key, _ in selector.select(_TICK_SECONDS if left is None else min(left, _TICK_SECONDS))}
             for query, identity in _shown(session.rules, session.queries()):
                 output.write(render(query, identity) + "\n")
             output.flush()
@@ -88,14 +87,14 @@ def _follow(session: Session, stop: int, render: Callable[[Query, Identity], str
 
 
 class _Counting:
-    """Renders queries as ``render`` does, and counts them."""
+    """Renders queries as ``render`` does, and counts them; a later result is not counted again."""
 
     def __init__(self, render: Callable[[Query, Identity], str]) -> None:
         self._render = render
         self.queries = 0
 
     def __call__(self, query: Query, identity: Identity) -> str:
-        self.queries += 1
+        self.queries += not query.is_late
         return self._render(query, identity)
 
 

@@ -142,11 +142,13 @@ class AnswersConfig:
     """The tracking of answers.
 
     After ``timeout_ns``, a query without an answer is given up. At most ``queries`` wait for their answer at a time.
+    An entry of a query waits for its answer for at most ``wait_ns``; 0 means that it does not wait.
     ``buckets_ns`` are the upper bounds of the buckets of the latency histograms, without the infinite one.
     """
 
     timeout_ns: int = 5 * NANOSECONDS["s"]
     queries: int = 65536
+    wait_ns: int = 300 * NANOSECONDS["ms"]
     buckets_ns: tuple[int, ...] = BUCKETS_NS
 
 
@@ -324,6 +326,7 @@ ANSWERS = Section(
     {
         "timeout": Key("timeout_ns", duration(100 * NANOSECONDS["ms"], "100ms", zero=False)),
         "queries": Key("queries", _MAP_ENTRIES),
+        "wait": Key("wait_ns", duration(NANOSECONDS["ms"], "1ms", high_ns=10 * NANOSECONDS["s"], high="10s")),
         "buckets": Key("buckets_ns", ascending_durations(MAX_BUCKETS, 1000, "0.001ms", "[0.5ms, 10ms, 1s]")),
     },
 )

@@ -43,8 +43,11 @@ def whole_number(low: int, high: int) -> Reader:
     return read
 
 
-def duration(low_ns: int, low: str, *, zero: bool = True) -> Reader:
-    """Return a reader of a duration as nanoseconds: 0 if ``zero``, or from ``low`` (``low_ns`` as text) to one year."""
+def duration(low_ns: int, low: str, *, zero: bool = True, high_ns: int = _YEAR_NS, high: str = "365d") -> Reader:
+    """Return a reader of a duration as nanoseconds: 0 if ``zero``, or from ``low`` to ``high``.
+
+    These are ``low_ns`` and ``high_ns`` as text.
+    """
     either = "0, or " if zero else ""
 
     def read(place: Place) -> int:
@@ -56,8 +59,8 @@ def duration(low_ns: int, low: str, *, zero: bool = True) -> Reader:
             place.wrong("not a duration", f"use {either}a number with a unit ({units}), such as {example}s")
             return 0
         nanoseconds = Fraction(match[1]) * NANOSECONDS[match[2]] if match else Fraction(0)
-        if (nanoseconds or not zero) and not low_ns <= nanoseconds <= _YEAR_NS:
-            place.wrong("out of range", f"use {either}a duration from {low} to 365d")
+        if (nanoseconds or not zero) and not low_ns <= nanoseconds <= high_ns:
+            place.wrong("out of range", f"use {either}a duration from {low} to {high}")
         return int(nanoseconds)
 
     return read

@@ -39,6 +39,7 @@ SOCKET_NOTES = 8
 TAKEN_NOTES = 8192
 ZEROS_SIZE = 144
 LATENCY_BUCKETS = 16
+ANSWER_SIZE = 1024
 
 
 class Kind(IntEnum):
@@ -48,6 +49,7 @@ class Kind(IntEnum):
     UNDECIDED = 1
     CANARY = 2
     UNREAD = 3
+    ENDED = 4
 
 
 class Resource(IntEnum):
@@ -98,6 +100,7 @@ class Statistic(IntEnum):
     UNATTRIBUTED_SENT_ON = 28
     OTHER_RESPONSE = 29
     SERVERS_FULL = 30
+    LOST_RESULTS = 31
 
 
 class Result(IntEnum):
@@ -142,7 +145,7 @@ SHARE = struct.Struct(f"={2 * len(Resource)}Q")
 RETURNED = struct.Struct(f"={len(Resource)}q")
 COUNT = struct.Struct("=QQ")
 TRACKED_COUNT = struct.Struct(f"={RESULT_ROOM}QQQ")
-NOTE = struct.Struct(f"=QQQQ{NOTED_KEY_SIZE}s")
+NOTE = struct.Struct(f"=QQQQ{NOTED_KEY_SIZE}sQ")
 ANSWER_STREAM = struct.Struct("=IIIIIII4x")
 NOTED_SOCKET = struct.Struct(f"={SOCKET_NOTES}Q{SOCKET_NOTES}IQQQQ")
 LATENCY_BOUNDS = struct.Struct(f"={LATENCY_BUCKETS}Q")
@@ -165,7 +168,11 @@ PROCESS = struct.Struct(f"=QII{COMM_SIZE}s")
 CHAIN_HEAD = struct.Struct("=IIIIIIQ")
 PATH = struct.Struct(f"=II{PATH_SIZE}s")
 IDENTITY = struct.Struct(f"=IIIIIIQ{PATH.size}s{PATH.size}s{CMDLINE_SIZE}s")
-EVENT_HEAD = struct.Struct(f"=QQQIIIIIHHHBBBB2x16s{NAME_SIZE}s")
+EVENT_HEAD = struct.Struct(f"=QQQIIIIIHHHBBBB2xQ16s{NAME_SIZE}s")
+ENDED = struct.Struct(f"=QQQQ16xHB{ANSWER_SIZE}s5x")
+#: The first octets of ``struct ended``, up to the answer, and where ``struct event`` and it have their kind.
+ENDED_HEAD = struct.Struct("=QQQQ16xHB")
+KIND_AT = ENDED_HEAD.size - 1
 COUNTER = struct.Struct("=Q")
 #: The offsets of the share in ``struct identity`` and ``struct ancestor``.
 IDENTITY_SHARE_AT = 24
@@ -255,6 +262,7 @@ class Event:
     """An event (``struct event``).
 
     ``name`` is in wire format (RFC 1035, section 3.1), lower case, root included. ``server`` has 4 or 16 octets.
+    ``query_id`` is 0 if the result of the query is not reported.
     """
 
     time_ns: int
@@ -270,9 +278,25 @@ class Event:
     port: int
     kind: int
     transport: int
+    query_id: int
     server: bytes
     name: bytes
     chain: Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a query that had an event (``struct ended``).
+
+    ``query_id`` is that of the event, ``time_ns`` the moment (CLOCK_MONOTONIC). ``message`` has the first
+    octets of the answer, at most ANSWER_SIZE. ``share`` is who takes its room.
+    """
+
+    time_ns: int
+    query_id: int
+    share: int
+    result: Result
+    message: bytes = b""
 
 
 def decode_chain(data: bytes, at: int = 0) -> Chain:
@@ -348,10 +372,21 @@ def decode_identity(data: bytes) -> Facts:
 def decode_event(data: bytes) -> Event:
     """Decode a record of the ring buffer: a ``struct event``, cut off behind its last process."""
     # An Event begins with the numbers of the struct, in the same order.
-    *numbers, family, length, server, reversed_name = EVENT_HEAD.unpack_from(data)
+    *numbers, family, length, query_id, server, reversed_name = EVENT_HEAD.unpack_from(data)
     server = server[:4] if family == 4 else server
-    fields = (*numbers, server, unreverse(reversed_name, length), decode_chain(data, CHAIN_AT))
+    fields = (*numbers, query_id, server, unreverse(reversed_name, length), decode_chain(data, CHAIN_AT))
     return Event(*fields)
+
+
+def is_ended(record: bytes) -> bool:
+    """Return whether a record of the ring buffer is a ``struct ended``, not a ``struct event``."""
+    return record[KIND_AT] == Kind.ENDED
+
+
+def decode_ended(data: bytes) -> Ended:
+    """Decode a record of the ring buffer: a ``struct ended``, cut off behind its answer."""
+    time_ns, query_id, share, result, size, _kind = ENDED_HEAD.unpack_from(data)
+    return Ended(time_ns, query_id, share, Result(result), data[ENDED_HEAD.size :][:size])
 
 
 def unreverse(reversed_name: bytes, length: int) -> bytes:

@@ -39,6 +39,7 @@ class Source(Enum):
     SERIES_FOLDED = auto()
     EVENTS_UNDECIDED = auto()
     NAMES_UNDECIDED = auto()
+    RESULTS_FORGOTTEN = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,20 @@ LOSSES = (
         "undecided",
         Source.EVENTS_UNDECIDED,
         "an event of which it was not decided in time whether a rule matches its name, so no journal entry",
+        Counted.YES,
+    ),
+    Loss(
+        _EVENTS,
+        "results",
+        Statistic.LOST_RESULTS,
+        "no room for the result of a query in the ring buffer, so no journal entry has it",
+        Counted.YES,
+    ),
+    Loss(
+        _EVENTS,
+        "results_waiting",
+        Source.RESULTS_FORGOTTEN,
+        "too many queries with a journal entry wait for their result, so no journal entry has it",
         Counted.YES,
     ),
     Loss(

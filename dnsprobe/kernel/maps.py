@@ -38,7 +38,7 @@ ProcessKey = tuple[int, int]
 ProgramKey = tuple[int, int, int]
 
 #: Octets of ``struct scratch`` (bpf/scratch.h), rounded up, and the number of kinds of hooks that have one each.
-SCRATCH_SIZE, _SCRATCH_KINDS = 12288, 4
+SCRATCH_SIZE, _SCRATCH_KINDS = 13312, 4
 #: Scratch spaces for runs of the program at egress, of which several can be under way on one CPU: those of a thread, of
 #: threads that preempted it, and of an interrupt. Each takes some microseconds.
 _POOL_SIZE, _POOL_SIZE_PER_CPU = 16, 2
@@ -105,7 +105,8 @@ class Note(NamedTuple):
     """A query that waits for its answer (``struct note``): when it was sent, and its counter.
 
     ``time_ns`` is of CLOCK_MONOTONIC. ``counter`` is a key of ``Maps.pending`` if ``is_pending``, else of
-    ``Maps.counters``. ``share`` is who takes its room. ``sock`` is a key of ``Maps.sockets``.
+    ``Maps.counters``. ``share`` is who takes its room. ``sock`` is a key of ``Maps.sockets``. ``query_id`` is that of
+    the event whose result it is, 0 if there is none.
     """
 
     time_ns: int
@@ -113,6 +114,7 @@ class Note(NamedTuple):
     is_pending: bool
     share: int
     sock: int
+    query_id: int = 0
 
 
 class SocketEvents(NamedTuple):
@@ -208,9 +210,9 @@ def _decode_latencies(data: bytes) -> Latencies:
 
 
 def _decode_note(data: bytes) -> Note:
-    time_ns, share, sock, is_pending, key = abi.NOTE.unpack(data)
+    time_ns, share, sock, is_pending, key, query_id = abi.NOTE.unpack(data)
     layout = abi.PENDING_KEY if is_pending else abi.COUNT_KEY
-    return Note(time_ns, layout.unpack_from(key), bool(is_pending), share, sock)
+    return Note(time_ns, layout.unpack_from(key), bool(is_pending), share, sock, query_id)
 
 
 def _decode_socket(data: bytes) -> SocketEvents:
@@ -290,25 +292,42 @@ class EventRing:
         self._ring, self._shares = ring, shares
         self._unreturned_limit = octets // _RING_PARTS
         self._unreturned: Counter[int] = Counter()
+        self._ended: list[abi.Ended] = []
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while there are events."""
         return self._ring.fileno()
 
     def read(self) -> list[abi.Event]:
-        """Return the next events, a bounded number at a time, none if there are none."""
-        records = self._ring.consume()
-        events = [abi.decode_event(record) for record in records]
+        """Return the next events, a bounded number at a time, none if there are none.
+
+        Results of queries come through the same ring: call :meth:`take_ended` after it.
+        """
+        events = []
+        for record in self._ring.consume():
+            if abi.is_ended(record):
+                ended = abi.decode_ended(record)
+                self._ended.append(ended)
+                share = ended.share
+            else:
+                events.append(abi.decode_event(record))
+                share = events[-1].chain.share
+            self._unreturned[share] += _room_of(record)
         if self._shares is not None:
-            for event, record in zip(events, records, strict=True):
-                self._unreturned[event.chain.share] += _room_of(record)
             # Not after each event: it takes two map calls.
             if self._unreturned.total() > self._unreturned_limit:
                 # If the kernel has no memory for it, the events must not get lost: it is given back later.
                 with suppress(OSError):
                     self._shares.give_back(Resource.EVENTS, self._unreturned)
                     self._unreturned.clear()
+        else:
+            self._unreturned.clear()
         return events
+
+    def take_ended(self) -> list[abi.Ended]:
+        """Return the results of queries that came with the events since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
 
 
 def _room_of(record: bytes) -> int:

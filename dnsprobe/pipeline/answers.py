@@ -112,6 +112,7 @@ class Answers:
         #: The sums of the last collection.
         self.collected: Mapping[Group, Sums] = {}
         self._outcomes = Outcomes()
+        self._ended: list[abi.Ended] = []
 
     def giving_up(self) -> Steps[None]:
         """Take the notes of queries whose time is over. Nothing may be collected in between."""
@@ -131,8 +132,15 @@ class Answers:
             for note in (batch[key] for key in taken):
                 result = _end_of(note, sockets[note.sock])
                 self._given_up.setdefault(note.counter, Counter())[result] += 1
+                if note.query_id:
+                    self._ended.append(abi.Ended(self._clock(), note.query_id, note.share, result))
             self._maps.put_given_up(taken)
             yield None
+
+    def take_ended(self) -> list[abi.Ended]:
+        """Return the results of queries that had an event and were given up since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def begin_collection(self) -> None:
         """Forget the live counters of the last collection."""

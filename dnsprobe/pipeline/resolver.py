@@ -99,4 +99,5 @@ def _query(event: abi.Event, rule: Rule, ancestry: Ancestry) -> Query:
         repeats=event.repeats,
         unread=unread_reason(event.qtype) if event.kind == abi.Kind.UNREAD else "",
         share=event.chain.share,
+        query_id=event.query_id,
     )

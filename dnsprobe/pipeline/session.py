@@ -24,12 +24,14 @@ from dnsprobe.model import UNDECIDED, Identity, Query, Series
 from dnsprobe.names.ruleset import RuleTable
 from dnsprobe.pipeline.answers import Answers
 from dnsprobe.pipeline.counters import Counters
+from dnsprobe.pipeline.entries import Entries
 from dnsprobe.pipeline.exceeded import ExceededShares
 from dnsprobe.pipeline.known_processes import KnownProcesses
 from dnsprobe.pipeline.latencies import Histograms, lines
 from dnsprobe.pipeline.matcher import Matcher
 from dnsprobe.pipeline.matching_client import Reload
 from dnsprobe.pipeline.resolver import Resolver
+from dnsprobe.pipeline.results import Results
 from dnsprobe.pipeline.rules import NameDecisions, RulesInForce
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import as_steps, run, run_in_turns
@@ -118,7 +120,8 @@ class Session:
         wanted = {"user": shares.user} if "user" in config.metrics.labels else {}
         self._processes = KnownProcesses(self.probe, procfs, by_lineage=probe.tree == "lineage", **wanted)
         processes = self._processes
-        self._resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), users.name)
+        resolver = Resolver(self._rules, self._decisions, processes, ContainerNames(), users.name)
+        self._entries = Entries(self.probe, self.matcher, self._decisions, resolver, has_unread=config.journal.unread)
         self._exceeded = ExceededShares(shares.name)
         #: What became of the queries; None if answers are not tracked.
         self.answers: Answers | None = None
@@ -127,6 +130,7 @@ class Session:
             totals = Totals(metrics.max_series // lines(bounds), {"unit"} & {*metrics.labels}, ttl)
             histograms = Histograms(self.probe, self._rules, self._decisions, processes, totals, bounds)
             self.answers = Answers(self.probe, tracking.timeout_ns, histograms=histograms)
+            self._entries.add_results(self.answers, Results(tracking.wait_ns, tracking.timeout_ns))
         self._counters = Counters(
             self.probe, self._rules, self._decisions, processes, self.totals, procfs.alive, answers=self.answers
         )
@@ -134,7 +138,7 @@ class Session:
         self._sizes = (probe.counters, probe.processes, probe.names)
         self._last_sweep, self._added_before = 0.0, (0, 0, 0)
         self._storage_room = StorageRoom(self.probe.maps.put_storage_room)
-        self._losses, self._lost_parts, self._has_unread = NO_LOSSES, LostParts(), config.journal.unread
+        self._losses, self._lost_parts = NO_LOSSES, LostParts()
         # Collecting and sweeping exclude each other: a count must be in one place.
         self._counting = asyncio.Lock()
         self._too_slow_logged, self._too_slow_logged_at = 0, -_LOG_SECONDS
@@ -177,23 +181,17 @@ class Session:
         return loaded
 
     def queries(self) -> Iterator[tuple[Query, Identity]]:
-        """Yield the next queries, a bounded number of them. Call it if there are events or answers of the matcher."""
-        self._decisions.take_answers()
-        yield from self._with_entry(self._resolver.queries(self.probe.maps.events.read()))
+        """Yield the next queries: see :meth:`Entries.next`."""
+        return self._entries.next()
 
-    def _with_entry(self, queries: Iterable[tuple[Query, Identity]]) -> Iterator[tuple[Query, Identity]]:
-        return ((query, identity) for query, identity in queries if self._has_unread or not query.unread)
+    @property
+    def seconds_left(self) -> float | None:
+        """How long until :meth:`queries` has one more, whatever happens; None if it waits for the kernel side."""
+        return self._entries.seconds_left
 
     def remaining_queries(self) -> Iterator[tuple[Query, Identity]]:
-        """Yield all queries whose events were not read yet. Ends only if the session is detached."""
-        # Events that no rule matches yield nothing, so only an empty read is the end.
-        while events := self.probe.maps.events.read():
-            yield from self._with_entry(self._resolver.queries(events))
-        until = time.monotonic() + _LAST_DECISIONS_SECONDS
-        while self._resolver.held and (left := until - time.monotonic()) > 0:
-            self.matcher.wait(left)
-            yield from self.queries()
-        self._resolver.drop_held()
+        """Yield all queries that were not written yet. Ends only if the session is detached."""
+        return self._entries.remaining()
 
     def collect(self) -> Mapping[Series, int]:
         """Return all series with their totals up to now. Waits a moment for names that are not decided yet."""
@@ -291,8 +289,9 @@ class Session:
                 losses.Source.JOURNAL_DROPPED: journal_dropped,
                 losses.Source.LOG_DROPPED: log_dropped,
                 losses.Source.SERIES_FOLDED: self.totals.series_folded,
-                losses.Source.EVENTS_UNDECIDED: self._resolver.refused,
+                losses.Source.EVENTS_UNDECIDED: self._entries.refused,
                 losses.Source.NAMES_UNDECIDED: self._decisions.too_slow,
+                losses.Source.RESULTS_FORGOTTEN: self._entries.results_lost,
             },
             self.probe.statistics(),  # after the others
             self._lost_parts,

@@ -6,12 +6,23 @@ import json
 import os
 from collections.abc import Callable
 
-from dnsprobe.model import Container, Identity, Process, Query
+from dnsprobe.model import Container, Identity, Outcome, Process, Query
 from dnsprobe.names.wire import to_text
 from dnsprobe.sinks.fields import json_values
 from dnsprobe.sinks.queue import QueuedSink
-from dnsprobe.sinks.wording import command, endpoint, kind, moment, name, other_chain, summary
-from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, PLAIN, Look, cells, cut
+from dnsprobe.sinks.wording import (
+    answers,
+    command,
+    endpoint,
+    kind,
+    moment,
+    name,
+    other_chain,
+    result,
+    summary,
+    time_taken,
+)
+from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, PLAIN, RED, Look, cells, cut
 from dnsprobe.text import printable, shown
 
 #: The rule that watches all names; its name is not shown.
@@ -60,6 +71,26 @@ def _headline(query: Query, offset_ns: int, look: Look) -> str:
     return " ".join(facts)
 
 
+def _result(query: Query, outcome: Outcome, look: Look) -> str:
+    """Return what became of a query, as much of it as fits into one line."""
+    found = answers(outcome)
+    if found and outcome.latency_ns is not None:
+        arrow = "→" if look.unicode else "->"
+        took = f" in {time_taken(outcome.latency_ns)}"
+        more = "" if outcome.whole else f", {look.ellipsis_mark}"
+        records = look.plain(f"{', '.join(found)}{more}")
+        if look.width is not None:
+            records = cut(records, max(look.width - cells(arrow) - len(took) - 1, _LEAST), look.ellipsis_mark)
+        return look.paint(f"{arrow} {records}{took}", GREEN)
+    return look.paint(look.plain(result(outcome)), CYAN if outcome.rcode in {"NOERROR", "NODATA"} else RED)
+
+
+def late_result(query: Query, outcome: Outcome, offset_ns: int, look: Look) -> str:
+    """Return a result that came after its query was shown: the headline again, who asked, and the result."""
+    asker = look.paint(look.plain(name(query.ancestry.asker)), BOLD, GREEN)
+    return "\n".join([f"{_headline(query, offset_ns, look)} by {asker}", _result(query, outcome, look)])
+
+
 def _branch(deepest: int, look: Look) -> str:
     """Return the mark before a child: one column wide if the tree is too deep for the whole mark."""
     whole = "└─ " if look.unicode else "`- "
@@ -94,6 +125,10 @@ def tree(query: Query, identity: Identity, offset_ns: int, look: Look = PLAIN) -
     ancestors: list[Process | None] = [*([] if complete else [None]), *reversed(chain[1:])]
     branch = _branch(len(ancestors), look)
     lines = [_headline(query, offset_ns, look)]
+    if query.outcome is not None:
+        if query.is_late:
+            return late_result(query, query.outcome, offset_ns, look)
+        lines.append(_result(query, query.outcome, look))
     lead = ""
     for ancestor in ancestors:
         label = look.ellipsis_mark if ancestor is None else look.plain(name(ancestor))

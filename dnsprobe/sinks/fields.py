@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from dnsprobe.model import Container, Identity, Process, Query
+from dnsprobe.model import Container, Identity, Outcome, Process, Query, Record
 from dnsprobe.names.qclass import IN, qclass_name
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
@@ -56,6 +56,15 @@ STARTERS: Form[Sequence[Process]] = Form(
     lambda processes: [{**_ancestor(process), "exited": process.exited} for process in processes],
     lambda processes: [_starter(process) for process in processes],
 )
+#: A number that tells queries apart, in 16 hexadecimal digits: not all JSON readers have integers of 64 bits.
+ID: Form[int] = Form(lambda value: f"{value:016x}", lambda value: [f"{value:016x}"])
+RECORDS: Form[Sequence[Record]] = Form(
+    lambda records: [
+        {"name": shown(record.name), "ttl": record.ttl, "type": shown(record.rdtype), "data": shown(record.data)}
+        for record in records
+    ],
+    lambda records: [shown(str(record)) for record in records],
+)
 #: A boolean: the field is ``yes`` or absent.
 FLAG: Form[bool] = Form(bool, lambda value: ["yes"] if value else [])
 
@@ -86,6 +95,13 @@ def _of_container(attribute: Callable[[Container], str]) -> Callable[[Query, Ide
 
 def _starters(query: Query, _identity: Identity) -> Sequence[Process]:
     return query.ancestry.lineage[1:] if query.ancestry.differs else ()
+
+
+def _of_outcome(attribute: Callable[[Outcome], Raw]) -> Callable[[Query, Identity], Raw | None]:
+    def get(query: Query, _identity: Identity) -> Raw | None:
+        return attribute(query.outcome) if query.outcome is not None else None
+
+    return get
 
 
 _NOT_READ = "the message could not be read as a query"
@@ -147,6 +163,65 @@ FACTS: tuple[Fact[Any], ...] = (
         "the address of the server that the process asked",
     ),
     Fact("DNSPROBE_PORT", "port", lambda query, _: query.port, NUMBER, "the port of that server"),
+    Fact(
+        "DNSPROBE_QUERY_ID",
+        "query_id",
+        lambda query, _: query.query_id or None,
+        ID,
+        "a random number of the query in 16 hexadecimal digits: the entry of a [later result](#results) has the same",
+        "[answers](configuration.md#answers-what-became-of-queries) are off, or the answer to the query cannot be "
+        "recognized",
+    ),
+    Fact(
+        "DNSPROBE_RCODE",
+        "rcode",
+        _of_outcome(lambda outcome: outcome.rcode or None),
+        TEXT,
+        "the RCODE of the answer, such as `NXDOMAIN`: the label `rcode` of [the metrics]"
+        "(metrics.md#what-became-of-the-queries); `NODATA` if it has no record of the type that was asked for",
+        "[the result](#results) is not known yet, or there is no answer",
+    ),
+    Fact(
+        "DNSPROBE_LATENCY_USEC",
+        "latency_usec",
+        _of_outcome(lambda outcome: None if outcome.latency_ns is None else outcome.latency_ns // 1000),
+        NUMBER,
+        "the time from the query to its answer, in microseconds",
+        "as `DNSPROBE_RCODE`",
+    ),
+    Fact(
+        "DNSPROBE_ANSWER",
+        "answer",
+        _of_outcome(lambda outcome: outcome.records if outcome.rcode else None),
+        RECORDS,
+        "a record of the answer, as in zone files: `www.example.test. 300 IN A 192.0.2.7`; one field for each record, "
+        "at most 32",
+        "the answer has no records, or as `DNSPROBE_RCODE`",
+    ),
+    Fact(
+        "DNSPROBE_ANSWER_CUT",
+        "answer_cut",
+        _of_outcome(lambda outcome: not outcome.whole if outcome.rcode else None),
+        FLAG,
+        "`yes`: the answer has more records, or some that could not be read",
+        "all records are there, or as `DNSPROBE_RCODE`",
+    ),
+    Fact(
+        "DNSPROBE_UNANSWERED",
+        "unanswered",
+        _of_outcome(lambda outcome: outcome.reason or None),
+        TEXT,
+        "why there is no answer: the label `reason` of [`dnsprobe_unanswered_total`]"
+        "(metrics.md#what-became-of-the-queries)",
+        "there is an answer, or it may still come",
+    ),
+    Fact(
+        "",
+        "late",
+        lambda query, _: query.is_late,
+        FLAG,
+        "whether this is the result of a query that was reported before, with the same `query_id`",
+    ),
     Fact(
         "DNSPROBE_PID",
         "pid",

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Identity, Query
-from dnsprobe.sinks.budget import Budget
+from dnsprobe.pipeline.budget import Budget
 from dnsprobe.sinks.fields import journal_values
 from dnsprobe.sinks.log import LogStream
 from dnsprobe.sinks.queue import QueuedSink
@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 MESSAGE_ID = "70f9b6676ff846deba6d9a720834dc88"
 #: A process sent a message that could not be read as a query.
 UNREAD_ID = "b5f3d4f2a6c64b0e9d1e3a7c58f0c2d4"
+#: A result that came after the entry of its query.
+RESULT_ID = "8b9ecea58ced45f6a132787b5dcff837"
 #: A path is no longer verified.
 PATH_LOST_ID = "f7001382b1aa46c190f4ad876ecead63"
 #: A path is verified again.
@@ -49,11 +51,18 @@ SOCKET = "/run/systemd/journal/socket"
 _CHECK_MS = 100
 
 
+def message_id(query: Query) -> str:
+    """Return the id of a query's kind of entry."""
+    if query.is_late:
+        return RESULT_ID
+    return UNREAD_ID if query.unread else MESSAGE_ID
+
+
 def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
     """Return the fields of a query's entry, in order; a name may come several times. Every value is printable."""
     return [
         ("MESSAGE", summary(query)),
-        ("MESSAGE_ID", UNREAD_ID if query.unread else MESSAGE_ID),
+        ("MESSAGE_ID", message_id(query)),
         ("PRIORITY", str(query.rule.priority)),
         ("SYSLOG_IDENTIFIER", SYSLOG_IDENTIFIER),
         *journal_values(query, identity),
@@ -120,7 +129,7 @@ class RateLimit:
     """Allows ``burst`` entries in each ``interval_ns`` nanoseconds of ``clock_ns``; 0 nanoseconds means no limit.
 
     An interval begins with the first entry after the previous interval, as with journald's own limit. Users share the
-    entries of an interval (:class:`~dnsprobe.sinks.budget.Budget`).
+    entries of an interval (:class:`~dnsprobe.pipeline.budget.Budget`).
     """
 
     def __init__(self, interval_ns: int, burst: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:

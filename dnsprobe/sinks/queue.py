@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from dnsprobe.model import Identity, Query
-from dnsprobe.sinks.budget import Budget
+from dnsprobe.pipeline.budget import Budget
 
 _log = logging.getLogger(__name__)
 

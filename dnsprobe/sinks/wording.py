@@ -7,11 +7,14 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from dnsprobe.model import Ancestry, Process, Query
+from dnsprobe.model import Ancestry, Outcome, Process, Query
 from dnsprobe.names.qclass import IN, qclass_name
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
 from dnsprobe.text import printable, shown
+
+#: Records that a sentence names at most.
+_SHOWN = 4
 
 
 def wall_offset_ns() -> int:
@@ -70,8 +73,48 @@ def kind(query: Query) -> str:
     return qtype if query.qclass == IN else f"{qclass_name(query.qclass)} {qtype}"
 
 
+#: Why a query has no answer.
+_NO_ANSWER = {
+    "timeout": "no answer",
+    "closed": "no answer before the socket was closed",
+    "unreachable": "refused by ICMP",
+    "superseded": "sent again before an answer came",
+}
+
+
+def time_taken(latency_ns: int) -> str:
+    """Return a latency for people, with two or three digits: ``0.25 ms``, ``12 ms``, ``1.3 s``."""
+    milliseconds = latency_ns / 1e6
+    if milliseconds >= 999.5:
+        return f"{milliseconds / 1000:.1f} s"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"
+
+
+def answers(outcome: Outcome) -> list[str]:
+    """Return the data of the records that people look for in an answer: those of its last name, without signatures."""
+    last = outcome.records[-1].name.lower() if outcome.records else ""
+    return [
+        shown(record.data) for record in outcome.records if record.rdtype != "RRSIG" and record.name.lower() == last
+    ]
+
+
+def result(outcome: Outcome) -> str:
+    """Return what became of a query, in a few words."""
+    if outcome.latency_ns is None:
+        return _NO_ANSWER[outcome.reason]
+    return f"{shown(outcome.rcode)} in {time_taken(outcome.latency_ns)}"
+
+
 def summary(query: Query) -> str:
-    """Return who asked for what, in one line."""
+    """Return who asked for what, and what became of it, in one line."""
+    if query.outcome is None:
+        return _question(query)
+    found = answers(query.outcome)
+    more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return ": ".join([_question(query), result(query.outcome), *[", ".join([*found[:_SHOWN], *more])] * bool(found)])
+
+
+def _question(query: Query) -> str:
     ancestry = query.ancestry
     if query.unread:
         asked = f"sent what dnsprobe could not read as a query ({shown(query.unread)}, {shown(query.transport)})"

@@ -162,7 +162,7 @@ def queries() -> Iterator[Json]:
         "short",
         now(
             f'ceil(sum(increase(dnsprobe_events_lost_total{{{OF_HOSTS}, reason!="ring_full", reason!="segmented", '
-            f'reason!="undecided"}}'
+            f'reason!="undecided", reason!="results", reason!="results_waiting"}}'
             "[$__range])))"
         ),
         "Queries that the counts do not include, at least.",

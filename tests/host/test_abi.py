@@ -52,6 +52,7 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "path": abi.PATH,
     "identity": abi.IDENTITY,
     "event": None,
+    "ended": abi.ENDED,
 }
 STRUCTS = list(MIRRORS)
 
@@ -90,6 +91,7 @@ CONSTANTS = {
     "OUTCOMES": abi.OUTCOMES,
     "STREAM_SIZE": abi.STREAM_SIZE,
     "STREAM_HEAD": abi.STREAM_HEAD,
+    "ANSWER_SIZE": abi.ANSWER_SIZE,
 }
 
 #: Sizes of arrays in abi.h.
@@ -132,7 +134,7 @@ int main(void)
 	NUMBER(event.rule); NUMBER(event.generation); NUMBER(event.uid); NUMBER(event.gid);
 	NUMBER(event.net_ns);
 	NUMBER(event.qtype); NUMBER(event.qclass); NUMBER(event.port); NUMBER(event.kind); NUMBER(event.transport);
-	NUMBER(event.server); NUMBER(event.reversed);
+	NUMBER(event.query_id); NUMBER(event.server); NUMBER(event.reversed);
 	event.family = FAMILY;
 	event.length = LENGTH;
 	event.chain.depth = DEPTH;
@@ -260,6 +262,9 @@ def test_composed_sizes_are_those_of_the_compiler(tmp_path: Path) -> None:
         "__builtin_offsetof(struct chain, share) + sizeof(u64)": abi.CHAIN_HEAD.size,
         "__builtin_offsetof(struct identity, share)": abi.IDENTITY_SHARE_AT,
         "__builtin_offsetof(struct ancestor, share)": abi.ANCESTOR_SHARE_AT,
+        "__builtin_offsetof(struct ended, message)": abi.ENDED_HEAD.size,
+        "__builtin_offsetof(struct ended, kind)": abi.KIND_AT,
+        "__builtin_offsetof(struct event, kind)": abi.KIND_AT,
         # The trie takes a prefix as long as the longest name; the room behind it is for whole words.
         "__builtin_offsetof(struct lpm_key, reversed) + NAME_SIZE": abi.LPM_KEY_SIZE,
         "sizeof(((struct lpm_key *)0)->reversed) - NAME_SIZE": 8,
@@ -333,6 +338,7 @@ def test_event_is_decoded_field_by_field(
     assert [event.rule, event.generation, event.uid, event.gid, event.net_ns] == [number(4) for _ in range(5)]
     assert [event.qtype, event.qclass, event.port] == [number(2) for _ in range(3)]
     assert [event.kind, event.transport] == [number(1) for _ in range(2)]
+    assert event.query_id == number(8)
     server, name = octets(16), octets(abi.NAME_SIZE)
     assert event.server == server[: 4 if family == 4 else 16]
     assert event.name == name[:length][::-1]
@@ -343,7 +349,16 @@ def test_event_is_decoded_field_by_field(
     parents, starters = tuple(chain[:depth]), tuple(chain[:shared] + chain[depth:])
     assert event.chain == abi.Chain(parents, not cut, 4711, starters, not lineage_cut, abi.SHARE_OF_USER | 1000)
     # The assertions above cover all fields.
-    assert len(fields(event)) == 3 + 5 + 3 + 2 + 2 + 1
+    assert len(fields(event)) == 3 + 5 + 3 + 2 + 1 + 2 + 1
+
+
+def test_a_result_is_decoded_and_told_from_an_event() -> None:
+    record = abi.ENDED_HEAD.pack(1, 2, 3, abi.Result.NXDOMAIN, 4, abi.Kind.ENDED) + b"wire rest"
+    assert abi.is_ended(record)
+    assert abi.decode_ended(record) == abi.Ended(1, 2, 3, abi.Result.NXDOMAIN, b"wire")
+    for kind in set(abi.Kind) - {abi.Kind.ENDED}:
+        head = abi.EVENT_HEAD.pack(*range(1, 12), kind, 0, 4, 0, 5, b"", b"")
+        assert not abi.is_ended(head)
 
 
 def test_an_ancestor_is_encoded_and_decoded() -> None:

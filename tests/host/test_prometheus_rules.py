@@ -148,7 +148,16 @@ def test_sums_over_hosts(prometheus: Prometheus) -> None:
 def test_reasons_in_the_rules_exist_in_the_metrics(prometheus: Prometheus) -> None:
     expressions = [rule["expr"] for rule in shipped() if not needs_answers(rule["expr"])]
     reasons = {reason for expression in expressions for reason in re.findall(r'reason!?="(\w+)"', expression)}
-    assert reasons == {"ring_full", "segmented", "undecided", "firewall", "malformed", "more_questions"}
+    assert reasons == {
+        "ring_full",
+        "segmented",
+        "undecided",
+        "results",
+        "results_waiting",
+        "firewall",
+        "malformed",
+        "more_questions",
+    }
     found = prometheus.query('{__name__=~"dnsprobe_.+_total",reason!=""}')
     assert reasons <= {labels["reason"] for labels, _ in found}
 

@@ -34,6 +34,7 @@ EVENT = abi.Event(
     port=53,
     kind=abi.Kind.QUERY,
     transport=0,
+    query_id=0,
     server=bytes([127, 0, 0, 1]),
     name=b"\4test\0",
     chain=chain_of(DIG),

@@ -4,7 +4,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from dnsprobe.model import Ancestry, Identity, Process, Query, Rule
+from dnsprobe.model import Ancestry, Identity, Outcome, Process, Query, Record, Rule
 
 RULE = Rule(id=1, name="example.test", pattern="example.test")
 
@@ -44,6 +44,14 @@ QUERY = Query(
     ancestry=ANCESTRY,
     repeats=0,
 )
+
+#: What became of queries.
+ADDRESS = Record("www.example.test.", 300, "IN", "A", "192.0.2.7")
+ALIAS = Record("www.example.test.", 60, "IN", "CNAME", "b.example.test.")
+BEHIND_ALIAS = replace(ADDRESS, name="B.example.test.")
+ANSWERED = Outcome("NOERROR", latency_ns=12_345_678, records=(ALIAS, BEHIND_ALIAS))
+NXDOMAIN = Outcome("NXDOMAIN", latency_ns=250_000)
+SILENT = Outcome(reason="timeout")
 
 #: A message that is not read as a query.
 UNREAD = replace(QUERY, rule=Rule(65538, "", "", 5), qname=b"", qtype=5, qclass=0, unread="malformed")

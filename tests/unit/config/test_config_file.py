@@ -361,8 +361,11 @@ BUCKETS_HINT = "use a list of 1 to 15 durations, each longer than the one before
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("on", "answers: neither off nor a mapping (on); use off, or any of the keys timeout, queries, buckets"),
-        ("[5s]", "answers: neither off nor a mapping (a list); use off, or any of the keys timeout, queries, buckets"),
+        ("on", "answers: neither off nor a mapping (on); use off, or any of the keys timeout, queries, wait, buckets"),
+        (
+            "[5s]",
+            "answers: neither off nor a mapping (a list); use off, or any of the keys timeout, queries, wait, buckets",
+        ),
         ("{timeout: 0}", "answers.timeout: not a duration (0); use a number with a unit (ms, s, m, h, d), such as 60s"),
         ("{timeout: 0s}", "answers.timeout: out of range (0s); use a duration from 100ms to 365d"),
         ("{timeout: 99ms}", "answers.timeout: out of range (99ms); use a duration from 100ms to 365d"),
@@ -377,6 +380,8 @@ BUCKETS_HINT = "use a list of 1 to 15 durations, each longer than the one before
             "{buckets: [0]}",
             "answers.buckets[0]: not a duration (0); use a number with a unit (ms, s, m, h, d), such as 60s",
         ),
+        ("{wait: 0.5ms}", "answers.wait: out of range (0.5ms); use 0, or a duration from 1ms to 10s"),
+        ("{wait: 11s}", "answers.wait: out of range (11s); use 0, or a duration from 1ms to 10s"),
         ("{queries: 0}", "answers.queries: out of range (0); use a number from 1 to 1048576"),
     ],
 )

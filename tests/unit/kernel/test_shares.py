@@ -95,7 +95,7 @@ def test_the_share_is_where_the_kernel_side_puts_it(maps: Maps, made: dict[str, 
     made["lineage"].data[abi.ANCESTOR_KEY.pack(3, 4)] = with_share(abi.ANCESTOR.size, abi.ANCESTOR_SHARE_AT)
     made["pending"].data[abi.PENDING_KEY.pack(1, 2, 3, 4, 5, 0, 0)] = abi.COUNT.pack(1, ADA)
     made["names"].data[(7).to_bytes(8, sys.byteorder)] = abi.NAME.pack(DECIDE, 1, 1, b"", ADA)
-    made["notes"].data[(8).to_bytes(8, sys.byteorder)] = abi.NOTE.pack(1, ADA, 2, 0, b"")
+    made["notes"].data[(8).to_bytes(8, sys.byteorder)] = abi.NOTE.pack(1, ADA, 2, 0, b"", 0)
     made["servers"].data[abi.SERVER.pack(b"", 53, 4)] = abi.NUMBERED_SERVER.pack(9, ADA)
     maps.ancestries.delete_many([(1, 2)])
     maps.facts.delete_many([(1, 2, 0)])

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +11,9 @@ from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
-from made_up import ANCESTRY, HOSTILE, IDENTITY, ORPHANED, QUERY, hostile, query
+from made_up import ADDRESS, ANCESTRY, ANSWERED, HOSTILE, IDENTITY, NXDOMAIN, ORPHANED, QUERY, SILENT, hostile, query
 
-from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
+from dnsprobe.model import Ancestry, Container, Identity, Outcome, Process, Query, Rule
 from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree
 from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.terminal import Look, cells
@@ -181,6 +182,8 @@ def test_json_has_all_facts() -> None:
         "transport": "udp",
         "server": "127.0.0.53",
         "port": 53,
+        **dict.fromkeys(["query_id", "rcode", "latency_usec", "answer", "answer_cut", "unanswered"]),
+        "late": False,
         "pid": 4242,
         "comm": "dig",
         "start_ns": 9_000_000_000,
@@ -360,3 +363,56 @@ def test_a_full_disk_is_an_error_that_is_counted_and_logged_once(caplog: pytest.
         assert sink.close(60.0)
     assert (sink.entries, sink.dropped) == (0, 3)
     assert caplog.text.count("entries are being lost: OSError: [Errno 28] No space left on device") == 1
+
+
+ALL_RESULTS = (
+    (replace(QUERY, outcome=ANSWERED), "→ 192.0.2.7 in 12 ms"),
+    (
+        replace(QUERY, outcome=replace(ANSWERED, records=(ADDRESS, ADDRESS), whole=False)),
+        "→ 192.0.2.7, 192.0.2.7, … in 12 ms",
+    ),
+    (replace(QUERY, outcome=NXDOMAIN), "NXDOMAIN in 0.25 ms"),
+    (replace(QUERY, outcome=replace(NXDOMAIN, latency_ns=1_250_000_000)), "NXDOMAIN in 1.2 s"),
+    (replace(QUERY, outcome=replace(NXDOMAIN, latency_ns=999_600_000)), "NXDOMAIN in 1.0 s"),
+    (replace(QUERY, outcome=replace(NXDOMAIN, latency_ns=0)), "NXDOMAIN in 0 ms"),
+    (replace(QUERY, outcome=SILENT), "no answer"),
+    (replace(QUERY, outcome=Outcome(reason="unreachable")), "refused by ICMP"),
+    (replace(QUERY, outcome=Outcome(reason="closed")), "no answer before the socket was closed"),
+    (replace(QUERY, outcome=Outcome(reason="superseded")), "sent again before an answer came"),
+)
+
+
+@pytest.mark.parametrize(("made", "words"), ALL_RESULTS)
+def test_a_result_is_below_the_headline(made: Query, words: str) -> None:
+    without = tree(QUERY, IDENTITY, OFFSET).splitlines()
+    assert tree(made, IDENTITY, OFFSET).splitlines() == [without[0], words, *without[1:]]
+
+
+@pytest.mark.parametrize(("made", "words"), ALL_RESULTS)
+def test_a_later_result_has_no_tree(made: Query, words: str) -> None:
+    headline = tree(QUERY, IDENTITY, OFFSET).splitlines()[0]
+    assert tree(replace(made, is_late=True), IDENTITY, OFFSET).splitlines() == [f"{headline} by dig[4242]", words]
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+@pytest.mark.parametrize("width", [80, 20])
+def test_records_fit_into_a_line_of_a_terminal(raw: bytes, width: int) -> None:
+    text = raw.decode("utf-8", "surrogateescape")
+    records = (replace(ADDRESS, data=text * 30), *[ADDRESS] * 20)
+    made = replace(QUERY, outcome=replace(ANSWERED, records=records))
+    for look in (Look(width=width), Look(width=width, unicode=False), Look(width=width, colour=True)):
+        shown = re.sub("\x1b\\[[0-9;]*m", "", tree(made, IDENTITY, OFFSET, look)).splitlines()[1]
+        assert shown.isprintable()
+        assert cells(shown) <= max(width, 32)
+        assert shown.endswith(" in 12 ms")
+        assert look.unicode or shown.isascii()
+
+
+def test_an_answer_in_json_is_a_list_of_records() -> None:
+    found = json.loads(json_line(replace(QUERY, outcome=ANSWERED, query_id=1 << 63), IDENTITY, OFFSET))
+    assert (found["query_id"], found["rcode"], found["latency_usec"]) == ("8000000000000000", "NOERROR", 12345)
+    assert found["answer"] == [
+        {"name": "www.example.test.", "ttl": 60, "type": "CNAME", "data": "b.example.test."},
+        {"name": "B.example.test.", "ttl": 300, "type": "A", "data": "192.0.2.7"},
+    ]
+    assert (found["answer_cut"], found["unanswered"], found["late"]) == (False, None, False)

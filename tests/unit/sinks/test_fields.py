@@ -4,10 +4,23 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 
 import pytest
-from made_up import ANCESTRY, HOSTILE, IDENTITY, ORPHANED, QUERY, RULE, hostile, query
+from made_up import (
+    ADDRESS,
+    ANCESTRY,
+    ANSWERED,
+    HOSTILE,
+    IDENTITY,
+    NXDOMAIN,
+    ORPHANED,
+    QUERY,
+    RULE,
+    SILENT,
+    hostile,
+    query,
+)
 
-from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
-from dnsprobe.sinks.journal import MESSAGE_ID, fields
+from dnsprobe.model import Ancestry, Container, Identity, Outcome, Process, Query, Rule
+from dnsprobe.sinks.journal import MESSAGE_ID, RESULT_ID, fields
 
 
 def test_an_entry_has_all_fields_in_order() -> None:
@@ -176,3 +189,58 @@ def test_rule_name_keeps_its_escapes() -> None:
     assert dict(fields(query(rule=Rule(2, r"a\.b", r"a\.b")), IDENTITY))["DNSPROBE_DOMAIN"] == r"a\.b"
     assert dict(fields(query(rule=Rule(2, "a\nb", "x")), IDENTITY))["DNSPROBE_DOMAIN"] == r"a\x0ab"
     assert RULE.priority == 6
+
+
+ID = 0x0102_0304_0506_0708
+OF_RESULTS = ("QUERY_ID", "RCODE", "LATENCY_USEC", "ANSWER", "ANSWER_CUT", "UNANSWERED")
+
+
+def result_fields(made: Query) -> list[tuple[str, str]]:
+    names = {f"DNSPROBE_{name}" for name in OF_RESULTS}
+    return [(name, value) for name, value in fields(made, IDENTITY) if name in names]
+
+
+TOOK = [("DNSPROBE_RCODE", "NXDOMAIN"), ("DNSPROBE_LATENCY_USEC", "250")]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (None, []),
+        (
+            ANSWERED,
+            [
+                ("DNSPROBE_RCODE", "NOERROR"),
+                ("DNSPROBE_LATENCY_USEC", "12345"),
+                ("DNSPROBE_ANSWER", "www.example.test. 60 IN CNAME b.example.test."),
+                ("DNSPROBE_ANSWER", "B.example.test. 300 IN A 192.0.2.7"),
+            ],
+        ),
+        (NXDOMAIN, TOOK),
+        (replace(NXDOMAIN, whole=False), [*TOOK, ("DNSPROBE_ANSWER_CUT", "yes")]),
+        (SILENT, [("DNSPROBE_UNANSWERED", "timeout")]),
+    ],
+)
+def test_an_entry_has_the_result_of_its_query(outcome: Outcome | None, expected: list[tuple[str, str]]) -> None:
+    made = query(query_id=ID, outcome=outcome)
+    assert result_fields(made) == [("DNSPROBE_QUERY_ID", "0102030405060708"), *expected]
+
+
+def test_an_entry_without_answers_has_no_field_about_them() -> None:
+    assert result_fields(QUERY) == []
+
+
+def test_a_later_result_is_another_kind_of_entry_with_the_same_fields() -> None:
+    first = dict(fields(query(query_id=ID), IDENTITY))
+    late = dict(fields(query(query_id=ID, outcome=SILENT, is_late=True), IDENTITY))
+    assert late["MESSAGE_ID"] == RESULT_ID
+    assert late["MESSAGE"] == f"{first['MESSAGE']}: no answer"
+    differing = {name for name in late if late[name] != first.get(name)}
+    assert differing == {"MESSAGE", "MESSAGE_ID", "DNSPROBE_UNANSWERED"}
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+def test_records_that_are_not_printable_are_escaped(raw: bytes) -> None:
+    text = raw.decode("utf-8", "surrogateescape")
+    outcome = replace(ANSWERED, records=(replace(ADDRESS, name=text, rdtype=text, data=text),))
+    assert all(value.isprintable() for _, value in fields(query(outcome=outcome), IDENTITY))

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from journal_file import Fields, Journal
-from made_up import HOSTILE, IDENTITY, QUERY, hostile, query
+from made_up import ANSWERED, HOSTILE, IDENTITY, NXDOMAIN, QUERY, SILENT, hostile, query
 from questions import follows, questions
 
 from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
-from dnsprobe.sinks.journal import OVER_LIMIT_ID, fields
+from dnsprobe.sinks.journal import OVER_LIMIT_ID, RESULT_ID, fields
 
 PAGE = (Path(__file__).parents[3] / "docs/journal.md").read_text("utf-8")
 ASKED = questions(PAGE)
@@ -63,6 +63,19 @@ LEFT = entry(
     replace(ROOT, unit="nightly.service"),
     rule="orphan.test",
     uid=0,
+)
+FAILED = entry("no.such.test", below(12010, b"curl"), ROOT, rule="such.test", query_id=1, outcome=NXDOMAIN, uid=0)
+SLOW = entry(
+    "slow.such.test",
+    below(12011, b"curl"),
+    ROOT,
+    rule="such.test",
+    query_id=2,
+    outcome=replace(ANSWERED, latency_ns=812_345_678),
+    uid=0,
+)
+NO_ANSWER = entry(
+    "silent.such.test", below(12012, b"curl"), ROOT, rule="such.test", query_id=3, outcome=SILENT, is_late=True, uid=0
 )
 LIMIT = log("3 entries were not written to the journal: more than 3 in 30 s", ("MESSAGE_ID", OVER_LIMIT_ID))
 LOST = log("journal: entries are being lost: FileNotFoundError: No such file or directory")
@@ -143,6 +156,16 @@ CASES = [
 ]
 
 
+#: Those about results are asked of a journal of their own.
+OF_RESULTS = {
+    "Which queries failed?": [messages(FAILED), messages(NO_ANSWER)],
+    "Which answers were slow?": [["812\tslow.such.test\t127.0.0.53"]],
+    "What was a name resolved to?": [
+        ["B.example.test. 300 IN A 192.0.2.7", "www.example.test. 60 IN CNAME b.example.test."]
+    ],
+}
+
+
 @pytest.fixture(scope="module")
 def journal(tmp_path_factory: pytest.TempPathFactory) -> Journal:
     made = Journal(tmp_path_factory.mktemp("journal"))
@@ -155,7 +178,16 @@ def shown_message(line: str) -> str:
 
 
 def test_each_question_has_an_answer_here() -> None:
-    assert ASKED.keys() == ANSWERS.keys() | {"Acting on an entry"}
+    assert ASKED.keys() == ANSWERS.keys() | OF_RESULTS.keys() | {"Acting on an entry"}
+
+
+@pytest.mark.parametrize("heading", OF_RESULTS)
+def test_answers_about_results(heading: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    resolved = entry("www.example.test", below(12013, b"curl"), ROOT, query_id=4, outcome=ANSWERED)
+    journal.write([(SOON, made) for made in (BY_ADA, FAILED, SLOW, NO_ANSWER, resolved)])
+    for command, answer in zip(ASKED[heading], OF_RESULTS[heading], strict=True):
+        assert [shown_message(line) for line in journal.run("bash", "-euc", command).splitlines()] == answer
 
 
 @pytest.mark.parametrize(("command", "answer"), [case for case in CASES if not follows(str(case.values[0]))])
@@ -198,4 +230,4 @@ def test_hostile_names_stay_in_their_line(raw: bytes, tmp_path: Path) -> None:
 def test_the_id_is_that_of_queries() -> None:
     (message_id,) = {value for name, value in fields(QUERY, IDENTITY) if name == "MESSAGE_ID"}
     used = set(re.findall("MESSAGE_ID=([0-9a-f]{32})", PAGE))
-    assert used == {message_id, OVER_LIMIT_ID, dict(SUPPRESSED)["MESSAGE_ID"]}
+    assert used == {message_id, RESULT_ID, OVER_LIMIT_ID, dict(SUPPRESSED)["MESSAGE_ID"]}

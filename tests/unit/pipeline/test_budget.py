@@ -2,7 +2,7 @@
 
 import pytest
 
-from dnsprobe.sinks.budget import Budget
+from dnsprobe.pipeline.budget import Budget
 
 INFO, CRIT = 6, 2
 

@@ -1,0 +1,62 @@
+"""The records of an answer as text. Servers choose what is in them, so nothing here trusts a message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dnsprobe.model import Record
+from dnsprobe.names.qclass import qclass_name
+from dnsprobe.names.qtype import qtype_name
+from dnsprobe.text import shown
+
+#: The most records that are kept of an answer, and the most characters of the data of one.
+MAX_RECORDS, MAX_DATA = 32, 512
+
+_HEADER_SIZE = 12
+#: Where the number of records in the answer section is: RFC 1035, section 4.1.1.
+_COUNTS_AT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The first records of the answer section. ``whole`` is False if it has more, or some that cannot be read."""
+
+    records: tuple[Record, ...] = ()
+    whole: bool = True
+
+
+def read_records(message: bytes) -> Records:
+    """Return the records of the answer section. ``message`` may be cut off, or may be anything: it never raises."""
+    from dns.wire import Parser  # noqa: PLC0415 - memory: without answers, nobody needs it
+
+    if len(message) < _HEADER_SIZE:
+        return Records(whole=False)
+    parser = Parser(message, _COUNTS_AT)
+    questions, answers, _authorities, _additional = parser.get_struct("!HHHH")
+    found: list[Record] = []
+    try:
+        for _ in range(min(questions, 1)):
+            parser.get_name()
+            parser.get_struct("!HH")
+        while len(found) < min(answers, MAX_RECORDS) and questions <= 1:
+            found.append(_read_record(parser))
+    except Exception:
+        pass
+    return Records(tuple(found), len(found) == answers)
+
+
+def _read_record(parser: Any) -> Record:
+    from dns.rdata import from_wire_parser  # noqa: PLC0415 - as above
+
+    owner = parser.get_name()
+    rdtype, rdclass, ttl, length = parser.get_struct("!HHIH")
+    with parser.restrict_to(length):
+        data = from_wire_parser(rdclass, rdtype, parser).to_text()
+    return Record(
+        shown(owner.to_text()),
+        ttl,
+        qclass_name(rdclass),
+        qtype_name(rdtype),
+        shown(data if len(data) <= MAX_DATA else f"{data[: MAX_DATA - 3]}..."),
+    )
