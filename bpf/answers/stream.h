@@ -211,13 +211,14 @@ static __always_inline bool find_answer_place(struct scratch *s)
 		return true;
 	}
 	if (FORGET(s->arriving.is_ahead)) {
-		if ((s32)(FORGET(s->tcp.end) - FORGET(s->arriving.ahead_next)) <= 0)
-			return false;
-		/* Segments are missing at two places. */
-		if ((s32)(sequence - FORGET(s->arriving.ahead_next)) > 0) {
+		/* Segments are missing at two places: in front of this one, and on one side of it. */
+		if ((s32)(sequence - FORGET(s->arriving.ahead_from)) < 0 ||
+		    (s32)(sequence - FORGET(s->arriving.ahead_next)) > 0) {
 			lose_answers(s, sequence);
 			return true;
 		}
+		if ((s32)(FORGET(s->tcp.end) - FORGET(s->arriving.ahead_next)) <= 0)
+			return false;
 		sequence = FORGET(s->arriving.ahead_next);
 	} else {
 		s->arriving.is_ahead = 1;
