@@ -61,7 +61,7 @@ class Client:
     """asking.py, in a network namespace. It keeps its sockets open until it is closed."""
 
     def __init__(self, net: Net, comm: str, scene: str, *arguments: object) -> None:
-        command = [sys.executable, str(HERE / "asking.py"), comm, scene, *map(str, arguments)]
+        command = [sys.executable, str(HERE.parent / "vm/guest/asking.py"), comm, scene, *map(str, arguments)]
         with net.entered():
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -265,6 +265,17 @@ def test_a_silent_server_is_a_timeout_and_a_closed_port_is_unreachable(host: Hos
     finally:
         with host.wire.far.entered():
             subprocess.run(["nft", "delete", "table", "inet", "t"], check=True)
+
+
+def test_an_answer_in_fragments_is_counted(host: Host, ask: Callable[..., Client], tmp_path: Path) -> None:
+    server = dnsmasq(tmp_path, ZONE, Listening([NOBODY], host.wire.far))
+    try:
+        client = ask("fragments", "one_by_one", NOBODY, f"big.{ZONE.name}/TXT/large")
+        # It is longer than what fits into a packet, and was not truncated.
+        assert client.told() == [["udp", "NOERROR"], ["tcp", "NOERROR"]]
+    finally:
+        server.close()
+    assert host.counted("fragments") == {("remote", "udp", "NOERROR"): 1, ("remote", "tcp", "NOERROR"): 1}
 
 
 def test_a_client_that_ends_first_has_closed_its_queries(host: Host, ask: Callable[..., Client]) -> None:

@@ -1,7 +1,7 @@
-"""A client of real resolvers: ``asking.py COMM SCENE SERVER ARGUMENT…`` asks, and prints what it saw, as JSON.
+"""A client of real resolvers, for the tests in tests/host, too.
 
-What it saw is the truth that dnsprobe is compared with. Answers are read by dnspython. Its sockets stay open until
-there is no more input.
+``asking.py COMM SCENE SERVER ARGUMENT…`` asks, and prints what it saw, as JSON. That is the truth that dnsprobe is
+compared with. dnspython reads the answers. Its sockets stay open until there is no more input.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import dns.edns
 import dns.flags
 import dns.message
 from answer_text import outcome
-from scenes import set_comm
+from ways_out.place import set_comm
 
 PATIENCE = 60
 #: Options of a query, by what asks for them. A query with ``version`` gets another version of EDNS in send().
 OPTIONS: dict[str, dict[str, Any]] = {
     "": {},
     "edns": {"use_edns": 0, "payload": 1232},
+    "large": {"use_edns": 0, "payload": 4096},
     "version": {"use_edns": 0},
     "cookie": {"use_edns": 0, "options": [dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"12345678")]},
 }
@@ -50,8 +51,19 @@ def receive(client: socket.socket) -> dns.message.Message:
     """Return the next answer."""
     if client.type == socket.SOCK_DGRAM:
         return dns.message.from_wire(client.recv(65535))
-    length = int.from_bytes(client.recv(2, socket.MSG_WAITALL), "big")
-    return dns.message.from_wire(client.recv(length, socket.MSG_WAITALL))
+    length = int.from_bytes(_read(client, 2), "big")
+    return dns.message.from_wire(_read(client, length))
+
+
+def _read(client: socket.socket, size: int) -> bytes:
+    """Return the next octets of a stream. With a timeout, MSG_WAITALL would not wait for all."""
+    octets = b""
+    while len(octets) < size:
+        part = client.recv(size - len(octets))
+        if not part:
+            raise EOFError(f"the server ended the connection after {octets!r}")
+        octets += part
+    return octets
 
 
 def one_by_one(server: str, *plans: str) -> list[tuple[str, str]]:
@@ -72,7 +84,10 @@ def one_by_one(server: str, *plans: str) -> list[tuple[str, str]]:
 
 
 def burst(server: str, name: str, count: str) -> dict[str, Any]:
-    """Send queries over UDP at once, and receive as many answers as the next line says: outcome and id of each."""
+    """Send queries over UDP at once, and receive as many answers as the next line says: outcome and id of each.
+
+    If it says ``all``, receive those that have come by then.
+    """
     client = connect(server)
     KEPT.append(client)
     sent = {}
@@ -82,8 +97,14 @@ def burst(server: str, name: str, count: str) -> dict[str, Any]:
         send(client, query)
     tell("sent")
     received = []
-    for _ in range(int(sys.stdin.readline())):
-        answer = receive(client)
+    line = sys.stdin.readline().strip()
+    if line == "all":
+        client.setblocking(False)
+    for _ in range(int(count if line == "all" else line)):
+        try:
+            answer = receive(client)
+        except BlockingIOError:
+            break
         received.append((outcome(answer), answer.id, time.monotonic() - sent[answer.id]))
     return {"received": received}
 
@@ -118,7 +139,7 @@ def other_reads(server: str, name: str, count: str) -> list[str]:
     client = connect(server)
     reader, writer = os.pipe()
     if not os.fork():
-        set_comm(b"other-reader")
+        set_comm("other-reader")
         os.write(writer, json.dumps([outcome(receive(client)) for _ in range(int(count))]).encode())
         os._exit(0)
     for _ in range(int(count)):
@@ -138,6 +159,6 @@ def tell(what: object) -> None:
 
 
 if __name__ == "__main__":
-    set_comm(sys.argv[1].encode())
+    set_comm(sys.argv[1])
     tell(SCENES[sys.argv[2]](*sys.argv[3:]))
     sys.stdin.read()
