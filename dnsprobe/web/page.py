@@ -34,6 +34,8 @@ _MAX_RULES = 200
 
 #: All results of queries, in the order in which they are shown: answers, negative answers, failures.
 _RESULTS = sorted((*RCODES.values(), *REASONS.values()), key=lambda name: (is_failure(name), name in NEGATIVE))
+#: Rows of the table that are there with the number 0, too.
+_ALWAYS_SHOWN = ("NOERROR", "waiting", "untracked")
 _RESULT_AT = {name: at for at, name in enumerate(_RESULTS)}
 _MEANINGS = {
     "NOERROR": "answered",
@@ -252,6 +254,7 @@ def _outcome_table(page: Page, results: Results | None) -> str:
             _share(number, queries) if queries else "",
         )
         for name, number, kind, meaning in _outcome_rows(page, outcomes, results)
+        if number or name in _ALWAYS_SHOWN
     ]
     table = markup.table(("Result", "Meaning", "#Queries", "#Share"), rows)
     unmatched = ", ".join(f"{times:,} {reason}" for reason, times in sorted(outcomes.unmatched.items()) if times)

@@ -38,8 +38,15 @@ domains:
 - {pattern: '*.tracker.test', name: trackers}
 - {pattern: =wpad.test, name: proxy search}
 journal: {repeat: 1ms}
+answers: {timeout: 5s}
 metrics: {last_queries: always}
 """
+
+#: dnsmasq answers with an address, and with NXDOMAIN below tracker.test. It refuses what it does not know: wpad.test.
+RESOLVER = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file", "--user=root", "--no-hosts"]
+RESOLVER += ["--no-resolv", "--bind-interfaces", "--listen-address=127.0.0.1", "--local=/tracker.test/"]
+for domain in ("shop.test", "updates.test"):
+    RESOLVER += [f"--local=/{domain}/", f"--address=/{domain}/192.0.2.7"]
 
 #: A chain of process names, the domains that the last process asks for, and its number of queries.
 ASKERS: list[tuple[str, Sequence[str], int]] = [
@@ -77,20 +84,49 @@ def become(chain: Sequence[str], names: Sequence[str], count: int) -> None:
         os.waitpid(child, 0)
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect(("127.0.0.1", 53))
         for number in range(count):
             name = names[number % len(names)]
-            sender.sendto(message(name, (1, 28, 65)[number // len(names) % 3]), ("127.0.0.1", 53))
+            sender.send(message(name, (1, 28, 65)[number // len(names) % 3]))
+            sender.recv(512)
             time.sleep(SPREAD / count)
 
 
 def ask() -> None:
-    """Start all chains as children of pid 1, so that each tree begins with its own chain."""
+    """Start a resolver, and all chains as children of pid 1, so that each tree begins with its own chain."""
+    with subprocess.Popen(RESOLVER, stderr=subprocess.DEVNULL) as resolver:
+        wait_for_resolver()
+        reader, writer = os.pipe()
+        start_chains(reader)
+        os.close(writer)
+        os.read(reader, 1)  # the pipe ends when the last process that inherited it has ended
+        resolver.kill()
+
+
+def wait_for_resolver() -> None:
+    """Wait until the resolver answers. It is asked for a name that nobody watches."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect(("127.0.0.1", 53))
+        sender.settimeout(0.1)
+        while True:
+            try:
+                sender.send(message("ready.invalid", 1))
+                sender.recv(512)
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return
+
+
+def start_chains(reader: int) -> None:
+    """Start all chains, without the end of a pipe that only the caller reads."""
     random.seed(1)
     askers = random.sample(ASKERS, len(ASKERS))
     for chain, names, count in askers:
         child = os.fork()
         if child == 0:
             if os.fork() == 0:
+                os.close(reader)
                 os.setsid()
                 time.sleep(ADOPTION)
                 become(chain.split(";"), names, count)

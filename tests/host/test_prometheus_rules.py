@@ -155,6 +155,7 @@ def test_reasons_in_the_rules_exist_in_the_metrics(prometheus: Prometheus) -> No
         "results",
         "results_waiting",
         "firewall",
+        "servers_full",
         "malformed",
         "more_questions",
     }
