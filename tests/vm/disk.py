@@ -33,6 +33,7 @@ SYSTEM = (
     "cron",
     "curl",
     "dbus",
+    "dnsmasq-base",
     "iproute2",
     "iputils-ping",
     "jq",
