@@ -212,7 +212,15 @@ int sock_release_entry(struct bpf_sock *ctx)
  * add tracers for inet socket errors". */
 int inet_sk_error_report_entry(struct bpf_raw_tracepoint_args *ctx)
 {
-	note_error(ctx->args[0]);
+	/* fentry passes a pointer, with which the verifier allows no arithmetic. */
+	note_error(number_of((void *)ctx->args[0]));
+	return 0;
+}
+
+/* net/core/sock.c: static void sock_def_error_report(struct sock *sk), in place of the tracepoint */
+int sock_def_error_report_entry(struct pt_regs *ctx)
+{
+	note_error(PT_REGS_PARM1(ctx));
 	return 0;
 }
 #endif

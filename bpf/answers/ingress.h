@@ -170,7 +170,9 @@ static __always_inline u32 read_ingress(struct scratch *s, struct __sk_buff *skb
 	} ip;
 	struct udp udp;
 
-	if ((u16)read_u32(sock + SOCK_PROTOCOL) != PROTOCOL_UDP || LOAD(skb, header, udp) || LOAD(skb, 0, ip.four))
+	/* A raw socket gets a copy of each packet. */
+	if ((u16)read_u32(sock + SOCK_PROTOCOL) != PROTOCOL_UDP || is_raw(sock) || LOAD(skb, header, udp) ||
+	    LOAD(skb, 0, ip.four))
 		return 0;
 	if (ip.four.version_length >> 4 == 4)
 		set_server(&s->to, 4, ip.four.source);
@@ -233,33 +235,6 @@ static __always_inline void report_answer(struct scratch *s, struct __sk_buff *s
 		give_back(note->share, RESOURCE_EVENTS, room);
 	}
 	count_statistic(STAT_LOST_RESULTS);
-}
-
-/* Sets waiting->hash to the key of the note that fits an answer without a question: by its id, socket and server. False
- * if none or several of the latest notes of the socket do. */
-static __always_inline bool find_note_by_id(struct waiting *waiting, const struct settings *settings)
-{
-	const struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &waiting->asked.sock);
-	struct sums none = {};
-
-	/* Only without_question is of use. */
-	hash_note(none, settings, 0, &waiting->asked, &waiting->without_question);
-	waiting->hash = 0;
-	if (!socket)
-		return false;
-	for (u32 i = 0; i < SOCKET_NOTES; i++) {
-		u64 hash = socket->notes[i];
-
-		/* FORGET, here and below: with registers, the verifier would follow each round once for each way
-		 * through the rounds before it. */
-		if ((socket->checks[i] ^ (u32)hash) != FORGET(waiting->without_question) ||
-		    !bpf_map_lookup_elem(MAP(NOTES), &hash))
-			continue;
-		if (FORGET(waiting->hash) && FORGET(waiting->hash) != hash)
-			return false;
-		waiting->hash = hash;
-	}
-	return FORGET(waiting->hash) != 0;
 }
 
 /* Sets waiting->hash to the key of the note that an answer in the scratch space has to fit. False if it has no question

@@ -37,6 +37,15 @@ static __always_inline void set_asked(struct asked *asked, const struct destinat
  * same bucket: kernel commit 20b6cc34ea74 ("bpf: Avoid hashtab deadlock with map_locked"). */
 #define DELETE_ATTEMPTS 3
 
+/* include/linux/net.h */
+#define SOCK_RAW 3
+
+/* True for a raw socket: the answer to its query comes to another one. */
+static __always_inline bool is_raw(u64 sock)
+{
+	return (u16)read_u32(sock + SOCK_TYPE) == SOCK_RAW;
+}
+
 /* Counts what became of a query. Its counter is there: user space removes none whose queries wait. */
 static __always_inline void count_result(const struct note *note, u64 result)
 {
@@ -185,6 +194,33 @@ static __always_inline void miss_answers_of(u64 sock)
 		socket->missed_ns = bpf_ktime_get_ns();
 }
 
+/* Sets waiting->hash to the key of the note with these id, socket and server (waiting->asked). False if none or
+ * several of the latest notes of the socket have them. */
+static __always_inline bool find_note_by_id(struct waiting *waiting, const struct settings *settings)
+{
+	const struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &waiting->asked.sock);
+	struct sums none = {};
+
+	/* Only without_question is of use. */
+	hash_note(none, settings, 0, &waiting->asked, &waiting->without_question);
+	waiting->hash = 0;
+	if (!socket)
+		return false;
+	for (u32 i = 0; i < SOCKET_NOTES; i++) {
+		u64 hash = socket->notes[i];
+
+		/* FORGET, here and below: with registers, the verifier would follow each round once for each way
+		 * through the rounds before it. */
+		if ((socket->checks[i] ^ (u32)hash) != FORGET(waiting->without_question) ||
+		    !bpf_map_lookup_elem(MAP(NOTES), &hash))
+			continue;
+		if (FORGET(waiting->hash) && FORGET(waiting->hash) != hash)
+			return false;
+		waiting->hash = hash;
+	}
+	return FORGET(waiting->hash) != 0;
+}
+
 /* Stores the note of a query that was counted just now. False if there is no room. */
 static __always_inline bool put_note(const u64 *hash, struct note *note, u32 without_question)
 {
@@ -266,7 +302,7 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 		 */
 		note->query_id = waiting->taken.query_id;
 	}
-	if (put_note(&waiting->hash, note, waiting->without_question)) {
+	if (!is_raw(note->sock) && put_note(&waiting->hash, note, waiting->without_question)) {
 		s->event.query_id = make_query_id();
 		return;
 	}

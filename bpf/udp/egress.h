@@ -234,7 +234,7 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 	if (!WATCHED_PORT(port))
 		return DONE;
 	/* Answers and servers together do not fit on the stack of this program. */
-	if (!is_readable || settings->parts_only || (TRACKS_ANSWERS && TELLS_SERVERS))
+	if (!is_readable || settings->parts_only || (TRACKS_ANSWERS && (TELLS_SERVERS || may_be_raw(skb))))
 		return UNKNOWN;
 	if (!may_be_recent(dns, port) || udp->length != __builtin_bswap16(skb->len - header))
 		return UNKNOWN;

@@ -132,6 +132,15 @@ static __always_inline bool has_other_peer(const struct __sk_buff *ctx, u8 famil
 	       peer->dst_ip6[2] != (u32)address[1] || peer->dst_ip6[3] != (u32)(address[1] >> 32);
 }
 
+/* False if the socket of a packet is certainly no raw one. The kernel keeps the protocol of a raw socket, which is
+ * below 256, in place of its port (net/ipv4/af_inet.c, inet_create()). */
+static __always_inline bool may_be_raw(const struct __sk_buff *ctx)
+{
+	const struct bpf_sock *sock = ctx->sk;
+
+	return !sock || sock->src_port < 256;
+}
+
 /* Has the upper octets of the four counts of a DNS header. */
 #define UPPER_OCTETS 0x00ff00ff00ff00ffULL
 

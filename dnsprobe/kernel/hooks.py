@@ -144,7 +144,11 @@ CAST_TO_KERNEL = "bpf_cast_to_kern_ctx"
 #: The macro with its BTF id, for the program at egress.
 CAST_TO_KERNEL_MACRO = "CAST_TO_KERNEL"
 
-#: The functions that hooks attach to.
+#: Where the kernel reports errors that came back to a socket. The function serves before Linux 5.14: "net: sock: add
+#: tracers for inet socket errors".
+ERROR_TRACEPOINT, ERROR_FUNCTION = "inet_sk_error_report", "sock_def_error_report"
+
+#: The functions that hooks of queries attach to.
 FUNCTIONS = frozenset(
     function for rung in RUNGS.values() if rung.attach == Attach.FENTRY for function in rung.functions.values()
 )

@@ -15,7 +15,7 @@ from dnsprobe.errors import UserError
 from dnsprobe.files import read_file
 from dnsprobe.kernel import btf as btf_module
 from dnsprobe.kernel.btf import MAX_BTF, Btf, read_btf
-from dnsprobe.kernel.hooks import CAST_TO_KERNEL, FUNCTIONS
+from dnsprobe.kernel.hooks import CAST_TO_KERNEL, ERROR_FUNCTION, FUNCTIONS
 from dnsprobe.kernel.program_cache import ProgramCache, digest
 
 #: The type information of the running kernel. Only the BTF ids in it are those that the kernel takes.
@@ -44,6 +44,8 @@ _REQUIRED = (
     ("SOCK_NUM", "sock", "__sk_common.skc_num"),
     ("SOCK_PEER_PORT", "sock", "__sk_common.skc_dport"),
     ("SOCK_ERR", "sock", "sk_err"),
+    # 16 bits wide since Linux 5.6, as sk_protocol.
+    ("SOCK_TYPE", "sock", "sk_type"),
     ("FLOWI4_DPORT", "flowi4", "uli.ports.dport"),
     ("FLOWI6_DPORT", "flowi6", "uli.ports.dport"),
     ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
@@ -56,6 +58,16 @@ _REQUIRED = (
     ("CRED_UID", "cred", "uid"),
     ("CRED_GID", "cred", "gid"),
     ("TASK_SELF_EXEC_ID", "task_struct", "self_exec_id"),
+)
+
+# The errors that came back to a socket, for a program that asks for them. Without a member, it is not known which
+# datagram they are about.
+_ERRORS = (
+    ("SOCK_LAST_ERROR", "sock", "sk_error_queue.prev"),
+    ("SKB_CB", "sk_buff", "cb"),
+    ("EXTENDED_ERROR_ORIGIN", "sock_exterr_skb", "ee.ee_origin"),
+    ("EXTENDED_ERROR_ADDRESS", "sock_exterr_skb", "addr_offset"),
+    ("EXTENDED_ERROR_PORT", "sock_exterr_skb", "port"),
 )
 
 # Facts about a process beside its tree. A fact whose member is missing stays unknown; queries are counted all the same.
@@ -217,10 +229,10 @@ _WAITERS = (
     ("POLL_TASK", "poll_wqueues", "polling_task"),
 )
 
-_OPTIONAL = (*_IDENTITY, *_SHARE, *_LINEAGE, *_ROUTE, *_NAT, *_ASKER, *_ASKER_FURTHER, *_MULTIPATH, *_WAITERS)
+_OPTIONAL = (*_ERRORS, *_IDENTITY, *_SHARE, *_LINEAGE, *_ROUTE, *_NAT, *_ASKER, *_ASKER_FURTHER, *_MULTIPATH, *_WAITERS)
 _STRUCTS = frozenset(member[1] for member in (*_REQUIRED, *_OPTIONAL, *_TCP, *_TCP_FAST_OPEN))
 
-_FUNCTIONS = FUNCTIONS | {CAST_TO_KERNEL}
+_FUNCTIONS = FUNCTIONS | {CAST_TO_KERNEL, ERROR_FUNCTION}
 
 #: Kinds of buffers that a write can come in. ITER_UBUF exists since Linux 6.0: kernel commit fcb14cb1bdac ("new
 #: iov_iter flavour - ITER_UBUF").
@@ -243,7 +255,7 @@ class Layout:
     ``macros`` has the value of each macro of the BPF sources. ``tcp_problem`` is the reason why TCP cannot be watched
     on this kernel, ``lineage_problem`` the reason why lineage cannot be tracked; each is empty if there is no such
     reason. ``preemptible_tracepoints`` is True if programs at tracepoints can be preempted. ``functions`` has the BTF
-    ids of the functions that this kernel has, of hooks.FUNCTIONS and CAST_TO_KERNEL.
+    ids of the functions that this kernel has, of hooks.FUNCTIONS, CAST_TO_KERNEL and ERROR_FUNCTION.
     """
 
     macros: dict[str, int | str]

@@ -27,6 +27,8 @@ from dnsprobe.kernel.fentry import Fentry
 from dnsprobe.kernel.hooks import (
     CAST_TO_KERNEL,
     CAST_TO_KERNEL_MACRO,
+    ERROR_FUNCTION,
+    ERROR_TRACEPOINT,
     LINEAGE_TRACEPOINTS,
     RUNGS,
     Hook,
@@ -246,11 +248,40 @@ class Loader:
             _add_link(hook, "the root of the control groups", attach_cgroup, program, root, kind.attach_type)
 
     def _attach_socket_errors(self, hook: Hook) -> None:
-        tracepoint = "inet_sk_error_report"
+        ways = (self._attach_errors_tracepoint, self._attach_errors_fentry, self._attach_errors_kprobe)
+        for attach in ways:
+            try:
+                attach(hook)
+            except UserError as error:
+                hook.close()
+                problem = error
+            else:
+                return
+        raise problem
+
+    def _attach_errors_tracepoint(self, hook: Hook) -> None:
         kind = libbpf.ProgramKind(libbpf.RAW_TRACEPOINT)
         with self._loading(None, self._compiler.latest, kind) as loader:
-            program = loader.load(hook, f"{tracepoint}_entry")
-        _add_link(hook, f"the tracepoint {tracepoint}", attach_tracepoint, program, tracepoint)
+            program = loader.load(hook, f"{ERROR_TRACEPOINT}_entry")
+        _add_link(hook, f"the tracepoint {ERROR_TRACEPOINT}", attach_tracepoint, program, ERROR_TRACEPOINT)
+
+    def _attach_errors_fentry(self, hook: Hook) -> None:
+        if problem := self._fentry.problem(ERROR_FUNCTION):
+            raise UserError(problem)
+        # Both kinds of programs get the arguments as an array.
+        with self._loading(None, self._compiler.latest, self._fentry.kind(ERROR_FUNCTION)) as loader:
+            program = loader.load(hook, f"{ERROR_TRACEPOINT}_entry")
+        _add_link(hook, f"{ERROR_FUNCTION} by fentry", attach_fentry, program)
+
+    def _attach_errors_kprobe(self, hook: Hook) -> None:
+        if not kprobes_available():
+            raise UserError(f"this kernel has neither the tracepoint {ERROR_TRACEPOINT} nor kprobes")
+        with self._loading(None, self._compiler.latest, libbpf.ProgramKind(libbpf.KPROBE)) as loader:
+            program = loader.load(hook, f"{ERROR_FUNCTION}_entry")
+        for symbol in find_functions(read_kallsyms(), ERROR_FUNCTION):
+            _add_link(hook, f"{symbol.name} by a kprobe", attach_kprobe, program, symbol)
+        if not hook.links:
+            raise UserError(f"/proc/kallsyms has no {ERROR_FUNCTION}")
 
     # One method for each way to attach. Each fills in a hook, and raises UserError if the kernel refuses.
 

@@ -52,12 +52,16 @@ VAGUE = 3
 TOGETHER = 7
 #: Socket options of Linux that the module socket does not name, and a flag of send(2).
 SO_ZEROCOPY, UDP_SEGMENT, UDP_GRO, IPV6_DSTOPTS, MSG_ZEROCOPY = 60, 103, 104, 59, 0x4000000
+#: For each family, the level and number of the option that asks for errors: IP_RECVERR of ip(7), IPV6_RECVERR.
+RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
 #: For each family, an option for all packets that changes nothing: its level and number, and four octets of padding in
 #: an IPv4 header, or a header behind the IPv6 header.
 IP_OPTIONS = {
     socket.AF_INET: (socket.IPPROTO_IP, socket.IP_OPTIONS, b"\1\1\1\1"),
     socket.AF_INET6: (socket.IPPROTO_IPV6, IPV6_DSTOPTS, b"\0\0\1\4\0\0\0\0"),
 }
+#: Queries from a raw socket.
+RAW = 2
 SILENT, CLOSED, UNREACHABLE, SUPERSEDED = 100, 100, 50, 50
 
 
@@ -215,6 +219,41 @@ def ask_without_question(family: socket.AddressFamily, server: socket.socket, no
     sent["closed"] += 2
 
 
+def ask_with_errors(family: socket.AddressFamily, address: str, nobody: str, sent: Counter[str]) -> None:
+    """Ask for errors, which say which datagram they are about: without a connection, and with one."""
+    for is_connected in (False, True):
+        with socket.socket(family, socket.SOCK_DGRAM) as server, socket.socket(family, socket.SOCK_DGRAM) as client:
+            client.setsockopt(*RECVERR[family], 1)
+            client.settimeout(30)
+            server.bind((nobody, PORT))
+            if is_connected:
+                client.connect((nobody, PORT))
+            client.sendto(query(1, name_of("silent-errors", 1)), (nobody if is_connected else address, PORT))
+            server.close()
+            for number in range(2, 3 if is_connected else 4):
+                client.sendto(query(number, name_of("nobody-errors", number)), (nobody, PORT))
+                try:
+                    client.recv(512)
+                except ConnectionRefusedError:
+                    sent["unreachable"] += 1
+        sent["closed"] += 1
+
+
+def ask_from_raw_socket(address: str, sent: Counter[str]) -> None:
+    """Send queries from a raw socket. The answers come to another one, which has the port."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        other.settimeout(30)
+        other.bind((address, 0))
+        for number in range(RAW):
+            message = query(number, "noerror-raw.answers.test")
+            raw.sendto(struct.pack(">HHHH", other.getsockname()[1], PORT, 8 + len(message), 0) + message, (address, 0))
+            other.recv(512)
+            sent["raw"] += 1
+
+
 def connected(family: socket.AddressFamily, address: str) -> socket.socket:
     """Return a socket that is connected to a server."""
     client = socket.socket(family, socket.SOCK_DGRAM)
@@ -259,6 +298,9 @@ def ask(family: socket.AddressFamily, sent: Counter[str]) -> Callable[[], int]:
     ask_streams(family, address, sent)
     ask_many(family, address, nobody, sent)
     ask_without_question(family, server, nobody, sent)
+    ask_with_errors(family, address, nobody, sent)
+    if family == socket.AF_INET:
+        ask_from_raw_socket(address, sent)
     silent = connected(family, address)
     for number in range(SILENT):
         silent.send(query(number, f"silent-{number}.answers.test"))
