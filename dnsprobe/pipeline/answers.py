@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.abi import Result, Unmatched
@@ -40,6 +40,16 @@ _TRANSPORTS = ("udp", "tcp")
 #: A key of one of the two maps of counters. Those of pending counters are longer.
 _CounterKey = tuple[int, ...]
 _Key = TypeVar("_Key", bound=_CounterKey)
+
+
+class _Counters(Protocol[_Key]):
+    """A map of counters: see :class:`dnsprobe.kernel.typed_map.TypedMap`."""
+
+    def items(self) -> Iterator[tuple[_Key, Counted]]: ...
+
+    def get_many(self, keys: Iterable[_Key]) -> Iterator[tuple[_Key, Counted | None]]: ...
+
+    def take_many(self, keys: Iterable[_Key]) -> Iterator[tuple[_Key, Counted]]: ...
 
 
 class Group(NamedTuple):
@@ -226,9 +236,15 @@ class Answers:
         latencies = self.histograms.samples if self.histograms else {}
         return replace(self._outcomes, unmatched=self.unmatched(), latencies=latencies)
 
-    def seen_in(self, entries: Iterable[tuple[_Key, Counted]]) -> Iterator[tuple[_Key, int]]:
-        """Note what was read of counters, and yield them with their queries."""
-        return ((key, self.seen(key, counted)) for key, counted in entries)
+    def read(self, counters: _Counters[_Key]) -> Iterator[tuple[_Key, int]]:
+        """Note what is read of counters, and yield their keys with their queries."""
+        for key, counted in counters.items():
+            yield key, self.seen(key, _with_all_queries(counters, key, counted))
+
+    def take(self, counters: _Counters[_Key], keys: Iterable[_Key]) -> Iterator[tuple[_Key, int]]:
+        """Take counters from the kernel, and yield them as :meth:`read` does."""
+        for key, counted in counters.take_many(keys):
+            yield key, self.seen(key, _with_all_queries(counters, key, counted))
 
     def unmatched(self) -> dict[str, int]:
         """Return how many answers fit no note, by reason."""
@@ -239,6 +255,18 @@ class Answers:
         for result, times in self._given_up.get(key, Counter()).items():
             results[result] += times
         return results
+
+
+def _with_all_queries(counters: _Counters[_Key], key: _Key, counted: Counted) -> Counted:
+    """Return what was read of a counter with at least as many queries as results.
+
+    The kernel copies a counter while BPF programs add to it. A processor with weak ordering may copy a result, and
+    then the number of queries without the one that the result is of. What is read later has that one.
+    """
+    if counted.waiting >= 0:
+        return counted
+    again = dict(counters.get_many([key]))[key]
+    return counted._replace(queries=max(again.queries if again else 0, sum(counted.results)))
 
 
 def _end_of(note: Note, socket: SocketEvents | None) -> Result:

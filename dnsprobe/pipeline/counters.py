@@ -117,21 +117,19 @@ class Counters:
 
     def _read_counters(self) -> Iterator[tuple[CountKey, int]]:
         maps, answers = self._probe.maps, self._answers
-        return maps.counters.items() if answers is None else answers.seen_in(maps.counted.items())
+        return maps.counters.items() if answers is None else answers.read(maps.counted)
 
     def _read_pending(self) -> Iterator[tuple[PendingKey, int]]:
         maps, answers = self._probe.maps, self._answers
-        return maps.pending.items() if answers is None else answers.seen_in(maps.pending_counted.items())
+        return maps.pending.items() if answers is None else answers.read(maps.pending_counted)
 
     def _take_counters(self, keys: Iterable[CountKey]) -> Iterator[tuple[CountKey, int]]:
         maps, answers = self._probe.maps, self._answers
-        return maps.counters.take_many(keys) if answers is None else answers.seen_in(maps.counted.take_many(keys))
+        return maps.counters.take_many(keys) if answers is None else answers.take(maps.counted, keys)
 
     def _take_pending(self, keys: Iterable[PendingKey]) -> Iterator[tuple[PendingKey, int]]:
         maps, answers = self._probe.maps, self._answers
-        if answers is None:
-            return maps.pending.take_many(keys)
-        return answers.seen_in(maps.pending_counted.take_many(keys))
+        return maps.pending.take_many(keys) if answers is None else answers.take(maps.pending_counted, keys)
 
     def _results(self, key: CountKey | PendingKey, rule: Rule, transport: int, *, final: bool) -> tuple[int, ...]:
         """Add what became of the queries of a counter, and return it; nothing if it counts something else."""

@@ -149,6 +149,18 @@ def test_results_are_by_process_and_stay_when_it_ends(scene: Scene) -> None:
     assert scene.collect() == expected
 
 
+@pytest.mark.parametrize(("again", "queries"), [(7, 7), (3, 4)])
+def test_a_result_is_never_without_its_query(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, again: int, queries: int
+) -> None:
+    scene.count(DIG, again, noerror=5)
+    (key,) = scene.counters_map.entries
+    # What a processor with weak ordering may copy: four results, but not all of their queries yet.
+    before = Counted(3, (4, *[0] * (len(Result) - 1)))
+    monkeypatch.setattr(scene.counters_map, "items", lambda: iter([(key, before)]))
+    assert scene.collect() == {"dig": {"queries": queries, "NOERROR": 4}}
+
+
 def test_a_rule_is_kept_as_long_as_its_queries_wait(scene: Scene) -> None:
     scene.count(DIG, 2, noerror=1)
     key = scene.key()
