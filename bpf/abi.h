@@ -267,17 +267,20 @@ struct note {
 /* The latest notes of a socket, by their keys. A power of two. */
 #define SOCKET_NOTES 8
 
+/* Events of a socket that are remembered. */
+#define SOCKET_EVENTS 4
+
 /*
  * The notes of a socket, so that its end or an error takes them back. The key of the map is its address. Older notes
- * than the latest ones end in user space, which compares their times with those here (CLOCK_MONOTONIC, 0: never).
+ * than the latest ones end in user space, by the first event after them. An event is its time (CLOCK_MONOTONIC), whose
+ * lowest two bits are replaced by its result, less RESULT_CLOSED; 0: none. Of events in a row with the same result,
+ * only the last one is kept. They may be of several sockets, one after the other at this address.
  */
 struct noted_socket {
 	u64 notes[SOCKET_NOTES];
-	u32 checks[SOCKET_NOTES]; /* of each: its hash without the question, exclusive or the lower half of its key */
-	u64 next;		  /* how many notes there were */
-	u64 closed_ns;		  /* when the socket ended last */
-	u64 unreachable_ns;	  /* when an error came back last */
-	u64 missed_ns;		  /* when answers over TCP could not be read last */
+	u32 checks[SOCKET_NOTES];  /* of each: its hash without the question, exclusive or the lower half of its key */
+	u64 next;		   /* how many notes there were */
+	u64 events[SOCKET_EVENTS]; /* the latest first */
 };
 
 /* Buckets of latencies: one for each bound, and one for what is above the last bound. A power of two. */

@@ -152,10 +152,35 @@ static __always_inline void add_to_socket(const u64 *sock, u64 hash, u32 without
 	socket->checks[at] = without_question ^ (u32)hash;
 }
 
+#define EVENT_RESULT 3ULL /* see struct noted_socket */
+
+/* Remembers an event of a socket. RESULT_UNTRACKED: answers over TCP could not be read. */
+static __always_inline void add_event(struct noted_socket *socket, u64 result)
+{
+	u64 event = (bpf_ktime_get_ns() & ~EVENT_RESULT) | (result - RESULT_CLOSED);
+
+	if ((socket->events[0] ^ event) & EVENT_RESULT) {
+		for (u32 i = SOCKET_EVENTS - 1; i > 0; i--)
+			socket->events[i] = socket->events[i - 1];
+	}
+	socket->events[0] = event;
+}
+
+/* True if the answer to a query may have been missed, because segments of its TCP connection were. */
+static __always_inline bool may_be_missed(const struct noted_socket *socket, const struct note *note)
+{
+	for (u32 i = 0; i < SOCKET_EVENTS; i++) {
+		if ((socket->events[i] & EVENT_RESULT) == RESULT_UNTRACKED - RESULT_CLOSED &&
+		    socket->events[i] > note->time_ns)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Takes back the notes of a socket: RESULT_CLOSED or RESULT_UNREACHABLE. A query over TCP whose answer may have been
  * missed is untracked. Of more notes than SOCKET_NOTES, the older ones wait until user space gives them up, and get the
- * result that the time in the entry is about.
+ * result of the event.
  */
 static __always_inline void take_notes_of(u64 sock, u64 result)
 {
@@ -171,17 +196,15 @@ static __always_inline void take_notes_of(u64 sock, u64 result)
 
 		if (!hash || !remove_note(&hash, &note, false))
 			continue;
-		if (note.time_ns < socket->missed_ns)
+		if (may_be_missed(socket, &note))
 			ending = RESULT_UNTRACKED;
 		end_note(&hash, &note, ending);
 		report_result(&note, ending);
 	}
 	if (socket->next <= SOCKET_NOTES)
 		bpf_map_delete_elem(MAP(SOCKETS), &sock);
-	else if (result == RESULT_UNREACHABLE)
-		socket->unreachable_ns = bpf_ktime_get_ns();
 	else
-		socket->closed_ns = bpf_ktime_get_ns();
+		add_event(socket, result);
 }
 
 /* Remembers that answers over TCP could not be read. Queries that wait may still get theirs; the others are untracked,
@@ -191,7 +214,7 @@ static __always_inline void miss_answers_of(u64 sock)
 	struct noted_socket *socket = bpf_map_lookup_elem(MAP(SOCKETS), &sock);
 
 	if (socket)
-		socket->missed_ns = bpf_ktime_get_ns();
+		add_event(socket, RESULT_UNTRACKED);
 }
 
 /* Sets waiting->hash to the key of the note with these id, socket and server (waiting->asked). False if none or

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dnsprobe.kernel import abi, libbpf
-from dnsprobe.kernel.abi import Resource
+from dnsprobe.kernel.abi import Resource, Result
 from dnsprobe.kernel.servers import NUMBER_CODEC, SERVER_CODEC, ServerNumbers
 from dnsprobe.kernel.shares import Share, SharedMap, Shares
 from dnsprobe.kernel.typed_map import ArrayMap, Codec, TypedMap, raise_refusal
@@ -117,16 +117,14 @@ class Note(NamedTuple):
     query_id: int = 0
 
 
-class SocketEvents(NamedTuple):
-    """What happened to a socket with many notes (``struct noted_socket``), each by its last time, 0 if it did not.
+class SocketEvent(NamedTuple):
+    """What happened to a socket with many notes, as the result of their queries (``struct noted_socket``).
 
-    The times are of CLOCK_MONOTONIC. ``closed_ns``: it ended. ``unreachable_ns``: an error came back. ``missed_ns``:
-    answers over TCP could not be read.
+    ``at_ns`` is of CLOCK_MONOTONIC. UNTRACKED: answers over TCP could not be read.
     """
 
-    closed_ns: int
-    unreachable_ns: int
-    missed_ns: int
+    at_ns: int
+    result: Result
 
 
 class Settings(NamedTuple):
@@ -215,8 +213,10 @@ def _decode_note(data: bytes) -> Note:
     return Note(time_ns, layout.unpack_from(key), bool(is_pending), share, sock, query_id)
 
 
-def _decode_socket(data: bytes) -> SocketEvents:
-    return SocketEvents(*abi.NOTED_SOCKET.unpack(data)[-len(SocketEvents._fields) :])
+def _decode_socket(data: bytes) -> list[SocketEvent]:
+    """Return the events of a socket, the oldest first."""
+    events = abi.NOTED_SOCKET.unpack(data)[-abi.SOCKET_EVENTS :]
+    return [SocketEvent(event & ~3, Result(Result.CLOSED + (event & 3))) for event in reversed(events) if event]
 
 
 def _decode_share(data: bytes) -> Share:

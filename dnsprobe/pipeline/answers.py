@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
 from dnsprobe.kernel import abi
 from dnsprobe.kernel.abi import Result, Unmatched
-from dnsprobe.kernel.maps import Counted, Note, SocketEvents
+from dnsprobe.kernel.maps import Counted, Note, SocketEvent
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import OTHER, Series
 from dnsprobe.pipeline.latencies import Histograms, Sample
@@ -269,14 +269,13 @@ def _with_all_queries(counters: _Counters[_Key], key: _Key, counted: Counted) ->
     return counted._replace(queries=max(again.queries if again else 0, sum(counted.results)))
 
 
-def _end_of(note: Note, socket: SocketEvents | None) -> Result:
+def _end_of(note: Note, events: Sequence[SocketEvent] | None) -> Result:
     """Return why a query that was given up had no answer: by what happened first to its socket."""
-    if socket is None:
+    if events is None:
         # The entry of the socket made room for others. Over TCP, the answer may have been missed.
         is_stream = note.counter[-1] & ~abi.TO_LOCAL == abi.TRANSPORTS.index("tcp")
         return Result.UNTRACKED if is_stream else Result.TIMEOUT
-    events = zip(socket, (Result.CLOSED, Result.UNREACHABLE, Result.UNTRACKED), strict=True)
-    return min(((at, result) for at, result in events if at > note.time_ns), default=(0, Result.TIMEOUT))[1]
+    return next((result for at_ns, result in events if at_ns > note.time_ns), Result.TIMEOUT)
 
 
 def _named(names: Mapping[Result, str], counted: int) -> Iterator[tuple[str, int]]:

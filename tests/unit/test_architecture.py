@@ -152,7 +152,7 @@ MAP_TYPES = {
     "ProcessKey",
     "ProgramKey",
     "Sizes",
-    "SocketEvents",
+    "SocketEvent",
 }
 #: Names of structs in the ABI. Only ``kernel/`` packs and unpacks them.
 STRUCTS = {name for name, value in vars(abi).items() if isinstance(value, struct.Struct)}

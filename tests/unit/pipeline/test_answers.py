@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dnsprobe.kernel.abi import Result
-from dnsprobe.kernel.maps import Counted, Note, SocketEvents
+from dnsprobe.kernel.maps import Counted, Note, SocketEvent
 from dnsprobe.model import OTHER, Count, Rule, Series
 from dnsprobe.pipeline.answers import RCODES, REASONS, Answers, Group, Sums
 from dnsprobe.pipeline.series import Totals
@@ -27,7 +27,7 @@ class Notes:
         self.entries: dict[int, Note] = {}
         self.taken: set[int] = set()
         self.given_up: list[int] = []
-        self.sockets: dict[int, SocketEvents] = {1: SocketEvents(0, 0, 0)}
+        self.sockets: dict[int, list[SocketEvent]] = {1: []}
 
     def items(self) -> Iterator[tuple[int, Note]]:
         yield from list(self.entries.items())
@@ -94,22 +94,20 @@ def test_a_query_is_given_up_once_unless_another_event_was_first(answers: Answer
 @pytest.mark.parametrize(
     ("events", "result"),
     [
-        (SocketEvents(0, 0, 0), "timeout"),
-        (SocketEvents(5, 0, 0), "closed"),
-        (SocketEvents(0, 5, 0), "unreachable"),
-        (SocketEvents(0, 0, 5), "untracked"),
-        (SocketEvents(6, 5, 0), "unreachable"),
-        (SocketEvents(6, 0, 5), "untracked"),
+        ({}, "timeout"),
+        ({5: "closed"}, "closed"),
+        ({5: "unreachable", 6: "closed"}, "unreachable"),
+        ({5: "untracked", 6: "closed"}, "untracked"),
         # What happened before the query was another socket at the same address, or another query.
-        (SocketEvents(3, 3, 3), "timeout"),
-        (SocketEvents(5, 3, 0), "closed"),
+        ({1: "untracked", 3: "closed"}, "timeout"),
+        ({3: "unreachable", 5: "closed", 6: "unreachable", 7: "closed"}, "closed"),
     ],
 )
 def test_what_happened_to_the_socket_says_why_there_is_no_answer(
-    answers: Answers, notes: Notes, events: SocketEvents, result: str
+    answers: Answers, notes: Notes, events: dict[int, str], result: str
 ) -> None:
     notes.entries = {1: Note(4 * SECOND, KEY, False, 7, 1)}
-    notes.sockets = {1: SocketEvents(*(at * SECOND for at in events))}
+    notes.sockets = {1: [SocketEvent(at * SECOND, Result[what.upper()]) for at, what in events.items()]}
     run(answers.giving_up())
     assert collect(answers, counted(1)) == {result: 1}
 

@@ -14,7 +14,7 @@ from inline_matcher import InlineMatcher
 
 from dnsprobe.config.main import BUCKETS_NS, MAX_BUCKETS
 from dnsprobe.kernel.abi import LATENCY_BUCKETS, RESULT_ROOM, Result, Statistic
-from dnsprobe.kernel.maps import Counted, CountKey, Latencies, LatencyKey, NameVerdict, Note, PendingKey, SocketEvents
+from dnsprobe.kernel.maps import Counted, CountKey, Latencies, LatencyKey, NameVerdict, Note, PendingKey
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DECIDE, Process
 from dnsprobe.names.ruleset import RuleSet
@@ -48,7 +48,7 @@ class Scene:
         maps = self.kernel.maps
         maps.counted, maps.pending_counted, maps.notes = self.counters_map, self.pending_map, self.notes
         maps.put_given_up = lambda notes: None
-        maps.sockets = SimpleNamespace(get_many=lambda keys: [(key, SocketEvents(0, 0, 0)) for key in keys])
+        maps.sockets = SimpleNamespace(get_many=lambda keys: [(key, []) for key in keys])
         maps.unmatched = SimpleNamespace(read=lambda reasons: [(reason, 0) for reason in reasons])
         self.latencies: FakeMap[LatencyKey, Latencies] = FakeMap()
         self.rest = dict.fromkeys(range(5), Latencies((0,) * LATENCY_BUCKETS, 0))
