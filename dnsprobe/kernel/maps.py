@@ -116,6 +116,12 @@ class Note(NamedTuple):
     sock: int
     query_id: int = 0
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the query was sent over TCP. Both kinds of keys end with transport and server."""
+        *_, transport, _server = self.counter
+        return transport & ~abi.TO_LOCAL == abi.TRANSPORTS.index("tcp")
+
 
 class SocketEvent(NamedTuple):
     """What happened to a socket with many notes, as the result of their queries (``struct noted_socket``).

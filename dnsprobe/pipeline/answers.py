@@ -273,8 +273,7 @@ def _end_of(note: Note, events: Sequence[SocketEvent] | None) -> Result:
     """Return why a query that was given up had no answer: by what happened first to its socket."""
     if events is None:
         # The entry of the socket made room for others. Over TCP, the answer may have been missed.
-        is_stream = note.counter[-1] & ~abi.TO_LOCAL == abi.TRANSPORTS.index("tcp")
-        return Result.UNTRACKED if is_stream else Result.TIMEOUT
+        return Result.UNTRACKED if note.is_stream else Result.TIMEOUT
     return next((result for at_ns, result in events if at_ns > note.time_ns), Result.TIMEOUT)
 
 

@@ -202,6 +202,16 @@ def test_each_type_of_value_comes_back(maps: Maps) -> None:
     assert dict(maps.ancestors.items()) == {abi.AncestorKey(5, 6): ancestor}
 
 
+@pytest.mark.parametrize(("transport", "is_stream"), [(0, False), (1, True), (0x80, False), (0x81, True)])
+def test_a_note_has_the_transport_of_its_counter(
+    maps: Maps, made: list[MapInMemory], transport: int, is_stream: bool
+) -> None:
+    counters = [abi.COUNT_KEY.pack(1, 2, 3, 4, transport, 5), abi.PENDING_KEY.pack(1, 2, 3, 4, 5, transport, 6)]
+    for is_pending, key in enumerate(counters):
+        created(made, "NOTES").data[is_pending.to_bytes(8, sys.byteorder)] = abi.NOTE.pack(7, 8, 9, is_pending, key, 0)
+    assert [note.is_stream for _, note in maps.notes.items()] == [is_stream] * 2
+
+
 def test_only_the_kernel_writes_ancestries_and_facts(maps: Maps, made: list[MapInMemory]) -> None:
     key = abi.PROCESS_KEY.pack(1, 2, 0)
     created(made, "PROCESSES").data[key] = bytes(abi.CHAIN_BYTES)

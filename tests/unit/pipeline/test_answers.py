@@ -15,7 +15,7 @@ from dnsprobe.pipeline.answers import RCODES, REASONS, Answers, Group, Sums
 from dnsprobe.pipeline.series import Totals
 from dnsprobe.pipeline.steps import run
 
-KEY = (1, 2, 3, 1, 0)
+KEY = (1, 2, 3, 1, 0, 0)
 GROUP = Group("example.test", "udp")
 SECOND = 10**9
 
@@ -116,7 +116,7 @@ def test_what_happened_to_the_socket_says_why_there_is_no_answer(
 def test_a_socket_that_is_forgotten_may_have_missed_answers_over_tcp(
     answers: Answers, notes: Notes, transport: int, result: str
 ) -> None:
-    key = (*KEY[:-1], transport)
+    key = (*KEY[:-2], transport, 1)
     notes.entries = {1: Note(4 * SECOND, key, False, 7, 2)}
     run(answers.giving_up())
     answers.begin_collection()
