@@ -279,7 +279,7 @@ struct note {
 struct noted_socket {
 	u64 notes[SOCKET_NOTES];
 	u32 checks[SOCKET_NOTES];  /* of each: its hash without the question, exclusive or the lower half of its key */
-	u64 next;		   /* how many notes there were */
+	u64 next;		   /* how many notes there were since they were taken back last */
 	u64 events[SOCKET_EVENTS]; /* the latest first */
 };
 

@@ -201,10 +201,13 @@ static __always_inline void take_notes_of(u64 sock, u64 result)
 		end_note(&hash, &note, ending);
 		report_result(&note, ending);
 	}
-	if (socket->next <= SOCKET_NOTES)
-		bpf_map_delete_elem(MAP(SOCKETS), &sock);
-	else
+	/* Otherwise, all its notes since the last event were taken here. The next sockets at this address must not push
+	 * out the events of this one. */
+	if (socket->next > SOCKET_NOTES)
 		add_event(socket, result);
+	socket->next = 0;
+	if (!socket->events[0])
+		bpf_map_delete_elem(MAP(SOCKETS), &sock);
 }
 
 /* Remembers that answers over TCP could not be read. Queries that wait may still get theirs; the others are untracked,
