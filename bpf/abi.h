@@ -167,12 +167,15 @@ struct returned {
 	u64 units[RESOURCES];
 };
 
+/* In struct settings, for the version of IP: 4 or 6. */
+#define ANSWERS_SEEN(family) (1U << (family))
+
 struct settings {
 	u64 repeat_ns;	/* how long repeated queries cause no event; 0: each query causes one */
 	u32 generation; /* of the rules: one more after each change */
 	u32 seeding;	/* 1 while user space reads the processes in /proc that were there before */
 	u32 parts_only; /* 1: the hook at egress handles what the hooks at functions cannot read, and nothing else */
-	u32 pad;
+	u32 answers;	/* ANSWERS_SEEN of each version of IP whose answers are seen; queries of others are untracked */
 	u64 hash_key[HASH_KEYS]; /* random at each start */
 };
 
@@ -254,14 +257,32 @@ struct pending_key {
 /* Octets of the longer one of both keys. */
 #define NOTED_KEY_SIZE 32
 
+/* What a note is about. */
+enum noted {
+	NOTED_COUNT = 0, /* a query with a counter in MAP(COUNTS) */
+	NOTED_PENDING,	 /* a query with a counter in MAP(PENDING) */
+	NOTED_CANARY,	 /* a canary: it has no counter, and its result goes to MAP(CANARIES) */
+};
+
 /* A query that waits for its answer, and its counter. The key of the map is hash_note(). */
 struct note {
 	u64 time_ns;		    /* CLOCK_MONOTONIC */
 	u64 share;		    /* who takes its room */
 	u64 sock;		    /* of the query: the key of MAP(SOCKETS) */
-	u64 is_pending;		    /* 1: the counter is in MAP(PENDING), 0: in MAP(COUNTS) */
-	u8 counter[NOTED_KEY_SIZE]; /* its key, struct pending_key or struct count_key */
+	u64 noted;		    /* enum noted */
+	u8 counter[NOTED_KEY_SIZE]; /* its key: struct count_key, otherwise struct pending_key */
 	u64 query_id;		    /* of the event that waits for its result; 0: none does */
+};
+
+/* The notes of canaries. They find room when queries have taken all of theirs. */
+#define CANARY_NOTES 256
+
+/* What became of a canary: a record of MAP(CANARIES). */
+struct canary_result {
+	u64 name_hash;
+	u64 start_ns; /* of the process that sent it */
+	u32 tgid;
+	u32 result; /* enum result */
 };
 
 /* The latest notes of a socket, by their keys. A power of two. */

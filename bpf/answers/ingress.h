@@ -89,7 +89,7 @@ static __always_inline enum arrival handle_answer(struct __sk_buff *skb, u32 hea
 	if ((u8 *)dns > data_end)
 		return IN_PARTS;
 	asked.port = __builtin_bswap16(udp->source);
-	if (!WATCHED_PORT(asked.port) || asked.port == CANARY_PORT)
+	if (!WATCHED_PORT(asked.port))
 		return PASSED;
 	settings = get_settings();
 	if (!settings)
@@ -183,14 +183,15 @@ static __always_inline u32 read_ingress(struct scratch *s, struct __sk_buff *skb
 	s->to.port = __builtin_bswap16(udp.source);
 	s->to.sock = sock;
 	s->to.transport = TRANSPORT_UDP;
-	return WATCHED_PORT(s->to.port) && s->to.port != CANARY_PORT ? header + UDP_HEADER : 0;
+	return WATCHED_PORT(s->to.port) ? header + UDP_HEADER : 0;
 }
 
 /* Counts an answer that fits no note, whose question is in the scratch space. Most are to names that no rule matches.
  */
 static __always_inline void handle_unmatched(struct scratch *s)
 {
-	if (count_remembered(s->waiting.hash))
+	/* The query was not noted, or the answer came twice. That shows in the proof. */
+	if (s->to.port == CANARY_PORT || count_remembered(s->waiting.hash))
 		return;
 	reverse_name(s);
 	if (match_name(s) != NO_RULE)
@@ -303,7 +304,7 @@ static __always_inline bool may_be_answer(const struct scratch *s)
 static __always_inline void handle_part(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
 {
 	s->in_packet = s->join.size;
-	if (may_be_answer(s) && !handle_question(s, settings, skb))
+	if (may_be_answer(s) && !handle_question(s, settings, skb) && s->to.port != CANARY_PORT)
 		count_unmatched(UNMATCHED_UNREADABLE);
 }
 

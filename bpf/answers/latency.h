@@ -15,7 +15,7 @@ static __always_inline void set_latency_key(struct latency_key *key, const struc
 	const struct pending_key *pending = (const void *)note->counter;
 	const struct count_key *count = (const void *)note->counter;
 
-	if (note->is_pending) {
+	if (note->noted == NOTED_PENDING) {
 		key->start_ns = pending->start_ns;
 		key->name_hash = pending->name_hash;
 		key->tgid = pending->tgid;

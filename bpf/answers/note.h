@@ -49,8 +49,8 @@ static __always_inline bool is_raw(u64 sock)
 /* Counts what became of a query. Its counter is there: user space removes none whose queries wait. */
 static __always_inline void count_result(const struct note *note, u64 result)
 {
-	COUNTER *count = note->is_pending ? bpf_map_lookup_elem(MAP(PENDING), (void *)note->counter)
-					  : bpf_map_lookup_elem(MAP(COUNTS), (void *)note->counter);
+	COUNTER *count = note->noted == NOTED_PENDING ? bpf_map_lookup_elem(MAP(PENDING), (void *)note->counter)
+						      : bpf_map_lookup_elem(MAP(COUNTS), (void *)note->counter);
 
 	/* The result may be on the stack, where the verifier forgets its bounds. */
 	KEEP_BELOW_16(result);
@@ -86,13 +86,32 @@ static __always_inline bool remove_note(const u64 *hash, struct note *note, bool
 		failed = bpf_map_delete_elem(MAP(NOTES), (void *)hash);
 	if (failed)
 		return false;
-	give_back(note->share, RESOURCE_NOTES, 1);
+	if (note->noted != NOTED_CANARY)
+		give_back(note->share, RESOURCE_NOTES, 1);
 	return true;
+}
+
+/* Reports what became of a canary. */
+static __always_inline void report_canary(const struct note *note, u64 result)
+{
+	const struct pending_key *key = (const void *)note->counter;
+	struct canary_result report = {
+		.name_hash = key->name_hash,
+		.start_ns = key->start_ns,
+		.tgid = key->tgid,
+		.result = result,
+	};
+
+	bpf_ringbuf_output(MAP(CANARIES), &report, sizeof(report), 0);
 }
 
 /* Counts the result of a note that was taken back. */
 static __always_inline void end_note(const u64 *hash, const struct note *note, u64 result)
 {
+	if (note->noted == NOTED_CANARY) {
+		report_canary(note, result);
+		return;
+	}
 	/* Before the result: user space takes the histogram once no query waits. */
 	if (result <= RESULT_NODATA)
 		count_latency(note);
@@ -250,10 +269,13 @@ static __always_inline bool find_note_by_id(struct waiting *waiting, const struc
 /* Stores the note of a query that was counted just now. False if there is no room. */
 static __always_inline bool put_note(const u64 *hash, struct note *note, u32 without_question)
 {
-	if (!take_room(note->share, RESOURCE_NOTES, 1))
+	bool takes_room = note->noted != NOTED_CANARY;
+
+	if (takes_room && !take_room(note->share, RESOURCE_NOTES, 1))
 		return false;
 	if (bpf_map_update_elem(MAP(NOTES), (void *)hash, note, BPF_NOEXIST)) {
-		give_back(note->share, RESOURCE_NOTES, 1);
+		if (takes_room)
+			give_back(note->share, RESOURCE_NOTES, 1);
 		return false;
 	}
 	add_to_socket(&note->sock, *hash, without_question);
@@ -267,9 +289,15 @@ static __always_inline bool is_waiting(u64 hash)
 	return bpf_map_lookup_elem(MAP(NOTES), &hash) != NULL;
 }
 
+/* True if the answers to queries over a version of IP are seen. Otherwise, it would mean nothing if none came. */
+static __always_inline bool sees_answers(const struct settings *settings, u8 family)
+{
+	return settings->answers & ANSWERS_SEEN(family & 7);
+}
+
 /* Notes a query that was found in the cache of outcomes, and was counted. */
 static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key, u64 sock,
-					u32 without_question)
+					u32 without_question, bool seen)
 {
 	struct note note = {
 		.time_ns = bpf_ktime_get_ns(),
@@ -278,7 +306,7 @@ static __always_inline void note_recent(u64 hash, COUNTER *count, const struct c
 	};
 
 	__builtin_memcpy(note.counter, key, sizeof(*key));
-	if (!put_note(&hash, &note, without_question))
+	if (!seen || !put_note(&hash, &note, without_question))
 		__sync_fetch_and_add(&count->results[RESULT_UNTRACKED], 1);
 }
 
@@ -294,28 +322,46 @@ static __always_inline u64 make_query_id(void)
 	return (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32() ?: 1;
 }
 
-/* Notes the query in the scratch space, which was counted for `rule`. All of it is in the scratch space: there is not
- * enough room on the stack of the programs for TCP. */
-static __always_inline void note_query(struct scratch *s, const struct settings *settings, u32 rule)
+/* Prepares the note of a canary: which process asked for which name. */
+static __always_inline void describe_canary(struct scratch *s)
+{
+	struct pending_key *key = &s->pending_key;
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->start_ns = s->process.start_ns;
+	key->name_hash = s->question.hash;
+	key->tgid = s->process.tgid;
+}
+
+/* Notes the query in the scratch space, which was counted for s->event.rule, or is a canary. All of it is in the
+ * scratch space: there is not enough room on the stack of the programs for TCP. */
+static __always_inline void note_query(struct scratch *s, const struct settings *settings)
 {
 	const u16 *id = (const u16 *)(s->packet + PACKET_FRONT);
 	u32 type_class = __builtin_bswap16(s->question.qtype) | __builtin_bswap16(s->question.qclass) << 16;
 	struct waiting *waiting = &s->waiting;
 	struct note *note = &waiting->note;
+	/* FORGET: with a register, the verifier would follow this once for each kind of rule. */
+	u32 rule = FORGET(s->event.rule);
 
 	if (rule == UNREAD)
 		return;
 	note->time_ns = s->event.time_ns;
 	note->share = s->share;
-	note->is_pending = rule == DECIDE;
 	note->query_id = 0;
-	if (rule == DECIDE)
+	note->noted = rule == DECIDE ? NOTED_PENDING : NOTED_COUNT;
+	if (rule == CANARY) {
+		note->noted = NOTED_CANARY;
+		describe_canary(s);
+	}
+	if (note->noted != NOTED_COUNT)
 		__builtin_memcpy(note->counter, &s->pending_key, sizeof(s->pending_key));
 	else
 		__builtin_memcpy(note->counter, &s->count_key, sizeof(s->count_key));
 	/* The answers of multicast come from others than the server. An octet 0 in a label is taken for the root in an
 	 * answer. */
-	if ((s->to.transport != TRANSPORT_UDP && s->to.transport != TRANSPORT_TCP) || !s->question.plain) {
+	if (rule != CANARY && ((s->to.transport != TRANSPORT_UDP && s->to.transport != TRANSPORT_TCP) ||
+			       !s->question.plain || !sees_answers(settings, s->to.family))) {
 		count_result(note, RESULT_UNTRACKED);
 		return;
 	}
@@ -329,9 +375,13 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 		note->query_id = waiting->taken.query_id;
 	}
 	if (!is_raw(note->sock) && put_note(&waiting->hash, note, waiting->without_question)) {
-		s->event.query_id = make_query_id();
+		if (note->noted != NOTED_CANARY)
+			s->event.query_id = make_query_id();
 		return;
 	}
+	/* The result of a canary that finds no room is missing. */
+	if (note->noted == NOTED_CANARY)
+		return;
 	count_result(note, RESULT_UNTRACKED);
 	report_result(note, RESULT_UNTRACKED);
 }
@@ -353,13 +403,18 @@ static __always_inline void await_result(struct scratch *s)
 	report_result(&s->waiting.note, RESULT_SUPERSEDED);
 }
 #else
+static __always_inline bool sees_answers(const struct settings *settings, u8 family)
+{
+	return false;
+}
+
 static __always_inline bool is_waiting(u64 hash)
 {
 	return false;
 }
 
 static __always_inline void note_recent(u64 hash, COUNTER *count, const struct count_key *key, u64 sock,
-					u32 without_question)
+					u32 without_question, bool seen)
 {
 }
 
@@ -367,7 +422,7 @@ static __always_inline void forget_query_id(struct scratch *s)
 {
 }
 
-static __always_inline void note_query(struct scratch *s, const struct settings *settings, u32 rule)
+static __always_inline void note_query(struct scratch *s, const struct settings *settings)
 {
 }
 

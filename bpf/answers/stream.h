@@ -152,7 +152,7 @@ static __always_inline void handle_stream_answer(struct scratch *s, const struct
 		if (FORGET(s->size) < STREAM_SIZE &&
 		    (FORGET(s->size) < LENGTH_SIZE || FORGET(s->present) < FORGET(s->length)))
 			s->progress = MESSAGE_INCOMPLETE;
-		else if (FORGET(s->may_be_bare))
+		else if (FORGET(s->may_be_bare) && s->to.port != CANARY_PORT)
 			count_unmatched(UNMATCHED_UNREADABLE);
 	}
 	/* Only an answer that fits a note proves that a message begins there. The length of others may be anything. */
@@ -257,7 +257,7 @@ static __always_inline bool handle_answer_segment(struct scratch *s, const struc
 
 	s->is_lost = 0;
 	read_server(&s->to, skb, FORGET(s->tcp.sock));
-	if (s->to.transport != TRANSPORT_TCP || !WATCHED_PORT(FORGET(s->to.port)) || s->to.port == CANARY_PORT)
+	if (s->to.transport != TRANSPORT_TCP || !WATCHED_PORT(FORGET(s->to.port)))
 		return false;
 	load_answer_stream(s, skb);
 	if (!find_answer_place(s)) {

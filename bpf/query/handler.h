@@ -56,6 +56,9 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 
 	set_share(s, IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
 	s->submit = is_asker_known;
+	/* Canaries are noted, but not counted. */
+	if (rule == CANARY && TRACKS_ANSWERS)
+		goto note;
 	if (rule == CANARY)
 		return;
 	s->submit = 0;
@@ -82,8 +85,15 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 	}
 	if (rule != DECIDE && count_query(s, rule, counted_transport(&s->to)))
 		s->outcome = rule;
-	if (rule == DECIDE || s->outcome == rule)
-		note_query(s, settings, rule);
+	if (TRACKS_ANSWERS && rule != DECIDE && s->outcome != rule)
+		goto counted;
+note:
+	/* There must be only one copy of it. */
+	note_query(s, settings);
+	/* FORGET: as in note_query(). */
+	if (TRACKS_ANSWERS && FORGET(s->event.rule) == CANARY)
+		return;
+counted:
 	if (!is_asker_known) {
 		count_statistic(STAT_UNATTRIBUTED_SENT_ON);
 		s->keep_tree = 0;

@@ -105,7 +105,7 @@ static __always_inline bool count_recent(u64 *query_hash, const struct sums *sum
 		return false;
 	__sync_fetch_and_add(&count->queries, 1);
 	__sync_fetch_and_add(&slot->repeats, 1);
-	note_recent(note, count, &key, asked->sock, without_question);
+	note_recent(note, count, &key, asked->sock, without_question, sees_answers(settings, family));
 	return true;
 }
 

@@ -19,6 +19,7 @@ from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_FAILED, EXIT_GOOD, UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel import libbpf
+from dnsprobe.kernel.answer_hooks import MISSING
 from dnsprobe.kernel.cgroup_root import open_root
 from dnsprobe.kernel.fentry import function_problems
 from dnsprobe.kernel.hooks import TCP_LADDER, UDP_LADDER, kprobes_available
@@ -218,7 +219,9 @@ def _perf_event_paranoid() -> int:
 
 def _examine_paths(config: Config, *, as_json: bool) -> int:
     """Attach and prove the hooks with small maps, print the results, and detach. Return the exit status."""
-    sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=min(config.probe.lineage, 16))
+    notes = 16 if config.answers else 0
+    lineage = min(config.probe.lineage, 16)
+    sizes = Sizes(ring=4096, processes=16, counters=16, names=16, recent=16, lineage=lineage, notes=notes)
     try:
         probe = Probe(probe_options(config.probe), sizes, repeat_ns=0)
     except UserError as error:
@@ -228,6 +231,10 @@ def _examine_paths(config: Config, *, as_json: bool) -> int:
         proved = _prove(probe, as_json=as_json)
         for path, state in probe.prover.paths.items():
             _print_path(path, state, present=path in probe.prover.active_paths, as_json=as_json)
+        for path, state in probe.answers.paths.items():
+            _print_path(path, state, present=True, as_json=as_json)
+        if finding := _answers(probe, config):
+            _print_finding(finding, as_json=as_json)
         _print_finding(_lineage(probe, config), as_json=as_json)
     finally:
         probe.close()
@@ -251,7 +258,7 @@ def _prove(probe: Probe, *, as_json: bool) -> bool:
 def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) -> None:
     if as_json:
         facts = {"path": path, "present": present, "hook": state.rung, "attach": state.attach}
-        facts |= {"symbol": state.symbol, "unseen": state.unseen}
+        facts |= {"symbol": state.symbol, "unseen": "" if path in MISSING else state.unseen}
         print(json.dumps({**facts, "proved": state.verified, "tried": state.tried}))
         return
     if not present:
@@ -261,10 +268,29 @@ def _print_path(path: str, state: PathState, *, present: bool, as_json: bool) ->
         _print_line(True, path, f"{state.rung} ({state.place}), proved")
     else:
         _print_line(False, path, "NOT PROVED: no hook could be verified")
+    if path in MISSING:
+        _print_missing(path, state)
+        return
     if state.unseen:
         _print_below(f"does not see {state.unseen}")
     for tried in state.tried:
         _print_below(f"not {tried}")
+
+
+def _print_missing(path: str, state: PathState) -> None:
+    """Print what is missing if a path of answers is not proved, and why."""
+    if not state.verified:
+        _print_below(MISSING[path])
+        _print_below(f"not {state.tried[0]}" if state.tried else f"not {state.place}: {state.problem}")
+
+
+def _answers(probe: Probe, config: Config) -> Finding | None:
+    """Return why answers were not tried, None if they were."""
+    if probe.answers.paths:
+        return None
+    if config.answers is None:
+        return Finding("answers", None, "off: queries are counted, but not what became of them")
+    return Finding("answers", False, "they were not tried: they need a hook for each path of UDP")
 
 
 def _lineage(probe: Probe, config: Config) -> Finding:

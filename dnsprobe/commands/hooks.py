@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from dnsprobe.kernel.answer_hooks import MISSING, AnswerHooks
 from dnsprobe.kernel.prover import Prover
 
 
-def describe_hooks(prover: Prover) -> str:
+def describe_hooks(prover: Prover, answers: AnswerHooks | None = None) -> str:
     """Return each path with the place in the kernel that serves it: ``udp4 at kprobe ip_send_skb``."""
-    return ", ".join(
-        f"{path} at {state.place}{'' if state.verified else ' (not proved)'}"
-        for path, state in ((path, prover.paths[path]) for path in prover.served_paths)
-    )
+    served = [(path, prover.paths[path]) for path in prover.served_paths]
+    if answers is not None:
+        served += [(path, state) for path, state in answers.of_answers.items() if state.rung]
+    return ", ".join(f"{path} at {state.place}{'' if state.verified else ' (not proved)'}" for path, state in served)
 
 
 def describe_unproved(prover: Prover) -> str:
     """Return each path that is not proved with the reason, empty if all are: ``tcp4: the hook did not report …``."""
     return " | ".join(f"{path}: {reason}" for path, reason in prover.unproved.items())
+
+
+def describe_missing(answers: AnswerHooks, paths: Collection[str] = (*MISSING,)) -> str:
+    """Return what is missing because paths of answers are not proved, empty if all are. Queries are counted."""
+    unproved = {path: reason for path, reason in answers.unproved.items() if path in paths}
+    return " | ".join(f"{path}: {MISSING[path]}: {reason}" for path, reason in unproved.items())
 
 
 def describe_unseen(prover: Prover) -> str:

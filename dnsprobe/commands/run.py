@@ -19,7 +19,7 @@ from dnsprobe import privileges
 from dnsprobe.commands.address import ServerAddress, written
 from dnsprobe.commands.entry_writer import EntryWriter
 from dnsprobe.commands.fresh_counts import FreshCounts
-from dnsprobe.commands.hooks import describe_hooks, describe_unproved, describe_unseen
+from dnsprobe.commands.hooks import describe_hooks, describe_missing, describe_unproved, describe_unseen
 from dnsprobe.commands.loss_log import LossLog
 from dnsprobe.commands.reload import RuleReloader, reload_on_demand
 from dnsprobe.commands.systemd import notify, notify_attempt, passed_sockets
@@ -28,6 +28,7 @@ from dnsprobe.config.main import Config, JournalConfig
 from dnsprobe.config.source import Source
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.abi import Statistic
+from dnsprobe.kernel.answer_hooks import ANSWERS
 from dnsprobe.kernel.losses import Loss, describe_losses
 from dnsprobe.model import Series
 from dnsprobe.pipeline.answers import outcomes_of
@@ -109,6 +110,7 @@ class Daemon:
             Protection(config.metrics.web_config),
             Origin(config.metrics.hosts),
             self._counts.when_collected,
+            lambda: describe_missing(self._session.probe.answers, ANSWERS),
         )
         self._address = ServerAddress(self._server, config.metrics.listen)
         self._address.take(passed_sockets())
@@ -154,10 +156,12 @@ class Daemon:
     def _start(self) -> None:
         self._session.start(notify_attempt)
         probe = self._session.probe
-        _log.info("%s", describe_hooks(probe.prover))
+        _log.info("%s", describe_hooks(probe.prover, probe.answers))
         _log.info("%s", describe_unseen(probe.prover))
         for path, tried in probe.prover.unserved.items():
             _log.warning("no hook could be verified for %s: %s", path, tried, extra={"message_id": PATH_LOST_ID})
+        if missing := describe_missing(probe.answers):
+            _log.warning("%s", missing)
         loop = asyncio.get_running_loop()
         self._entries.start()
         self._tasks.append(loop.create_task(reload_on_demand(self._reload_wanted, self._reload)))
@@ -239,7 +243,7 @@ class Daemon:
         unready = describe_unproved(probe.prover)
         facts = (
             f"not ready: {unready}" if unready else "",
-            describe_hooks(probe.prover),
+            describe_hooks(probe.prover, probe.answers),
             self._rules_in_force(),
             self._queries(self._counts.last),
             self._address.problem,
@@ -263,15 +267,12 @@ class Daemon:
 
     def _snapshot(self) -> Snapshot:
         probe = self._session.probe
+        paths = {path: probe.prover.paths[path] for path in probe.prover.active_paths} | probe.answers.of_answers
         return replace(
             self._collected,
             counts=self._counts.last,
-            hooks=[
-                (path, state.rung, state.attach, state.symbol)
-                for path, state in ((path, probe.prover.paths[path]) for path in probe.prover.active_paths)
-                if state.rung
-            ],
-            verified={path: probe.prover.paths[path].verified for path in probe.prover.active_paths},
+            hooks=[(path, state.rung, state.attach, state.symbol) for path, state in paths.items() if state.rung],
+            verified={path: state.verified for path, state in paths.items()},
             events=probe.statistics()[Statistic.EVENTS],
             losses=self._losses(),
             other_messages=self._session.other_messages(),

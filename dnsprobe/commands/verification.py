@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dnsprobe.commands.hooks import describe_hooks
 from dnsprobe.errors import UserError
 from dnsprobe.kernel.probe import Probe
+from dnsprobe.kernel.prover import PathState
 from dnsprobe.sinks.journal import PATH_LOST_ID, PATH_PROVED_ID
 
 _log = logging.getLogger(__name__)
@@ -37,29 +38,38 @@ class Verification:
             await self._verify()
 
     async def _verify(self) -> None:
-        prover = self._probe.prover
-        before = prover.unproved
+        before = self._unproved
         await self._in_thread(self._send)
-        lost = {path: problem for path, problem in prover.unproved.items() if path not in before}
+        lost = {path: problem for path, problem in self._unproved.items() if path not in before}
         for path, problem in lost.items():
             _log.error("%s is not proved any more: %s", path, problem, extra={"message_id": PATH_LOST_ID})
         if lost:
             self._changed()
-        if prover.unproved and (problem := await self._in_thread(self._recover)):
+        if self._unproved and (problem := await self._in_thread(self._recover)):
             _log.log(logging.WARNING if lost else logging.DEBUG, "no other hook was tried: %s", problem)
-        again = [path for path in {**before, **lost} if path not in prover.unproved]
+        again = [path for path in {**before, **lost} if path not in self._unproved]
         for path in again:
-            place = prover.paths[path].place
+            place = self._state(path).place
             _log.info("%s is proved again, at %s", path, place, extra={"message_id": PATH_PROVED_ID})
         for path in lost:
-            if path in prover.unproved:
-                _log.warning("no other hook could be verified for %s: %s", path, "; ".join(prover.paths[path].tried))
+            if path in self._unproved:
+                state = self._state(path)
+                reason = "; ".join(state.tried) or state.reason
+                _log.warning("no other hook could be verified for %s: %s", path, reason)
         if again:
-            _log.info("%s", describe_hooks(prover))
+            _log.info("%s", describe_hooks(self._probe.prover, self._probe.answers))
             self._changed()
+
+    @property
+    def _unproved(self) -> dict[str, str]:
+        return self._probe.prover.unproved | self._probe.answers.unproved
+
+    def _state(self, path: str) -> PathState:
+        return self._probe.answers.paths.get(path) or self._probe.prover.paths[path]
 
     def _send(self) -> str:
         self._probe.prover.verify()
+        self._probe.answers.verify()
         return ""
 
     def _recover(self) -> str:

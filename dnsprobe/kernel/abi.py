@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from dnsprobe.model import Process
 
@@ -41,6 +42,9 @@ TAKEN_NOTES = 8192
 ZEROS_SIZE = 144
 LATENCY_BUCKETS = 16
 ANSWER_SIZE = 1024
+CANARY_NOTES = 256
+#: Of struct settings, by the version of IP.
+ANSWERS_SEEN = {"4": 1 << 4, "6": 1 << 6}
 
 
 class Kind(IntEnum):
@@ -124,6 +128,14 @@ class Result(IntEnum):
     UNTRACKED = 14
 
 
+class Noted(IntEnum):
+    """What a note is about (``enum noted``)."""
+
+    COUNT = 0
+    PENDING = 1
+    CANARY = 2
+
+
 class Unmatched(IntEnum):
     """Answers that fit no note (``enum unmatched``)."""
 
@@ -139,7 +151,7 @@ TRANSPORTS = ("udp", "tcp", "mdns", "llmnr", "dot")
 #: In a counter, this bit of the transport is set if the server is on this host.
 TO_LOCAL = 0x80
 
-SETTINGS = struct.Struct(f"=QIII4x{HASH_KEYS}Q")
+SETTINGS = struct.Struct(f"=QIIII{HASH_KEYS}Q")
 OUTCOME = struct.Struct("=IIBB2x")
 PROCESS_KEY = struct.Struct("=QII")
 SHARE = struct.Struct(f"={2 * len(Resource)}Q")
@@ -147,6 +159,7 @@ RETURNED = struct.Struct(f"={len(Resource)}q")
 COUNT = struct.Struct("=QQ")
 TRACKED_COUNT = struct.Struct(f"={RESULT_ROOM}QQQ")
 NOTE = struct.Struct(f"=QQQQ{NOTED_KEY_SIZE}sQ")
+CANARY_RESULT = struct.Struct("=QQII")
 ANSWER_STREAM = struct.Struct("=IIIIIII4x")
 NOTED_SOCKET = struct.Struct(f"={SOCKET_NOTES}Q{SOCKET_NOTES}IQ{SOCKET_EVENTS}Q")
 LATENCY_BOUNDS = struct.Struct(f"={LATENCY_BUCKETS}Q")
@@ -298,6 +311,25 @@ class Ended:
     share: int
     result: Result
     message: bytes = b""
+
+
+class CanaryResult(NamedTuple):
+    """What became of a canary (``struct canary_result``).
+
+    ``name_hash`` is that of its event. ``start_ns`` and ``tgid`` are of the process that sent it. ``result`` is a
+    number of :class:`Result`.
+    """
+
+    name_hash: int
+    start_ns: int
+    tgid: int
+    result: int
+
+
+def decode_canary(data: bytes) -> Event | CanaryResult:
+    """Decode a record of the ring of canaries: the event of one, or what became of one."""
+    # An event is always longer.
+    return CanaryResult(*CANARY_RESULT.unpack(data)) if len(data) == CANARY_RESULT.size else decode_event(data)
 
 
 def decode_chain(data: bytes, at: int = 0) -> Chain:

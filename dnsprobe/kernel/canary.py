@@ -19,12 +19,24 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from dnsprobe.kernel.abi import TRANSPORTS, Event
-from dnsprobe.kernel.hooks import whole_path
+from dnsprobe.kernel.abi import TRANSPORTS, CanaryResult, Event, Result
+from dnsprobe.kernel.hooks import PATHS
 
 _LOOPBACK = {"4": (socket.AF_INET, "127.0.0.1"), "6": (socket.AF_INET6, "::1")}
 _TYPES = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
-_WAYS = {"udp": ("sendto", "connected"), "tcp": ("whole", "split"), "parts": ("cut-header", "cut-name")}
+_WAYS = {
+    "udp": ("sendto", "connected"),
+    "tcp": ("whole", "split"),
+    "parts": ("cut-header", "cut-name"),
+    "answers": ("answered", "answered-stream"),
+    "closed": ("closed",),
+    "unreachable": ("refused",),
+}
+#: Ways over TCP.
+_STREAMS = ("whole", "split", "answered-stream")
+#: What becomes of a canary that is sent in such a way. Answers have one of _RCODES, at random.
+_RESULTS = {"closed": Result.CLOSED, "refused": Result.UNREACHABLE}
+_RCODES = (Result.FORMERR, Result.SERVFAIL, Result.NXDOMAIN, Result.NOTIMP, Result.REFUSED)
 _TYPE_A = 1
 #: The first half of 127.0.0.1. On this port, a hook that reads part of an address as the port would be proved.
 _MISLEADING_PORT = 0x7F00
@@ -69,6 +81,11 @@ class CanaryPort:
         unusable = {*watched, _MISLEADING_PORT}
         self.port = secrets.choice([port for port in range(_FIRST_PORT, 1 << 16) if port not in unusable])
         self.paths = [protocol + version for version in _LOOPBACK if _has_family(version) for protocol in protocols]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The descriptors that hold the port for UDP. Answers are sent from there."""
+        return [bound.fileno() for bound in self._sockets if bound.type == socket.SOCK_DGRAM]
 
     def _bind(self, protocol: str, version: str) -> None:
         family, address = _LOOPBACK[version]
@@ -120,11 +137,15 @@ def _has_address(family: socket.AddressFamily, address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """One canary: its path (of PATHS or PARTS), how it is sent (one of ``_WAYS``), and its name in wire format."""
+    """One canary: its path, how it is sent (one of ``_WAYS``), and its name in wire format.
+
+    ``result`` is what becomes of it, None if that is not compared.
+    """
 
     path: str
     way: str
     name: bytes
+    result: Result | None = None
 
     @property
     def address(self) -> str:
@@ -134,29 +155,39 @@ class Canary:
     @property
     def transport(self) -> str:
         """The protocol of its path."""
-        return whole_path(self.path)[:-1]
+        return "tcp" if self.way in _STREAMS else "udp"
+
+    @property
+    def line(self) -> str:
+        """What the sender is told, without the port: the message, and the answer to it or ``-``."""
+        message = _message(self.name)
+        is_answered = self.result is not None and self.way not in _RESULTS
+        answer = _answer(message, self.result or 0).hex() if is_answered else "-"
+        return f"{self.way} {self.address} {message.hex()} {answer}"
 
 
 class Canaries:
     """One round of canaries, one for each path and way, sent by a child of this process.
 
     The child starts at once, but sends nothing before :meth:`release`. Raises OSError if it cannot be started.
-    ``port`` is where the canaries go, ``suffix`` is the end of their names in wire format.
+    ``port`` is where the canaries go, ``suffix`` is the end of their names in wire format. ``streams`` are the paths of
+    TCP whose queries are seen: of others, answers are not asked for.
     """
 
-    def __init__(self, paths: Iterable[str], port: CanaryPort, suffix: bytes) -> None:
+    def __init__(self, paths: Iterable[str], port: CanaryPort, suffix: bytes, streams: Collection[str] = PATHS) -> None:
         # The label of the round distinguishes its canaries from late ones of an earlier round.
         round_label = secrets.token_hex(8).encode()
         self._port = port.port
         self._canaries = [
-            Canary(path, way, _label(f"{path}-{way}".encode()) + _label(round_label) + suffix)
+            Canary(path, way, _label(f"{path}-{way}".encode()) + _label(round_label) + suffix, _result(path, way))
             for path in paths
-            for way in _WAYS[path[:-1]]
+            for way in _ways(path, {*streams} & {*port.paths})
         ]
         self._unsent: dict[Canary, str] = {}
         # -I -S: isolated from the environment, and starts in a third of the time.
         self._sender = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_SENDER), *(["held"] if port.held else [])],
+            [sys.executable, "-I", "-S", str(_SENDER), *(["held", *map(str, port.descriptors)] if port.held else [])],
+            pass_fds=port.descriptors,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -167,9 +198,7 @@ class Canaries:
         """Make the child send the canaries of some paths, or of all."""
         if paths is not None:
             self._canaries = [canary for canary in self._canaries if canary.path in paths]
-        lines = [
-            f"{canary.way} {canary.address} {self._port} {_message(canary.name).hex()}\n" for canary in self._canaries
-        ]
+        lines = [f"{self._port} {canary.line}\n" for canary in self._canaries]
         assert self._sender.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # if the sender died, its canaries do not come back
             self._sender.stdin.write("".join(lines).encode())
@@ -210,12 +239,16 @@ class Canaries:
                 with contextlib.suppress(BrokenPipeError):  # what a sender that died did not read is still in the file
                     pipe.close()
 
-    def judge(self, events: Sequence[Event]) -> dict[str, str]:
+    def judge(self, reports: Sequence[Event | CanaryResult]) -> dict[str, str]:
         """Return the problem of each path, an empty text if the path is proved."""
+        events = [report for report in reports if isinstance(report, Event)]
+        results = [report for report in reports if isinstance(report, CanaryResult)]
         verdicts: dict[str, str] = {}
         for canary in self._canaries:
-            reports = [event for event in events if event.name == canary.name]
-            problem = self._problem(canary, reports)
+            of_canary = [event for event in events if event.name == canary.name]
+            problem = self._problem(canary, of_canary)
+            if canary.result is not None and not problem:
+                problem = self._problem_of_result(canary, of_canary[0], results)
             if problem or canary.path not in verdicts:
                 verdicts[canary.path] = verdicts.get(canary.path) or (f"{canary.way}: {problem}" if problem else "")
         return verdicts
@@ -240,6 +273,28 @@ class Canaries:
         )
         return "; ".join(f"{fact} is {seen}, not {right}" for fact, seen, right in facts if seen != right)
 
+    def _problem_of_result(self, canary: Canary, event: Event, results: Sequence[CanaryResult]) -> str:
+        """Return the problem of what became of a canary. ``event`` is the report of its query."""
+        if unsent := self._unsent.get(canary):
+            return unsent
+        seen = [report for report in results if report.name_hash == event.name_hash]
+        if len(seen) != 1:
+            return f"the hook reported {len(seen)} results" if seen else "the hook did not report the result"
+        sender = event.chain.processes[0]
+        facts = (
+            ("result", Result(seen[0].result).name, Result(canary.result or 0).name),
+            ("process", (seen[0].tgid, seen[0].start_ns), (sender.tgid, sender.start_ns)),
+        )
+        return "; ".join(f"{fact} is {found}, not {right}" for fact, found, right in facts if found != right)
+
+
+def _ways(path: str, streams: Collection[str]) -> list[str]:
+    return [way for way in _WAYS[path[:-1]] if way != "answered-stream" or f"tcp{path[-1]}" in streams]
+
+
+def _result(path: str, way: str) -> Result | None:
+    return secrets.choice(_RCODES) if path.startswith("answers") else _RESULTS.get(way)
+
 
 def _label(text: bytes) -> bytes:
     return bytes([len(text)]) + text
@@ -248,6 +303,11 @@ def _label(text: bytes) -> bytes:
 def _message(name: bytes) -> bytes:
     """Return a query for the A record of a name in wire format: RFC 1035, section 4.1."""
     return secrets.token_bytes(2) + bytes.fromhex("0000 0001 0000 0000 0000") + name + bytes([0, _TYPE_A, 0, 1])
+
+
+def _answer(message: bytes, rcode: int) -> bytes:
+    """Return an answer to a query, without records: RFC 1035, section 4.1.1."""
+    return message[:2] + bytes([0x80, rcode]) + message[4:]
 
 
 def canary_suffix() -> bytes:

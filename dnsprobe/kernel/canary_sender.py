@@ -1,15 +1,18 @@
-"""Sends canaries. Runs as a script, without the rest of dnsprobe, so that it starts fast.
+"""Sends canaries, and the answers to them. Runs as a script, without the rest of dnsprobe, so that it starts fast.
 
-Each line of standard input has a way to send, an address, a port and the DNS message in hexadecimal. Each gets a line
-on standard output: empty if the message was sent, otherwise the reason why it could not be sent.
+Each line of standard input has a port, a way to send, an address, the DNS message and the answer to it, both in
+hexadecimal. Each gets a line on standard output: empty if the message was sent and its answer came, otherwise the
+reason why not.
 
 The messages are sent in a network namespace of this process alone. No other process can connect to a listener there,
 take a port, or fill a queue. If the kernel refuses such a namespace, they are sent in the present one, provided that
-the daemon holds the port there: then the command line has the word "held".
+the daemon holds the port there: then the command line has the word "held", and behind it the descriptors of its
+sockets, from which answers are sent.
 """
 
 import ctypes
 import fcntl
+import os
 import socket
 import struct
 import sys
@@ -27,15 +30,17 @@ TIMEOUT_SECONDS = 2
 BACKLOG = 4096
 
 accepted: list[socket.socket] = []
+has_own_namespace = False
 
 
-def send(way: str, address: str, port: int, message: bytes) -> None:
+def send(way: str, address: str, port: int, message: bytes, answer: bytes) -> None:
     """Send one message in one of the ways that programs use."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    if way in {"whole", "split"}:
-        send_stream(family, way, (address, port), message)
+    if way in {"whole", "split", "answered-stream"}:
+        send_stream(family, way, (address, port), message, answer)
         return
     with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(TIMEOUT_SECONDS)
         if way in CUTS:
             # The kernel puts what follows the first part into other pages. So the question lies in two places.
             sender.connect((address, port))
@@ -44,11 +49,59 @@ def send(way: str, address: str, port: int, message: bytes) -> None:
         elif way == "connected":
             sender.connect((address, port))
             sender.send(message)
+        elif way == "answered":
+            with open_responder(family, (address, port)) as responder:
+                sender.connect((address, port))
+                sender.send(message)
+                responder.sendto(answer, sender.getsockname())
+                expect(sender, answer)
+        elif way == "refused" and not has_own_namespace:
+            raise OSError("the port is held in this network namespace")
+        elif way == "refused":
+            sender.connect((address, port))
+            sender.send(message)
+            expect_refusal(sender)
         else:
             sender.sendto(message, (address, port))
 
 
-def send_stream(family: int, way: str, server: tuple[str, int], message: bytes) -> None:
+def open_responder(family: int, server: tuple[str, int]) -> socket.socket:
+    """Return a socket from which to send answers. It need not read the queries."""
+    if not has_own_namespace:
+        for held in map(int, sys.argv[2:]):
+            with socket.socket(fileno=os.dup(held)) as found:
+                if found.family == family:
+                    return found.dup()
+    responder = socket.socket(family, socket.SOCK_DGRAM)
+    responder.bind(server)
+    return responder
+
+
+def expect(sender: socket.socket, answer: bytes) -> None:
+    """Wait until an answer has come; OSError if none comes."""
+    missing = len(answer)
+    try:
+        while missing > 0:
+            octets = sender.recv(missing)
+            if not octets:
+                raise OSError("the connection was closed before its answer came")
+            missing -= len(octets)
+    except TimeoutError:
+        raise OSError("its answer did not come") from None
+
+
+def expect_refusal(sender: socket.socket) -> None:
+    """Wait until the error has come back that there is no server; OSError if it does not come."""
+    try:
+        sender.recv(1)
+    except ConnectionRefusedError:
+        return
+    except TimeoutError:
+        pass
+    raise OSError("no error came back")
+
+
+def send_stream(family: int, way: str, server: tuple[str, int], message: bytes, answer: bytes) -> None:
     """Send over TCP, in one write, or in two: the first ends inside the DNS header."""
     octets = len(message).to_bytes(2, "big") + message
     with connect_to_self(family, server) as sender:
@@ -56,6 +109,9 @@ def send_stream(family: int, way: str, server: tuple[str, int], message: bytes) 
             sender.sendall(octets[:7])
             octets = octets[7:]
         sender.sendall(octets)
+        if way == "answered-stream":
+            accepted[-1].sendall(len(answer).to_bytes(2, "big") + answer)
+            expect(sender, b"\0\0" + answer)
 
 
 def connect_to_self(family: int, server: tuple[str, int]) -> socket.socket:
@@ -87,12 +143,13 @@ def enter_own_namespace() -> bool:
 
 
 if __name__ == "__main__":
-    may_send = enter_own_namespace() or "held" in sys.argv
+    has_own_namespace = enter_own_namespace()
+    may_send = has_own_namespace or "held" in sys.argv
     for line in sys.stdin:
-        way, address, port, message = line.split()
+        port, way, address, message, answer = line.split()
         try:
             if may_send:
-                send(way, address, int(port), bytes.fromhex(message))
+                send(way, address, int(port), bytes.fromhex(message), bytes.fromhex(answer.strip("-")))
             print("" if may_send else "no network namespace of its own, and other programs hold all ports")
         except OSError as error:
             # If the time ran out, there is no strerror.

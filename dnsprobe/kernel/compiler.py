@@ -88,7 +88,9 @@ class Compiler:
 
     @property
     def latest(self) -> Compilation:
-        """The compilation that was made last. Each one has the programs of lineage tracking."""
+        """The compilation that was made last. Each one has the programs of lineage tracking and of answers."""
+        if not self._compilations:
+            return self.compile(())
         return next(reversed(self._compilations.values()))
 
     def compile(self, macros: tuple[str, ...]) -> Compilation:

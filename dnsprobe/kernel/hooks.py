@@ -17,6 +17,12 @@ PATHS = ("udp4", "udp6", "tcp4", "tcp6")
 #: Their questions may lie in memory that only the hook at egress can read. dnsprobe works without these paths.
 PARTS = ("parts4", "parts6")
 
+#: The paths of answers into the host. dnsprobe counts queries without them, but not what became of the queries.
+ANSWERS = ("answers4", "answers6")
+#: The same for what else ends the wait of a query: its socket is closed, or an error comes back to it (ICMP). One
+#: version of IP is enough: the hooks do not look at the packet.
+ENDS = ("closed4", "unreachable4")
+
 #: Macros that add the program for TCP to a compilation: at a function, at a tracepoint, a second one at the tracepoint.
 STREAM_FUNCTION, STREAM_TRACEPOINT, STREAM_TWICE = "STREAM_FUNCTION", "STREAM_TRACEPOINT", "STREAM_TWICE"
 
@@ -99,6 +105,8 @@ EGRESS = Rung(
     macro="HOOK_EGRESS",
     unseen="what the firewall of this host drops, and packet sockets",
 )
+#: Where answers are seen. It is not among RUNGS, because there is no other way.
+INGRESS = EGRESS.place("ingress")
 _UDP_UNSEEN = "raw sockets and packet sockets"
 UDP_LADDER = (
     *_at_function(

@@ -134,6 +134,15 @@ def _add_link(hook: Hook, place: str, attach: Callable[..., int], *arguments: An
         raise UserError(f"cannot attach to {place}: {libbpf.reason(error)}") from error
 
 
+def _root_of_groups() -> str:
+    """Return how messages call the root of the control groups, and what may be missing to attach there."""
+    place = "the root of the control groups"
+    if privileges.Capability.CAP_NET_ADMIN not in privileges.held():
+        return f"{place}, which needs CAP_NET_ADMIN"
+    # kernel/bpf/cgroup.c, hierarchy_allows_attach() and __cgroup_bpf_attach()
+    return f"{place}, where another program may allow no others (BPF_F_ALLOW_MULTI)"
+
+
 class Loader:
     """Attaches hooks on request. ``map_fds`` are the descriptors of the maps that the request names, in that order."""
 
@@ -208,11 +217,11 @@ class Loader:
             return [], {loader_protocol.LINEAGE: error.message}
         return [hook], {}
 
-    def attach_answers(self) -> tuple[list[Hook], dict[str, str]]:
+    def attach_answers(self, names: Sequence[str]) -> tuple[list[Hook], dict[str, str]]:
         """Attach the programs that take back notes, which each compilation has. Returns the same as :meth:`attach`.
 
-        Without the first hook, the others are of no use. Without the others, a query that nobody answers waits until
-        the timeout.
+        ``names`` are those of the hooks. Without the one of answers, the others are of no use. Without the others, a
+        query that nobody answers waits until the timeout.
         """
         hooks: list[Hook] = []
         refused: dict[str, str] = {}
@@ -221,15 +230,16 @@ class Loader:
             loader_protocol.SOCKET_ENDS: self._attach_socket_ends,
             loader_protocol.SOCKET_ERRORS: self._attach_socket_errors,
         }
-        for name, method in attach.items():
+        for name in names:
             hook = Hook(name, Attach.CGROUP, (), name, [], [])
+            if loader_protocol.ANSWERS in refused:
+                refused[name] = "it is of no use without the hook of answers"
+                continue
             try:
-                method(hook)
+                attach[name](hook)
             except UserError as error:
                 hook.close()
                 refused[name] = error.message
-                if name == loader_protocol.ANSWERS:
-                    break
             else:
                 hooks.append(hook)
         return hooks, refused
@@ -245,7 +255,7 @@ class Loader:
     def _attach_at_root(self, hook: Hook, function: str, kind: libbpf.ProgramKind) -> None:
         with _open(open_root()) as root, self._loading(None, self._compiler.latest, kind) as loader:
             program = loader.load(hook, function)
-            _add_link(hook, "the root of the control groups", attach_cgroup, program, root, kind.attach_type)
+            _add_link(hook, _root_of_groups(), attach_cgroup, program, root, kind.attach_type)
 
     def _attach_socket_errors(self, hook: Hook) -> None:
         ways = (self._attach_errors_tracepoint, self._attach_errors_fentry, self._attach_errors_kprobe)
@@ -316,10 +326,7 @@ class Loader:
             raise UserError("no other way to attach to the root of the control groups")
         with _open(open_root()) as root:
             compilation, program = self._load_egress(hook, rung, direction, attempt)
-            place = "the root of the control groups"
-            if privileges.Capability.CAP_NET_ADMIN not in privileges.held():
-                place += ", which needs CAP_NET_ADMIN"
-            _add_link(hook, place, attach_cgroup, program, root, libbpf.CGROUP_INET_EGRESS)
+            _add_link(hook, _root_of_groups(), attach_cgroup, program, root, libbpf.CGROUP_INET_EGRESS)
             self._note_openers(hook, rung, compilation, root, _NOTES_OPENERS[direction])
 
     def _load_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> tuple[Compilation, int]:
@@ -413,7 +420,7 @@ def _answer(loader: Loader, request: dict[str, Any]) -> tuple[list[Hook], dict[s
     if request["rung"] == loader_protocol.LINEAGE:
         hooks, refused = loader.attach_lineage()
     elif request["rung"] == loader_protocol.ANSWERS:
-        hooks, refused = loader.attach_answers()
+        hooks, refused = loader.attach_answers(request["hooks"])
     else:
         rung = RUNGS[request["rung"], request["attach"]]
         hooks, refused = loader.attach(rung, request["paths"], request["attempt"])

@@ -129,13 +129,9 @@ class LoaderClient:
             return None, attached.refused[loader_protocol.LINEAGE]
         return attached.hooks[0], ""
 
-    def attach_answers(self) -> tuple[list[Hook], dict[str, str]]:
-        """Attach the programs that see answers and the ends of sockets.
-
-        Return their hooks, and for each other one the reason, by its name in loader_protocol.
-        """
-        attached = self._attach({"rung": loader_protocol.ANSWERS})
-        return attached.hooks, attached.refused
+    def attach_answers(self, hooks: Sequence[str]) -> Attached:
+        """Attach hooks that see what became of queries, by their names in loader_protocol."""
+        return self._attach({"rung": loader_protocol.ANSWERS, "hooks": list(hooks)})
 
     def _attach(self, request: Mapping[str, Any]) -> Attached:
         answer, fds = self._ask(request)

@@ -104,14 +104,14 @@ class Latencies(NamedTuple):
 class Note(NamedTuple):
     """A query that waits for its answer (``struct note``): when it was sent, and its counter.
 
-    ``time_ns`` is of CLOCK_MONOTONIC. ``counter`` is a key of ``Maps.pending`` if ``is_pending``, else of
-    ``Maps.counters``. ``share`` is who takes its room. ``sock`` is a key of ``Maps.sockets``. ``query_id`` is that of
-    the event whose result it is, 0 if there is none.
+    ``time_ns`` is of CLOCK_MONOTONIC. ``counter`` is a key of ``Maps.pending`` or of ``Maps.counters``, as ``noted``
+    says. A canary has no counter. ``share`` is who takes its room. ``sock`` is a key of ``Maps.sockets``. ``query_id``
+    is that of the event whose result it is, 0 if there is none.
     """
 
     time_ns: int
     counter: tuple[int, ...]
-    is_pending: bool
+    noted: abi.Noted
     share: int
     sock: int
     query_id: int = 0
@@ -134,12 +134,16 @@ class SocketEvent(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """``struct settings``. ``seeding`` is True while user space adds the processes that it finds in ``/proc``."""
+    """``struct settings``. ``seeding`` is True while user space adds the processes that it finds in ``/proc``.
+
+    ``answers`` are the abi.ANSWERS_SEEN of the versions of IP whose answers are seen.
+    """
 
     repeat_ns: int
     generation: int
     seeding: bool
     parts_only: bool
+    answers: int
     hash_key: tuple[int, ...]
 
 
@@ -175,8 +179,8 @@ def _encode_settings(settings: Settings) -> bytes:
 
 
 def _decode_settings(data: bytes) -> Settings:
-    repeat_ns, generation, seeding, parts_only, *hash_key = abi.SETTINGS.unpack(data)
-    return Settings(repeat_ns, generation, bool(seeding), bool(parts_only), tuple(hash_key))
+    repeat_ns, generation, seeding, parts_only, answers, *hash_key = abi.SETTINGS.unpack(data)
+    return Settings(repeat_ns, generation, bool(seeding), bool(parts_only), answers, tuple(hash_key))
 
 
 def _encode_name(verdict: NameVerdict) -> bytes:
@@ -214,9 +218,9 @@ def _decode_latencies(data: bytes) -> Latencies:
 
 
 def _decode_note(data: bytes) -> Note:
-    time_ns, share, sock, is_pending, key, query_id = abi.NOTE.unpack(data)
-    layout = abi.PENDING_KEY if is_pending else abi.COUNT_KEY
-    return Note(time_ns, layout.unpack_from(key), bool(is_pending), share, sock, query_id)
+    time_ns, share, sock, noted, key, query_id = abi.NOTE.unpack(data)
+    layout = abi.COUNT_KEY if noted == abi.Noted.COUNT else abi.PENDING_KEY
+    return Note(time_ns, layout.unpack_from(key), abi.Noted(noted), share, sock, query_id)
 
 
 def _decode_socket(data: bytes) -> list[SocketEvent]:
@@ -341,6 +345,17 @@ def _room_of(record: bytes) -> int:
     return -(-(len(record) + _RING_HEADER) // _RING_UNIT) * _RING_UNIT
 
 
+class CanaryRing:
+    """A ring buffer of what hooks report of canaries."""
+
+    def __init__(self, ring: libbpf.Ring) -> None:
+        self._ring = ring
+
+    def read(self) -> list[abi.Event | abi.CanaryResult]:
+        """Return all reports that have come, in their order."""
+        return [abi.decode_canary(record) for record in self._ring.consume()]
+
+
 class _InShare(NamedTuple):
     """A map that is shared: what it is, and where the share is in its values."""
 
@@ -397,10 +412,10 @@ class _Table:
         self._open.append(created)
         return created
 
-    def ring(self, name: str, octets: int, at_once: int, shares: Shares | None = None) -> EventRing:
+    def ring(self, name: str, octets: int, at_once: int) -> libbpf.Ring:
         ring = self._read(self.add(name, libbpf.RINGBUF, 0, 0, octets), at_once)
         self._open.append(ring)
-        return EventRing(ring, octets, shares)
+        return ring
 
     def close(self) -> None:
         while self._open:
@@ -486,8 +501,8 @@ class Maps:
         table.add("WRITERS", libbpf.LRU_HASH, _PROCESS_KEY.size, _CHAIN.size, max(sizes.processes // 4, 1))
         # TCP connections at functions.
         table.add("STREAMS", libbpf.LRU_HASH, _HASH.size, abi.STREAM.size, _STREAMS)
-        self.events = table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE, shares)
-        self.canaries = table.ring("CANARIES", _CANARY_RING_SIZE, _CANARIES_AT_ONCE)
+        self.events = EventRing(table.ring("EVENTS", sizes.ring, _EVENTS_AT_ONCE), sizes.ring, shares)
+        self.canaries = CanaryRing(table.ring("CANARIES", _CANARY_RING_SIZE, _CANARIES_AT_ONCE))
         self._declare_answers(table, sizes, shares)
 
     def _declare_servers(self, table: _Table, sizes: Sizes, shares: Shares) -> None:
@@ -500,10 +515,13 @@ class Maps:
 
     def _declare_answers(self, table: _Table, sizes: Sizes, shares: Shares) -> None:
         """Create the maps of answers. Without answers, no program uses them, and they have one entry."""
-        notes = max(sizes.notes, 1)
+        # Canaries take no room of others.
+        notes = sizes.notes + abi.CANARY_NOTES if sizes.notes else 1
         self.tracks_answers = sizes.notes > 0
         #: Queries that wait for their answer, by the hash of everything that an answer has to match.
         self.notes = table.shared("NOTES", _HASH, _NOTE, notes, shares, _NOTES)
+        #: The same, for those of canaries, which take no room.
+        self.canary_notes = TypedMap(table.maps["NOTES"], _HASH, _NOTE)
         #: Sockets with such queries, by their addresses.
         sockets = table.add("SOCKETS", libbpf.LRU_HASH, _HASH.size, abi.NOTED_SOCKET.size, notes)
         self.sockets = TypedMap(sockets, _HASH, _SOCKET)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 from dnsprobe.errors import UserError
 from dnsprobe.kernel import abi
+from dnsprobe.kernel.answer_hooks import AnswerHooks
 from dnsprobe.kernel.canary import SUFFIX_LABELS, CanaryPort, canary_suffix
-from dnsprobe.kernel.hooks import Hook
 from dnsprobe.kernel.layout import KERNEL_BTF
 from dnsprobe.kernel.lineage_table import LineageTable
 from dnsprobe.kernel.loader_client import LoaderClient, LoaderKeeper
@@ -90,9 +90,8 @@ class Probe:
             self.prover, self._choice, self.maps.descriptors, self._make_trial, self._leave_parts_to_egress
         )
         self.lineage_table = LineageTable(self.maps)
-        #: The hooks of answers, and why others are missing, by their names in loader_protocol.
-        self.answer_hooks: list[Hook] = []
-        self.answer_problems: dict[str, str] = {}
+        #: The hooks of answers. Without answers, it has none.
+        self.answers = AnswerHooks(self.prover, self._write_settings)
 
     @property
     def cache_problem(self) -> str:
@@ -134,7 +133,10 @@ class Probe:
         with self._lock:
             # Before the proof, no rule matches. The kernel may cache that, under a generation that no rules have.
             generation = self.generation if self.proved else 0
-            self.maps.settings.put(0, Settings(self._repeat_ns, generation, seeding, self._parts_only, self._hash_key))
+            self.maps.settings.put(
+                0,
+                Settings(self._repeat_ns, generation, seeding, self._parts_only, self.answers.seen, self._hash_key),
+            )
 
     def decide(self, decisions: Iterable[tuple[int, bytes, int]]) -> list[int]:
         """Store verdicts on names under the rules in force. Return the hashes of the names that are still in the map.
@@ -164,7 +166,7 @@ class Probe:
             require_udp(self.prover)
             self.prover.serve_parts(self._loader, log, trying, self._leave_parts_to_egress)
             if self.maps.tracks_answers:
-                self.answer_hooks, self.answer_problems = self._loader.attach_answers()
+                self.answers.start(self._loader, log)
             if self._tracks_lineage:
                 self._start_lineage_tracking(seed)
         except UserError:
@@ -192,14 +194,16 @@ class Probe:
     def recover(self, log: Callable[[str], None] = lambda _: None) -> None:
         """Try all hooks for the paths that are not proved, and use those that are, while the others count.
 
-        It may run in a thread of its own. Raises UserError if that is not possible at the moment.
+        The hooks of answers that do not report what they should are attached again. It may run in a thread of its own.
+        Raises UserError if that is not possible at the moment.
         """
-        if not self._recovery.failed:
+        if not self._recovery.failed and not self.answers.failed:
             return
         try:
             with contextlib.closing(LoaderClient(self._keeper)) as self._loader:
                 self._configure(self._loader, self.maps)
                 self._recovery.run(self._loader, log)
+                self.answers.recover(self._loader, log)
         except OSError as error:
             raise UserError(f"cannot try other hooks: {error.strerror or error}") from error
 
@@ -222,7 +226,7 @@ class Probe:
     def _make_trial(self, parts_only: bool) -> Trial:
         maps = Maps(replace(_TRIAL_SIZES, notes=16 if self.maps.tracks_answers else 0))
         maps.put_rules([self._canary_rule])
-        maps.settings.put(0, Settings(0, 0, False, parts_only, self._hash_key))
+        maps.settings.put(0, Settings(0, 0, False, parts_only, 0, self._hash_key))
         return Trial(maps, Prover(self._canary_port, self._suffix, maps.canaries))
 
     def _leave_parts_to_egress(self, leave: bool) -> None:
@@ -245,9 +249,7 @@ class Probe:
         self._loader.close()
         self._keeper.close()
         self.lineage_table.close()
-        for hook in self.answer_hooks:
-            hook.close()
-        self.answer_hooks = []
+        self.answers.close()
         self.prover.close()
         self._canary_port.close()
 

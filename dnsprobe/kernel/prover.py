@@ -14,12 +14,10 @@ from dataclasses import dataclass, field, replace
 from dnsprobe.errors import UserError
 from dnsprobe.hook_names import Attach
 from dnsprobe.kernel.canary import Canaries, CanaryPort
+from dnsprobe.kernel.canary_rounds import CanaryRounds
 from dnsprobe.kernel.hooks import EGRESS, PARTS, PATHS, RUNGS, TCP_LADDER, UDP_LADDER, Hook, Rung, whole_path
 from dnsprobe.kernel.loader_client import LoaderClient
-from dnsprobe.kernel.maps import EventRing
-
-#: How often canaries are sent again in one proof if they could not be sent: that says nothing about the hook.
-_MORE_ROUNDS = 2
+from dnsprobe.kernel.maps import CanaryRing
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class PathState:
     @property
     def place(self) -> str:
         """How messages call the hook: ``kprobe udp_send_skb.isra.51``. Empty if there is none."""
-        return RUNGS[self.rung, self.attach].place(self.symbol) if self.rung else ""
+        return f"{self.attach} {self.symbol}" if self.rung else ""
 
     @property
     def unseen(self) -> str:
@@ -99,7 +97,7 @@ class _Climb:
             if attached.messages:
                 log(attached.messages)
             if self.attempt == 0:
-                detail = _last_reason(attached.messages)
+                detail = last_reason(attached.messages)
                 for path, reason in attached.refused.items():
                     refuse(path, f"{rung.place(rung.functions[path])}: {reason}{detail}")
             for hook in attached.hooks:
@@ -112,7 +110,7 @@ class _Climb:
         return []
 
 
-def _last_reason(messages: str) -> str:
+def last_reason(messages: str) -> str:
     """Return the reason in what the verifier has written, in parentheses, empty if there is none."""
     # The verifier's last line is about its work; the line before has the reason.
     lines = [line for line in messages.splitlines() if line and not line.startswith("processed ")]
@@ -169,15 +167,13 @@ class Prover(Paths):
     :meth:`close` while another one proves hooks.
     """
 
-    def __init__(self, port: CanaryPort, suffix: bytes, ring: EventRing) -> None:
+    def __init__(self, port: CanaryPort, suffix: bytes, ring: CanaryRing) -> None:
         super().__init__(port.paths)
-        self._port, self._suffix, self._ring = port, suffix, ring
+        self.rounds = CanaryRounds(port, suffix, ring)
         self.hooks: tuple[Hook, ...] = ()
         # Guards the hooks: their descriptors must not be closed while another thread reads through them.
         self._lock = threading.Lock()
         self._missed_by_closed = 0
-        self._sending: Canaries | None = None
-        self._interrupted = False
         #: The paths whose last canaries could not be sent, which says nothing about their hooks.
         self.unsent: frozenset[str] = frozenset()
 
@@ -261,7 +257,7 @@ class Prover(Paths):
         prepare: Callable[[bool], None] = lambda _: None,
     ) -> None:
         # The sender of the canaries starts while the loader compiles.
-        canaries = self._canaries(paths)
+        canaries = self.rounds.start(paths)
         try:
             while hooks := [hook for climb in climbs for hook in climb.attach_next(loader, log, trying, self.fail)]:
                 prepare(True)
@@ -273,26 +269,12 @@ class Prover(Paths):
                 if not any(climb.open_paths for climb in climbs):
                     return
                 prepare(False)
-                canaries = self._canaries(paths)
+                canaries = self.rounds.start(paths)
         except UserError:
             prepare(False)
             raise
         finally:
             canaries.dismiss()
-
-    def _canaries(self, paths: Sequence[str]) -> Canaries:
-        """Start a sender; UserError if that is not possible."""
-        # Not with the lock: to start a process may take long.
-        try:
-            canaries = Canaries(paths, self._port, self._suffix)
-        except OSError as error:
-            raise UserError(f"the canary could not be sent: {error.strerror}") from error
-        with self._lock:
-            self._sending = canaries
-            if not self._interrupted:
-                return canaries
-        canaries.dismiss()
-        raise UserError("the proof was interrupted")
 
     def prove(self, hooks: Sequence[Hook], canaries: Canaries | None = None) -> None:
         """Send canaries through new hooks. Keep those that report them correctly, close the others."""
@@ -315,23 +297,10 @@ class Prover(Paths):
             hook.close()
 
     def _round(self, paths: Sequence[str], canaries: Canaries | None = None) -> dict[str, str]:
-        """Send canaries, again if they cannot be sent. Return the problem of each path, empty if it is proved."""
-        verdicts: dict[str, str] = {}
-        left = list(paths)
-        for number in range(1 + _MORE_ROUNDS):
-            sending = canaries if canaries and not number else self._canaries(left)
-            try:
-                sending.release(left)
-                sending.wait()
-                judged = sending.judge(self._ring.read())
-            finally:
-                sending.dismiss()
-            verdicts |= {path: judged[path] for path in left}
-            left = [path for path in left if path in sending.unsent]
-            if not left:
-                break
-        self.unsent = frozenset(left)
-        return verdicts
+        """Send canaries. Return the problem of each path, empty if it is proved."""
+        verdicts = self.rounds.send(paths, canaries)
+        self.unsent = verdicts.unsent
+        return verdicts.problems
 
     # Later rounds
 
@@ -341,7 +310,7 @@ class Prover(Paths):
         try:
             verdicts = self._round(served)
         except UserError as error:  # no process or descriptor is left at the moment
-            if self._interrupted:
+            if self.rounds.interrupted:
                 return {}
             verdicts = dict.fromkeys(served, error.message)
             self.unsent = frozenset(served)
@@ -351,16 +320,13 @@ class Prover(Paths):
 
     def interrupt(self) -> None:
         """Let a proof that another thread makes fail soon. There is none after this."""
-        with self._lock:
-            self._interrupted = True
-            if self._sending is not None:
-                self._sending.kill()
+        self.rounds.interrupt()
 
     # Hooks
 
     def _keep(self, hook: Hook) -> bool:
         with self._lock:
-            if self._interrupted:
+            if self.rounds.interrupted:
                 return False
             self.hooks = (*self.hooks, hook)
         return True

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
 from dnsprobe.kernel import abi
-from dnsprobe.kernel.abi import Result, Unmatched
+from dnsprobe.kernel.abi import Noted, Result, Unmatched
 from dnsprobe.kernel.maps import Counted, Note, SocketEvent
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import OTHER, Series
@@ -128,11 +128,16 @@ class Answers:
         """Take the notes of queries whose time is over. Nothing may be collected in between."""
         before = self._clock() - self._timeout_ns
         expired = []
+        canaries = []
         for at, (key, note) in enumerate(self._maps.notes.items()):
             if note.time_ns < before:
-                expired.append((key, note))
+                if note.noted is Noted.CANARY:
+                    canaries.append(key)
+                else:
+                    expired.append((key, note))
             if at % _AT_ONCE == 0:
                 yield None
+        self._maps.canary_notes.delete_many(canaries)
         left = iter(expired)
         while batch := dict(islice(left, _AT_ONCE)):
             shares = [(key, note.share) for key, note in batch.items()]

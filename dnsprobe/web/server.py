@@ -47,7 +47,8 @@ _STOP_SECONDS = 2.0
 class Server(httputil.HTTPServerConnectionDelegate):
     """Serves metrics, readiness and the page to at most ``connections`` clients at a time.
 
-    ``unready`` returns why ``/-/ready`` answers 503, an empty text for 200. ``page`` returns the data of the page; None
+    ``unready`` returns why ``/-/ready`` answers 503, an empty text for 200; then ``remark`` returns what it says beside
+    that, empty for nothing. ``page`` returns the data of the page; None
     switches the page off. ``protection`` has the web configuration; None is plain HTTP without passwords. ``origin``
     decides which names the server has; None means those of this host. ``when_collected`` calls a function once the
     counts for metrics and page include all queries up to now.
@@ -62,11 +63,12 @@ class Server(httputil.HTTPServerConnectionDelegate):
         protection: Protection | None = None,
         origin: Origin | None = None,
         when_collected: Callable[[Callable[[], None]], None] = lambda call: call(),
+        remark: Callable[[], str] = lambda: "",
     ) -> None:
         self.protection = protection or Protection()
         self._origin = origin or Origin()
         self._registry, self._when_collected = registry, when_collected
-        self._unready = unready
+        self._unready, self._remark = unready, remark
         self._page = page
         self._parameters = HTTP1ConnectionParameters(
             chunk_size=_READ_CHUNK,
@@ -227,7 +229,8 @@ class Server(httputil.HTTPServerConnectionDelegate):
     def _readiness(self) -> Response:
         if unready := self._unready():
             return plain(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {unready}")
-        return plain(HTTPStatus.OK, "ready")
+        remark = self._remark()
+        return plain(HTTPStatus.OK, f"ready; {remark}" if remark else "ready")
 
     def _collect(self, exchange: Exchange) -> Response:
         if exchange.path == "/" and self._page is not None:

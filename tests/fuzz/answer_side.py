@@ -232,7 +232,7 @@ class AnswerSide:
 @contextlib.contextmanager
 def _in_own_control_group(session: Session) -> Iterator[None]:
     """Let the programs see the queries and answers of this process only: those of other programs would count, too."""
-    ingress = next(hook for hook in session.probe.answer_hooks if hook.rung == ANSWERS)
+    ingress = session.probe.answers.hooks[ANSWERS]
     places = [(ingress, libbpf.CGROUP_INET_INGRESS)]
     places += [(hook, libbpf.CGROUP_INET_EGRESS) for hook in session.probe.prover.hooks if hook.attach == Attach.CGROUP]
     with own_control_group() as group:
@@ -252,7 +252,7 @@ def running() -> Iterator[AnswerSide]:
     with contextlib.closing(Session(config, [(rule, rule, 6)])) as session:
         session.start()
         assert session.answers is not None
-        assert session.probe.answer_problems == {}
+        assert session.probe.answers.unproved == {}
         # Each query that still waits when it is time is given up.
         session.answers._timeout_ns = -_NEVER
         enter_network_namespace()

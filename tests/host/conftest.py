@@ -28,6 +28,8 @@ HERE = Path(__file__).parent
 
 #: The paths of a host that has IPv4 and IPv6.
 ALL_PATHS = ("udp4", "udp6", "tcp4", "tcp6", "parts4", "parts6")
+#: Its paths of answers.
+ANSWER_PATHS = ("answers4", "answers6")
 
 #: A command prefix: the command runs as an ordinary user with the capabilities that the shipped unit gives it.
 UNPRIVILEGED = [

@@ -33,6 +33,7 @@ MIRRORS: dict[str, struct.Struct | None] = {
     "count_key": abi.COUNT_KEY,
     "pending_key": abi.PENDING_KEY,
     "note": abi.NOTE,
+    "canary_result": abi.CANARY_RESULT,
     "noted_socket": abi.NOTED_SOCKET,
     "latency_bounds": abi.LATENCY_BOUNDS,
     "latency_key": abi.LATENCY_KEY,
@@ -85,6 +86,7 @@ CONSTANTS = {
     "SERVERS": abi.SERVERS,
     "OTHER_SERVER": abi.OTHER_SERVER,
     "NOTED_KEY_SIZE": abi.NOTED_KEY_SIZE,
+    "CANARY_NOTES": abi.CANARY_NOTES,
     "SOCKET_NOTES": abi.SOCKET_NOTES,
     "SOCKET_EVENTS": abi.SOCKET_EVENTS,
     "LATENCY_BUCKETS": abi.LATENCY_BUCKETS,
@@ -302,6 +304,7 @@ def test_enumerators_are_equal(tmp_path: Path) -> None:
         "RESULTS": len(abi.Result),
         **{f"UNMATCHED_{reason.name}": reason.value for reason in abi.Unmatched},
         "UNMATCHED": len(abi.Unmatched),
+        **{f"NOTED_{noted.name}": noted.value for noted in abi.Noted},
         **{f"TRANSPORT_{name.upper()}": number for number, name in enumerate(abi.TRANSPORTS)},
     }
     bodies = re.findall(r"^enum \w+ \{(.*?)^\};", header(), re.DOTALL | re.MULTILINE)

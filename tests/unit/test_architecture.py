@@ -130,7 +130,7 @@ KERNEL_SURFACE = {
         "kernel.servers",
     },
     "sinks": {"kernel.losses", "kernel.other_messages"},
-    "commands": {"kernel.abi", "kernel.losses", "kernel.maps", "kernel.probe", "kernel.prover"},
+    "commands": {"kernel.abi", "kernel.answer_hooks", "kernel.losses", "kernel.maps", "kernel.probe", "kernel.prover"},
 }
 #: Modules that import more from ``kernel/``, with the reason.
 KERNEL_EXCEPTIONS = {

@@ -42,9 +42,29 @@ class FakeProver:
             self.paths[path] = PathState("cgroup_skb", "cgroup", "egress", not problem, problem=problem)
 
 
+class FakeAnswers:
+    """``problem`` is that of answers4 in the next round."""
+
+    def __init__(self) -> None:
+        self.problem = ""
+        self.paths = {"answers4": PathState("cgroup_skb", "cgroup", "ingress", True)}
+
+    @property
+    def of_answers(self) -> dict[str, PathState]:
+        return self.paths
+
+    @property
+    def unproved(self) -> dict[str, str]:
+        return {path: state.reason for path, state in self.paths.items() if not state.verified}
+
+    def verify(self) -> None:
+        self.paths = {"answers4": PathState("cgroup_skb", "cgroup", "ingress", not self.problem, problem=self.problem)}
+
+
 class FakeProbe:
     def __init__(self, recover: Callable[[FakeProver], None] = lambda _: None) -> None:
         self.prover = FakeProver()
+        self.answers = FakeAnswers()
         self._recover = recover
         self.recoveries = 0
         self.interrupted = threading.Event()
@@ -94,6 +114,23 @@ def test_a_path_that_fails_is_logged_and_recovers_at_once(caplog: pytest.LogCapt
         "tcp4 is proved again, at fentry symbol",
         "udp6 is proved again, at fentry symbol",
     ]
+
+
+def test_a_path_of_answers_is_logged_as_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    probe = FakeProbe()
+    probe.prover.paths["tcp4"] = PathState("cgroup_skb", "cgroup", "egress_stream", True)
+    probe.answers.problem = "answered: the hook did not report the result"
+    assert [verify(probe), probe.recoveries] == [1, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"answers4 is not proved any more: {probe.answers.problem}",
+        f"no other hook could be verified for answers4: {probe.answers.problem}",
+    ]
+    caplog.clear()
+    probe.answers.problem = ""
+    assert verify(probe) == 1
+    assert caplog.records[0].getMessage() == "answers4 is proved again, at cgroup ingress"
+    assert caplog.records[1].getMessage().endswith("answers4 at cgroup ingress")
 
 
 def test_the_daemon_goes_on_if_no_hook_can_be_tried(caplog: pytest.LogCaptureFixture) -> None:

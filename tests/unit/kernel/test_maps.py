@@ -187,7 +187,7 @@ def test_keys_and_values_come_back(maps: Maps) -> None:
 
 def test_each_type_of_value_comes_back(maps: Maps) -> None:
     settings = Settings(
-        repeat_ns=60, generation=3, seeding=True, parts_only=False, hash_key=tuple(range(abi.HASH_KEYS))
+        repeat_ns=60, generation=3, seeding=True, parts_only=False, answers=16, hash_key=tuple(range(abi.HASH_KEYS))
     )
     maps.settings.put(0, settings)
     assert dict(maps.settings.items()) == {0: settings}

@@ -11,11 +11,11 @@ from unittest.mock import Mock
 import pytest
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel import prover as prover_module
+from dnsprobe.kernel import canary_rounds
 from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.hooks import Hook, Rung
 from dnsprobe.kernel.loader_client import Attached, LoaderClient
-from dnsprobe.kernel.maps import EventRing
+from dnsprobe.kernel.maps import CanaryRing
 from dnsprobe.kernel.prover import HookChoice, PathState, Prover, require_udp
 
 NO_KPROBES = "this kernel has no kprobes"
@@ -54,7 +54,7 @@ class FakeCanaries:
 
     problems: list[dict[str, str]]
 
-    def __init__(self, paths: Collection[str], _port: CanaryPort, _suffix: bytes) -> None:
+    def __init__(self, paths: Collection[str], _port: CanaryPort, _suffix: bytes, _streams: object) -> None:
         self.paths = list(paths)
         self.unsent: set[str] = set()
         self.dismissed = False
@@ -82,13 +82,13 @@ def problems(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """Return the list that has the problems of each round: empty rounds prove everything."""
     found: list[dict[str, str]] = []
     monkeypatch.setattr(FakeCanaries, "problems", found, raising=False)
-    monkeypatch.setattr(prover_module, "Canaries", FakeCanaries)
+    monkeypatch.setattr(canary_rounds, "Canaries", FakeCanaries)
     return found
 
 
 def prover(*paths: str) -> Prover:
     port = SimpleNamespace(port=1, paths=list(paths), close_connections=lambda: None, close=lambda: None)
-    return Prover(cast(CanaryPort, port), b"\0", cast(EventRing, SimpleNamespace(read=list)))
+    return Prover(cast(CanaryPort, port), b"\0", cast(CanaryRing, SimpleNamespace(read=list)))
 
 
 def climb(
@@ -297,7 +297,7 @@ def test_canaries_that_cannot_be_sent_are_sent_again(problems: list[dict[str, st
 def test_a_sender_that_cannot_start_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made = prover("udp4")
     made.paths["udp4"] = PathState("cgroup_skb", "cgroup", "egress", True)
-    monkeypatch.setattr(prover_module, "Canaries", Mock(side_effect=OSError(errno.EAGAIN, "no process")))
+    monkeypatch.setattr(canary_rounds, "Canaries", Mock(side_effect=OSError(errno.EAGAIN, "no process")))
     assert made.verify() == {"udp4": "the canary could not be sent: no process"}
     assert made.unsent == {"udp4"}
     assert not made.paths["udp4"].verified

@@ -9,11 +9,11 @@ from typing import cast
 import pytest
 
 from dnsprobe.errors import UserError
-from dnsprobe.kernel import prover as prover_module
+from dnsprobe.kernel import canary_rounds
 from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.hooks import Hook, Rung
 from dnsprobe.kernel.loader_client import Attached, LoaderClient
-from dnsprobe.kernel.maps import EventRing, Maps
+from dnsprobe.kernel.maps import CanaryRing, Maps
 from dnsprobe.kernel.prover import HookChoice, Prover, require_udp
 from dnsprobe.kernel.recovery import Recovery, Trial
 
@@ -46,7 +46,7 @@ class World:
 
     def _prover(self, maps: str) -> Prover:
         ring = SimpleNamespace(read=lambda: maps)
-        return Prover(self._port, b"\0", cast(EventRing, ring))
+        return Prover(self._port, b"\0", cast(CanaryRing, ring))
 
     def make_trial(self, parts_only: bool) -> Trial:
         maps = SimpleNamespace(descriptors={"parts": 1} if parts_only else {"trial": 1}, close=lambda: None)
@@ -101,7 +101,7 @@ class FakeHook(Hook):
 class FakeCanaries:
     world: World
 
-    def __init__(self, paths: Collection[str], _port: CanaryPort, _suffix: bytes) -> None:
+    def __init__(self, paths: Collection[str], _port: CanaryPort, _suffix: bytes, _streams: object) -> None:
         self.paths = list(paths)
         self.unsent: set[str] = set()
 
@@ -123,7 +123,7 @@ class FakeCanaries:
 
 @pytest.fixture(autouse=True)
 def _canaries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prover_module, "Canaries", FakeCanaries)
+    monkeypatch.setattr(canary_rounds, "Canaries", FakeCanaries)
 
 
 def started(

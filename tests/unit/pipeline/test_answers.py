@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dnsprobe.kernel.abi import Result
+from dnsprobe.kernel.abi import Noted, Result
 from dnsprobe.kernel.maps import Counted, Note, SocketEvent
 from dnsprobe.model import OTHER, Count, Rule, Series
 from dnsprobe.pipeline.answers import RCODES, REASONS, Answers, Group, Sums
@@ -38,6 +38,10 @@ class Notes:
             if key not in self.taken:
                 yield key
 
+    def delete_many(self, keys: Iterable[int]) -> None:
+        for key in keys:
+            del self.entries[key]
+
 
 @pytest.fixture
 def notes() -> Notes:
@@ -48,7 +52,13 @@ def notes() -> Notes:
 def answers(notes: Notes) -> Answers:
     unmatched = SimpleNamespace(read=lambda reasons: [(reason, 7) for reason in reasons])
     sockets = SimpleNamespace(get_many=lambda keys: [(key, notes.sockets.get(key)) for key in keys])
-    maps = SimpleNamespace(notes=notes, sockets=sockets, put_given_up=notes.given_up.extend, unmatched=unmatched)
+    maps = SimpleNamespace(
+        notes=notes,
+        canary_notes=notes,
+        sockets=sockets,
+        put_given_up=notes.given_up.extend,
+        unmatched=unmatched,
+    )
     probe: Any = SimpleNamespace(maps=maps)
     return Answers(probe, 5 * SECOND, lambda: 10 * SECOND)
 
@@ -79,9 +89,9 @@ def test_a_query_without_result_waits(answers: Answers) -> None:
 
 def test_a_query_is_given_up_once_unless_another_event_was_first(answers: Answers, notes: Notes) -> None:
     notes.entries = {
-        1: Note(4 * SECOND, KEY, False, 7, 1),
-        2: Note(4 * SECOND, KEY, False, 7, 1),
-        3: Note(6 * SECOND, KEY, False, 7, 1),
+        1: Note(4 * SECOND, KEY, Noted.COUNT, 7, 1),
+        2: Note(4 * SECOND, KEY, Noted.COUNT, 7, 1),
+        3: Note(6 * SECOND, KEY, Noted.COUNT, 7, 1),
     }
     notes.taken = {2}
     run(answers.giving_up())
@@ -106,7 +116,7 @@ def test_a_query_is_given_up_once_unless_another_event_was_first(answers: Answer
 def test_what_happened_to_the_socket_says_why_there_is_no_answer(
     answers: Answers, notes: Notes, events: dict[int, str], result: str
 ) -> None:
-    notes.entries = {1: Note(4 * SECOND, KEY, False, 7, 1)}
+    notes.entries = {1: Note(4 * SECOND, KEY, Noted.COUNT, 7, 1)}
     notes.sockets = {1: [SocketEvent(at * SECOND, Result[what.upper()]) for at, what in events.items()]}
     run(answers.giving_up())
     assert collect(answers, counted(1)) == {result: 1}
@@ -117,7 +127,7 @@ def test_a_socket_that_is_forgotten_may_have_missed_answers_over_tcp(
     answers: Answers, notes: Notes, transport: int, result: str
 ) -> None:
     key = (*KEY[:-2], transport, 1)
-    notes.entries = {1: Note(4 * SECOND, key, False, 7, 2)}
+    notes.entries = {1: Note(4 * SECOND, key, Noted.COUNT, 7, 2)}
     run(answers.giving_up())
     answers.begin_collection()
     answers.seen(key, counted(1))
@@ -130,10 +140,21 @@ def test_a_counter_without_queries_is_not_final(answers: Answers) -> None:
         assert answers.is_waiting(KEY, has_results=False) == is_waiting
 
 
+def test_a_canary_is_given_up_without_a_trace(answers: Answers, notes: Notes) -> None:
+    notes.entries = {
+        1: Note(4 * SECOND, (1, 2, 3, 0, 0, 0), Noted.CANARY, 7, 1),
+        2: Note(6 * SECOND, (1, 2, 3, 0, 0, 0), Noted.CANARY, 7, 1),
+    }
+    run(answers.giving_up())
+    assert list(notes.entries) == [2]
+    assert notes.given_up == []
+    assert not answers._given_up
+
+
 def test_a_counter_is_final_when_no_query_waits(answers: Answers, notes: Notes) -> None:
     answers.seen(KEY, counted(2, noerror=1))
     assert answers.is_waiting(KEY)
-    notes.entries = {1: Note(4 * SECOND, KEY, False, 7, 1)}
+    notes.entries = {1: Note(4 * SECOND, KEY, Noted.COUNT, 7, 1)}
     run(answers.giving_up())
     answers.seen(KEY, counted(2, noerror=1))
     assert not answers.is_waiting(KEY)

@@ -13,7 +13,7 @@ from fake_kernel import DIG, FakeKernel, FakeMap, chain_of
 from inline_matcher import InlineMatcher
 
 from dnsprobe.config.main import BUCKETS_NS, MAX_BUCKETS
-from dnsprobe.kernel.abi import LATENCY_BUCKETS, RESULT_ROOM, Result, Statistic
+from dnsprobe.kernel.abi import LATENCY_BUCKETS, RESULT_ROOM, Noted, Result, Statistic
 from dnsprobe.kernel.maps import Counted, CountKey, Latencies, LatencyKey, NameVerdict, Note, PendingKey
 from dnsprobe.kernel.probe import Probe
 from dnsprobe.model import DECIDE, Process
@@ -47,6 +47,7 @@ class Scene:
         self.notes = Notes()
         maps = self.kernel.maps
         maps.counted, maps.pending_counted, maps.notes = self.counters_map, self.pending_map, self.notes
+        maps.canary_notes = self.notes
         maps.put_given_up = lambda notes: None
         maps.sockets = SimpleNamespace(get_many=lambda keys: [(key, []) for key in keys])
         maps.unmatched = SimpleNamespace(read=lambda reasons: [(reason, 0) for reason in reasons])
@@ -140,7 +141,7 @@ def test_results_are_by_process_and_stay_when_it_ends(scene: Scene) -> None:
     # One query of curl still waits, so its counter stays.
     assert list(scene.counters_map.entries) == [scene.key(CURL)]
     assert scene.collect() == expected
-    scene.notes.entries[1] = Note(0, scene.key(CURL), False, 7, 1)
+    scene.notes.entries[1] = Note(0, scene.key(CURL), Noted.COUNT, 7, 1)
     run(scene.answers.giving_up())
     expected["curl"]["timeout"] = 1
     assert scene.collect() == expected
