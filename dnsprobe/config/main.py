@@ -320,7 +320,7 @@ SECTIONS: Mapping[str, Section] = {
     ),
 }
 
-#: The section ``answers``. Its value may also be ``off``, which is the default.
+#: The section ``answers``. Its value may also be ``on``, or ``off``, which is the default.
 ANSWERS = Section(
     AnswersConfig,
     {
@@ -351,9 +351,11 @@ def _read_answers(place: Place) -> AnswersConfig | None:
     if isinstance(place.node, yaml.MappingNode):
         answers: AnswersConfig = _read_section(ANSWERS, place)
         return answers
-    # In YAML 1.1, off without quotes is a boolean.
+    # In YAML 1.1, on and off without quotes are booleans.
+    if place.scalar() == "on":
+        return AnswersConfig()
     if place.scalar() != "off":
-        place.wrong("neither off nor a mapping", f"use off, or any of the keys {', '.join(ANSWERS.keys)}")
+        place.wrong("neither on, off nor a mapping", f"use on, off, or any of the keys {', '.join(ANSWERS.keys)}")
     return None
 
 

@@ -344,6 +344,7 @@ def test_a_bad_size_is_an_error(file: Path, text: str) -> None:
         ("off", None),
         ("'off'", None),
         ("", None),
+        ("on", config.AnswersConfig()),
         ("{}", config.AnswersConfig()),
         ("{timeout: 2s, queries: 100}", config.AnswersConfig(2_000_000_000, 100)),
         ("{buckets: [0.1ms, 0.25ms, 1m]}", config.AnswersConfig(buckets_ns=(100_000, 250_000, 60_000_000_000))),
@@ -361,10 +362,15 @@ BUCKETS_HINT = "use a list of 1 to 15 durations, each longer than the one before
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("on", "answers: neither off nor a mapping (on); use off, or any of the keys timeout, queries, wait, buckets"),
+        (
+            "yes",
+            "answers: neither on, off nor a mapping (yes); use on, off, or any of the keys "
+            "timeout, queries, wait, buckets",
+        ),
         (
             "[5s]",
-            "answers: neither off nor a mapping (a list); use off, or any of the keys timeout, queries, wait, buckets",
+            "answers: neither on, off nor a mapping (a list); use on, off, or any of the keys "
+            "timeout, queries, wait, buckets",
         ),
         ("{timeout: 0}", "answers.timeout: not a duration (0); use a number with a unit (ms, s, m, h, d), such as 60s"),
         ("{timeout: 0s}", "answers.timeout: out of range (0s); use a duration from 100ms to 365d"),
