@@ -35,12 +35,8 @@ static __always_inline void describe_unread(struct scratch *s, u32 reason)
 	s->repeatable = 0;
 }
 
-/*
- * Counts a message whose question and destination are in the scratch space, which identify_query() has read and for
- * which match_name() found `rule`. Sets s->keep_tree and s->submit for keep_and_submit(), and s->outcome. If it is not
- * known who asks, the query is counted for the process with tgid 0, which does not exist, and causes no event.
- */
-static __always_inline void handle_query(struct scratch *s, const struct settings *settings, u32 rule)
+/* Sets the fields of the event that only the time, the rule and the transport decide. */
+static __always_inline void begin_event(struct scratch *s, const struct settings *settings, u32 rule)
 {
 	s->event.transport = s->to.transport;
 	s->event.generation = settings->generation;
@@ -49,6 +45,16 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 	s->event.repeats = 0;
 	forget_query_id(s);
 	s->event.time_ns = bpf_ktime_get_ns();
+}
+
+/*
+ * Counts a message whose question and destination are in the scratch space, which identify_query() has read and for
+ * which match_name() found `rule`. Sets s->keep_tree and s->submit for keep_and_submit(), and s->outcome. If it is not
+ * known who asks, the query is counted for the process with tgid 0, which does not exist, and causes no event.
+ */
+static __always_inline void handle_query(struct scratch *s, const struct settings *settings, u32 rule)
+{
+	begin_event(s, settings, rule);
 	s->outcome = DECIDE;
 	s->quiet_ns = 0;
 
@@ -85,12 +91,11 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 	}
 	if (rule != DECIDE && count_query(s, rule, counted_transport(&s->to)))
 		s->outcome = rule;
-	if (TRACKS_ANSWERS && rule != DECIDE && s->outcome != rule)
+	else if (TRACKS_ANSWERS && rule != DECIDE)
 		goto counted;
 note:
-	/* There must be only one copy of it. */
 	note_query(s, settings);
-	/* FORGET: as in note_query(). */
+	/* FORGET: as in handle_odd_query(). */
 	if (TRACKS_ANSWERS && FORGET(s->event.rule) == CANARY)
 		return;
 counted:
