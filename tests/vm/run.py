@@ -43,6 +43,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         metavar="N",
         help="guests at a time (default: %(default)s, one more than there are processors)",
     )
+    parser.add_argument(
+        "--beside",
+        type=int,
+        metavar="PID",
+        help="run one guest at a time, and with low priority, until this process has ended",
+    )
     parser.add_argument("--prepare", action="store_true", help="build the kernels and disks of the guests, and exit")
     parser.add_argument(
         "--refresh",
@@ -153,6 +159,7 @@ def _request(parsed: argparse.Namespace) -> Request:
         out=parsed.out,
         deadline=parsed.deadline,
         jobs=parsed.jobs,
+        beside=parsed.beside,
         refresh=parsed.refresh,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
 import tempfile
@@ -29,6 +30,9 @@ _TREE = Path(__file__).resolve().parent.parent.parent
 #: The script to run, as a path below the tree that a guest gets.
 _SCRIPT = "guest/main.sh"
 
+#: What is added to the niceness of guests that run beside other work, so that it does not wait for them.
+_LOW_PRIORITY = 10
+
 #: The signals that end a run.
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -38,8 +42,8 @@ class Request:
     """The options of a run.
 
     ``packages`` are the .deb files to test, empty to build one; ``guest_folder`` has the tests and main.sh; ``out``
-    gets a folder for each guest; ``deadline`` is in seconds for each guest; ``jobs`` is how many guests run at a time;
-    ``refresh`` builds kernels and disks again.
+    gets a folder for each guest; ``deadline`` is in seconds for each guest; ``jobs`` is how many guests run at a time,
+    but only one until the process ``beside`` has ended; ``refresh`` builds kernels and disks again.
     """
 
     guests: tuple[Guest, ...]
@@ -49,6 +53,7 @@ class Request:
     deadline: float
     jobs: int
     refresh: bool
+    beside: int | None = None
 
 
 class Printer:
@@ -77,7 +82,7 @@ class Session:
         self._request = request
         self._cache = Cache(cache_folder(), refresh=request.refresh)
         self._children = Children()
-        self._slots = threading.Semaphore(request.jobs)
+        self._slots = threading.Semaphore(request.jobs if request.beside is None else 1)
         self._products: dict[str, Future[Path]] = {}
         self._printer = Printer(max(len(product.name) for product in self._wanted()))
 
@@ -89,14 +94,29 @@ class Session:
 
     def run(self) -> list[Result]:
         """Run the guests, and return the results in their order."""
+        if self._request.beside is not None:
+            os.nice(_LOW_PRIORITY)
+            threading.Thread(target=self._add_slots, args=(self._request.beside,), daemon=True).start()
         with (
             tempfile.TemporaryDirectory(prefix="dnsprobe-vm-") as name,
             ThreadPoolExecutor(len(self._request.guests)) as runners,
             self._building(runners),
         ):
             tree = self._make_tree(Path(name))
-            results = [runners.submit(self._guest, guest, tree) for guest in self._request.guests]
-            return [result.result() for result in results]
+            order = list(self._request.guests)
+            if self._request.beside is not None:
+                order.sort(key=lambda guest: guest.processors)  # the other process needs them, too
+            results = {guest.name: runners.submit(self._guest, guest, tree) for guest in order}
+            return [results[guest.name].result() for guest in self._request.guests]
+
+    def _add_slots(self, beside: int) -> None:
+        """Run more guests at a time once a process has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(beside)
+            select.select([descriptor], [], [])
+            os.close(descriptor)
+        if self._request.jobs > 1:
+            self._slots.release(self._request.jobs - 1)
 
     @contextlib.contextmanager
     def _building(self, *others: ThreadPoolExecutor) -> Iterator[None]:

@@ -8,9 +8,11 @@ tests() {
 	(cd guest && exec /usr/bin/python3 -m pytest -p no:cacheprovider -p installed -v --tb=short --junitxml="$junit" "$@")
 }
 # Some tests run only in the guests that kernels.py chooses for them.
-commands=() web=() journald=() removal=() exactness=()
+commands=() web=() journald=() removal=() exactness=() servers=()
 if grep -qw vm.systemd=1 /proc/cmdline; then
 	export VM_SYSTEMD=1 # for test_vm_life.py
+	# It starts the service six times. Both compilers are enough.
+	servers=(test_vm_servers.py)
 	commands=(test_vm_journal_commands.py) web=(test_vm_web.py) journald=(test_vm_journald.py) removal=(test_vm_removal.py)
 fi
 if grep -qw vm.preemption=1 /proc/cmdline; then
