@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnsprobe.kernel import libbpf
-from dnsprobe.kernel.abi import TRANSPORTS, Resource, Statistic
+from dnsprobe.kernel.abi import CHAIN_HEAD, EVENT_HEAD, NAME_SIZE, TRANSPORTS, Resource, Statistic
 from dnsprobe.kernel.canary import CanaryPort
 from dnsprobe.kernel.cgroup_root import find_mounts
 from dnsprobe.kernel.maps import Sizes
@@ -44,7 +44,7 @@ _PACKED = {version: socket.inet_pton(FAMILIES[version], address) for version, ad
 #: Members of ``struct event``: qtype, qclass, port, kind, transport, family, length; the name; the share. A test
 #: compares abi.EVENT_HEAD, which has them in this order, with the compiler.
 _EVENT = struct.Struct("=44xHHHBBBB")
-_NAME_AT, _SHARE_AT = 72, 352
+_NAME_AT, _SHARE_AT = EVENT_HEAD.size - NAME_SIZE, EVENT_HEAD.size + CHAIN_HEAD.size - 8
 #: include/uapi/linux/bpf.h: BPF_RINGBUF_BUSY_BIT and BPF_RINGBUF_HDR_SZ
 _BUSY, _HEADER = 1 << 31, 8
 
