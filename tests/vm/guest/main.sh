@@ -28,9 +28,8 @@ case $VM_BOOT in
 	# This order starts dnsprobe as seldom as possible, and compiles few programs twice: a start with a compilation takes an
 	# emulated processor half a minute, a start without one ten seconds.
 	tests test_vm_install.py test_vm_queries.py test_vm_reload.py test_vm_identity.py "${commands[@]}" \
-		test_vm_ways_to_send.py test_vm_recovery.py test_vm_responses.py test_vm_servers.py test_vm_resolver.py \
-		test_vm_protocols.py test_vm_ways_out.py \
-		"${exactness[@]}" "${web[@]}" test_vm_life.py "${journald[@]}" test_vm_before_reboot.py
+		test_vm_ways_to_send.py test_vm_recovery.py test_vm_responses.py test_vm_resolver.py "${servers[@]}" \
+		test_vm_protocols.py test_vm_ways_out.py "${exactness[@]}" "${web[@]}" test_vm_life.py "${journald[@]}" test_vm_before_reboot.py
 	exit 85 # reboot, even if tests failed: the results have the failures
 	;;
 *) tests test_vm_after_reboot.py "${removal[@]}" ;;
