@@ -113,6 +113,7 @@ def _load() -> ctypes.CDLL:
     library.bpf_map_lookup_elem.argtypes = [number, pointer, pointer]
     library.bpf_map_update_elem.argtypes = [number, pointer, pointer, ctypes.c_uint64]
     library.bpf_map_delete_elem.argtypes = [number, pointer]
+    library.bpf_map_lookup_and_delete_elem.argtypes = [number, pointer, pointer]
     library.bpf_map_lookup_batch.argtypes = [number, pointer, pointer, pointer, pointer, pointer, pointer]
     library.bpf_prog_load.argtypes = [number, ctypes.c_char_p, ctypes.c_char_p, pointer, ctypes.c_size_t, pointer]
     library.bpf_raw_tracepoint_open.argtypes = [ctypes.c_char_p, number]
@@ -151,7 +152,8 @@ def _quick_libbpf() -> ctypes.PyDLL:
     if _quick_lib is None:
         library = _libbpf()
         _quick_lib = ctypes.PyDLL("libbpf.so.1", use_errno=True)
-        for name in ("bpf_map_lookup_elem", "bpf_map_update_elem", "bpf_map_delete_elem", "bpf_map_lookup_batch"):
+        calls = ("lookup_elem", "update_elem", "delete_elem", "lookup_and_delete_elem", "lookup_batch")
+        for name in (f"bpf_map_{call}" for call in calls):
             getattr(_quick_lib, name).argtypes = getattr(library, name).argtypes
     return _quick_lib
 
@@ -268,12 +270,14 @@ class Map:
         for _ in call_in_slices(self._delete, keys):
             pass
 
-    def take_own(self, keys: Iterable[bytes]) -> Iterator[bytes]:
-        """Delete entries; yield the keys of those that were deleted here, and not by a BPF program.
+    def take_own(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Delete entries; yield those that were deleted here, and not by a BPF program, with their values.
 
-        The caller consumes all results: deletion runs ahead of them.
+        The value is that of the entry that was deleted. Before Linux 5.14, a BPF program may put another one in its
+        place between the two calls. The caller consumes all results: deletion runs ahead of them.
         """
-        return (key for key, deleted in call_in_slices(lambda key: (key, self._delete(key)), keys) if deleted)
+        taken = call_in_slices(lambda key: (key, self._take_own(key)), keys)
+        return ((key, value) for key, value in taken if value is not None)
 
     def _get(self, key: bytes) -> bytes | None:
         if self._library.bpf_map_lookup_elem(self.fd, key, self._value) < 0:
@@ -292,6 +296,18 @@ class Map:
                 return False
             _check(-1)
         return True
+
+    def _take_own(self, key: bytes) -> bytes | None:
+        if self._library.bpf_map_lookup_and_delete_elem(self.fd, key, self._value) >= 0:
+            return self._value.raw
+        code = ctypes.get_errno()
+        if code == errno.ENOENT:
+            return None
+        if code != _ENOTSUPP:
+            raise OSError(code, os.strerror(code))
+        # Before kernel commit 3e87f192b405 ("bpf: Add lookup_and_delete_elem support to hashtab").
+        value = self._get(key)
+        return value if value is not None and self._delete(key) else None
 
     def _take(self, key: bytes) -> bytes | None:
         try:

@@ -159,17 +159,17 @@ class SharedMap(TypedMap[_K, _V]):
         taken = Counter(self._share_in(value) for _, value in deleted if value is not None)
         self._shares.give_back(self._resource, taken)
 
-    def take_own(self, items: Iterable[tuple[_K, int]]) -> Iterator[_K]:
-        """Delete entries and give back their room; yield the keys of those that no BPF program deleted before.
+    def take_own(self, keys: Iterable[_K]) -> Iterator[tuple[_K, _V]]:
+        """Delete entries and give back their room; yield those that no BPF program deleted before.
 
-        An item has a key and the share of its entry. The caller consumes all results.
+        The value is that of the entry that was deleted: a BPF program may have put another one in the place of one that
+        was read before. The caller consumes all results.
         """
-        shares = {self._key.encode(key): share for key, share in items}
         taken: Counter[int] = Counter()
         try:
-            for key in self._raw.take_own(shares):
-                taken[shares[key]] += 1
-                yield self._key.decode(key)
+            for key, value in self._raw.take_own(map(self._key.encode, keys)):
+                taken[self._share_in(value)] += 1
+                yield self._key.decode(key), self._value.decode(value)
         finally:
             self._shares.give_back(self._resource, taken)
 

@@ -140,12 +140,12 @@ class Answers:
         self._maps.canary_notes.delete_many(canaries)
         left = iter(expired)
         while batch := dict(islice(left, _AT_ONCE)):
-            shares = [(key, note.share) for key, note in batch.items()]
             sockets = dict(self._maps.sockets.get_many({note.sock for note in batch.values()}))
-            # One that a BPF program takes first has its result from there.
-            taken = list(self._maps.notes.take_own(shares))
-            for note in (batch[key] for key in taken):
-                result = _end_of(note, sockets[note.sock])
+            # One that a BPF program takes first has its result from there. If the same query was sent again since, the
+            # note of that one is taken: it may be of another counter. Its answer may come, but fits no note any more.
+            taken = dict(self._maps.notes.take_own(batch))
+            for note in taken.values():
+                result = _end_of(note, sockets[note.sock]) if note.time_ns < before else Result.UNTRACKED
                 self._given_up.setdefault(note.counter, Counter())[result] += 1
                 if note.query_id:
                     self._ended.append(abi.Ended(self._clock(), note.query_id, note.share, result))
@@ -187,7 +187,7 @@ class Answers:
         counted = self._seen.pop(key)
         results = self._results(key, counted)
         # A query that was sent in the last moment: its note has no counter any more.
-        results[Result.UNTRACKED] += counted.queries - sum(results)
+        results[Result.UNTRACKED] += max(counted.queries - sum(results), 0)
         self._given_up.pop(key, None)
         self._final.setdefault(group, Sums()).add(counted.queries, results)
         return tuple(results)

@@ -32,11 +32,11 @@ class Notes:
     def items(self) -> Iterator[tuple[int, Note]]:
         yield from list(self.entries.items())
 
-    def take_own(self, items: Iterable[tuple[int, int]]) -> Iterator[int]:
-        for key, _share in items:
-            del self.entries[key]
+    def take_own(self, keys: Iterable[int]) -> Iterator[tuple[int, Note]]:
+        for key in keys:
+            note = self.entries.pop(key)
             if key not in self.taken:
-                yield key
+                yield key, note
 
     def delete_many(self, keys: Iterable[int]) -> None:
         for key in keys:
@@ -99,6 +99,25 @@ def test_a_query_is_given_up_once_unless_another_event_was_first(answers: Answer
     assert list(notes.entries) == [3]
     assert notes.given_up == [1]
     assert collect(answers, counted(3, noerror=1)) == {"noerror": 1, "timeout": 1, "waiting": 1}
+
+
+def test_a_query_that_is_sent_again_at_the_timeout_has_one_result(
+    answers: Answers, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = (9, *KEY[1:])
+
+    def items() -> Iterator[tuple[int, Note]]:
+        yield 1, Note(4 * SECOND, KEY, Noted.COUNT, 7, 1)
+        # A BPF program has counted that one as superseded. The new one has another counter.
+        notes.entries = {1: Note(9 * SECOND, other, Noted.COUNT, 7, 1)}
+
+    monkeypatch.setattr(notes, "items", items)
+    run(answers.giving_up())
+    assert collect(answers, counted(1, superseded=1)) == {"superseded": 1}
+    answers.seen(other, counted(1))
+    assert not answers.is_waiting(other)
+    answers.seen(other, counted(1))
+    assert answers.add_final(other, GROUP)[Result.UNTRACKED] == 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -31,10 +31,9 @@ CURL = Process((1 << 22) + 2, 2_000, b"curl")
 
 
 class Notes(FakeMap[int, Note]):
-    def take_own(self, items: list[tuple[int, int]]) -> Iterator[int]:
-        for key, _share in items:
-            del self.entries[key]
-            yield key
+    def take_own(self, keys: Iterable[int]) -> Iterator[tuple[int, Note]]:
+        for key in keys:
+            yield key, self.entries.pop(key)
 
 
 class Scene:
