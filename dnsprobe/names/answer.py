@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnsprobe.model import Record
-from dnsprobe.names.qclass import qclass_name
+from dnsprobe.names.qclass import IN, qclass_name
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.text import shown
 
 #: The most records that are kept of an answer, and the most characters of the data of one.
 MAX_RECORDS, MAX_DATA = 32, 512
+#: The most characters of all records of an answer: a short message may stand for many long names.
+_MAX_TEXT = 8192
+#: The types of class IN whose data is read. dnspython keeps each pair of class and type that it meets, and looks for a
+#: module for it: a server could choose 2^32 pairs. A bitmap of types, as in NSEC, takes it milliseconds.
+_READ = frozenset(
+    (1, 2, 5, 6, 12, 13, 15, 16, 17, 28, 33, 35, 39, 43, 44, 46, 48, 52, 53, 59, 60, 61, 64, 65, 99, 256, 257)
+)
 
 _HEADER_SIZE = 12
 #: Where the number of records in the answer section is: RFC 1035, section 4.1.1.
@@ -39,20 +46,23 @@ def read_records(message: bytes) -> Records:
         for _ in range(min(questions, 1)):
             parser.get_name()
             parser.get_struct("!HH")
-        while len(found) < min(answers, MAX_RECORDS) and questions <= 1:
+        left = _MAX_TEXT
+        while len(found) < min(answers, MAX_RECORDS) and questions <= 1 and left > 0:
             found.append(_read_record(parser))
+            left -= len(found[-1].name) + len(found[-1].data)
     except Exception:
         pass
     return Records(tuple(found), len(found) == answers)
 
 
 def _read_record(parser: Any) -> Record:
-    from dns.rdata import from_wire_parser  # noqa: PLC0415 - as above
+    from dns.rdata import GenericRdata, from_wire_parser  # noqa: PLC0415 - as above
 
     owner = parser.get_name()
     rdtype, rdclass, ttl, length = parser.get_struct("!HHIH")
     with parser.restrict_to(length):
-        data = from_wire_parser(rdclass, rdtype, parser).to_text()
+        read = from_wire_parser if rdclass == IN and rdtype in _READ else GenericRdata.from_wire_parser
+        data = read(rdclass, rdtype, parser).to_text()
     return Record(
         shown(owner.to_text()),
         ttl,

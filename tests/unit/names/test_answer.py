@@ -6,6 +6,7 @@ import random
 import struct
 
 import dns.message
+import dns.rdata
 import dns.rrset
 import pytest
 
@@ -131,3 +132,22 @@ def test_no_octets_raise_an_error() -> None:
         made = with_answers(message(), 1, struct.pack(">HHHIH", 0xC00C, number % 300, 1, 60, len(data)) + data)
         for record in read_records(made).records:
             assert str(record).isprintable()
+
+
+def test_types_that_a_server_makes_up_leave_nothing_behind() -> None:
+    # dnspython keeps what it knows about each pair of class and type.
+    kept = len(dns.rdata._rdata_classes)
+    for rdclass in range(300, 320):
+        records = b"".join(struct.pack(">BHHIH", 0, 40_000 + number, rdclass, 1, 1) + b"x" for number in range(32))
+        assert len(read_records(with_answers(message(), 32, records)).records) == 32
+    assert len(dns.rdata._rdata_classes) == kept
+
+
+def test_long_names_in_a_short_message_do_not_fill_the_memory() -> None:
+    # Each record has two pointers to a name of 255 octets.
+    labels = b"".join(bytes([63]) + b"a" * 63 for _ in range(3)) + bytes([61]) + b"a" * 61 + b"\0"
+    head = struct.pack(">HHHHHH", 0, 0x8180, 1, 32, 0, 0) + labels + struct.pack(">HH", 5, 1)
+    records = (b"\xc0\x0c" + struct.pack(">HHIH", 5, 1, 1, 2) + b"\xc0\x0c") * 32
+    found = read_records(head + records)
+    assert sum(len(str(record)) for record in found.records) < 10_000
+    assert not found.whole
