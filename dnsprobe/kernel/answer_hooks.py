@@ -115,6 +115,11 @@ class AnswerHooks:
             # Two programs would count an answer twice.
             for name in hooks:
                 self._detach(name)
+            # Meanwhile, their answers are not seen. So it stays if the loader dies.
+            self._unsent -= {*paths}
+            for path in paths:
+                self._set(path, replace(self.paths[path], verified=False, problem="its hook is not attached"))
+            self._update_seen()
             attached = loader.attach_answers(hooks)
             if attached.messages:
                 log(attached.messages)
@@ -170,7 +175,7 @@ class AnswerHooks:
             if self._prover.rounds.interrupted:
                 return
             verdicts = Verdicts(dict.fromkeys(paths, error.message), frozenset(paths))
-        self._unsent = verdicts.unsent
+        self._unsent = (self._unsent - {*paths}) | verdicts.unsent
         for path, problem in verdicts.problems.items():
             self._set(path, replace(self.paths[path], verified=not problem, problem=problem))
 

@@ -38,6 +38,8 @@ class World:
         self.requests: list[list[str]] = []
         self.hooks: list[FakeHook] = []
         self.interrupted = False
+        self.loader_problem = ""
+        self.seen_by_loader: list[int] = []
         self.paths = {path: PathState("cgroup_skb", "cgroup", "egress", True) for path in ("udp4", "udp6")}
         self.seen: list[int] = []
         self.served_paths = ["udp4", "udp6"]
@@ -48,6 +50,9 @@ class World:
 
     def attach_answers(self, names: Sequence[str]) -> Attached:
         self.requests.append(list(names))
+        self.seen_by_loader.append(self.answers.seen)
+        if self.loader_problem:
+            raise UserError(self.loader_problem)
         hooks = [FakeHook(name, "cgroup", (), name, [], []) for name in names if name not in self.refused]
         self.hooks += hooks
         return Attached(list(hooks), {name: self.refused[name] for name in names if name in self.refused}, "")
@@ -119,6 +124,33 @@ def test_only_the_hook_that_fails_is_attached_again(world: World) -> None:
     assert world.requests[1:] == [["socket_ends"]]
     assert [hook.closed for hook in world.hooks] == [False, True, False, False]
     assert answers.unproved == {}
+
+
+def test_answers_are_not_seen_while_their_hook_is_exchanged(world: World) -> None:
+    answers = world.begin()
+    world.problems = {"answers6": NOT_REPORTED}
+    answers.verify()
+    assert answers.seen == ANSWERS_SEEN["4"]
+    world.loader_problem = "the loader has died"
+    with pytest.raises(UserError, match="has died"):
+        answers.recover(world.loader, lambda _: None)
+    # Both versions of IP have one hook, which is gone.
+    assert (world.seen_by_loader[1:], answers.seen, world.seen[-1]) == ([0], 0, 0)
+    world.problems, world.loader_problem = {}, ""
+    answers.recover(world.loader, lambda _: None)
+    assert (answers.seen, answers.unproved) == (BOTH, {})
+
+
+def test_the_proof_of_one_hook_does_not_change_what_is_known_of_others(world: World) -> None:
+    answers = world.begin()
+    world.problems = dict.fromkeys(ANSWERS, "its answer did not come") | {"closed4": NOT_REPORTED}
+    world.unsent = frozenset(ANSWERS)
+    answers.verify()
+    assert (answers.seen, answers.failed) == (BOTH, ["closed4"])
+    world.problems = {}
+    answers.recover(world.loader, lambda _: None)
+    assert world.requests[1:] == [["socket_ends"]]
+    assert (answers.seen, answers.failed) == (BOTH, [])
 
 
 def test_canaries_that_cannot_be_sent_change_nothing(world: World) -> None:
