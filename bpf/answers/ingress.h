@@ -186,12 +186,18 @@ static __always_inline u32 read_ingress(struct scratch *s, struct __sk_buff *skb
 	return WATCHED_PORT(s->to.port) ? header + UDP_HEADER : 0;
 }
 
+/* False for answers that fit no note in any case: those of multicast, whose queries are untracked, and those to
+ * canaries, which show in the proof. */
+static __always_inline bool should_fit(u16 port)
+{
+	return port != CANARY_PORT && port != PORT_MDNS && port != PORT_LLMNR;
+}
+
 /* Counts an answer that fits no note, whose question is in the scratch space. Most are to names that no rule matches.
  */
 static __always_inline void handle_unmatched(struct scratch *s)
 {
-	/* The query was not noted, or the answer came twice. That shows in the proof. */
-	if (s->to.port == CANARY_PORT || count_remembered(s->waiting.hash))
+	if (count_remembered(s->waiting.hash) || !should_fit(s->to.port))
 		return;
 	reverse_name(s);
 	if (match_name(s) != NO_RULE)
@@ -304,7 +310,7 @@ static __always_inline bool may_be_answer(const struct scratch *s)
 static __always_inline void handle_part(struct scratch *s, const struct settings *settings, struct __sk_buff *skb)
 {
 	s->in_packet = s->join.size;
-	if (may_be_answer(s) && !handle_question(s, settings, skb) && s->to.port != CANARY_PORT)
+	if (may_be_answer(s) && !handle_question(s, settings, skb) && should_fit(s->to.port))
 		count_unmatched(UNMATCHED_UNREADABLE);
 }
 

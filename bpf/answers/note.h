@@ -396,8 +396,11 @@ static __always_inline void await_result(struct scratch *s)
 	if (!query_id)
 		return;
 	note = bpf_map_lookup_elem(MAP(NOTES), &s->waiting.hash);
-	if (!note)
+	if (!note) {
+		/* Another event has taken it, and did not know of this id. */
+		count_statistic(STAT_LOST_RESULTS);
 		return;
+	}
 	note->query_id = query_id;
 	/* That of the same query before. */
 	report_result(&s->waiting.note, RESULT_SUPERSEDED);

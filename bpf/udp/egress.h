@@ -227,7 +227,8 @@ static __always_inline enum finding look_up_packet(const struct __sk_buff *skb, 
 		__builtin_memcpy(address, data + destination, family == 4 ? 4 : 16);
 	if (has_connection(packet)) {
 		undo_nat(packet, family, address, &port);
-	} else if (is_connected_elsewhere(skb, port) || (TELLS_SERVERS && has_other_peer(skb, family, address))) {
+	} else if (is_connected_elsewhere(skb, port) ||
+		   ((TRACKS_ANSWERS || TELLS_SERVERS) && has_other_peer(skb, family, address))) {
 		return UNKNOWN;
 	}
 	port = __builtin_bswap16(port);
