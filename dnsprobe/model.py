@@ -127,19 +127,44 @@ class Ancestry:
         return self._pids(by_lineage=True)
 
 
+class Alert(NamedTuple):
+    """When an entry of a rule is an alert: if one of these conditions is met.
+
+    - ``priority`` is the syslog level of alerts. An entry keeps the priority of its rule if that is more urgent.
+    - ``rcodes`` are RCODES of answers, as in :attr:`Outcome.rcode`. ``unanswered`` is whether no answer is enough.
+    - ``latency_ns`` is how long an answer has to take at least, None if that does not matter.
+    """
+
+    priority: int = 4
+    rcodes: tuple[str, ...] = ()
+    unanswered: bool = False
+    latency_ns: int | None = None
+
+    def reasons(self, outcome: Outcome) -> tuple[str, ...]:
+        """Return the conditions that a result meets, by their keys in the configuration."""
+        slow = self.latency_ns is not None and outcome.latency_ns is not None and outcome.latency_ns >= self.latency_ns
+        met = {
+            "rcode": outcome.rcode in self.rcodes,
+            "unanswered": self.unanswered and outcome.reason != "",
+            "latency": slow,
+        }
+        return tuple(key for key, is_met in met.items() if is_met)
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A configured domain.
 
     ``id`` is positive, and stays the same across reloads if the rule does not change; the kernel counts by it. ``name``
     is shown, ``pattern`` is the text of the configuration. ``priority`` is the syslog level of the rule's journal
-    entries, 0 to 7.
+    entries, 0 to 7. ``alert`` says which of them are alerts, None if none is.
     """
 
     id: int
     name: str
     pattern: str
     priority: int = 6
+    alert: Alert | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +216,7 @@ class Query:
     - ``query_id`` is a random number, 0 if it is not known what becomes of the query.
     - ``outcome`` is what became of it, None if that is not known yet. ``is_late`` is True if there was an entry without
       it before.
+    - ``alerts`` are the conditions of an alert of the rule that are met (:meth:`Alert.reasons`).
     """
 
     time_ns: int
@@ -211,6 +237,13 @@ class Query:
     query_id: int = 0
     outcome: Outcome | None = None
     is_late: bool = False
+    alerts: tuple[str, ...] = ()
+
+    @property
+    def priority(self) -> int:
+        """The syslog level of the entry: that of the rule, or that of its alert if this is one and more urgent."""
+        alert = self.rule.alert
+        return min(self.rule.priority, alert.priority) if alert and self.alerts else self.rule.priority
 
 
 @dataclass(frozen=True, slots=True)

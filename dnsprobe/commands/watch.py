@@ -17,7 +17,7 @@ from dnsprobe.errors import EXIT_GOOD, UserError
 from dnsprobe.kernel.losses import Source, describe_losses
 from dnsprobe.model import Identity, Query
 from dnsprobe.names.pattern import parse_pattern
-from dnsprobe.names.ruleset import RuleTable
+from dnsprobe.names.ruleset import RuleTable, Spec
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
 from dnsprobe.sinks.console import json_line, tree
@@ -35,9 +35,9 @@ def watch(config: Config, domains: Sequence[str], *, as_json: bool, check_limits
     """
     if sys.stdout is None:
         raise UserError("standard output is closed", "dnsprobe watch prints queries there: do not close it (>&-)")
-    specs = [(text, text, 6) for text in domains] or config.domains
+    specs: Sequence[Spec] = [(text, text, 6) for text in domains] or config.domains
     # A wrong pattern is reported before missing privileges.
-    for _name, pattern, _priority in specs:
+    for _name, pattern, *_ in specs:
         parse_pattern(pattern)
     check_limits()
     session = Session(config, specs)

@@ -30,11 +30,13 @@ from dnsprobe.config.readers import (
     optional_path,
     ports,
     power_of_two,
+    some_of,
     whole_number,
 )
 from dnsprobe.hook_names import OLD_HOOKS, Attach, TcpHook, UdpHook
-from dnsprobe.model import DEFAULT_LABELS, OPTIONAL_LABELS, UNDECIDED
+from dnsprobe.model import DEFAULT_LABELS, OPTIONAL_LABELS, UNDECIDED, Alert
 from dnsprobe.names.pattern import Pattern, RuleError, parse_pattern
+from dnsprobe.names.rcode import RCODES
 from dnsprobe.names.ruleset import MAX_RULE_ID
 from dnsprobe.text import shorten
 
@@ -55,11 +57,15 @@ _PAGE_BYTES = 4096
 
 
 class DomainSpec(NamedTuple):
-    """A configured rule: ``pattern`` as in :mod:`dnsprobe.names.pattern`; ``priority`` is a syslog level, 0 to 7."""
+    """A configured rule: ``pattern`` as in :mod:`dnsprobe.names.pattern`; ``priority`` is a syslog level, 0 to 7.
+
+    ``alert`` says which of its entries are alerts, None if none is.
+    """
 
     name: str
     pattern: str
     priority: int = 6
+    alert: Alert | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +206,43 @@ def _read_priority(place: Place) -> int:
     return int(text)
 
 
+class Key(NamedTuple):
+    """A key of a mapping: the field of what the mapping becomes, and the reader of its value."""
+
+    field: str
+    read: Reader
+
+
+#: The keys of ``alert``: the field of :class:`Alert`, and the reader of the value. All but the last are conditions.
+ALERT_KEYS: Mapping[str, Key] = {
+    "rcode": Key("rcodes", some_of(RCODES, "[NXDOMAIN, SERVFAIL]")),
+    "unanswered": Key("unanswered", boolean),
+    "latency": Key("latency_ns", duration(1000, "0.001ms", zero=False)),
+    "priority": Key("priority", _read_priority),
+}
+_CONDITIONS = tuple(key for key in ALERT_KEYS if key != "priority")
+
+
+def _read_alert(place: Place) -> Alert:
+    before = len(place.problems)
+    places = place.entries(tuple(ALERT_KEYS))
+    values = {ALERT_KEYS[key].field: ALERT_KEYS[key].read(value) for key, value in places.items()}
+    conditions = [values[ALERT_KEYS[key].field] for key in places if key in _CONDITIONS]
+    if not any(conditions) and len(place.problems) == before:
+        place.report("no condition", f"use at least one of {', '.join(_CONDITIONS)}")
+    return Alert(**values)
+
+
 #: The keys of an item of ``domains`` that is a mapping.
-DOMAIN_KEYS: Mapping[str, Reader] = {"pattern": line_of_text, "name": line_of_text, "priority": _read_priority}
+DOMAIN_KEYS: Mapping[str, Reader] = {
+    "pattern": line_of_text,
+    "name": line_of_text,
+    "priority": _read_priority,
+    "alert": _read_alert,
+}
 
 
-def _read_domain(place: Place) -> tuple[DomainSpec, Pattern] | None:
+def _read_domain(place: Place, *, has_answers: bool) -> tuple[DomainSpec, Pattern] | None:
     if isinstance(place.node, yaml.MappingNode):
         places = place.entries(tuple(DOMAIN_KEYS))
         if "pattern" not in places:
@@ -213,6 +251,9 @@ def _read_domain(place: Place) -> tuple[DomainSpec, Pattern] | None:
     else:
         places = {"pattern": place}
     values = {key: DOMAIN_KEYS[key](value) for key, value in places.items()}
+    if "alert" in places and not has_answers:
+        keys = ", ".join(_CONDITIONS)
+        places["alert"].report("an alert without answers", f"add answers: on, because {keys} are about answers")
     text = values["pattern"]
     if not text:
         return None
@@ -223,7 +264,7 @@ def _read_domain(place: Place) -> tuple[DomainSpec, Pattern] | None:
         return None
 
 
-def _read_domains(place: Place) -> tuple[DomainSpec, ...]:
+def _read_domains(place: Place, *, has_answers: bool) -> tuple[DomainSpec, ...]:
     if place.empty:
         return ()
     if not isinstance(place.node, yaml.SequenceNode):
@@ -236,7 +277,7 @@ def _read_domains(place: Place) -> tuple[DomainSpec, ...]:
     names: dict[str, Place] = {}
     patterns: dict[Pattern, Place] = {}
     for item in place.items():
-        domain = _read_domain(item)
+        domain = _read_domain(item, has_answers=has_answers)
         if domain is None:
             continue
         spec, pattern = domain
@@ -255,13 +296,6 @@ def _read_domains(place: Place) -> tuple[DomainSpec, ...]:
 def _report_duplicate(place: Place, what: str, value: str, other: Place) -> None:
     message = f"the same {what} as {other.key} in line {other.line} ({shorten(value)})"
     place.report(message, "remove one of the two rules" if what == "pattern" else "give one of the two another name")
-
-
-class Key(NamedTuple):
-    """A key of a section: the field of the dataclass that it sets, and the reader of its value."""
-
-    field: str
-    read: Reader
 
 
 class Section(NamedTuple):
@@ -337,13 +371,15 @@ def _read_root(root: Place) -> Config:
         return default()
     places = root.entries(("domains", *SECTIONS, "answers"))
     values: dict[str, Any] = {}
+    if "answers" in places and not places["answers"].empty:
+        values["answers"] = _read_answers(places["answers"])
     if "domains" in places:
-        values["domains"] = _read_domains(places["domains"])
+        # A value of answers that is wrong has its own report.
+        has_answers = values.get("answers") is not None or bool(root.problems)
+        values["domains"] = _read_domains(places["domains"], has_answers=has_answers)
     for name, section in SECTIONS.items():
         if name in places and not places[name].empty:
             values[name] = _read_section(section, places[name])
-    if "answers" in places and not places["answers"].empty:
-        values["answers"] = _read_answers(places["answers"])
     return Config(**values)
 
 

@@ -129,6 +129,28 @@ def choices(names: Sequence[str]) -> Reader:
     return read
 
 
+def some_of(names: Sequence[str], example: str) -> Reader:
+    """Return a reader of a list of at least one of ``names``, which are in upper case; the file may have any case."""
+    hint = f"use a list of any of {', '.join(names)}, such as {example}"
+
+    def read(place: Place) -> tuple[str, ...]:
+        if not isinstance(place.node, yaml.SequenceNode) or not place.node.value:
+            place.wrong("not a list of at least one", hint)
+            return ()
+        found = []
+        for item in place.items():
+            text = item.scalar("str") or ""
+            name = next((name for name in names if name.upper() == text.upper()), "")
+            if not name:
+                item.wrong("not a possible value", hint)
+            elif name in found:
+                item.wrong("a duplicate", "remove it")
+            found.append(name)
+        return tuple(found)
+
+    return read
+
+
 def host_names(place: Place) -> tuple[str, ...]:
     """Read a list of names of hosts, without ports."""
     if not isinstance(place.node, yaml.SequenceNode):

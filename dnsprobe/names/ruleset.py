@@ -12,9 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from dnsprobe.model import DECIDE, NO_RULE, UNDECIDED, Rule
+from dnsprobe.model import DECIDE, NO_RULE, UNDECIDED, Alert, Rule
 from dnsprobe.names.pattern import Name, Pattern, RuleError, parse_pattern, pattern_error
 from dnsprobe.names.wire import to_labels
+
+#: A rule as it is configured: its name, its pattern, its priority, and its alert if it has one.
+Spec = tuple[str, str, int] | tuple[str, str, int, Alert | None]
 
 #: The kernel side has a slot for each id up to this one; 0 is NO_RULE.
 MAX_RULE_ID = 65535
@@ -76,31 +79,30 @@ class RuleSet:
     @classmethod
     def build(
         cls,
-        specs: Iterable[tuple[str, str, int]],
+        specs: Iterable[Spec],
         previous: RuleSet | None = None,
         reserved: Collection[int] = (),
     ) -> RuleSet:
-        """Return the rules for ``specs``: a name, a pattern and a priority each. No specs mean one rule for all names.
+        """Return the rules for ``specs``. No specs mean one rule for all names.
 
         A rule keeps its id if ``previous`` has a rule of the same name and pattern. Other rules get ids from 1 to
         MAX_RULE_ID that are neither in ``previous`` nor in ``reserved``. Raises RuleError for a bad pattern, for two
         rules with the same name or pattern, and if there are not enough ids.
         """
-        parsed = [(name, parse_pattern(text), priority) for name, text, priority in specs]
-        parsed = parsed or [(".", parse_pattern("."), 6)]
+        parsed = [(spec, parse_pattern(spec[1])) for spec in [*specs] or [(".", ".", 6)]]
         _check_duplicates(parsed)
         kept = previous._ids if previous else {}
         next_id = previous.next_id if previous else 1
         new_ids = _free_ids(next_id, {*kept.values(), *reserved})
         rules = []
-        for name, pattern, priority in parsed:
+        for (name, _text, priority, *alert), pattern in parsed:
             rule_id = kept.get((name, pattern))
             if rule_id is None:
                 rule_id = next(new_ids, None)
                 if rule_id is None:
                     raise RuleError(f"too many rules ({len(parsed)})", f"at most {MAX_RULE_ID} can be in use at a time")
                 next_id = rule_id % MAX_RULE_ID + 1
-            rules.append((Rule(rule_id, name, pattern.text, priority), pattern))
+            rules.append((Rule(rule_id, name, pattern.text, priority, *alert), pattern))
         return cls(rules, next_id)
 
     def match(self, wire: bytes) -> Rule | None:
@@ -160,10 +162,10 @@ class RuleSet:
             at += 1 + len(label)
 
 
-def _check_duplicates(rules: Iterable[tuple[str, Pattern, int]]) -> None:
+def _check_duplicates(rules: Iterable[tuple[Spec, Pattern]]) -> None:
     names: set[str] = set()
     patterns: set[Pattern] = set()
-    for name, pattern, _ in rules:
+    for (name, *_), pattern in rules:
         if name == UNDECIDED:
             raise pattern_error("a name that is not free", name, "give the rule another name")
         if pattern in patterns:

@@ -16,8 +16,15 @@ from typing import Any
 from dnsprobe.config.source import Source
 from dnsprobe.errors import UserError
 from dnsprobe.model import Rule
-from dnsprobe.names.ruleset import RuleTable, TrieEntry
-from dnsprobe.pipeline.matching_protocol import Channel, in_parts, rule_rows, trie_entries
+from dnsprobe.names.ruleset import RuleTable, Spec, TrieEntry
+from dnsprobe.pipeline.matching_protocol import (
+    Channel,
+    in_parts,
+    read_rules,
+    rule_rows,
+    spec_rows,
+    trie_entries,
+)
 
 
 @dataclass(slots=True)
@@ -52,7 +59,7 @@ class Reload:
             case "read":
                 self.source, self.needs_restart = Source(*value[0]), value[1]
             case "rules":
-                self._rules += [Rule(*row) for row in value]
+                self._rules += read_rules(value)
             case "trie":
                 self._trie += trie_entries(value)
             case "built":
@@ -91,12 +98,12 @@ class MatchingClient:
 
     # Rules
 
-    def build(self, specs: Iterable[tuple[str, str, int]]) -> RuleTable:
-        """Return the first rules: name, pattern and priority each. Waits. Raises UserError for invalid ones."""
+    def build(self, specs: Iterable[Spec]) -> RuleTable:
+        """Return the first rules. Waits. Raises UserError for invalid ones."""
         assert self._channel is not None, "the process has just been started"
         built = Reload(self._channel)
         try:
-            for part in in_parts([tuple(spec) for spec in specs]):
+            for part in in_parts(spec_rows(specs)):
                 self._channel.send({"rules": part})
             self._channel.send({"build": True})
         except OSError:

@@ -24,10 +24,10 @@ from typing import Any
 from dnsprobe import privileges
 from dnsprobe.config.source import Source
 from dnsprobe.errors import EXIT_FAILED, UserError
-from dnsprobe.model import DECIDE, NO_RULE, Rule
+from dnsprobe.model import DECIDE, NO_RULE
 from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.ruleset import RuleSet
-from dnsprobe.pipeline.matching_protocol import Channel, in_parts, rule_rows, trie_rows
+from dnsprobe.pipeline.matching_protocol import Channel, in_parts, read_rules, read_specs, rule_rows, trie_rows
 
 #: In place of the id of a rule: the limit of time was reached.
 OVER_LIMIT = -1
@@ -119,13 +119,13 @@ class MatchingProcess:
     # Rules
 
     def _build(self, _: object) -> None:
-        """Build rules from what was sent: name, pattern and priority each."""
-        specs, self._rows[:] = [tuple(row) for row in self._rows], []
+        """Build rules from what was sent."""
+        specs, self._rows[:] = read_specs(self._rows), []
         self._answer(lambda: self._set_rules(RuleSet.build(specs)))
 
     def _restore(self, next_id: int) -> None:
         """Take over rules with their ids: the process that had them has died."""
-        rules = [(Rule(*row), parse_pattern(row[2])) for row in self._rows]
+        rules = [(rule, parse_pattern(rule.pattern)) for rule in read_rules(self._rows)]
         self._rows.clear()
         self._rules = RuleSet(rules, next_id)
 

@@ -11,8 +11,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dnsprobe.model import Rule
-from dnsprobe.names.ruleset import TrieEntry
+from dnsprobe.model import Alert, Rule
+from dnsprobe.names.ruleset import Spec, TrieEntry
 
 _READ_BYTES = 1 << 16
 _DESCRIPTORS, _DESCRIPTOR_SIZE = 4, array("i").itemsize
@@ -83,4 +83,28 @@ def trie_entries(rows: Iterable[Sequence[Any]]) -> list[TrieEntry]:
 
 def rule_rows(rules: Iterable[Rule]) -> list[list[Any]]:
     """Return rules as values for JSON."""
-    return [[rule.id, rule.name, rule.pattern, rule.priority] for rule in rules]
+    return [[rule.id, rule.name, rule.pattern, rule.priority, rule.alert] for rule in rules]
+
+
+def read_rules(rows: Iterable[Sequence[Any]]) -> list[Rule]:
+    """Return the rules that :func:`rule_rows` has described."""
+    return [
+        Rule(rule_id, name, pattern, priority, _read_alert(alert)) for rule_id, name, pattern, priority, alert in rows
+    ]
+
+
+def spec_rows(specs: Iterable[Spec]) -> list[list[Any]]:
+    """Return configured rules as values for JSON."""
+    return [[*spec[:3], spec[3] if len(spec) > 3 else None] for spec in specs]
+
+
+def read_specs(rows: Iterable[Sequence[Any]]) -> list[Spec]:
+    """Return the configured rules that :func:`spec_rows` has described."""
+    return [(name, pattern, priority, _read_alert(alert)) for name, pattern, priority, alert in rows]
+
+
+def _read_alert(row: Sequence[Any] | None) -> Alert | None:
+    if row is None:
+        return None
+    priority, rcodes, *others = row
+    return Alert(priority, tuple(rcodes), *others)

@@ -106,7 +106,8 @@ class Results:
         entry.is_complete = True
         if ended.result is Result.UNTRACKED:
             return
-        query = replace(entry.query, outcome=outcome_of(ended, entry.query))
+        outcome, alert = outcome_of(ended, entry.query), entry.query.rule.alert
+        query = replace(entry.query, outcome=outcome, alerts=alert.reasons(outcome) if alert else ())
         if entry.is_written:
             # Repeats are in the entry of the query, and must not be added up twice.
             self._ready.append((replace(query, is_late=True, repeats=0), entry.identity))

@@ -21,7 +21,7 @@ from dnsprobe.kernel.maps import Sizes
 from dnsprobe.kernel.other_messages import read_other_messages
 from dnsprobe.kernel.probe import Probe, ProbeOptions
 from dnsprobe.model import UNDECIDED, Identity, Query, Series
-from dnsprobe.names.ruleset import RuleTable
+from dnsprobe.names.ruleset import RuleTable, Spec
 from dnsprobe.pipeline.answers import Answers
 from dnsprobe.pipeline.counters import Counters
 from dnsprobe.pipeline.entries import Entries
@@ -93,7 +93,7 @@ class Session:
     def __init__(
         self,
         config: Config,
-        specs: Iterable[tuple[str, str, int]],
+        specs: Iterable[Spec],
         *,
         repeat_ns: int | None = None,
     ) -> None:

@@ -11,6 +11,7 @@ from dnsprobe.names.wire import to_text
 from dnsprobe.sinks.fields import json_values
 from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import (
+    alert,
     answers,
     command,
     endpoint,
@@ -72,15 +73,21 @@ def _headline(query: Query, offset_ns: int, look: Look) -> str:
 
 
 def _result(query: Query, outcome: Outcome, look: Look) -> str:
-    """Return what became of a query, as much of it as fits into one line."""
+    """Return what became of a query, as much of it as fits into one line, and whether it is an alert."""
+    mark = alert(query.alerts)
+    room = None if look.width is None else look.width - cells(mark)
+    return _outcome(outcome, room, look) + (look.paint(mark, BOLD, RED) if mark else "")
+
+
+def _outcome(outcome: Outcome, room: int | None, look: Look) -> str:
     found = answers(outcome)
     if found and outcome.latency_ns is not None:
         arrow = "→" if look.unicode else "->"
         took = f" in {time_taken(outcome.latency_ns)}"
         more = "" if outcome.whole else f", {look.ellipsis_mark}"
         records = look.plain(f"{', '.join(found)}{more}")
-        if look.width is not None:
-            records = cut(records, max(look.width - cells(arrow) - len(took) - 1, _LEAST), look.ellipsis_mark)
+        if room is not None:
+            records = cut(records, max(room - cells(arrow) - len(took) - 1, _LEAST), look.ellipsis_mark)
         return look.paint(f"{arrow} {records}{took}", GREEN)
     return look.paint(look.plain(result(outcome)), CYAN if outcome.rcode in {"NOERROR", "NODATA"} else RED)
 

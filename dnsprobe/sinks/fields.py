@@ -46,6 +46,8 @@ NUMBER: Form[int] = Form(int, lambda value: [str(value)])
 CLASS: Form[int] = Form(qclass_name, lambda qclass: [] if qclass == IN else [qclass_name(qclass)])
 #: A command line separated by NUL: a list of arguments in JSON, quoted as for a shell in the journal.
 COMMAND: Form[bytes] = Form(arguments, lambda cmdline: [command(cmdline)])
+#: Words in a fixed order: a list in JSON, one field for each in the journal.
+EACH: Form[Sequence[str]] = Form(list, list)
 #: Words in alphabetical order: a list in JSON, separated by spaces in the journal.
 WORDS: Form[Iterable[str]] = Form(sorted, lambda words: [" ".join(sorted(words))])
 ANCESTORS: Form[Sequence[Process]] = Form(
@@ -216,11 +218,20 @@ FACTS: tuple[Fact[Any], ...] = (
         "there is an answer, or it may still come",
     ),
     Fact(
-        "",
+        "DNSPROBE_ALERT",
+        "alert",
+        lambda query, _: query.alerts,
+        EACH,
+        "what makes this entry an [alert](#alerts) of its rule: `rcode`, `unanswered` or `latency`; one field for each",
+        "it is no alert",
+    ),
+    Fact(
+        "DNSPROBE_LATE",
         "late",
         lambda query, _: query.is_late,
         FLAG,
-        "whether this is the result of a query that was reported before, with the same `query_id`",
+        "`yes`: this is the result of a query that had an entry before, with the same `DNSPROBE_QUERY_ID`",
+        "it is the first entry of the query",
     ),
     Fact(
         "DNSPROBE_PID",

@@ -32,6 +32,8 @@ MESSAGE_ID = "70f9b6676ff846deba6d9a720834dc88"
 UNREAD_ID = "b5f3d4f2a6c64b0e9d1e3a7c58f0c2d4"
 #: A result that came after the entry of its query.
 RESULT_ID = "8b9ecea58ced45f6a132787b5dcff837"
+#: The result of a query meets an alert of its rule.
+ALERT_ID = "0603cf54171a4dfe98007152147f9640"
 #: A path is no longer verified.
 PATH_LOST_ID = "f7001382b1aa46c190f4ad876ecead63"
 #: A path is verified again.
@@ -53,6 +55,8 @@ _CHECK_MS = 100
 
 def message_id(query: Query) -> str:
     """Return the id of a query's kind of entry."""
+    if query.alerts:
+        return ALERT_ID
     if query.is_late:
         return RESULT_ID
     return UNREAD_ID if query.unread else MESSAGE_ID
@@ -63,7 +67,7 @@ def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
     return [
         ("MESSAGE", summary(query)),
         ("MESSAGE_ID", message_id(query)),
-        ("PRIORITY", str(query.rule.priority)),
+        ("PRIORITY", str(query.priority)),
         ("SYSLOG_IDENTIFIER", SYSLOG_IDENTIFIER),
         *journal_values(query, identity),
     ]
@@ -193,7 +197,7 @@ class JournalSink(QueuedSink):
 
     def put(self, query: Query, identity: Identity) -> bool:
         """Queue a query without waiting. Return False if it is dropped."""
-        if self._limit.allows(query.share, query.rule.priority):
+        if self._limit.allows(query.share, query.priority):
             return super().put(query, identity)
         self.count_dropped()
         return False

@@ -45,7 +45,7 @@ class QueuedSink:
     def put(self, query: Query, identity: Identity) -> bool:
         """Queue a query without waiting. Return False if it is dropped."""
         with self._changed:
-            if self._closing or not self._places.take(query.share, query.rule.priority):
+            if self._closing or not self._places.take(query.share, query.priority):
                 self._refused += 1
                 return False
             self._queue.append((query, identity))

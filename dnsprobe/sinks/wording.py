@@ -105,13 +105,19 @@ def result(outcome: Outcome) -> str:
     return f"{shown(outcome.rcode)} in {time_taken(outcome.latency_ns)}"
 
 
+def alert(reasons: Sequence[str]) -> str:
+    """Return why an entry is an alert, such as ``(alert: rcode, latency)``, behind a blank; empty if it is none."""
+    return f" (alert: {', '.join(reasons)})" if reasons else ""
+
+
 def summary(query: Query) -> str:
-    """Return who asked for what, and what became of it, in one line."""
+    """Return who asked for what, and what became of it, in one line. An alert ends with why it is one."""
     if query.outcome is None:
         return _question(query)
     found = answers(query.outcome)
     more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    return ": ".join([_question(query), result(query.outcome), *[", ".join([*found[:_SHOWN], *more])] * bool(found)])
+    records = [", ".join([*found[:_SHOWN], *more])] * bool(found)
+    return ": ".join([_question(query), result(query.outcome), *records]) + alert(query.alerts)
 
 
 def _question(query: Query) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,11 @@ from conftest import HERE, IN_OWN_NET, PATIENCE, Program, Service
 #: A slow answer takes longer than an entry waits, and less than the timeout. Others take less, on a busy host, too.
 CONFIG = "answers: {timeout: 5s, wait: 2s}"
 ZONE = answerer.ZONE
+#: A rule whose alerts are failures and slow answers.
+ALERTING = f"""domains:
+  - pattern: {ZONE}
+    alert: {{rcode: [NXDOMAIN, NODATA], unanswered: true, latency: 2s, priority: err}}
+"""
 Entry = dict[str, Any]
 
 #: What becomes of each query: rcode or reason, records, whether the entry has all of them, and whether it comes later.
@@ -39,6 +45,12 @@ EXPECTED: dict[str, tuple[str, list[str], bool | None, bool]] = {
     "silent": ("timeout", [], None, True),
     "closed": ("closed", [], None, False),
     "unreachable": ("unreachable", [], None, False),
+}
+#: Why the results of some queries are alerts.
+ALERTS = {
+    **{key: ["rcode"] for key in ("nxdomain", "nodata")},
+    **{key: ["unanswered"] for key in ("silent", "closed", "unreachable")},
+    "slow": ["latency"],
 }
 
 
@@ -79,19 +91,21 @@ def result(entry: Entry) -> tuple[str, list[str], bool | None, bool]:
 
 
 def test_entries_have_the_results_of_their_queries(start_watch: Callable[..., Program], config: Path) -> None:
-    watch = start_watch("--config", str(config), "--json", ZONE)
+    config.write_text(f"{CONFIG}\n{ALERTING}")
+    watch = start_watch("--config", str(config), "--json")
     with asked() as waited:
         until(lambda: any(entry["unanswered"] == "timeout" for entry in entries(watch)), "the timeout")
     assert watch.stop() == 0
     found = entries(watch)
     with_result = {entry["qname"].partition(".")[0]: entry for entry in found if result(entry)[0]}
     assert {kind: result(entry) for kind, entry in with_result.items()} == EXPECTED
+    assert {kind: entry["alert"] for kind, entry in with_result.items() if entry["alert"]} == ALERTS
     # A query has one entry, or a second one with the same id, name and process.
     without = {entry["query_id"]: entry for entry in found if not result(entry)[0]}
     later = {entry["query_id"]: entry for entry in found if entry["late"]}
     assert without.keys() == later.keys()
     assert len(found) == len(EXPECTED) + len(later)
-    of_results = ("rcode", "latency_usec", "answer", "answer_cut", "unanswered", "late")
+    of_results = ("rcode", "latency_usec", "answer", "answer_cut", "unanswered", "alert", "late")
     for query_id, entry in later.items():
         for each in (entry, without[query_id]):
             for key in of_results:
@@ -105,9 +119,10 @@ def test_entries_have_the_results_of_their_queries(start_watch: Callable[..., Pr
 
 
 def test_a_terminal_shows_results_in_lines_that_fit(start_watch: Callable[..., Program], config: Path) -> None:
-    watch = start_watch("--config", str(config), ZONE)
+    config.write_text(f"{CONFIG}\n{ALERTING}")
+    watch = start_watch("--config", str(config))
     with asked():
-        until(lambda: "no answer\n" in watch.out.read_text("utf-8"), "the timeout")
+        until(lambda: "no answer (alert: unanswered)\n" in watch.out.read_text("utf-8"), "the timeout")
     assert watch.stop() == 0
     text = watch.out.read_text("utf-8")
     for kind, words in (
@@ -118,14 +133,16 @@ def test_a_terminal_shows_results_in_lines_that_fit(start_watch: Callable[..., P
         ("text", '→ "\\027[31m\\010red"'),
     ):
         _, _, behind = text.partition(f"{kind}.{ZONE} ")
-        assert behind.splitlines()[1].startswith(words)
+        line = behind.splitlines()[1]
+        assert line.startswith(words)
+        assert line.partition(" (alert: ")[2] == "".join(f"{reason})" for reason in ALERTS.get(kind, []))
     assert text.replace("\n", "").isprintable()
     # What other programs of this host send may count as lost.
     assert f", {len(EXPECTED)} shown, " in watch.err.read_text("utf-8")
 
 
 def test_the_service_writes_results_and_those_that_wait_at_its_end(start: Callable[..., Service]) -> None:
-    service = start(f"domains: [{ZONE}]\nanswers: {{timeout: 10m, wait: 10s}}\n")
+    service = start(f"{ALERTING}answers: {{timeout: 10m, wait: 10s}}\n")
     with asked():
         # The first entry waits for an answer that never comes, and the others for it.
         assert service.value("dnsprobe_events_total") == len(EXPECTED)
@@ -134,7 +151,8 @@ def test_the_service_writes_results_and_those_that_wait_at_its_end(start: Callab
     lines = service.entries()
     assert len(lines) == len(EXPECTED)
     assert f"asked for silent.{ZONE} (A, udp) by " in lines[0]
-    assert ": NXDOMAIN in " in next(line for line in lines if f" nxdomain.{ZONE} (" in line)
+    (failed,) = [line for line in lines if f" nxdomain.{ZONE} (" in line]
+    assert re.search(r": NXDOMAIN in [0-9.]+ m?s \(alert: rcode\), server ", failed)
     assert ": 192.0.2.7, 192.0.2.8, server " in next(line for line in lines if f" address.{ZONE} (" in line)
 
 

@@ -16,7 +16,7 @@ import pytest
 from journal_file import Fields, Journal
 from made_up import HOSTILE, IDENTITY, hostile, query
 
-from dnsprobe.model import Rule
+from dnsprobe.model import Alert, Rule
 from dnsprobe.sinks.journal import fields
 
 FOLDER = Path(__file__).parents[2] / "packaging/alert"
@@ -27,9 +27,16 @@ PATIENCE = 60.0
 RECORDER = '#!/bin/sh\nprintf "%s\\n" "$@" >>"$RECORD"\n'
 
 
-def watched(name: str = "www", unit: str = "dnsprobe.service", priority: int = 5, asker: str = "a.service") -> Fields:
+def watched(
+    name: str = "www",
+    unit: str = "dnsprobe.service",
+    priority: int = 5,
+    asker: str = "a.service",
+    alerts: tuple[str, ...] = (),
+) -> Fields:
     label = name.encode()
-    made = query(qname=bytes([len(label)]) + label + b"\4test\0", rule=Rule(1, "test", "test", priority))
+    rule = Rule(1, "test", "test", priority, Alert(4, unanswered=True))
+    made = query(qname=bytes([len(label)]) + label + b"\4test\0", rule=rule, alerts=alerts)
     return [*fields(made, replace(IDENTITY, unit=asker)), ("_SYSTEMD_UNIT", unit), ("_UID", "64997")]
 
 
@@ -127,21 +134,22 @@ def test_each_watched_query_starts_one_unit_over_restarts_and_boots(
                 (time.time(), watched("ordinary", priority=6)),
                 (time.time(), watched("forged", unit="session-3.scope")),
                 (time.time(), watched("own", asker=r"dnsprobe-alert@s\x3d1.service")),
+                (time.time(), watched("silent", priority=6, alerts=("unanswered",))),
                 (time.time(), watched("two", priority=4)),
             ]
         )
         follower.wait_for_last("test: two.test")
     begun = [name for name in follower.asked() if "begun" in name]
-    assert follower.asked() == [*begun, "test: one.test", "test: two.test"]
+    assert follower.asked() == [*begun, "test: one.test", "test: silent.test", "test: two.test"]
     write([(time.time(), watched("missed"))])
     monkeypatch.setattr("journal_file._BOOT", "5ad1b3f0c2e94b7e8d0a6f1c3b5d7e9f")
     write([(time.time(), watched("booted"))])
     with follower.running():
-        eventually(lambda: len(follower.asked()) == len(begun) + 4)
+        eventually(lambda: len(follower.asked()) == len(begun) + 5)
         write([(time.time(), watched("last"))])
         follower.wait_for_last("test: last.test")
     assert follower.asked()[len(begun) :] == [
-        f"test: {name}.test" for name in ("one", "two", "missed", "booted", "last")
+        f"test: {name}.test" for name in ("one", "silent", "two", "missed", "booted", "last")
     ]
 
 

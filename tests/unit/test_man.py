@@ -77,7 +77,7 @@ def test_the_synopsis_has_every_command_with_its_options() -> None:
 
 def test_the_manual_has_every_key_with_values_and_default() -> None:
     described = items(CONFIGURATION, "Ic")
-    domain = [f"domains[].{key}" for key in ("pattern", "name", "priority")]
+    domain = [f"domains[].{key}" for key in config.DOMAIN_KEYS]
     assert list(described) == ["domains", *domain, *KEYS]
     shipped: dict[str, Any] = yaml.load((REPOSITORY / "config/dnsprobe.yaml").read_text("utf-8"), yaml.BaseLoader)
     for key in KEYS:
@@ -89,6 +89,7 @@ def test_the_manual_has_every_key_with_values_and_default() -> None:
         assert described[key].endswith(f"Default: {shown}."), key
         assert "Values: " in described[key], key
     assert all(priority in described["domains[].priority"] for priority in config.PRIORITIES)
+    assert all(key in described["domains[].alert"].split() for key in config.ALERT_KEYS)
     for key, choices in {
         "probe.hook": config.HOOKS,
         "probe.tcp_hook": config.TCP_HOOKS,

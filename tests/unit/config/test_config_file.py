@@ -25,10 +25,12 @@ from dnsprobe.config.main import (
 )
 from dnsprobe.config.nodes import ConfigError
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.model import DEFAULT_LABELS
+from dnsprobe.model import DEFAULT_LABELS, Alert
 from dnsprobe.names.pattern import parse_pattern
+from dnsprobe.names.rcode import RCODES
 from dnsprobe.names.ruleset import RuleSet
 from dnsprobe.names.wire import to_text
+from dnsprobe.pipeline import answers
 from dnsprobe.pipeline.session import probe_options
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -393,6 +395,81 @@ BUCKETS_HINT = "use a list of 1 to 15 durations, each longer than the one before
 )
 def test_wrong_answers_are_an_error(file: Path, text: str, message: str) -> None:
     assert errors(file, f"answers: {text}") == [f"dnsprobe.yaml:1: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "alert"),
+    [
+        ("{rcode: [NXDOMAIN, servfail, NoData]}", Alert(4, ("NXDOMAIN", "SERVFAIL", "NODATA"))),
+        ("{rcode: ['(OTHER)']}", Alert(4, ("(other)",))),
+        ("{unanswered: true}", Alert(unanswered=True)),
+        ("{latency: 0.5ms, priority: 2}", Alert(2, latency_ns=500_000)),
+        (
+            "{rcode: [REFUSED], unanswered: false, latency: 1s, priority: notice}",
+            Alert(5, ("REFUSED",), False, 1_000_000_000),
+        ),
+    ],
+)
+def test_a_rule_can_have_an_alert(file: Path, text: str, alert: Alert) -> None:
+    for found in (
+        f"domains: [{{pattern: a.test, alert: {text}}}]\nanswers: on",
+        f"answers: on\ndomains: [{{pattern: a.test, alert: {text}}}]",
+    ):
+        (spec,) = loaded(file, found).domains
+        assert spec == DomainSpec("a.test", "a.test", 6, alert)
+    assert RuleSet.build([spec]).rules[0].alert == alert
+
+
+def test_the_rcodes_of_alerts_are_those_of_the_metrics() -> None:
+    assert set(RCODES) == set(answers.RCODES.values())
+    assert all(f"`{rcode}`" in PAGE for rcode in RCODES)
+
+
+RCODE_HINT = f"use a list of any of {', '.join(RCODES)}, such as [NXDOMAIN, SERVFAIL]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "alert: not a mapping of keys to values (no value); known keys: rcode, unanswered, latency, priority"),
+        ("on", "alert: not a mapping of keys to values (on); known keys: rcode, unanswered, latency, priority"),
+        ("{}", "alert: no condition; use at least one of rcode, unanswered, latency"),
+        ("{priority: err}", "alert: no condition; use at least one of rcode, unanswered, latency"),
+        ("{unanswered: false}", "alert: no condition; use at least one of rcode, unanswered, latency"),
+        ("{unanswered: 1}", "alert.unanswered: not true or false (1); use true or false, without quotes"),
+        ("{rcode: NXDOMAIN}", f"alert.rcode: not a list of at least one (NXDOMAIN); {RCODE_HINT}"),
+        ("{rcode: []}", f"alert.rcode: not a list of at least one (a list); {RCODE_HINT}"),
+        ("{rcode: [NXDOMAN]}", f"alert.rcode[0]: not a possible value (NXDOMAN); {RCODE_HINT}"),
+        ("{rcode: [3]}", f"alert.rcode[0]: not a possible value (3); {RCODE_HINT}"),
+        ("{rcode: [NODATA, nodata]}", "alert.rcode[1]: a duplicate (nodata); remove it"),
+        ("{latency: 0}", "alert.latency: not a duration (0); use a number with a unit (ms, s, m, h, d), such as 60s"),
+        ("{latency: 0.0001ms}", "alert.latency: out of range (0.0001ms); use a duration from 0.001ms to 365d"),
+        (
+            "{unanswered: true, priority: 8}",
+            "alert.priority: not a priority (8); use 0 to 7, or emerg, alert, crit, err, warning, notice, info, debug",
+        ),
+        ("{rcodes: [NXDOMAIN]}", "alert.rcodes: an unknown key (rcodes); did you mean rcode?"),
+    ],
+)
+def test_a_wrong_alert_is_an_error(file: Path, text: str, message: str) -> None:
+    found = errors(file, f"answers: on\ndomains:\n  - pattern: a.test\n    alert: {text}\n")
+    assert found == [f"dnsprobe.yaml:4: domains[0].{message}"]
+
+
+@pytest.mark.parametrize("text", ["", "answers: off", "answers:"])
+def test_an_alert_on_results_needs_answers(file: Path, text: str) -> None:
+    found = errors(file, f"domains:\n  - pattern: a.test\n    alert: {{unanswered: true}}\n{text}\n")
+    hint = "add answers: on, because rcode, unanswered, latency are about answers"
+    assert found == [f"dnsprobe.yaml:3: domains[0].alert: an alert without answers; {hint}"]
+
+
+def test_an_alert_beside_wrong_answers_has_no_second_report(file: Path) -> None:
+    (line,) = errors(file, "domains: [{pattern: a.test, alert: {unanswered: true}}]\nanswers: maybe\n")
+    assert line.startswith("dnsprobe.yaml:2: answers: ")
+
+
+def test_the_page_has_every_key_of_an_alert() -> None:
+    assert list(rows("### Alerts")) == list(config.ALERT_KEYS)
 
 
 SCALARS = [

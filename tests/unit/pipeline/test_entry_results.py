@@ -10,7 +10,7 @@ import pytest
 from made_up import IDENTITY, query
 
 from dnsprobe.kernel.abi import Ended, Result
-from dnsprobe.model import Outcome, Query, Record
+from dnsprobe.model import Alert, Outcome, Query, Record, Rule
 from dnsprobe.pipeline.results import Results
 
 MS = 10**6
@@ -200,3 +200,42 @@ def test_no_time_before_the_query_is_a_latency() -> None:
     stage.end(1)
     ((made, _),) = stage.results.due()
     assert made.outcome == replace(Outcome("NXDOMAIN", whole=False), latency_ns=0)
+
+
+ALL_CONDITIONS = Alert(3, ("NXDOMAIN", "SERVFAIL"), unanswered=True, latency_ns=500 * MS)
+
+
+@pytest.mark.parametrize(
+    ("alert", "outcome", "reasons"),
+    [
+        (ALL_CONDITIONS, Outcome("NXDOMAIN", latency_ns=1), ("rcode",)),
+        (ALL_CONDITIONS, Outcome("SERVFAIL", latency_ns=500 * MS), ("rcode", "latency")),
+        (ALL_CONDITIONS, Outcome("NOERROR", latency_ns=500 * MS), ("latency",)),
+        (ALL_CONDITIONS, Outcome("NOERROR", latency_ns=500 * MS - 1), ()),
+        (ALL_CONDITIONS, Outcome(reason="timeout"), ("unanswered",)),
+        (ALL_CONDITIONS, Outcome(reason="closed"), ("unanswered",)),
+        (Alert(rcodes=("NODATA",)), Outcome("NXDOMAIN", latency_ns=1), ()),
+        (Alert(rcodes=("NODATA",)), Outcome(reason="timeout"), ()),
+        (Alert(latency_ns=1), Outcome(reason="timeout"), ()),
+        (Alert(latency_ns=1), Outcome("NOERROR", latency_ns=0), ()),
+    ],
+)
+def test_an_alert_has_the_conditions_that_are_met(alert: Alert, outcome: Outcome, reasons: tuple[str, ...]) -> None:
+    assert alert.reasons(outcome) == reasons
+
+
+@pytest.mark.parametrize(("of_rule", "of_alert", "priority"), [(6, 3, 3), (2, 3, 2), (7, 0, 0)])
+@pytest.mark.parametrize("wait", [0, WAIT])
+def test_a_result_that_meets_the_alert_of_its_rule_has_its_priority(
+    wait: int, of_rule: int, of_alert: int, priority: int
+) -> None:
+    stage = Stage(wait)
+    rule = Rule(1, "a.test", "a.test", of_rule, ALL_CONDITIONS._replace(priority=of_alert))
+    stage.results.add((query(query_id=one, time_ns=SENT, rule=rule), IDENTITY) for one in (1, 2))
+    before = [*stage.results.due()]
+    stage.end(1, Result.NXDOMAIN)
+    stage.end(2, Result.NODATA)
+    alert, other = (made for made, _ in stage.results.due())
+    assert (alert.alerts, alert.priority, alert.is_late) == (("rcode",), priority, not wait)
+    assert (other.alerts, other.priority) == ((), of_rule)
+    assert {(made.alerts, made.priority) for made, _ in before} == ({((), of_rule)} if not wait else set())

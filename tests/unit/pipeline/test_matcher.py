@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,11 +13,12 @@ import pytest
 
 from dnsprobe.config.source import Source
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.model import NO_RULE
+from dnsprobe.model import NO_RULE, Alert, Rule
 from dnsprobe.names.wire import from_text
 from dnsprobe.pipeline.matcher import Answer, Matcher
 from dnsprobe.pipeline.matching_client import Reload
 from dnsprobe.pipeline.matching_process import OVER_LIMIT, Stopwatch
+from dnsprobe.pipeline.matching_protocol import read_rules, rule_rows
 from dnsprobe.pipeline.turns import Question
 
 #: Seconds after which a test has failed.
@@ -166,6 +168,28 @@ def test_a_reload_reads_and_builds_in_another_process(matcher: Matcher, tmp_path
     # The rules of the first generation are still known.
     assert (found[1], found[2], found[3]) == (2, 4, 1)
     assert found[0] in {OVER_LIMIT, NO_RULE}
+
+
+def test_alerts_of_rules_come_with_them(tmp_path: Path) -> None:
+    alert = Alert(3, ("NXDOMAIN", "NODATA"), unanswered=True, latency_ns=1_000_000)
+    rules = [Rule(7, "a", "a.test", 5, alert), Rule(8, "b", "b.test")]
+    assert read_rules(json.loads(json.dumps(rule_rows(rules)))) == rules
+    path = tmp_path / "dnsprobe.yaml"
+    path.write_text("answers: on\ndomains: [a.test, {pattern: b.test, alert: {rcode: [nodata]}}]")
+    matcher = Matcher(10)
+    try:
+        first = matcher.build([("a.test", "a.test", 6, alert), ("b.test", "b.test", 6)])
+        assert [rule.alert for rule in first.rules] == [alert, None]
+        loaded = reloaded(matcher, path)
+        assert loaded.table is not None
+        # The rules are the same otherwise, so they keep their ids.
+        assert [(rule.id, rule.alert) for rule in loaded.table.rules] == [
+            (first.rules[0].id, None),
+            (first.rules[1].id, Alert(rcodes=("NODATA",))),
+        ]
+        matcher.end_unused(loaded)
+    finally:
+        matcher.close()
 
 
 @pytest.mark.parametrize("content", ["domains: [a..b]", "domains: ['/(/']", "unknown: 1"])

@@ -183,6 +183,7 @@ def test_json_has_all_facts() -> None:
         "server": "127.0.0.53",
         "port": 53,
         **dict.fromkeys(["query_id", "rcode", "latency_usec", "answer", "answer_cut", "unanswered"]),
+        "alert": [],
         "late": False,
         "pid": 4242,
         "comm": "dig",
@@ -376,6 +377,8 @@ ALL_RESULTS = (
     (replace(QUERY, outcome=replace(NXDOMAIN, latency_ns=999_600_000)), "NXDOMAIN in 1.0 s"),
     (replace(QUERY, outcome=replace(NXDOMAIN, latency_ns=0)), "NXDOMAIN in 0 ms"),
     (replace(QUERY, outcome=SILENT), "no answer"),
+    (replace(QUERY, outcome=SILENT, alerts=("unanswered",)), "no answer (alert: unanswered)"),
+    (replace(QUERY, outcome=ANSWERED, alerts=("latency",)), "→ 192.0.2.7 in 12 ms (alert: latency)"),
     (replace(QUERY, outcome=Outcome(reason="unreachable")), "refused by ICMP"),
     (replace(QUERY, outcome=Outcome(reason="closed")), "no answer before the socket was closed"),
     (replace(QUERY, outcome=Outcome(reason="superseded")), "sent again before an answer came"),
@@ -396,16 +399,24 @@ def test_a_later_result_has_no_tree(made: Query, words: str) -> None:
 
 @pytest.mark.parametrize("raw", HOSTILE)
 @pytest.mark.parametrize("width", [80, 20])
-def test_records_fit_into_a_line_of_a_terminal(raw: bytes, width: int) -> None:
+@pytest.mark.parametrize("alerts", [(), ("latency",)])
+def test_records_fit_into_a_line_of_a_terminal(raw: bytes, width: int, alerts: tuple[str, ...]) -> None:
     text = raw.decode("utf-8", "surrogateescape")
     records = (replace(ADDRESS, data=text * 30), *[ADDRESS] * 20)
-    made = replace(QUERY, outcome=replace(ANSWERED, records=records))
+    made = replace(QUERY, outcome=replace(ANSWERED, records=records), alerts=alerts)
+    mark = " (alert: latency)" if alerts else ""
     for look in (Look(width=width), Look(width=width, unicode=False), Look(width=width, colour=True)):
         shown = re.sub("\x1b\\[[0-9;]*m", "", tree(made, IDENTITY, OFFSET, look)).splitlines()[1]
         assert shown.isprintable()
-        assert cells(shown) <= max(width, 32)
-        assert shown.endswith(" in 12 ms")
+        assert cells(shown) <= max(width, 32 + len(mark))
+        assert shown.endswith(f" in 12 ms{mark}")
         assert look.unicode or shown.isascii()
+
+
+def test_an_alert_is_red_and_has_its_reasons_in_json() -> None:
+    made = replace(QUERY, outcome=NXDOMAIN, alerts=("rcode", "latency"))
+    assert "\x1b[1;31m (alert: rcode, latency)\x1b[0m\n" in tree(made, IDENTITY, OFFSET, Look(colour=True))
+    assert json.loads(json_line(made, IDENTITY, OFFSET))["alert"] == ["rcode", "latency"]
 
 
 def test_an_answer_in_json_is_a_list_of_records() -> None:

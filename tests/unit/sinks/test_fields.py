@@ -19,8 +19,8 @@ from made_up import (
     query,
 )
 
-from dnsprobe.model import Ancestry, Container, Identity, Outcome, Process, Query, Rule
-from dnsprobe.sinks.journal import MESSAGE_ID, RESULT_ID, fields
+from dnsprobe.model import Alert, Ancestry, Container, Identity, Outcome, Process, Query, Rule
+from dnsprobe.sinks.journal import ALERT_ID, MESSAGE_ID, RESULT_ID, fields
 
 
 def test_an_entry_has_all_fields_in_order() -> None:
@@ -236,7 +236,24 @@ def test_a_later_result_is_another_kind_of_entry_with_the_same_fields() -> None:
     assert late["MESSAGE_ID"] == RESULT_ID
     assert late["MESSAGE"] == f"{first['MESSAGE']}: no answer"
     differing = {name for name in late if late[name] != first.get(name)}
-    assert differing == {"MESSAGE", "MESSAGE_ID", "DNSPROBE_UNANSWERED"}
+    assert differing == {"MESSAGE", "MESSAGE_ID", "DNSPROBE_UNANSWERED", "DNSPROBE_LATE"}
+    assert late["DNSPROBE_LATE"] == "yes"
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_alert_is_another_kind_of_entry_with_the_same_fields(is_late: bool) -> None:
+    rule = replace(RULE, alert=Alert(3, ("NXDOMAIN",), latency_ns=1000))
+    ordinary = query(query_id=ID, rule=rule, outcome=NXDOMAIN, is_late=is_late)
+    found = fields(replace(ordinary, alerts=("rcode", "latency")), IDENTITY)
+    assert [value for name, value in found if name == "DNSPROBE_ALERT"] == ["rcode", "latency"]
+    others = [field for field in found if field[0] != "DNSPROBE_ALERT"]
+    expected = dict(fields(ordinary, IDENTITY))
+    changed = {
+        "MESSAGE": f"{expected['MESSAGE']} (alert: rcode, latency)",
+        "MESSAGE_ID": ALERT_ID,
+        "PRIORITY": "3",
+    }
+    assert others == [(name, changed.get(name, value)) for name, value in fields(ordinary, IDENTITY)]
 
 
 @pytest.mark.parametrize("raw", HOSTILE)
