@@ -127,18 +127,27 @@ class Ancestry:
         return self._pids(by_lineage=True)
 
 
+class Rate(NamedTuple):
+    """A number of queries that is not too many in any window of ``window_ns`` nanoseconds."""
+
+    queries: int
+    window_ns: int
+
+
 class Alert(NamedTuple):
     """When an entry of a rule is an alert: if one of these conditions is met.
 
     - ``priority`` is the syslog level of alerts. An entry keeps the priority of its rule if that is more urgent.
     - ``rcodes`` are RCODES of answers, as in :attr:`Outcome.rcode`. ``unanswered`` is whether no answer is enough.
     - ``latency_ns`` is how long an answer has to take at least, None if that does not matter.
+    - ``rate`` is the limit above which a process tree is an alert of its own (:class:`TreeAlert`), None without limit.
     """
 
     priority: int = 4
     rcodes: tuple[str, ...] = ()
     unanswered: bool = False
     latency_ns: int | None = None
+    rate: Rate | None = None
 
     def reasons(self, outcome: Outcome) -> tuple[str, ...]:
         """Return the conditions that a result meets, by their keys in the configuration."""
@@ -244,6 +253,31 @@ class Query:
         """The syslog level of the entry: that of the rule, or that of its alert if this is one and more urgent."""
         alert = self.rule.alert
         return min(self.rule.priority, alert.priority) if alert and self.alerts else self.rule.priority
+
+
+@dataclass(frozen=True, slots=True)
+class TreeAlert:
+    """A process tree that has sent more queries of a rule than the alert of the rule allows.
+
+    ``time_ns`` is when that was found (CLOCK_MONOTONIC). ``tree`` is :attr:`Ancestry.tree`, OTHER or UNKNOWN. It has
+    sent ``queries`` in the window of ``rate``, which is the limit.
+    """
+
+    time_ns: int
+    rule: Rule
+    tree: str
+    queries: int
+    rate: Rate
+
+    @property
+    def priority(self) -> int:
+        """The syslog level of the entry: the more urgent one of the rule and its alert."""
+        return min(self.rule.priority, self.rule.alert.priority) if self.rule.alert else self.rule.priority
+
+    @property
+    def share(self) -> int:
+        """Nobody: a tree may have processes of several users."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

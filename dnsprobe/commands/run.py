@@ -21,6 +21,7 @@ from dnsprobe.commands.entry_writer import EntryWriter
 from dnsprobe.commands.fresh_counts import FreshCounts
 from dnsprobe.commands.hooks import describe_hooks, describe_missing, describe_unproved, describe_unseen
 from dnsprobe.commands.loss_log import LossLog
+from dnsprobe.commands.rate_alerts import NOBODY, RateAlerts
 from dnsprobe.commands.reload import RuleReloader, reload_on_demand
 from dnsprobe.commands.systemd import notify, notify_attempt, passed_sockets
 from dnsprobe.commands.verification import Verification
@@ -120,6 +121,7 @@ class Daemon:
         privileges.drop()
         self._sink = make_sink(log_target, config.journal)
         self._entries = EntryWriter(self._session, self._sink)
+        self._rates = RateAlerts(self._session)
         self._loss_log = LossLog()
 
     def run(self) -> None:
@@ -202,6 +204,8 @@ class Daemon:
                 self._loss_log.report(self._losses())
                 is_swept = await self._session.sweep_in_turns_if_due()
                 self._entries.write()  # queries may have been given up
+                for found in await self._rates.look_in_turns():
+                    self._sink.put(found, NOBODY)
                 if is_swept:
                     pause = _NEXT_TICK_SECONDS
                     await self._counts.collect()

@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
 from dnsprobe.commands.hooks import describe_hooks
+from dnsprobe.commands.rate_alerts import NOBODY, RateAlerts
 from dnsprobe.commands.signals import readable_on_stop
 from dnsprobe.config.main import Config
 from dnsprobe.errors import EXIT_GOOD, UserError
 from dnsprobe.kernel.losses import Source, describe_losses
-from dnsprobe.model import Identity, Query
+from dnsprobe.model import Identity, Query, TreeAlert
 from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.ruleset import RuleTable, Spec
 from dnsprobe.pipeline.series import total_queries
 from dnsprobe.pipeline.session import Session
-from dnsprobe.sinks.console import json_line, tree
+from dnsprobe.sinks.console import json_line, tree, tree_alert
+from dnsprobe.sinks.queue import Entry
 from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.terminal import look_of
 from dnsprobe.text import number, shown
@@ -67,7 +69,8 @@ def _print_to_stderr(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _follow(session: Session, stop: int, render: Callable[[Query, Identity], str], output: TextIO) -> None:
+def _follow(session: Session, stop: int, render: Callable[[Entry, Identity], str], output: TextIO) -> None:
+    rates = RateAlerts(session)
     with selectors.DefaultSelector() as selector:
         selector.register(stop, selectors.EVENT_READ)
         selector.register(session.probe.maps.events.fileno(), selectors.EVENT_READ)
@@ -84,31 +87,36 @@ def _follow(session: Session, stop: int, render: Callable[[Query, Identity], str
             if time.monotonic() - last_sweep > _TICK_SECONDS:
                 session.sweep_if_due()
                 last_sweep = time.monotonic()
+                output.writelines(f"{render(found, NOBODY)}\n" for found in rates.look_now())
+                output.flush()
 
 
 class _Counting:
-    """Renders queries as ``render`` does, and counts them; a later result is not counted again."""
+    """Renders entries as ``render`` does, and counts queries; a later result is not counted again."""
 
-    def __init__(self, render: Callable[[Query, Identity], str]) -> None:
+    def __init__(self, render: Callable[[Entry, Identity], str]) -> None:
         self._render = render
         self.queries = 0
 
-    def __call__(self, query: Query, identity: Identity) -> str:
-        self.queries += not query.is_late
+    def __call__(self, query: Entry, identity: Identity) -> str:
+        self.queries += isinstance(query, Query) and not query.is_late
         return self._render(query, identity)
 
 
-def _json_renderer() -> Callable[[Query, Identity], str]:
+def _json_renderer() -> Callable[[Entry, Identity], str]:
     offset = wall_offset_ns()
     return lambda query, identity: json_line(query, identity, offset)
 
 
-def _tree_renderer(output: TextIO) -> Callable[[Query, Identity], str]:
+def _tree_renderer(output: TextIO) -> Callable[[Entry, Identity], str]:
     offset = wall_offset_ns()
 
-    def render(query: Query, identity: Identity) -> str:
+    def render(query: Entry, identity: Identity) -> str:
         # Look at the terminal each time: it may have been resized.
-        return tree(query, identity, offset, look_of(output)) + "\n"
+        look = look_of(output)
+        if isinstance(query, TreeAlert):
+            return tree_alert(query, offset, look) + "\n"
+        return tree(query, identity, offset, look) + "\n"
 
     return render
 

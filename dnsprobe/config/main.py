@@ -30,6 +30,7 @@ from dnsprobe.config.readers import (
     optional_path,
     ports,
     power_of_two,
+    rate,
     some_of,
     whole_number,
 )
@@ -218,9 +219,11 @@ ALERT_KEYS: Mapping[str, Key] = {
     "rcode": Key("rcodes", some_of(RCODES, "[NXDOMAIN, SERVFAIL]")),
     "unanswered": Key("unanswered", boolean),
     "latency": Key("latency_ns", duration(1000, "0.001ms", zero=False)),
+    "rate": Key("rate", rate(10**9, 10 * NANOSECONDS["s"], "10s", NANOSECONDS["d"], "1d")),
     "priority": Key("priority", _read_priority),
 }
 _CONDITIONS = tuple(key for key in ALERT_KEYS if key != "priority")
+_OF_RESULTS = tuple(key for key in _CONDITIONS if key != "rate")
 
 
 def _read_alert(place: Place) -> Alert:
@@ -251,8 +254,9 @@ def _read_domain(place: Place, *, has_answers: bool) -> tuple[DomainSpec, Patter
     else:
         places = {"pattern": place}
     values = {key: DOMAIN_KEYS[key](value) for key, value in places.items()}
-    if "alert" in places and not has_answers:
-        keys = ", ".join(_CONDITIONS)
+    alert = values.get("alert")
+    if alert and not has_answers and alert != Alert(alert.priority, rate=alert.rate):
+        keys = ", ".join(_OF_RESULTS)
         places["alert"].report("an alert without answers", f"add answers: on, because {keys} are about answers")
     text = values["pattern"]
     if not text:

@@ -15,6 +15,7 @@ import yaml
 from dnsprobe.config.listen import parse_listen
 from dnsprobe.config.nodes import Place
 from dnsprobe.errors import UserError
+from dnsprobe.model import Rate
 
 Reader = Callable[[Place], Any]
 
@@ -43,6 +44,11 @@ def whole_number(low: int, high: int) -> Reader:
     return read
 
 
+def _nanoseconds(text: str) -> Fraction | None:
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", text)
+    return Fraction(match[1]) * NANOSECONDS[match[2]] if match else None
+
+
 def duration(low_ns: int, low: str, *, zero: bool = True, high_ns: int = _YEAR_NS, high: str = "365d") -> Reader:
     """Return a reader of a duration as nanoseconds: 0 if ``zero``, or from ``low`` to ``high``.
 
@@ -52,16 +58,33 @@ def duration(low_ns: int, low: str, *, zero: bool = True, high_ns: int = _YEAR_N
 
     def read(place: Place) -> int:
         text = place.scalar("str", "int") or ""
-        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", text)
-        if not match and not (zero and text == "0"):
+        nanoseconds = _nanoseconds(text)
+        if nanoseconds is None and not (zero and text == "0"):
             example = text if re.fullmatch("[1-9][0-9]{0,14}", text) else "60"
             units = ", ".join(NANOSECONDS)
             place.wrong("not a duration", f"use {either}a number with a unit ({units}), such as {example}s")
             return 0
-        nanoseconds = Fraction(match[1]) * NANOSECONDS[match[2]] if match else Fraction(0)
+        nanoseconds = nanoseconds or Fraction(0)
         if (nanoseconds or not zero) and not low_ns <= nanoseconds <= high_ns:
             place.wrong("out of range", f"use {either}a duration from {low} to {high}")
         return int(nanoseconds)
+
+    return read
+
+
+def rate(most: int, low_ns: int, low: str, high_ns: int, high: str) -> Reader:
+    """Return a reader of a number of 1 to ``most`` in a duration from ``low_ns`` to ``high_ns``, also given as text."""
+    hint = f"use a number from 1 to {most}, a slash, and a duration from {low} to {high}, such as 100/1m"
+
+    def read(place: Place) -> Rate:
+        number, _, text = (place.scalar("str") or "").partition("/")
+        nanoseconds = _nanoseconds(text)
+        if not re.fullmatch("[1-9][0-9]{0,17}", number) or nanoseconds is None:
+            place.wrong("not a rate", hint)
+            return Rate(1, low_ns)
+        if int(number) > most or not low_ns <= nanoseconds <= high_ns:
+            place.wrong("out of range", hint)
+        return Rate(int(number), int(nanoseconds))
 
     return read
 

@@ -54,6 +54,11 @@ class RuleTable:
         """The rules by their ids."""
         return {rule.id: rule for rule in self.rules}
 
+    @cached_property
+    def limited(self) -> tuple[Rule, ...]:
+        """The rules whose alert has a limit on the rate of queries."""
+        return tuple(rule for rule in self.rules if rule.alert and rule.alert.rate)
+
 
 def _at_once(outcome: Callable[[], int]) -> int:
     return outcome()

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dnsprobe.model import Alert, Rule
+from dnsprobe.model import Alert, Rate, Rule
 from dnsprobe.names.ruleset import Spec, TrieEntry
 
 _READ_BYTES = 1 << 16
@@ -106,5 +106,5 @@ def read_specs(rows: Iterable[Sequence[Any]]) -> list[Spec]:
 def _read_alert(row: Sequence[Any] | None) -> Alert | None:
     if row is None:
         return None
-    priority, rcodes, *others = row
-    return Alert(priority, tuple(rcodes), *others)
+    priority, rcodes, unanswered, latency_ns, rate = row
+    return Alert(priority, tuple(rcodes), unanswered, latency_ns, Rate(*rate) if rate else None)

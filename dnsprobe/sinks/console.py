@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Callable
 
-from dnsprobe.model import Container, Identity, Outcome, Process, Query
+from dnsprobe.model import Container, Identity, Outcome, Process, Query, TreeAlert
 from dnsprobe.names.wire import to_text
-from dnsprobe.sinks.fields import json_values
-from dnsprobe.sinks.queue import QueuedSink
+from dnsprobe.sinks.fields import json_values, tree_json_values
+from dnsprobe.sinks.queue import Entry, QueuedSink
 from dnsprobe.sinks.wording import (
     alert,
     answers,
@@ -22,6 +22,7 @@ from dnsprobe.sinks.wording import (
     result,
     summary,
     time_taken,
+    tree_summary,
 )
 from dnsprobe.terminal import BOLD, CYAN, DIM, GREEN, PLAIN, RED, Look, cells, cut
 from dnsprobe.text import printable, shown
@@ -33,8 +34,10 @@ _ALL_NAMES = "."
 _LEAST = 20
 
 
-def line(query: Query, identity: Identity) -> str:
+def line(query: Entry, identity: Identity) -> str:
     """Return one readable line for a log."""
+    if isinstance(query, TreeAlert):
+        return tree_summary(query)
     facts = [summary(query), f"server {endpoint(query)}", f"uid {query.uid}"]
     if identity.user:
         facts[-1] = f"user {printable(identity.user)}"
@@ -148,7 +151,13 @@ def tree(query: Query, identity: Identity, offset_ns: int, look: Look = PLAIN) -
     return "\n".join(lines)
 
 
-def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
+def tree_alert(found: TreeAlert, offset_ns: int, look: Look) -> str:
+    """Return which process tree has sent too many queries, and when that was found."""
+    time = moment(found.time_ns + offset_ns).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    return f"{look.paint(time, DIM)} {look.paint(look.plain(tree_summary(found)), BOLD, RED)}"
+
+
+def json_line(query: Entry, identity: Identity, offset_ns: int) -> str:
     """Return a query as one JSON object on one line of ASCII; what is not known is null.
 
     ``time`` is in UTC (RFC 3339, microseconds); the other keys are those of :data:`dnsprobe.sinks.fields.FACTS`.
@@ -156,7 +165,8 @@ def json_line(query: Query, identity: Identity, offset_ns: int) -> str:
     UTF-8.
     """
     time = moment(query.time_ns + offset_ns).isoformat(timespec="microseconds")
-    return json.dumps({"time": time, **json_values(query, identity)})
+    values = tree_json_values(query) if isinstance(query, TreeAlert) else json_values(query, identity)
+    return json.dumps({"time": time, **values})
 
 
 class ConsoleSink(QueuedSink):
@@ -166,11 +176,11 @@ class ConsoleSink(QueuedSink):
     """
 
     def __init__(
-        self, size: int, fd: int, render: Callable[[Query, Identity], str] = line, encoding: str = "utf-8"
+        self, size: int, fd: int, render: Callable[[Entry, Identity], str] = line, encoding: str = "utf-8"
     ) -> None:
         at_line_start = True
 
-        def write(query: Query, identity: Identity) -> None:
+        def write(query: Entry, identity: Identity) -> None:
             nonlocal at_line_start
             rest = f"{render(query, identity)}\n".encode(encoding, "backslashreplace")
             # A disk that is full takes a part of a line. The next line must not continue it.

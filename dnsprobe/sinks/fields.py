@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from dnsprobe.model import Container, Identity, Outcome, Process, Query, Record
+from dnsprobe.model import Container, Identity, Outcome, Process, Query, Record, TreeAlert
 from dnsprobe.names.qclass import IN, qclass_name
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
@@ -222,7 +222,8 @@ FACTS: tuple[Fact[Any], ...] = (
         "alert",
         lambda query, _: query.alerts,
         EACH,
-        "what makes this entry an [alert](#alerts) of its rule: `rcode`, `unanswered` or `latency`; one field for each",
+        "what makes this entry an [alert](#alerts) of its rule: `rcode`, `unanswered` or `latency`, or `rate` if it is "
+        "about a process tree; one field for each",
         "it is no alert",
     ),
     Fact(
@@ -511,3 +512,24 @@ def json_values(query: Query, identity: Identity) -> dict[str, object]:
     """Return the JSON value of each fact by its key, in order; None if it is not known."""
     raw_values = ((key, get(query, identity), write) for key, get, write in _IN_JSON)
     return {key: None if raw is None else write(raw) for key, raw, write in raw_values}
+
+
+def tree_values(found: TreeAlert) -> Iterator[tuple[str, str]]:
+    """Yield the name and value of each field of the entry of a process tree, in order. Every value is printable."""
+    yield "DNSPROBE_DOMAIN", shown(found.rule.name)
+    yield "DNSPROBE_ALERT", "rate"
+    yield "DNSPROBE_TREE", shown(found.tree)
+    yield "DNSPROBE_QUERIES", str(found.queries)
+    yield "DNSPROBE_WINDOW_USEC", str(found.rate.window_ns // 1000)
+
+
+def tree_json_values(found: TreeAlert) -> dict[str, object]:
+    """Return the same by JSON keys: those of :func:`json_values`, null if they are about one query, and two more."""
+    return {
+        **{key: None for key, _, _ in _IN_JSON},
+        "domain": shown(found.rule.name),
+        "alert": ["rate"],
+        "tree": shown(found.tree),
+        "queries": found.queries,
+        "window_usec": found.rate.window_ns // 1000,
+    }

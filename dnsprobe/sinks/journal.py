@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from dnsprobe.errors import UserError
-from dnsprobe.model import Identity, Query
+from dnsprobe.model import Identity, Query, TreeAlert
 from dnsprobe.pipeline.budget import Budget
-from dnsprobe.sinks.fields import journal_values
+from dnsprobe.sinks.fields import journal_values, tree_values
 from dnsprobe.sinks.log import LogStream
-from dnsprobe.sinks.queue import QueuedSink
-from dnsprobe.sinks.wording import summary
+from dnsprobe.sinks.queue import Entry, QueuedSink
+from dnsprobe.sinks.wording import summary, tree_summary
 from dnsprobe.text import number
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ UNREAD_ID = "b5f3d4f2a6c64b0e9d1e3a7c58f0c2d4"
 RESULT_ID = "8b9ecea58ced45f6a132787b5dcff837"
 #: The result of a query meets an alert of its rule.
 ALERT_ID = "0603cf54171a4dfe98007152147f9640"
+#: A process tree has sent more queries of a rule than its alert allows.
+RATE_ID = "4d9ffd1ae5c44f03856a7637c8749af2"
 #: A path is no longer verified.
 PATH_LOST_ID = "f7001382b1aa46c190f4ad876ecead63"
 #: A path is verified again.
@@ -62,8 +64,16 @@ def message_id(query: Query) -> str:
     return UNREAD_ID if query.unread else MESSAGE_ID
 
 
-def fields(query: Query, identity: Identity) -> list[tuple[str, str]]:
-    """Return the fields of a query's entry, in order; a name may come several times. Every value is printable."""
+def fields(query: Entry, identity: Identity) -> list[tuple[str, str]]:
+    """Return the fields of an entry, in order; a name may come several times. Every value is printable."""
+    if isinstance(query, TreeAlert):
+        return [
+            ("MESSAGE", tree_summary(query)),
+            ("MESSAGE_ID", RATE_ID),
+            ("PRIORITY", str(query.priority)),
+            ("SYSLOG_IDENTIFIER", SYSLOG_IDENTIFIER),
+            *tree_values(query),
+        ]
     return [
         ("MESSAGE", summary(query)),
         ("MESSAGE_ID", message_id(query)),
@@ -189,13 +199,13 @@ class JournalSink(QueuedSink):
         sender = send or _sendv()
         self._limit = limit
 
-        def write(query: Query, identity: Identity) -> None:
+        def write(query: Entry, identity: Identity) -> None:
             wait_for_room(path, lambda: self.given_up)
             sender(*(f"{name}={value}".encode() for name, value in fields(query, identity)))
 
         super().__init__(write, size, "journal")
 
-    def put(self, query: Query, identity: Identity) -> bool:
+    def put(self, query: Entry, identity: Identity) -> bool:
         """Queue a query without waiting. Return False if it is dropped."""
         if self._limit.allows(query.share, query.priority):
             return super().put(query, identity)

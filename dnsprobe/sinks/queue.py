@@ -7,10 +7,14 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 
-from dnsprobe.model import Identity, Query
+from dnsprobe.model import Identity, Query, TreeAlert
 from dnsprobe.pipeline.budget import Budget
 
 _log = logging.getLogger(__name__)
+
+
+#: What has an entry. A process tree has no identity.
+Entry = Query | TreeAlert
 
 
 class QueuedSink:
@@ -20,11 +24,11 @@ class QueuedSink:
     put is counted either in ``entries`` or in ``dropped``.
     """
 
-    def __init__(self, write: Callable[[Query, Identity], object], size: int, name: str) -> None:
+    def __init__(self, write: Callable[[Entry, Identity], object], size: int, name: str) -> None:
         self._write = write
         self._places = Budget(size)
         self._name = name
-        self._queue: deque[tuple[Query, Identity]] = deque()
+        self._queue: deque[tuple[Entry, Identity]] = deque()
         self._changed = threading.Condition()
         self._closing = False
         #: Set once :meth:`close` has waited for its whole timeout: from then on a ``write`` must fail, not wait.
@@ -42,7 +46,7 @@ class QueuedSink:
         """How many were lost: the queue was full or closed, or ``write`` failed."""
         return self._refused + self._failed
 
-    def put(self, query: Query, identity: Identity) -> bool:
+    def put(self, query: Entry, identity: Identity) -> bool:
         """Queue a query without waiting. Return False if it is dropped."""
         with self._changed:
             if self._closing or not self._places.take(query.share, query.priority):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from dnsprobe.model import Ancestry, Outcome, Process, Query
+from dnsprobe.model import Ancestry, Outcome, Process, Query, TreeAlert
 from dnsprobe.names.qclass import IN, qclass_name
 from dnsprobe.names.qtype import qtype_name
 from dnsprobe.names.wire import to_text
@@ -118,6 +118,15 @@ def summary(query: Query) -> str:
     more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     records = [", ".join([*found[:_SHOWN], *more])] * bool(found)
     return ": ".join([_question(query), result(query.outcome), *records]) + alert(query.alerts)
+
+
+def tree_summary(found: TreeAlert) -> str:
+    """Return which process tree has sent too many queries, in one line."""
+    queries, window_ns = found.rate
+    return (
+        f"{shown(found.tree)} sent {found.queries} queries of {shown(found.rule.name)} within {window_ns / 1e9:g} s, "
+        f"more than {queries}{alert(['rate'])}"
+    )
 
 
 def _question(query: Query) -> str:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from dnsprobe.model import Ancestry, Identity, Outcome, Process, Query, Record, Rule
+from dnsprobe.model import Alert, Ancestry, Identity, Outcome, Process, Query, Rate, Record, Rule, TreeAlert
 
 RULE = Rule(id=1, name="example.test", pattern="example.test")
 
@@ -52,6 +52,12 @@ BEHIND_ALIAS = replace(ADDRESS, name="B.example.test.")
 ANSWERED = Outcome("NOERROR", latency_ns=12_345_678, records=(ALIAS, BEHIND_ALIAS))
 NXDOMAIN = Outcome("NXDOMAIN", latency_ns=250_000)
 SILENT = Outcome(reason="timeout")
+
+#: A process tree above the rate of an alert.
+RATE = Rate(100, 60 * 10**9)
+TOO_MANY = TreeAlert(
+    12_345_678_901, Rule(1, "example.test", "example.test", 6, Alert(rate=RATE)), "bash;dig", 131, RATE
+)
 
 #: A message that is not read as a query.
 UNREAD = replace(QUERY, rule=Rule(65538, "", "", 5), qname=b"", qtype=5, qclass=0, unread="malformed")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from journal_file import Fields, Journal
-from made_up import HOSTILE, IDENTITY, hostile, query
+from made_up import HOSTILE, IDENTITY, TOO_MANY, hostile, query
 
 from dnsprobe.model import Alert, Rule
 from dnsprobe.sinks.journal import fields
@@ -22,6 +22,8 @@ from dnsprobe.sinks.journal import fields
 FOLDER = Path(__file__).parents[2] / "packaging/alert"
 FOLLOW, ACT = FOLDER / "dnsprobe-alerts", FOLDER / "dnsprobe-alert"
 PATIENCE = 60.0
+#: What the action prints about a process tree above a rate.
+OFTEN = dict(fields(TOO_MANY, IDENTITY))["MESSAGE"]
 
 #: Replaces systemctl, because systemd may not run here: it records its arguments, one in each line.
 RECORDER = '#!/bin/sh\nprintf "%s\\n" "$@" >>"$RECORD"\n'
@@ -135,22 +137,22 @@ def test_each_watched_query_starts_one_unit_over_restarts_and_boots(
                 (time.time(), watched("forged", unit="session-3.scope")),
                 (time.time(), watched("own", asker=r"dnsprobe-alert@s\x3d1.service")),
                 (time.time(), watched("silent", priority=6, alerts=("unanswered",))),
+                (time.time(), [*fields(TOO_MANY, IDENTITY), ("_SYSTEMD_UNIT", "dnsprobe.service")]),
                 (time.time(), watched("two", priority=4)),
             ]
         )
         follower.wait_for_last("test: two.test")
     begun = [name for name in follower.asked() if "begun" in name]
-    assert follower.asked() == [*begun, "test: one.test", "test: silent.test", "test: two.test"]
+    assert follower.asked() == [*begun, "test: one.test", "test: silent.test", OFTEN, "test: two.test"]
     write([(time.time(), watched("missed"))])
     monkeypatch.setattr("journal_file._BOOT", "5ad1b3f0c2e94b7e8d0a6f1c3b5d7e9f")
     write([(time.time(), watched("booted"))])
     with follower.running():
-        eventually(lambda: len(follower.asked()) == len(begun) + 5)
+        eventually(lambda: len(follower.asked()) == len(begun) + 6)
         write([(time.time(), watched("last"))])
         follower.wait_for_last("test: last.test")
-    assert follower.asked()[len(begun) :] == [
-        f"test: {name}.test" for name in ("one", "silent", "two", "missed", "booted", "last")
-    ]
+    first, *others = [f"test: {name}.test" for name in ("one", "silent", "two", "missed", "booted", "last")]
+    assert follower.asked()[len(begun) :] == [first, others[0], OFTEN, *others[1:]]
 
 
 def test_no_unit_name_and_no_command_contains_what_a_process_chose(follower: Follower, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from dnsprobe.config.main import (
 )
 from dnsprobe.config.nodes import ConfigError
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.model import DEFAULT_LABELS, Alert
+from dnsprobe.model import DEFAULT_LABELS, Alert, Rate
 from dnsprobe.names.pattern import parse_pattern
 from dnsprobe.names.rcode import RCODES
 from dnsprobe.names.ruleset import RuleSet
@@ -403,6 +403,8 @@ def test_wrong_answers_are_an_error(file: Path, text: str, message: str) -> None
         ("{rcode: [NXDOMAIN, servfail, NoData]}", Alert(4, ("NXDOMAIN", "SERVFAIL", "NODATA"))),
         ("{rcode: ['(OTHER)']}", Alert(4, ("(other)",))),
         ("{unanswered: true}", Alert(unanswered=True)),
+        ("{rate: 100/1m}", Alert(rate=Rate(100, 60_000_000_000))),
+        ("{rate: 1/10.5s, unanswered: true}", Alert(unanswered=True, rate=Rate(1, 10_500_000_000))),
         ("{latency: 0.5ms, priority: 2}", Alert(2, latency_ns=500_000)),
         (
             "{rcode: [REFUSED], unanswered: false, latency: 1s, priority: notice}",
@@ -427,15 +429,20 @@ def test_the_rcodes_of_alerts_are_those_of_the_metrics() -> None:
 
 RCODE_HINT = f"use a list of any of {', '.join(RCODES)}, such as [NXDOMAIN, SERVFAIL]"
 
+RATE_HINT = "use a number from 1 to 1000000000, a slash, and a duration from 10s to 1d, such as 100/1m"
+
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "alert: not a mapping of keys to values (no value); known keys: rcode, unanswered, latency, priority"),
-        ("on", "alert: not a mapping of keys to values (on); known keys: rcode, unanswered, latency, priority"),
-        ("{}", "alert: no condition; use at least one of rcode, unanswered, latency"),
-        ("{priority: err}", "alert: no condition; use at least one of rcode, unanswered, latency"),
-        ("{unanswered: false}", "alert: no condition; use at least one of rcode, unanswered, latency"),
+        (
+            "",
+            "alert: not a mapping of keys to values (no value); known keys: rcode, unanswered, latency, rate, priority",
+        ),
+        ("on", "alert: not a mapping of keys to values (on); known keys: rcode, unanswered, latency, rate, priority"),
+        ("{}", "alert: no condition; use at least one of rcode, unanswered, latency, rate"),
+        ("{priority: err}", "alert: no condition; use at least one of rcode, unanswered, latency, rate"),
+        ("{unanswered: false}", "alert: no condition; use at least one of rcode, unanswered, latency, rate"),
         ("{unanswered: 1}", "alert.unanswered: not true or false (1); use true or false, without quotes"),
         ("{rcode: NXDOMAIN}", f"alert.rcode: not a list of at least one (NXDOMAIN); {RCODE_HINT}"),
         ("{rcode: []}", f"alert.rcode: not a list of at least one (a list); {RCODE_HINT}"),
@@ -448,6 +455,15 @@ RCODE_HINT = f"use a list of any of {', '.join(RCODES)}, such as [NXDOMAIN, SERV
             "{unanswered: true, priority: 8}",
             "alert.priority: not a priority (8); use 0 to 7, or emerg, alert, crit, err, warning, notice, info, debug",
         ),
+        *(
+            (f"{{rate: {text}}}", f"alert.rate: not a rate ({text}); {RATE_HINT}")
+            for text in ("100", "1m", "0/1m", "-1/1m", "100/", "/1m", "100/0", "1e3/1m", "100/1m/1m", "100 / 1m")
+        ),
+        *(
+            (f"{{rate: {text}}}", f"alert.rate: out of range ({text}); {RATE_HINT}")
+            for text in ("100/9.999s", "100/2d", "1000000001/1m")
+        ),
+        ("{rate: [100, 1m]}", f"alert.rate: not a rate (a list); {RATE_HINT}"),
         ("{rcodes: [NXDOMAIN]}", "alert.rcodes: an unknown key (rcodes); did you mean rcode?"),
     ],
 )
@@ -461,6 +477,13 @@ def test_an_alert_on_results_needs_answers(file: Path, text: str) -> None:
     found = errors(file, f"domains:\n  - pattern: a.test\n    alert: {{unanswered: true}}\n{text}\n")
     hint = "add answers: on, because rcode, unanswered, latency are about answers"
     assert found == [f"dnsprobe.yaml:3: domains[0].alert: an alert without answers; {hint}"]
+
+
+@pytest.mark.parametrize("text", ["{rate: 5/10s}", "{rate: 5/10s, unanswered: false, priority: err}"])
+def test_an_alert_on_the_rate_needs_no_answers(file: Path, text: str) -> None:
+    (spec,) = loaded(file, f"domains: [{{pattern: a.test, alert: {text}}}]\nanswers: off\n").domains
+    assert spec.alert is not None
+    assert spec.alert.rate == Rate(5, 10_000_000_000)
 
 
 def test_an_alert_beside_wrong_answers_has_no_second_report(file: Path) -> None:

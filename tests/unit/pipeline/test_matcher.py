@@ -13,7 +13,7 @@ import pytest
 
 from dnsprobe.config.source import Source
 from dnsprobe.errors import EXIT_USAGE, UserError
-from dnsprobe.model import NO_RULE, Alert, Rule
+from dnsprobe.model import NO_RULE, Alert, Rate, Rule
 from dnsprobe.names.wire import from_text
 from dnsprobe.pipeline.matcher import Answer, Matcher
 from dnsprobe.pipeline.matching_client import Reload
@@ -171,7 +171,7 @@ def test_a_reload_reads_and_builds_in_another_process(matcher: Matcher, tmp_path
 
 
 def test_alerts_of_rules_come_with_them(tmp_path: Path) -> None:
-    alert = Alert(3, ("NXDOMAIN", "NODATA"), unanswered=True, latency_ns=1_000_000)
+    alert = Alert(3, ("NXDOMAIN", "NODATA"), unanswered=True, latency_ns=1_000_000, rate=Rate(5, 60 * 10**9))
     rules = [Rule(7, "a", "a.test", 5, alert), Rule(8, "b", "b.test")]
     assert read_rules(json.loads(json.dumps(rule_rows(rules)))) == rules
     path = tmp_path / "dnsprobe.yaml"
@@ -180,6 +180,7 @@ def test_alerts_of_rules_come_with_them(tmp_path: Path) -> None:
     try:
         first = matcher.build([("a.test", "a.test", 6, alert), ("b.test", "b.test", 6)])
         assert [rule.alert for rule in first.rules] == [alert, None]
+        assert first.limited == first.rules[:1]
         loaded = reloaded(matcher, path)
         assert loaded.table is not None
         # The rules are the same otherwise, so they keep their ids.
@@ -187,6 +188,7 @@ def test_alerts_of_rules_come_with_them(tmp_path: Path) -> None:
             (first.rules[0].id, None),
             (first.rules[1].id, Alert(rcodes=("NODATA",))),
         ]
+        assert loaded.table.limited == ()
         matcher.end_unused(loaded)
     finally:
         matcher.close()

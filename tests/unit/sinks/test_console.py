@@ -11,10 +11,23 @@ from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
-from made_up import ADDRESS, ANCESTRY, ANSWERED, HOSTILE, IDENTITY, NXDOMAIN, ORPHANED, QUERY, SILENT, hostile, query
+from made_up import (
+    ADDRESS,
+    ANCESTRY,
+    ANSWERED,
+    HOSTILE,
+    IDENTITY,
+    NXDOMAIN,
+    ORPHANED,
+    QUERY,
+    SILENT,
+    TOO_MANY,
+    hostile,
+    query,
+)
 
 from dnsprobe.model import Ancestry, Container, Identity, Outcome, Process, Query, Rule
-from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree
+from dnsprobe.sinks.console import ConsoleSink, json_line, line, tree, tree_alert
 from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.terminal import Look, cells
 
@@ -340,7 +353,7 @@ def test_a_line_of_which_only_a_part_was_written_is_not_continued() -> None:
     reader, writer = os.pipe()
     size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writer, False)
-    sink = ConsoleSink(10, writer, render=lambda query, _identity: "x" * query.repeats)
+    sink = ConsoleSink(10, writer, render=lambda made, _identity: "x" * made.repeats if isinstance(made, Query) else "")
     sink.put(query(repeats=size + 1), IDENTITY)
     until = time.monotonic() + 60.0
     while not sink.dropped:
@@ -417,6 +430,31 @@ def test_an_alert_is_red_and_has_its_reasons_in_json() -> None:
     made = replace(QUERY, outcome=NXDOMAIN, alerts=("rcode", "latency"))
     assert "\x1b[1;31m (alert: rcode, latency)\x1b[0m\n" in tree(made, IDENTITY, OFFSET, Look(colour=True))
     assert json.loads(json_line(made, IDENTITY, OFFSET))["alert"] == ["rcode", "latency"]
+
+
+def test_a_process_tree_above_a_rate_is_one_line() -> None:
+    words = "bash;dig sent 131 queries of example.test within 60 s, more than 100 (alert: rate)"
+    assert line(TOO_MANY, IDENTITY) == words
+    headline = tree_alert(TOO_MANY, OFFSET, Look())
+    assert headline.split(" ", 1)[1] == words
+    assert headline.split(" ")[0] == tree(QUERY, IDENTITY, OFFSET).split(" ")[0]
+    assert tree_alert(TOO_MANY, OFFSET, Look(colour=True)).endswith(f"\x1b[1;31m{words}\x1b[0m")
+    hostile = replace(TOO_MANY, tree="\u65e5;dig")
+    assert tree_alert(hostile, OFFSET, Look(unicode=False)).isascii()
+
+
+def test_a_process_tree_above_a_rate_has_all_keys_in_json() -> None:
+    found = json.loads(json_line(TOO_MANY, IDENTITY, OFFSET))
+    of_query = json.loads(json_line(QUERY, IDENTITY, OFFSET))
+    assert found.keys() == of_query.keys() | {"queries", "window_usec"}
+    assert {key: value for key, value in found.items() if value is not None} == {
+        "time": of_query["time"],
+        "domain": "example.test",
+        "alert": ["rate"],
+        "tree": "bash;dig",
+        "queries": 131,
+        "window_usec": 60_000_000,
+    }
 
 
 def test_an_answer_in_json_is_a_list_of_records() -> None:

@@ -15,12 +15,13 @@ from made_up import (
     QUERY,
     RULE,
     SILENT,
+    TOO_MANY,
     hostile,
     query,
 )
 
 from dnsprobe.model import Alert, Ancestry, Container, Identity, Outcome, Process, Query, Rule
-from dnsprobe.sinks.journal import ALERT_ID, MESSAGE_ID, RESULT_ID, fields
+from dnsprobe.sinks.journal import ALERT_ID, MESSAGE_ID, RATE_ID, RESULT_ID, fields
 
 
 def test_an_entry_has_all_fields_in_order() -> None:
@@ -261,3 +262,31 @@ def test_records_that_are_not_printable_are_escaped(raw: bytes) -> None:
     text = raw.decode("utf-8", "surrogateescape")
     outcome = replace(ANSWERED, records=(replace(ADDRESS, name=text, rdtype=text, data=text),))
     assert all(value.isprintable() for _, value in fields(query(outcome=outcome), IDENTITY))
+
+
+def test_a_process_tree_above_a_rate_has_an_entry_of_its_own() -> None:
+    assert fields(TOO_MANY, Identity()) == [
+        (
+            "MESSAGE",
+            "bash;dig sent 131 queries of example.test within 60 s, more than 100 (alert: rate)",
+        ),
+        ("MESSAGE_ID", RATE_ID),
+        ("PRIORITY", "4"),
+        ("SYSLOG_IDENTIFIER", "dnsprobe"),
+        ("DNSPROBE_DOMAIN", "example.test"),
+        ("DNSPROBE_ALERT", "rate"),
+        ("DNSPROBE_TREE", "bash;dig"),
+        ("DNSPROBE_QUERIES", "131"),
+        ("DNSPROBE_WINDOW_USEC", "60000000"),
+    ]
+    urgent = replace(TOO_MANY, rule=replace(TOO_MANY.rule, priority=2))
+    assert dict(fields(urgent, Identity()))["PRIORITY"] == "2"
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+def test_a_hostile_process_tree_is_printable(raw: bytes) -> None:
+    tree = Ancestry((Process(4242, 9, raw[:15]), Process(4210, 8, raw[:15]))).tree
+    for name, value in fields(replace(TOO_MANY, tree=tree), Identity()):
+        assert name.replace("_", "").isalpha()
+        assert value.isprintable()
+        value.encode()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import IDENTITY, QUERY, UNREAD, query
+from made_up import IDENTITY, QUERY, TOO_MANY, UNREAD, query
 
 from dnsprobe.errors import UserError
 from dnsprobe.model import Ancestry, Identity, Process, Query
@@ -526,7 +526,7 @@ def test_each_kind_of_entry_has_its_text_in_the_catalog(tmp_path: Path) -> None:
 
 def test_the_catalog_uses_fields_that_entries_have() -> None:
     used = set(re.findall("@([A-Z_]+)@", CATALOG.read_text("utf-8")))
-    names = {name for query in (replace(QUERY, query_id=1), UNREAD) for name, _ in fields(query, Identity())}
+    names = {name for query in (replace(QUERY, query_id=1), UNREAD, TOO_MANY) for name, _ in fields(query, Identity())}
     assert used <= names
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from journal_file import Fields, Journal
-from made_up import ANSWERED, HOSTILE, IDENTITY, NXDOMAIN, QUERY, SILENT, hostile, query
+from made_up import ANSWERED, HOSTILE, IDENTITY, NXDOMAIN, QUERY, SILENT, TOO_MANY, hostile, query
 from questions import follows, questions
 
 from dnsprobe.model import Ancestry, Container, Identity, Process, Rule
-from dnsprobe.sinks.journal import ALERT_ID, OVER_LIMIT_ID, RESULT_ID, fields
+from dnsprobe.sinks.journal import ALERT_ID, OVER_LIMIT_ID, RATE_ID, RESULT_ID, fields
 
 PAGE = (Path(__file__).parents[3] / "docs/journal.md").read_text("utf-8")
 ASKED = questions(PAGE)
@@ -80,6 +80,10 @@ NO_ANSWER = entry(
 ALERTS = [
     entry("no.such.test", below(12014, b"curl"), ROOT, query_id=5, outcome=NXDOMAIN, alerts=("rcode",)),
     entry("slow.such.test", below(12015, b"curl"), ROOT, query_id=6, outcome=ANSWERED, alerts=("rcode", "latency")),
+]
+OFTEN = [
+    of_dnsprobe(fields(replace(TOO_MANY, tree=tree, queries=queries), Identity()))
+    for tree, queries in (("bash;dig", 131), ("cron;curl", 107), ("bash;dig", 120))
 ]
 LIMIT = log("3 entries were not written to the journal: more than 3 in 30 s", ("MESSAGE_ID", OVER_LIMIT_ID))
 LOST = log("journal: entries are being lost: FileNotFoundError: No such file or directory")
@@ -164,6 +168,7 @@ CASES = [
 OF_RESULTS = {
     "Which queries failed?": [messages(FAILED), messages(NO_ANSWER)],
     "Which queries were alerts?": [messages(*ALERTS), messages(ALERTS[1])],
+    "Which process trees asked too often?": [["131\tbash;dig", "107\tcron;curl"]],
     "Which answers were slow?": [["812\tslow.such.test\t127.0.0.53"]],
     "What was a name resolved to?": [
         ["B.example.test. 300 IN A 192.0.2.7", "www.example.test. 60 IN CNAME b.example.test."]
@@ -193,6 +198,7 @@ def test_answers_about_results(heading: str, tmp_path: Path) -> None:
     journal.write([(SOON, made) for made in (BY_ADA, FAILED, SLOW, NO_ANSWER, resolved)])
     if "alerts" in heading:
         journal.write([(SOON, made) for made in ALERTS])
+    journal.write([(SOON, made) for made in OFTEN])
     for command, answer in zip(ASKED[heading], OF_RESULTS[heading], strict=True):
         assert [shown_message(line) for line in journal.run("bash", "-euc", command).splitlines()] == answer
 
@@ -237,4 +243,4 @@ def test_hostile_names_stay_in_their_line(raw: bytes, tmp_path: Path) -> None:
 def test_the_id_is_that_of_queries() -> None:
     (message_id,) = {value for name, value in fields(QUERY, IDENTITY) if name == "MESSAGE_ID"}
     used = set(re.findall("MESSAGE_ID=([0-9a-f]{32})", PAGE))
-    assert used == {message_id, RESULT_ID, ALERT_ID, OVER_LIMIT_ID, dict(SUPPRESSED)["MESSAGE_ID"]}
+    assert used == {message_id, RESULT_ID, ALERT_ID, RATE_ID, OVER_LIMIT_ID, dict(SUPPRESSED)["MESSAGE_ID"]}
