@@ -105,18 +105,23 @@ static __always_inline void report_canary(const struct note *note, u64 result)
 	bpf_ringbuf_output(MAP(CANARIES), &report, sizeof(report), 0);
 }
 
-/* Counts the result of a note that was taken back. */
-static __always_inline void end_note(const u64 *hash, const struct note *note, u64 result)
+/* Counts the result of a query whose note was taken back. */
+static __always_inline void end_query(const u64 *hash, const struct note *note, u64 result)
 {
-	if (note->noted == NOTED_CANARY) {
-		report_canary(note, result);
-		return;
-	}
 	/* Before the result: user space takes the histogram once no query waits. */
 	if (result <= RESULT_NODATA)
 		count_latency(note);
 	count_result(note, result);
 	remember_taken(*hash, result <= RESULT_NODATA);
+}
+
+/* Counts the result of a note that was taken back, or reports that of a canary. */
+static __always_inline void end_note(const u64 *hash, const struct note *note, u64 result)
+{
+	if (note->noted == NOTED_CANARY)
+		report_canary(note, result);
+	else
+		end_query(hash, note, result);
 }
 
 /* Hands a result without an answer to user space, if the query had an event. */
@@ -322,12 +327,11 @@ static __always_inline u64 make_query_id(void)
 	return (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32() ?: 1;
 }
 
-/* Prepares the note of a canary: which process asked for which name. */
+/* Prepares the note of a canary: which process asked for which name. Nobody reads the other fields. */
 static __always_inline void describe_canary(struct scratch *s)
 {
 	struct pending_key *key = &s->pending_key;
 
-	__builtin_memset(key, 0, sizeof(*key));
 	key->start_ns = s->process.start_ns;
 	key->name_hash = s->question.hash;
 	key->tgid = s->process.tgid;
@@ -369,7 +373,8 @@ static __always_inline void note_query(struct scratch *s, const struct settings 
 	waiting->hash = hash_note(s->question.sums, settings, type_class, &waiting->asked, &waiting->without_question);
 	note->sock = waiting->asked.sock;
 	if (remove_note(&waiting->hash, &waiting->taken, false)) {
-		end_note(&waiting->hash, &waiting->taken, RESULT_SUPERSEDED);
+		/* Not end_note(): a canary is sent once, and there is no room for its report on the stack. */
+		end_query(&waiting->hash, &waiting->taken, RESULT_SUPERSEDED);
 		/* Its event gets the result of this one, unless await_result() finds that this one has an event, too.
 		 */
 		note->query_id = waiting->taken.query_id;

@@ -58,10 +58,8 @@ static __always_inline void handle_query(struct scratch *s, const struct setting
 	s->outcome = DECIDE;
 	s->quiet_ns = 0;
 
-	bool is_asker_known = !IS_SENT_ON(s) || s->leader;
-
 	set_share(s, IS_SENT_ON(s) ? s->leader : bpf_get_current_task());
-	s->submit = is_asker_known;
+	s->submit = !IS_SENT_ON(s) || s->leader;
 	/* Canaries are noted, but not counted. */
 	if (rule == CANARY && TRACKS_ANSWERS)
 		goto note;
@@ -99,7 +97,8 @@ note:
 	if (TRACKS_ANSWERS && FORGET(s->event.rule) == CANARY)
 		return;
 counted:
-	if (!is_asker_known) {
+	/* Read again: there is no room on the stack of egress_slow to keep it. */
+	if (IS_SENT_ON(s) && !FORGET(s->leader)) {
 		count_statistic(STAT_UNATTRIBUTED_SENT_ON);
 		s->keep_tree = 0;
 		s->outcome = DECIDE;
