@@ -6,7 +6,8 @@
   const MAX_SHARE = 1 / 20;
   const TIMEOUT_MS = 10000;
   const ROW_REM = 1.6;
-  // The failures of the moment are those since the last reading before which there are this many results, but no longer.
+  // The failures of the moment are those since the last reading before which there are this many results, but no
+  // longer.
   const FEW_RESULTS = 10;
   const RECENT_MS = 60000;
   // A narrower box cannot be seen or clicked. It appears after zooming in.
