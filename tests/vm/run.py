@@ -23,7 +23,7 @@ _TREE = _HERE.parent.parent
 _PAGES = {_TREE / "docs/kernels.md": page, _TREE / "docs/ways-out.md": ways_out_page}
 
 #: Seconds for all boots of one guest.
-_DEADLINE = 3000
+_DEADLINE = 4200
 
 #: Guests that run at a time. Most have one emulated processor, and sometimes wait for a watchdog or a reboot.
 _JOBS = len(os.sched_getaffinity(0)) + 1
