@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
@@ -83,6 +84,9 @@ class QueuedSink:
         return ended
 
     def _run(self) -> None:
+        # systemd sends SIGABRT if the loop hangs, and faulthandler then prints where all threads are. The main thread
+        # has to do that: another one would read the frames of the main thread while they change.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
         failing = False
         while True:
             with self._changed:
