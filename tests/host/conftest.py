@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,14 @@ def preemptible_btf(folder: Path) -> Path:
     path = folder / "btf"
     path.write_bytes(data + name)
     return path
+
+
+def until(condition: Callable[[], bool], what: str = "what the test waits for") -> None:
+    """Wait until ``condition`` holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {PATIENCE:.0f} s"
+        time.sleep(0.02)
 
 
 def free_ports(count: int) -> list[int]:

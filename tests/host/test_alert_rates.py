@@ -8,12 +8,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import IN_OWN_NET, PATIENCE, Program, Service
+from conftest import IN_OWN_NET, PATIENCE, Program, Service, until
 
 RULE = "domains:\n  - pattern: rates.test\n    alert: {{rate: {rate}, priority: err}}\njournal: {{unread: false}}\n"
 #: Sends the same query until its standard input ends, at most 100,000 times, and prints how often.
@@ -37,13 +36,6 @@ def asking() -> Iterator[Callable[[], int]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asker:
         yield lambda: int(asker.communicate(timeout=PATIENCE)[0])
     assert asker.returncode == 0
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up, f"not in time: {what}"
-        time.sleep(0.02)
 
 
 def alerts(service: Service) -> list[int]:

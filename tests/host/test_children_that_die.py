@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ALL_PATHS, HERE, PATIENCE, PROGRAM, Service
-from test_lifecycle import attached, children, until
+from conftest import ALL_PATHS, HERE, PATIENCE, PROGRAM, Service, until
+from test_lifecycle import attached, children
 from test_proof_under_attack import BPF, LINK_DETACH, LINK_GET_FD_BY_ID, bpf
 
 Scene = Callable[..., Any]

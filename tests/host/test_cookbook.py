@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import HERE, PATIENCE
+from conftest import HERE, PATIENCE, until
 from orphan import adopters
 from stage import BACKUP, IN_CONTAINER, RESOLVER, Stage
 
@@ -129,7 +128,7 @@ def play(stage: Stage, process: subprocess.Popen[str], *, journal: bool) -> str:
     assert process.stderr is not None
     if journal:
         program = wait_for_program(process, "journalctl")
-        wait_for(lambda: follows(program), "journalctl does not wait")
+        until(lambda: follows(program), "journalctl waits")
         stage.play("miner", IN_CONTAINER)
         stage.keep_entries(1)
         printed = process.stdout.readline()
@@ -147,13 +146,6 @@ def follows(pid: int) -> bool:
     links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return "anon_inode:inotify" in links and state == "S"
-
-
-def wait_for(condition: Callable[[], bool], problem: str) -> None:
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until, problem
-        time.sleep(0.05)
 
 
 def below(pid: int) -> list[int]:
@@ -177,7 +169,7 @@ def named_pids(pid: int, comm: str) -> list[int]:
 
 def wait_for_program(process: subprocess.Popen[str], comm: str) -> int:
     """Wait until a script runs a program, and return its pid."""
-    wait_for(lambda: bool(named_pids(process.pid, comm)), f"no {comm} runs")
+    until(lambda: bool(named_pids(process.pid, comm)), f"{comm} runs")
     return named_pids(process.pid, comm)[0]
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ALL_PATHS, PATIENCE, UNPRIVILEGED, Service
+from conftest import ALL_PATHS, PATIENCE, UNPRIVILEGED, Service, until
 from running import PROGRAM
 from scraped import add_up, samples_of
 from test_children_that_die import EXCHANGED, detach_hooks, injecting, strace
-from test_lifecycle import children, until
+from test_lifecycle import children
 
 Scene = Callable[..., Any]
 Start = Callable[..., Service]

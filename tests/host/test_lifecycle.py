@@ -17,7 +17,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import pytest
-from conftest import ALL_PATHS, HERE, IN_OWN_NET, PATIENCE, PROGRAM, Program, Service
+from conftest import ALL_PATHS, HERE, IN_OWN_NET, PATIENCE, PROGRAM, Program, Service, until
 
 from dnsprobe.kernel import libbpf
 
@@ -48,13 +48,6 @@ def children(pid: int, command: str = "") -> list[int]:
             if command.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(int(child))
     return found
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_ready_service_serves_all_pages(start: Start) -> None:
@@ -90,12 +83,12 @@ def test_a_kill_leaves_nothing_attached(start: Start) -> None:
 
 def test_a_kill_during_compilation_leaves_no_child(tmp_path: Path) -> None:
     program = Program(["watch", "watched.test"], tmp_path, ["env", "--unset=CACHE_DIRECTORY"])
-    until(lambda: children(program.process.pid, "loader_keeper") != [])
+    until(lambda: children(program.process.pid, "loader_keeper") != [], "the keeper")
     (keeper,) = children(program.process.pid, "loader_keeper")
-    until(lambda: children(keeper) != [])
+    until(lambda: children(keeper) != [], "the loader")
     (loader,) = children(keeper)
     program.kill()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (keeper, loader)))
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (keeper, loader)), "the end of both")
 
 
 def test_totals_stay_when_their_processes_end(start: Start, scene: Scene) -> None:
@@ -295,7 +288,7 @@ def test_a_stop_during_a_flood_succeeds(start: Start, in_namespace: list[str], f
         service = start("domains: [flood.test]")
         command = [*in_namespace, str(flood), "127.0.0.1", "53", "flood.test", "200000", "1", "4"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as sender:
-            until(lambda service=service: len(service.entries()) > 0)  # type: ignore[misc]
+            until(lambda service=service: len(service.entries()) > 0, "an entry")  # type: ignore[misc]
             assert service.stop() == 0
             sender.wait(PATIENCE)
 

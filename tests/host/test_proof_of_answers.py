@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import ALL_PATHS, ANSWER_PATHS, HERE, IN_OWN_NET, PATIENCE, PROGRAM, UNPRIVILEGED, Service
-from test_lifecycle import NO_NAMESPACES, until
+from conftest import ALL_PATHS, ANSWER_PATHS, HERE, IN_OWN_NET, PATIENCE, PROGRAM, UNPRIVILEGED, Service, until
+from test_lifecycle import NO_NAMESPACES
 from test_proof_under_attack import LINK_DETACH, LINK_GET_FD_BY_ID, bpf
 
 from dnsprobe.kernel import libbpf

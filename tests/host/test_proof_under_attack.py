@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ALL_PATHS, HERE, PATIENCE, UNPRIVILEGED, Program, Service
+from conftest import ALL_PATHS, HERE, PATIENCE, UNPRIVILEGED, Program, Service, until
 from scraped import samples_of
-from test_lifecycle import NO_NAMESPACES, attached, children, until
+from test_lifecycle import NO_NAMESPACES, attached, children
 
 Start = Callable[..., Service]
 Scene = Callable[..., Any]

@@ -7,14 +7,13 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import answerer
 import pytest
-from conftest import HERE, IN_OWN_NET, PATIENCE, Program, Service
+from conftest import HERE, IN_OWN_NET, Program, Service, until
 
 #: A slow answer takes longer than an entry waits, and less than the timeout. Others take less, on a busy host, too.
 CONFIG = "answers: {timeout: 5s, wait: 2s}"
@@ -71,13 +70,6 @@ def asked() -> Iterator[dict[str, int]]:
         yield json.loads(asker.stdout.readline())
         asker.stdin.close()
     assert asker.returncode == 0
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up, f"not in time: {what}"
-        time.sleep(0.02)
 
 
 def entries(watch: Program) -> list[Entry]:

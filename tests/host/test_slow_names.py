@@ -14,7 +14,7 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
-from conftest import PATIENCE, Service
+from conftest import PATIENCE, Service, until
 
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
@@ -25,13 +25,6 @@ HOSTILE = "a" * 60 + "b.slow.test"
 
 #: Not more: the id of a rule that was removed is free only after a while.
 MANY = 65_000
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:
@@ -62,12 +55,12 @@ def test_a_name_that_takes_an_expression_too_long_is_counted_and_reported(start:
     assert service.value("dnsprobe_names_undecided_total") == 0
     scene("send", HOSTILE, 3)
     assert service.get("/-/healthy") == "healthy\n"
-    until(lambda: service.value("dnsprobe_names_undecided_total") == 1)
+    until(lambda: service.value("dnsprobe_names_undecided_total") == 1, "the name that takes too long")
     scene("send", HOSTILE, 4)
     scene("send", "aaa.slow.test", 5)
     scene("send", "other.test", 6)
     expected = {"(undecided)": 7, "expression": 5, "other.test": 6}
-    until(lambda: sum(service.by("dnsprobe_queries_total", "domain").values()) == 18)
+    until(lambda: sum(service.by("dnsprobe_queries_total", "domain").values()) == 18, "all queries")
     assert service.by("dnsprobe_queries_total", "domain") == expected
     service.wait_for("1 name took the rules longer than 50 ms of processor time: the queries count under (undecided)")
     assert any(HOSTILE in entry for entry in service.entries())
@@ -90,7 +83,7 @@ def test_the_daemon_answers_and_stops_while_expressions_run(start: Start, in_nam
         "    except ConnectionRefusedError: pass\n"
     )
     subprocess.run([*in_namespace, sys.executable, "-c", code], check=True)
-    until(lambda: service.value("dnsprobe_names_undecided_total") > 0)
+    until(lambda: service.value("dnsprobe_names_undecided_total") > 0, "a name that takes too long")
     # Thousands of names wait, and each takes its whole time.
     assert service.get("/-/healthy") == "healthy\n"
     assert (policy(service.process.pid), policy(matching)) == (os.SCHED_OTHER, os.SCHED_OTHER)
@@ -104,7 +97,7 @@ def test_a_process_that_matches_names_is_replaced_when_it_is_killed(start: Start
     matching = matching_process(service)
     os.kill(matching, signal.SIGKILL)
     scene("send", "ads1.test", 7)
-    until(lambda: service.by("dnsprobe_queries_total", "domain") == {"ads*.test": 7})
+    until(lambda: service.by("dnsprobe_queries_total", "domain") == {"ads*.test": 7}, "all queries")
     assert matching_process(service) != matching
 
 
@@ -163,10 +156,10 @@ def test_a_stop_during_a_reload_leaves_no_process(start: Start) -> None:
     service.configuration.write_text(f"domains:\n{names}\n")
     service.process.send_signal(signal.SIGHUP)
     matching = matching_process(service)
-    until(lambda: children(matching) != [])
+    until(lambda: children(matching) != [], "the child that reads")
     (reading,) = children(matching)
     assert service.stop() == 0
-    until(lambda: not Path(f"/proc/{reading}").exists())
+    until(lambda: not Path(f"/proc/{reading}").exists(), "its end")
 
 
 @pytest.mark.parametrize("path", ["/-/healthy", "/metrics"])
