@@ -174,9 +174,10 @@ def _run(arguments: argparse.Namespace) -> int:
     config = source.read()
     privileges.require()
     _require_surroundings(config.metrics.connections)
-    # systemd ends a service that hangs with SIGABRT. The traceback then shows where it hung.
+    # systemd ends a service that hangs with SIGABRT. The traceback then shows where it hung. It does not show all
+    # threads: whoever reads the frames of a thread that runs may end in a segmentation fault.
     if sys.stderr is not None:
-        faulthandler.enable()
+        faulthandler.enable(all_threads=False)
     Daemon(config, arguments.log_target, source).run()
     return EXIT_GOOD
 

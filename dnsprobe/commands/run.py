@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ from dnsprobe.sinks.metrics import Registry, Snapshot
 from dnsprobe.sinks.queue import QueuedSink
 from dnsprobe.sinks.wording import wall_offset_ns
 from dnsprobe.text import number
+from dnsprobe.threads import leave_abort_to_main
 from dnsprobe.web.origin import Origin
 from dnsprobe.web.protection import Protection
 from dnsprobe.web.server import Server
@@ -134,6 +136,7 @@ class Daemon:
         started = time.monotonic()
         # Before the start, which takes a moment: signals that arrive during the start are handled after it.
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(initializer=leave_abort_to_main))
         for which in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(which, self._stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
 
 from dnsprobe.model import Identity, Query, TreeAlert
 from dnsprobe.pipeline.budget import Budget
+from dnsprobe.threads import leave_abort_to_main
 
 _log = logging.getLogger(__name__)
 
@@ -84,9 +84,7 @@ class QueuedSink:
         return ended
 
     def _run(self) -> None:
-        # systemd sends SIGABRT if the loop hangs, and faulthandler then prints where all threads are. The main thread
-        # has to do that: another one would read the frames of the main thread while they change.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
+        leave_abort_to_main()
         failing = False
         while True:
             with self._changed:

@@ -28,6 +28,7 @@ LAYERS = (
     "terminal",
     "privileges",
     "descriptors",
+    "threads",
     "hook_names",
     "model",
     "names",
