@@ -29,7 +29,11 @@ _LABEL_NOTES = {
     UNKNOWN: "queries of many processes that are counted together, in (other) or (unknown)",
 }
 
-_RESULT_NOTES = {OTHER: "other response codes"}
+#: What (other) is as the value of these labels.
+_OTHER_NOTES = {
+    "server": "servers for which the kernel had no room, or that are not known",
+    RCODE: "other response codes",
+}
 
 #: The width of a bar, and of a longer bar in a terminal of at least _WIDE columns.
 _BAR, _LONG_BAR, _WIDE = 10, 20, 120
@@ -160,7 +164,7 @@ def _shown_results(counts: TreeCounts) -> Mapping[Node, Results] | None:
 
 def _notes(counts: TreeCounts, look: Look) -> Iterator[str]:
     nodes = [node for root in (counts.queries, counts.encrypted) for _, node in walk(root)]
-    label_notes = _LABEL_NOTES | (_RESULT_NOTES if counts.by == RCODE else {})
+    label_notes = _LABEL_NOTES | ({OTHER: _OTHER_NOTES[counts.by]} if counts.by in _OTHER_NOTES else {})
     texts = []
     for notes, for_labels in ((_TREE_NOTES, False), (label_notes, True)):
         names = {node.name for node in nodes if (node in counts.label_nodes) == for_labels}
