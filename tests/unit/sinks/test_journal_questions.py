@@ -166,7 +166,7 @@ CASES = [
 
 #: Those about results are asked of a journal of their own.
 OF_RESULTS = {
-    "Which queries failed?": [messages(FAILED), messages(NO_ANSWER)],
+    "Which queries had an error, or no answer?": [messages(FAILED), messages(NO_ANSWER)],
     "Which queries were alerts?": [messages(*ALERTS), messages(ALERTS[1])],
     "Which process trees asked too often?": [["131\tbash;dig", "107\tcron;curl"]],
     "Which answers were slow?": [["812\tslow.such.test\t127.0.0.53"]],
