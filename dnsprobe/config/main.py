@@ -228,12 +228,10 @@ _OF_RESULTS = tuple(key for key in _CONDITIONS if key != "rate")
 
 def _read_alert(place: Place) -> Alert:
     before = len(place.problems)
-    places = place.entries(tuple(ALERT_KEYS))
-    values = {ALERT_KEYS[key].field: ALERT_KEYS[key].read(value) for key, value in places.items()}
-    conditions = [values[ALERT_KEYS[key].field] for key in places if key in _CONDITIONS]
-    if not any(conditions) and len(place.problems) == before:
+    alert: Alert = _read_section(Section(Alert, ALERT_KEYS), place)
+    if alert == Alert(alert.priority) and len(place.problems) == before:
         place.report("no condition", f"use at least one of {', '.join(_CONDITIONS)}")
-    return Alert(**values)
+    return alert
 
 
 #: The keys of an item of ``domains`` that is a mapping.
@@ -303,7 +301,7 @@ def _report_duplicate(place: Place, what: str, value: str, other: Place) -> None
 
 
 class Section(NamedTuple):
-    """A section of the file: the dataclass that it becomes, and its keys."""
+    """A mapping of the file: what it becomes, and its keys."""
 
     kind: type[Any]
     keys: Mapping[str, Key]
