@@ -131,11 +131,12 @@ class Counters:
         maps, answers = self._probe.maps, self._answers
         return maps.pending.take_many(keys) if answers is None else answers.take(maps.pending_counted, keys)
 
-    def _results(self, key: CountKey | PendingKey, rule: Rule, transport: int, *, final: bool) -> tuple[int, ...]:
+    def _results(self, key: CountKey | PendingKey, rule: Rule, *, final: bool) -> tuple[int, ...]:
         """Add what became of the queries of a counter, and return it; nothing if it counts something else."""
         if self._answers is None or not rule.name:
             return ()
         add = self._answers.add_final if final else self._answers.add_live
+        *_, transport, _server = key
         return add(key, Group(rule.name, abi.TRANSPORTS[transport & ~abi.TO_LOCAL]))
 
     def _is_waiting(self, key: CountKey | PendingKey, rule: Rule | None = None) -> bool:
@@ -162,9 +163,9 @@ class Counters:
             yield [self._decided_count(key, queries, final=False) for key, queries in entries]
 
     def _decided_count(self, key: CountKey, queries: int, *, final: bool) -> Count:
-        start_ns, tgid, rule, *asked = key
-        results = self._results(key, self._rules.by_id[rule], key[-2], final=final)
-        return self._count((start_ns, tgid), self._rules.by_id[rule], asked, queries, results)
+        start_ns, tgid, rule_id, *asked = key
+        rule = self._rules.by_id[rule_id]
+        return self._count((start_ns, tgid), rule, asked, queries, self._results(key, rule, final=final))
 
     def _pending_counts(self) -> Iterator[Iterable[Count]]:
         for entries in _batches(self._read_pending()):
@@ -186,7 +187,7 @@ class Counters:
         self._processes.learn(_process_of(key) for key, _, _ in matched)
         counts = []
         for key, rule, queries in matched:
-            results = self._results(key, rule, key[-2], final=final)
+            results = self._results(key, rule, final=final)
             counts.append(self._count(_process_of(key), rule, key[-3:], queries, results))
         return counts
 
