@@ -271,7 +271,7 @@ class Canaries:
             ("process and parent", chain[:2], expected),
             ("uid", event.uid, os.getuid()),
         )
-        return "; ".join(f"{fact} is {seen}, not {right}" for fact, seen, right in facts if seen != right)
+        return _differences(facts)
 
     def _problem_of_result(self, canary: Canary, event: Event, results: Sequence[CanaryResult]) -> str:
         """Return the problem of what became of a canary. ``event`` is the report of its query."""
@@ -285,7 +285,12 @@ class Canaries:
             ("result", Result(seen[0].result).name, Result(canary.result or 0).name),
             ("process", (seen[0].tgid, seen[0].start_ns), (sender.tgid, sender.start_ns)),
         )
-        return "; ".join(f"{fact} is {found}, not {right}" for fact, found, right in facts if found != right)
+        return _differences(facts)
+
+
+def _differences(facts: Iterable[tuple[str, object, object]]) -> str:
+    """Return what is wrong: a fact has its name, what was seen, and what is right."""
+    return "; ".join(f"{fact} is {seen}, not {right}" for fact, seen, right in facts if seen != right)
 
 
 def _ways(path: str, streams: Collection[str]) -> list[str]:
