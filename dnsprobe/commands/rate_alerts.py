@@ -10,8 +10,8 @@ from dnsprobe.pipeline.rates import Rates
 from dnsprobe.pipeline.session import Session
 from dnsprobe.pipeline.steps import Steps, run, run_in_turns
 
-#: Looking takes at most one in this number of seconds, unless the pause would be longer than the longest one.
-_SHARE, _LONGEST_SECONDS = 10, 5.0
+#: The pause after a look is this many times as long as the look took, but at most this many seconds.
+_PAUSES, _LONGEST_SECONDS = 10, 5.0
 
 #: The identity of a process tree, for sinks.
 NOBODY = Identity()
@@ -49,5 +49,5 @@ class RateAlerts:
         now = self._clock()
         found = yield from self._rates.looking(self._session.rules.limited, counts, began_ns, now)
         took = self._clock() - began_ns
-        self._next_ns = self._clock() + min(took * _SHARE, int(_LONGEST_SECONDS * 1e9))
+        self._next_ns = self._clock() + min(took * _PAUSES, int(_LONGEST_SECONDS * 1e9))
         return found

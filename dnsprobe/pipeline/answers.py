@@ -100,8 +100,8 @@ class Outcomes:
 class Answers:
     """Adds up results, and gives up queries that nobody answers for ``timeout_ns``.
 
-    ``clock`` returns nanoseconds of CLOCK_MONOTONIC. :meth:`seen` is called with each counter that is read; then
-    :meth:`add_live` or :meth:`add_final` with the group that it belongs to.
+    ``clock`` returns nanoseconds of CLOCK_MONOTONIC. :meth:`read` and :meth:`take` note each counter that they yield.
+    After that, the caller adds it to its group with :meth:`add_live` or :meth:`add_final`.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ _LAST_DECISIONS_SECONDS = 2.0
 
 
 class Entries:
-    """Yields what sinks write. ``answers`` is None if they are not tracked; then no entry waits for its result.
+    """Yields what sinks write. Without :meth:`add_results`, no entry waits for its result.
 
     ``has_unread`` is whether messages that cannot be read have entries.
     """

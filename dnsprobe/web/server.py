@@ -47,11 +47,11 @@ _STOP_SECONDS = 2.0
 class Server(httputil.HTTPServerConnectionDelegate):
     """Serves metrics, readiness and the page to at most ``connections`` clients at a time.
 
-    ``unready`` returns why ``/-/ready`` answers 503, an empty text for 200; then ``remark`` returns what it says beside
-    that, empty for nothing. ``page`` returns the data of the page; None
-    switches the page off. ``protection`` has the web configuration; None is plain HTTP without passwords. ``origin``
-    decides which names the server has; None means those of this host. ``when_collected`` calls a function once the
-    counts for metrics and page include all queries up to now.
+    ``unready`` returns why ``/-/ready`` answers 503; if it is empty, the answer is 200. ``remark`` returns what the
+    answer 200 adds to ``ready``; it may be empty. ``page`` returns the data of the page; None switches the page off.
+    ``protection`` has the web configuration; None is plain HTTP without passwords. ``origin`` decides which names the
+    server has; None means those of this host. ``when_collected`` calls a function once the counts for metrics and page
+    include all queries up to now.
     """
 
     def __init__(
