@@ -116,7 +116,7 @@ def summary(query: Query) -> str:
         return _question(query)
     found = answers(query.outcome)
     more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    records = [", ".join([*found[:_SHOWN], *more])] * bool(found)
+    records = [", ".join([*found[:_SHOWN], *more])] if found else []
     return ": ".join([_question(query), result(query.outcome), *records]) + alert(query.alerts)
 
 

@@ -26,7 +26,7 @@ def known(results: Results) -> int:
 
 def failed(results: Results) -> int:
     """Return how many queries have failed: the answer is an error, or there was none."""
-    return sum(queries for name, queries in results.items() if name not in _ANSWERED_WELL)
+    return sum(queries for name, queries in results.items() if is_failure(name))
 
 
 def negative(results: Results) -> int:
