@@ -111,7 +111,9 @@ def measure(service: Service, resolver: Resolver, transport: str, seconds: int, 
         process.kill()
         output, _ = process.communicate(timeout=PATIENCE)
     told = read(output)
+    until = time.monotonic() + PATIENCE
     while (last := sums_of(text := service.get("/metrics"), transport)).waiting:
+        assert time.monotonic() < until, last
         time.sleep(0.1)
     rcodes: Counter[str] = Counter()
     for labels, value in samples_of(_METRICS["responses"], text):
