@@ -105,6 +105,14 @@ def until(condition: Callable[[], bool], what: str = "what the test waits for") 
         time.sleep(0.02)
 
 
+@pytest.fixture
+def readable(tmp_path: Path) -> None:
+    """Let an ordinary user read the configuration."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports of loopback that nobody listens on."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]

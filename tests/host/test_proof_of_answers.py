@@ -6,7 +6,6 @@ dnsprobe counts queries in any case. While it does not see their answers, they a
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,8 @@ from dnsprobe.kernel import libbpf
 
 Start = Callable[..., Service]
 
+pytestmark = pytest.mark.usefixtures("readable")
+
 CONFIGURATION = "domains: [one.test]\nanswers: {timeout: 300ms}\nprobe: {verify_interval: 1s}"
 #: Asks for a name that does not exist, over UDP, and reads the answers.
 ASK = """\
@@ -36,14 +37,6 @@ with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.
         server.sendto(message[:2] + bytes.fromhex("8183") + message[4:], asker)
         client.recv(512)
 """
-
-
-@pytest.fixture(autouse=True)
-def _readable(tmp_path: Path) -> None:
-    """Let an ordinary user read the configuration."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
-            folder.chmod(0o755)
 
 
 def ask(count: int) -> None:

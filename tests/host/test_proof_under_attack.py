@@ -25,6 +25,8 @@ from test_lifecycle import NO_NAMESPACES, attached, children
 Start = Callable[..., Service]
 Scene = Callable[..., Any]
 
+pytestmark = pytest.mark.usefixtures("readable")
+
 ORDINARY_USER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
 CONFIGURATION = "domains: [streams.test, one.test]\nprobe: {verify_interval: 1s}"
 ADDRESS = "127.0.0.1:10059"
@@ -99,14 +101,6 @@ class Host:
         for process in (*self._others, self._holder):
             process.kill()
             process.communicate()
-
-
-@pytest.fixture(autouse=True)
-def _readable(tmp_path: Path) -> None:
-    """Let an ordinary user read the configuration."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
-            folder.chmod(0o755)
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def test_the_service_writes_results_and_those_that_wait_at_its_end(start: Callab
     assert ": 192.0.2.7, 192.0.2.8, server " in next(line for line in lines if f" address.{ZONE} (" in line)
 
 
-def test_without_answers_entries_do_not_wait(start_watch: Callable[..., Program], tmp_path: Path) -> None:
+def test_without_answers_entries_have_no_results(start_watch: Callable[..., Program], tmp_path: Path) -> None:
     path = tmp_path / "off.yaml"
     path.write_text("answers: off\n")
     watch = start_watch("--config", str(path), "--json", ZONE)
