@@ -23,6 +23,7 @@ from dnsprobe.kernel.prover import PathState, Prover, last_reason
 
 #: The hook that serves each path.
 _HOOKS = {**dict.fromkeys(ANSWERS, ANSWERS_HOOK), ENDS[0]: SOCKET_ENDS, ENDS[1]: SOCKET_ERRORS}
+#: How messages call a hook that the kernel refuses. The loader says where it has attached the others.
 _PLACES = {
     ANSWERS_HOOK: INGRESS,
     SOCKET_ENDS: "cgroup sock_release",
@@ -142,14 +143,14 @@ class AnswerHooks:
         return [path for path, state in self._prover.paths.items() if state.verified]
 
     def _note_attached(self, path: str, refused: str, detail: str) -> None:
-        place = _PLACES[_HOOKS[path]]
         if refused:
+            place = _PLACES[_HOOKS[path]]
             self._set(path, PathState(tried=[f"{place}: {refused}{detail if 'refuses' in refused else ''}"]))
         else:
-            attach, symbol = place.split()
+            hook = self.hooks[_HOOKS[path]]
             problem = f"udp{path[-1]} is not proved"  # unless the canaries say more
-            rung = EGRESS.name if attach == Attach.CGROUP else symbol
-            self._set(path, PathState(rung, attach, symbol, problem=problem))
+            rung = EGRESS.name if hook.attach == Attach.CGROUP else hook.symbol
+            self._set(path, PathState(rung, hook.attach, hook.symbol, problem=problem))
 
     def verify(self) -> None:
         """Send canaries through the hooks in use. A path is proved if what became of them is reported."""

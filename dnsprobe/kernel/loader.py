@@ -38,7 +38,7 @@ from dnsprobe.kernel.hooks import (
     family_macro,
     kprobes_available,
 )
-from dnsprobe.kernel.kallsyms import find_functions, read_kallsyms
+from dnsprobe.kernel.kallsyms import Symbol, find_functions, read_kallsyms
 from dnsprobe.kernel.layout import KERNEL_BTF, read_functions, read_layout
 from dnsprobe.kernel.program_cache import ProgramCache
 
@@ -256,6 +256,7 @@ class Loader:
         with _open(open_root()) as root, self._loading(None, self._compiler.latest, kind) as loader:
             program = loader.load(hook, function)
             _add_link(hook, _root_of_groups(), attach_cgroup, program, root, kind.attach_type)
+        hook.symbol = function.removesuffix("_entry")
 
     def _attach_socket_errors(self, hook: Hook) -> None:
         ways = (self._attach_errors_tracepoint, self._attach_errors_fentry, self._attach_errors_kprobe)
@@ -274,6 +275,7 @@ class Loader:
         with self._loading(None, self._compiler.latest, kind) as loader:
             program = loader.load(hook, f"{ERROR_TRACEPOINT}_entry")
         _add_link(hook, f"the tracepoint {ERROR_TRACEPOINT}", attach_tracepoint, program, ERROR_TRACEPOINT)
+        hook.attach, hook.symbol = Attach.TRACEPOINT, ERROR_TRACEPOINT
 
     def _attach_errors_fentry(self, hook: Hook) -> None:
         if problem := self._fentry.problem(ERROR_FUNCTION):
@@ -282,16 +284,18 @@ class Loader:
         with self._loading(None, self._compiler.latest, self._fentry.kind(ERROR_FUNCTION)) as loader:
             program = loader.load(hook, f"{ERROR_TRACEPOINT}_entry")
         _add_link(hook, f"{ERROR_FUNCTION} by fentry", attach_fentry, program)
+        hook.attach, hook.symbol = Attach.FENTRY, ERROR_FUNCTION
 
     def _attach_errors_kprobe(self, hook: Hook) -> None:
         if not kprobes_available():
             raise UserError(f"this kernel has neither the tracepoint {ERROR_TRACEPOINT} nor kprobes")
         with self._loading(None, self._compiler.latest, libbpf.ProgramKind(libbpf.KPROBE)) as loader:
             program = loader.load(hook, f"{ERROR_FUNCTION}_entry")
-        for symbol in find_functions(read_kallsyms(), ERROR_FUNCTION):
+        for symbol in self._find(ERROR_FUNCTION):
             _add_link(hook, f"{symbol.name} by a kprobe", attach_kprobe, program, symbol)
         if not hook.links:
             raise UserError(f"/proc/kallsyms has no {ERROR_FUNCTION}")
+        hook.attach, hook.symbol = Attach.KPROBE, ERROR_FUNCTION
 
     # One method for each way to attach. Each fills in a hook, and raises UserError if the kernel refuses.
 
@@ -307,9 +311,7 @@ class Loader:
     def _attach_kprobes(self, hook: Hook, rung: Rung, function: str, attempt: int) -> None:
         if not kprobes_available():
             raise UserError("this kernel has no kprobes")
-        if self._kallsyms is None:
-            self._kallsyms = read_kallsyms()
-        possible = attempts(rung, find_functions(self._kallsyms, function), function)
+        possible = attempts(rung, self._find(function), function)
         if attempt >= len(possible):
             raise UserError(f"no other way to attach a kprobe to {function}")
         symbols, macros = possible[attempt].symbols, possible[attempt].macros
@@ -320,6 +322,12 @@ class Loader:
             program = loader.load(hook, rung.program(function))
         for symbol in symbols:
             _add_link(hook, f"{symbol.name} by a kprobe", attach_kprobe, program, symbol)
+
+    def _find(self, function: str) -> list[Symbol]:
+        """Return the symbols that a function has in this kernel."""
+        if self._kallsyms is None:
+            self._kallsyms = read_kallsyms()
+        return find_functions(self._kallsyms, function)
 
     def _attach_egress(self, hook: Hook, rung: Rung, direction: str, attempt: int) -> None:
         if attempt >= len(self._egress_ways):

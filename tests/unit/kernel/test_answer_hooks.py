@@ -17,6 +17,12 @@ from dnsprobe.kernel.loader_client import Attached, LoaderClient
 from dnsprobe.kernel.prover import PathState, Prover
 
 BOTH = ANSWERS_SEEN["4"] | ANSWERS_SEEN["6"]
+#: Where the loader attaches the hooks: by which way, and at what. This kernel has no tracepoint for errors.
+PLACES = {
+    "answers": ("cgroup", "ingress"),
+    "socket_ends": ("cgroup", "sock_release"),
+    "socket_errors": ("kprobe", "sock_def_error_report"),
+}
 NOT_REPORTED = "answered: the hook did not report the result"
 
 
@@ -53,7 +59,8 @@ class World:
         self.seen_by_loader.append(self.answers.seen)
         if self.loader_problem:
             raise UserError(self.loader_problem)
-        hooks = [FakeHook(name, "cgroup", (), name, [], []) for name in names if name not in self.refused]
+        places = {name: PLACES[name] for name in names if name not in self.refused}
+        hooks = [FakeHook(name, attach, (), symbol, [], []) for name, (attach, symbol) in places.items()]
         self.hooks += hooks
         return Attached(list(hooks), {name: self.refused[name] for name in names if name in self.refused}, "")
 
@@ -87,7 +94,7 @@ def test_answers_are_seen_once_they_are_proved(world: World) -> None:
         "cgroup ingress",
         "cgroup ingress",
         "cgroup sock_release",
-        "tracepoint inet_sk_error_report",
+        "kprobe sock_def_error_report",
     ]
     answers.close()
     assert all(hook.closed for hook in world.hooks)
