@@ -369,7 +369,7 @@ def test_run_reports_errors_before_it_attaches_anything(
     made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dnsprobe.privileges.require", lambda: None)
-    monkeypatch.setattr("faulthandler.enable", lambda: None)  # It needs a real standard error.
+    monkeypatch.setattr("faulthandler.enable", lambda **_: None)  # It needs a real standard error.
     web = written(made, "basic_auth_users: {ada: x}")
     assert cli.main(["run", "--config", os.devnull, "--web.config.file", web]) == EXIT_USAGE
     assert f"{web}:1: basic_auth_users.ada: not a bcrypt hash" in capsys.readouterr().err
