@@ -366,10 +366,14 @@ class Totals(_Expired):
                 self._add(place, paid)
 
     def _waiting_here(self, series: Series) -> int:
-        """Return how many live queries of a series wait, without those that were accounted elsewhere."""
+        """Return how many live queries of a series wait, without those that were accounted elsewhere.
+
+        Never negative: of two counters whose queries took each other's note at the same moment, one has a result too
+        many.
+        """
         if not self._tracks_answers or not series.of_queries:
             return 0
-        return waiting_of(self._live.get(series, 0)) - self._debts.waiting(series)
+        return max(waiting_of(self._live.get(series, 0)) - self._debts.waiting(series), 0)
 
     def _add(self, place: Series, counted: int) -> None:
         if counted:

@@ -435,3 +435,17 @@ def test_results_of_folded_queries_stay_with_them() -> None:
     totals.collect([])
     assert totals.tallies[series(OTHER, unit="")] == 5 + (4 << 64) + (1 << 128)
     assert totals.tallies[series("late")] == 1 + (1 << 128)
+
+
+def test_a_counter_with_a_result_too_many_ends_nothing() -> None:
+    # Two processes that share a socket and send the same query at once may get results of each other.
+    totals = Totals(16, tracks_answers=True)
+    racer = replace(count("racer", 10, share=1), results=(0, 11))
+    others = [replace(count(f"filler{number}", share=1), results=(1, 0)) for number in range(13)]
+    totals.collect([racer, *others])
+    others.append(replace(count("other", share=2), results=(1, 0)))
+    totals.collect([racer, *others])
+    racer = replace(racer, queries=12, results=(0, 13))
+    queries = totals.collect([racer, *others])
+    gone = sum(map(queries_of, totals.expired_tallies.values()))
+    assert sum(queries.values()) + gone == 12 + len(others)
