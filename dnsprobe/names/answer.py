@@ -14,6 +14,8 @@ from dnsprobe.text import shown
 MAX_RECORDS, MAX_DATA = 32, 512
 #: The most characters of all records of an answer: a short message may stand for many long names.
 _MAX_TEXT = 8192
+#: What a label counts in addition: dnspython takes as long for it as for this number of characters, or more.
+_LABEL = 8
 #: The types of class IN whose data is read. dnspython keeps each pair of class and type that it meets, and looks for a
 #: module for it: a server could choose 2^32 pairs. A bitmap of types, as in NSEC, takes it milliseconds.
 _READ = frozenset(
@@ -49,7 +51,8 @@ def read_records(message: bytes) -> Records:
         left = _MAX_TEXT
         while len(found) < min(answers, MAX_RECORDS) and questions <= 1 and left > 0:
             found.append(_read_record(parser))
-            left -= len(found[-1].name) + len(found[-1].data)
+            text = found[-1].name + found[-1].data
+            left -= len(text) + _LABEL * text.count(".")
     except Exception:
         pass
     return Records(tuple(found), len(found) == answers)
